@@ -1,0 +1,67 @@
+"""Fine-tune language models with only the vocabulary rows that the data uses, and get the whole model back.
+
+Every name is imported on first use: `import leanvocab` alone loads neither torch nor numpy.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from leanvocab._version import __version__
+
+if TYPE_CHECKING:
+    from leanvocab.checkpoint import save_full
+    from leanvocab.counts import TokenCounts, count_tokens
+    from leanvocab.errors import LeanVocabError
+    from leanvocab.finetune import finetune
+    from leanvocab.memory import MemoryEstimate, estimate_memory
+    from leanvocab.model import merge_, partial_state_dicts, shrink_, shrunk, status
+    from leanvocab.trainer import LeanVocabCallback
+    from leanvocab.vocabulary import PartialVocabulary
+
+# Name → room, in the order in which the data flows.
+_ROOMS = {
+    "LeanVocabError": "errors",
+    "TokenCounts": "counts",
+    "count_tokens": "counts",
+    "PartialVocabulary": "vocabulary",
+    "shrink_": "model",
+    "merge_": "model",
+    "shrunk": "model",
+    "status": "model",
+    "partial_state_dicts": "model",
+    "estimate_memory": "memory",
+    "MemoryEstimate": "memory",
+    "save_full": "checkpoint",
+    "LeanVocabCallback": "trainer",
+    "finetune": "finetune",
+}
+
+__all__ = [  # noqa: RUF022 (the order of the flow)
+    "LeanVocabError",
+    "TokenCounts",
+    "count_tokens",
+    "PartialVocabulary",
+    "shrink_",
+    "merge_",
+    "shrunk",
+    "status",
+    "partial_state_dicts",
+    "estimate_memory",
+    "MemoryEstimate",
+    "save_full",
+    "LeanVocabCallback",
+    "finetune",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOMS:
+        raise AttributeError(f"module 'leanvocab' has no attribute {name!r}")
+    value = getattr(import_module(f"leanvocab.{_ROOMS[name]}"), name)
+    globals()[name] = value  # the next access is an ordinary lookup
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,63 @@
+"""Everything that leanvocab raises. Imports nothing.
+
+LeanVocabError
+├── DataError (ValueError)               data to count, or a column in it, is not what was expected
+├── VocabularyError (ValueError)         a vocabulary is not valid, or does not fit what it is used with
+│   └── MissingTokenError (IndexError)   an id lies outside the partial vocabulary
+├── ModelError (ValueError)              a model cannot be shrunk, or not in this way
+│   ├── TiedOutputError                  the input table is tied to an output layer that the task uses
+│   ├── AlreadyShrunkError               shrunk twice
+│   ├── NotShrunkError                   merged, or asked about, without having been shrunk
+│   └── BypassError                       something reads the partial weight without going through the lookup
+├── OptimizerError (RuntimeError)        an optimizer holds other parameters or states than the shrunk model needs
+├── CheckpointError (ValueError)         what lies on disk is not what was expected
+└── MissingExtraError (ImportError)      an optional dependency is not installed; the message has the pip line
+"""
+
+
+class LeanVocabError(Exception):
+    """Base of every error that leanvocab raises."""
+
+
+class DataError(LeanVocabError, ValueError):
+    """Data to count, or a column in it, is not what was expected."""
+
+
+class VocabularyError(LeanVocabError, ValueError):
+    """A vocabulary is not valid, or does not fit what it is used with."""
+
+
+class MissingTokenError(VocabularyError, IndexError):
+    """An id lies outside the partial vocabulary."""
+
+
+class ModelError(LeanVocabError, ValueError):
+    """A model cannot be shrunk, or not in this way."""
+
+
+class TiedOutputError(ModelError):
+    """The input table is tied to an output layer."""
+
+
+class AlreadyShrunkError(ModelError):
+    """The model is shrunk already."""
+
+
+class NotShrunkError(ModelError):
+    """The model is not shrunk."""
+
+
+class BypassError(ModelError):
+    """Something reads or changes the partial weight without going through the lookup that remaps ids."""
+
+
+class OptimizerError(LeanVocabError, RuntimeError):
+    """An optimizer holds other parameters or states than the shrunk model needs."""
+
+
+class CheckpointError(LeanVocabError, ValueError):
+    """What lies on disk, or in a state dict, is not what was expected."""
+
+
+class MissingExtraError(LeanVocabError, ImportError):
+    """An optional dependency is not installed."""
