@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from leanvocab.checkpoint import save_full
     from leanvocab.counts import TokenCounts, count_tokens
     from leanvocab.errors import LeanVocabError
-    from leanvocab.finetune import finetune
     from leanvocab.memory import MemoryEstimate, estimate_memory
     from leanvocab.model import merge_, partial_state_dicts, shrink_, shrunk, status
     from leanvocab.trainer import LeanVocabCallback
@@ -33,7 +32,6 @@ _ROOMS = {
     "MemoryEstimate": "memory",
     "save_full": "checkpoint",
     "LeanVocabCallback": "trainer",
-    "finetune": "finetune",
 }
 
 __all__ = [  # noqa: RUF022 (the order of the flow)
@@ -50,7 +48,6 @@ __all__ = [  # noqa: RUF022 (the order of the flow)
     "MemoryEstimate",
     "save_full",
     "LeanVocabCallback",
-    "finetune",
     "__version__",
 ]
 
