@@ -1,0 +1,56 @@
+# What a contributor runs and what CI runs are the same targets. `make help` lists them.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+# GPU builds of torch are gigabytes: where no CPU build is at hand, name the index that has one, e.g.
+#   make test PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+PIP_FLAGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install test check format demo test-slow benchmarks reproduce figures clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
+
+install: $(INSTALLED)  ## install into .venv, when pyproject.toml or constraints.txt changed
+
+test: check  ## everything that CI runs: the checks and the tests
+	$(RUN) -m pytest -m "not slow"
+
+check: $(INSTALLED)  ## format, lint, types, import layers
+	$(RUN) -m ruff format --check
+	$(RUN) -m ruff check
+	$(RUN) -m mypy
+	$(VENV)/bin/lint-imports
+
+format: $(INSTALLED)  ## format, and mend what the linter can
+	$(RUN) -m ruff format
+	$(RUN) -m ruff check --fix
+
+demo: $(INSTALLED)  ## fine-tune a real model twice, with the full and a partial vocabulary, and compare
+	$(RUN) -m demo
+
+test-slow: $(INSTALLED)  ## the tests that take longer than CI allows
+	$(RUN) -m pytest -m slow --timeout 3600
+
+benchmarks: $(INSTALLED)  ## every benchmark in turn; each prints its figures
+	@set -e; for script in benchmarks/[!_]*.py; do echo "== $$script"; $(RUN) $$script; done
+
+reproduce: $(INSTALLED)  ## the paper's tables, beside what is measured here
+	$(RUN) -m reproduction
+
+figures: $(INSTALLED)  ## the figure in the README
+	$(RUN) docs/figures/make_memory_figure.py
+
+clean:  ## remove what the targets made, .venv included
+	rm -rf $(VENV) build dist demo-output .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(INSTALLED): pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(RUN) -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f"leanvocab needs Python 3.11 or later; $(PYTHON) is {v.major}.{v.minor}. Name a newer one: make PYTHON=python3.12 …")'
+	$(PYTHON) -m venv $(VENV)

@@ -1,0 +1,40 @@
+"""What every test shares: no network, no state from the machine, and real data where it lies beside the project."""
+
+import atexit
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+# Set before anything imports huggingface_hub or datasets, which read these once; subprocesses inherit them.
+_home = tempfile.mkdtemp(prefix="leanvocab-tests-")
+atexit.register(shutil.rmtree, _home, ignore_errors=True)
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    HF_DATASETS_OFFLINE="1",
+    HF_HOME=_home,
+    MPLBACKEND="Agg",
+    MPLCONFIGDIR=_home,
+    TOKENIZERS_PARALLELISM="false",  # it warns, and may hang, where a test forks
+)
+for _name in ("HF_DATASETS_CACHE", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "TRANSFORMERS_CACHE"):
+    os.environ.pop(_name, None)  # each would win over HF_HOME
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the repository."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data (tokenizers, GLUE, the paper's tables); skips where there is none."""
+    folder = Path(os.environ.get("LEANVOCAB_SHARED", REPOSITORY.parent / "shared"))
+    if not (folder / "data").is_dir():
+        pytest.skip(f"no real data at {folder}: set LEANVOCAB_SHARED to the folder that holds data/ and paper/")
+    return folder
