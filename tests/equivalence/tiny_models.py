@@ -62,18 +62,22 @@ KEEP = object()
 ALWAYS: list[tuple[str, Any]] = [
     (r"^tie_word_embeddings$", False),
     (r"^use_cache$", False),  # outputs would hold caches, which say nothing about rows
-    (r"^(src_|tgt_)?vocab_size$", VOCAB_SIZE),
+    (r"^(src_|tgt_|unpadded_)?vocab_size$|^vocab_size_per_layer_input$", VOCAB_SIZE),
+    # Where heads and their size are left out they follow from others in most architectures, but not in all.
+    (r"^head_dim$", 8),
+    (r"^num_key_value_heads$", 4),
     # Dropout is on wherever the config has it; what drops whole layers or paths stays as it is.
     (r"layer_?drop$|drop_path|token_dropout|pooler_dropout", KEEP),
     (r"drop_?out|pdrop$|^dropout", DROPOUT),
 ]
 AT_MOST: list[tuple[str, Any]] = [
-    (r"vocab_size|codebook_size", 40),
+    (r"vocab_size", 40),
+    (r"codebook_size", 64),
     (r"max_(source_|target_)?position|n_positions|n_ctx|max_seq_len|context_length", 512),
     (r"(^|_)(num_(hidden_)?|n_|en|de)?layers?$|encoder_layers$|decoder_layers$|num_.*_layers$|depth$|num_blocks$", 2),
-    (r"(key_value|kv)_(n_)?heads$|kv_n_heads|num_key_value|num_kv_heads", 2),
     (r"(^|_)(n|num)_?(\w*_)?heads?$|attention_heads$|^n_head$", 4),
     (r"head_dim|^d_kv$|^d_head$|dim_head", 8),
+    (r"^rotary_dim$", 4),
     (r"num_(local_|routed_)?experts$|n_routed_experts|moe_num_experts", 4),
     (r"experts_per_tok|top_k$|topk$|moe_k$", 2),
     (r"^n_group$|^topk_group$", 1),
@@ -138,25 +142,104 @@ def tiny_config(config_class: type[PreTrainedConfig], overrides: dict[str, Any],
         if new is not old:
             values[field.name] = new
     for name in config_class.sub_configs:
-        if name in own:
-            continue
         below = {key.split(".", 1)[1]: value for key, value in overrides.items() if key.startswith(f"{name}.")}
-        default = getattr(_default_config(config_class), name, None)
-        if isinstance(default, PreTrainedConfig):
-            values[name] = tiny_config(type(default), below, special)
+        sub_class = CONFIG_MAPPING[own.pop(name)] if name in own else default_class(config_class, name)
+        if sub_class is not None:
+            values[name] = tiny_config(sub_class, below, special)
     return config_class(**{**values, **own})
 
 
 @functools.cache
-def _default_config(config_class: type[PreTrainedConfig]) -> Any:
-    return config_class()
+def default_class(config_class: type[PreTrainedConfig], name: str) -> type[PreTrainedConfig] | None:
+    """The class of the sub-config `name` in a config that was built without arguments; None where there is none."""
+    default = getattr(config_class(), name, None)
+    return type(default) if isinstance(default, PreTrainedConfig) else None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What the recipe gets wrong.
 
-OVERRIDES: dict[str, dict[str, Any]] = {}
-UNBUILDABLE: dict[str, str] = {}
+
+@dataclasses.dataclass(frozen=True)
+class Override:
+    """Fields of the configs of some architectures (dotted: of their sub-configs) that the recipe gets wrong."""
+
+    names: str  # model types, or pairs as they print
+    reason: str
+    config: dict[str, Any]
+
+
+OVERRIDES = [
+    Override("diffllama", "refuses attention dropout", {"attention_dropout": 0.0}),
+    Override("gpt_neo", "a list of as many layers as there are", {"attention_types": [[["global", "local"], 1]]}),
+    Override("layoutlmv3", "4 × coordinate + 2 × shape is the hidden size", {"coordinate_size": 6, "shape_size": 4}),
+    Override("lilt", "the hidden size is divided by 6 and by 4", {"hidden_size": 48}),
+    Override("markuplm", "ids of tags and subscripts", {"max_xpath_tag_unit_embeddings": 256, "tag_pad_id": 216,
+             "max_xpath_subs_unit_embeddings": 1024, "subs_pad_id": 1001}),
+    Override("roc_bert", "the pad id also pads these", {"shape_vocab_size": 310, "pronunciation_vocab_size": 320}),
+    Override("xmod", "an adapter for a language", {"default_language": "en_XX"}),
+    Override("zamba zamba2", "the pattern of layers is longer than two", {"num_hidden_layers": 2,
+             "layers_block_type": ["linear_attention", "hybrid"]}),
+    Override("dots1 deepseek_v2", "the router has no default", {"num_experts_per_tok": 2, "n_routed_experts": 4,
+             "n_shared_experts": 1}),
+    Override("lfm2_moe", "no default layers", {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1}),
+    Override("mamba2", "heads × their size is the inner size", {"num_heads": 8, "head_dim": 8}),
+    Override("nemotron_h", "heads are a multiple of groups", {"n_groups": 2}),
+    Override("cohere_compass_text", "no default rope", {"rope_parameters": {
+             "full_attention": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}}}),
+    Override("dbrx", "read, but no default", {"attn_config.rope_theta": 10000.0, "attn_config.clip_qkv": 8.0}),
+    Override("mpt", "an integer field", {"attn_config.attn_pdrop": 0}),
+    Override("gemma3n_text", "too few layers to share keys", {"num_kv_shared_layers": 0}),
+    Override("encoder-decoder", "cannot be built without arguments", {"encoder": "bert", "decoder": "bert",
+             "decoder.is_decoder": True, "decoder.add_cross_attention": True}),
+    Override("mimo_v2_flash", "sliding layers have twice as many", {"num_key_value_heads": 2}),
+    Override("reformer", "positions that multiply to the length", {"axial_pos_shape": [3, 4],
+             "axial_pos_embds_dim": [16, 16], "attn_layers": ["local", "lsh"], "local_attn_chunk_length": 4,
+             "lsh_attn_chunk_length": 4, "attention_head_size": 8, "num_buckets": 2}),
+    Override("reformer-causal-lm", "a decoder", {"is_decoder": True}),
+    Override("nystromformer", "an odd kernel keeps the length", {"conv_kernel_size": 3}),
+    Override("neomme", "a multiple of 4 of 16 is rotated", {"head_dim": 16}),
+    Override("nemo_speechlm", "a chunk is longer than its context", {
+             "audio_config.diarization_config.chunk_right_context": 4, "text_config.n_groups": 2}),
+    Override("vibevoice_asr", "a multiple of the hop length", {"acoustic_tokenizer_chunk_size": 3200}),
+    Override("perceiver", "one position a latent", {"max_position_embeddings": LENGTH, "num_self_attends_per_block": 1}),
+]
+
+# Inputs besides ids, mask and labels, or in their place.
+EXTRA_INPUTS: list[tuple[str, Callable[[dict[str, Any], Any], dict[str, Any]]]] = [
+    ("git", lambda inputs, config: {"pixel_values": noise(BATCH, 3, 32, 32)}),
+    ("voxtral_realtime", lambda inputs, config: {"input_features": noise(BATCH, 32, 8 * LENGTH)}),
+    ("musicgen musicgen_melody", lambda inputs, config: codebooks(inputs, config.num_codebooks)),
+]
+
+
+def noise(*shape: int) -> torch.Tensor:
+    """The same noise every time, float32."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def codebooks(inputs: dict[str, Any], num_codebooks: int) -> dict[str, Any]:
+    """Ids [batch × codebooks, length] and labels [batch, length, codebooks], each codebook with rows of its own."""
+    ids = torch.stack([inputs["input_ids"].roll(row, 0) for row in range(num_codebooks)], 1)
+    return {"input_ids": ids.flatten(0, 1), "labels": ids.transpose(1, 2)}
+
+
+UNBUILDABLE = {
+    "canine-sequence-classification": "no vocabulary: characters are hashed",
+    "gemma3n-causal-lm": "its vision tower is in timm, which is not installed (gemma3n_text is here)",
+    "gemma4_assistant-causal-lm": "takes embeddings from another model, looks no id up and has no loss",
+    "gemma4_unified_assistant-causal-lm": "takes embeddings from another model, looks no id up and has no loss",
+    "layoutlmv2-sequence-classification": "its visual backbone is in detectron2, which is not on a package registry",
+}
+
+
+def overrides_for(pair: Pair) -> dict[str, Any]:
+    """What `OVERRIDES` says about one pair."""
+    found: dict[str, Any] = {}
+    for override in OVERRIDES:
+        if {pair.model_type, str(pair)} & set(override.names.split()):
+            found |= override.config
+    return found
 
 
 @dataclasses.dataclass
@@ -173,12 +256,14 @@ def build(pair: Pair, seed: int = 0) -> Tiny:
     model_class = getattr(transformers, pair.class_name)
     special = SpecialIds(pair.model_type)
     config_class = CONFIG_MAPPING[pair.model_type]
-    overrides = {**OVERRIDES.get(pair.model_type, {}), **OVERRIDES.get(str(pair), {})}
+    overrides = overrides_for(pair)
     if model_class.config_class in config_class.sub_configs.values():
         config_class = model_class.config_class  # as the auto classes do with the text part of a composite
     config = tiny_config(config_class, overrides, special)
     if pair.task == "sequence-classification":
         config.num_labels = NUM_LABELS
+    if config.is_encoder_decoder and getattr(config, "decoder_start_token_id", None) is None:
+        config.decoder_start_token_id = special["decoder_start_token_id"]
     torch.manual_seed(seed)
     model = model_class(config).train()
     return Tiny(pair, model, make_inputs(pair, config, special))
@@ -203,6 +288,9 @@ def make_inputs(pair: Pair, config: Any, special: SpecialIds) -> dict[str, Any]:
     else:
         inputs["labels"] = input_ids.masked_fill(mask == 0, -100)
         inputs["labels"][:, ::2] = -100
+    for names, extra in EXTRA_INPUTS:
+        if {pair.model_type, str(pair)} & set(names.split()):
+            inputs |= extra(inputs, config)
     return inputs
 
 
