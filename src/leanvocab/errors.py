@@ -11,7 +11,10 @@ LeanVocabError
 │   └── BypassError                       something reads the partial weight without going through the lookup
 ├── OptimizerError (RuntimeError)        an optimizer holds other parameters or states than the shrunk model needs
 ├── CheckpointError (ValueError)         what lies on disk is not what was expected
+├── SettingsError (ValueError)           a setting is out of its range, or contradicts another
 └── MissingExtraError (ImportError)      an optional dependency is not installed; the message has the pip line
+
+LeanVocabWarning (UserWarning)           something that is not wrong, but that the user should know
 """
 
 
@@ -59,5 +62,13 @@ class CheckpointError(LeanVocabError, ValueError):
     """What lies on disk, or in a state dict, is not what was expected."""
 
 
+class SettingsError(LeanVocabError, ValueError):
+    """A setting is out of its range, or contradicts another."""
+
+
 class MissingExtraError(LeanVocabError, ImportError):
     """An optional dependency is not installed."""
+
+
+class LeanVocabWarning(UserWarning):
+    """Something that is not wrong, but that the user should know: said once."""

@@ -1,0 +1,132 @@
+"""Finds code that reads the partial weight around the lookup, where ids of the full vocabulary would give wrong rows.
+
+`F.embedding(ids, module.weight)` in a model's own forward looks up row `id` of the partial matrix, silently where the id
+is small. No hook of a module sees that, so the first forward in each mode (training, evaluation) runs under a
+`TorchFunctionMode`, which sees every torch function and its arguments. Later forwards cost one comparison.
+"""
+
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from leanvocab.embedding import RemapEmbedding
+from leanvocab.errors import BypassError
+
+# What asks about a weight and reads none of its rows.
+_HARMLESS = {
+    Tensor.size, Tensor.dim, Tensor.numel, Tensor.nelement, Tensor.ndimension, Tensor.element_size, Tensor.stride,
+    Tensor.data_ptr, Tensor.is_floating_point, Tensor.is_complex, Tensor.is_contiguous, Tensor.__len__, Tensor.__hash__,
+    Tensor.__repr__, Tensor.get_device, Tensor.type, Tensor.register_hook, Tensor.is_shared, Tensor.untyped_storage,
+    torch.is_floating_point, torch.is_complex, torch.numel, torch.is_tensor,
+}  # fmt: skip
+
+
+class _Watch(TorchFunctionMode):
+    def __init__(self, modules: list[RemapEmbedding]):
+        super().__init__()
+        self.modules = {id(module.weight): module for module in modules}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for value in (*args, *(kwargs or {}).values()):
+            if isinstance(value, Tensor) and id(value) in self.modules and not _is_harmless(func):
+                self._refuse_unless_lookup(func, self.modules[id(value)])
+        return func(*args, **(kwargs or {}))
+
+    def _refuse_unless_lookup(self, func: Any, module: RemapEmbedding) -> None:
+        caller = None
+        frame = sys._getframe(2)
+        while frame is not None:
+            if frame.f_code is RemapEmbedding._lookup.__code__:
+                return
+            owner = frame.f_locals.get("self")
+            if caller is None and isinstance(owner, nn.Module):
+                caller = f"{type(owner).__name__}.{frame.f_code.co_name}"
+            frame = frame.f_back  # type: ignore[assignment]
+        raise BypassError(
+            f"{caller or 'the model'} calls {getattr(func, '__name__', func)} on the weight of {module.table.name} itself, "
+            "around the lookup that remaps ids: with a partial vocabulary it would read wrong rows. Call the embedding module "
+            "instead of its weight, or do not shrink this table"
+        )
+
+
+def _is_harmless(func: Any) -> bool:
+    # Attributes arrive as the __get__ or __set__ of their descriptors; `.T` and the like give the rows themselves.
+    if getattr(func, "__name__", "") in ("__get__", "__set__"):
+        return getattr(getattr(func, "__self__", None), "__name__", "") not in ("T", "mT", "H", "mH", "data")
+    return func in _HARMLESS
+
+
+class Guard:
+    """Watches the forwards of the modules above the shrunk tables until one has passed in each mode."""
+
+    def __init__(self, root: nn.Module, modules: list[RemapEmbedding], paths: list[str]):
+        self.modules = modules
+        self._handles: list[Any] = []
+        self._passed: set[bool] = set()
+        self._watch: _Watch | None = None
+        self._owner: nn.Module | None = None
+        self._sites: list[tuple[nn.Module, str, nn.Module]] = []
+        above: dict[int, nn.Module] = {}
+        for path, module in zip(paths, modules, strict=True):
+            parts = path.split(".")
+            for depth in range(len(parts)):
+                ancestor = root.get_submodule(".".join(parts[:depth]))
+                above[id(ancestor)] = ancestor
+            self._sites.append((root.get_submodule(".".join(parts[:-1])), parts[-1], module))
+        for ancestor in above.values():
+            self._handles.append(ancestor.register_forward_pre_hook(self._enter))
+            self._handles.append(ancestor.register_forward_hook(self._leave, always_call=True))
+
+    def remove(self) -> None:
+        """Takes the hooks off the model again."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _enter(self, module: nn.Module, args: Any) -> None:
+        if torch.compiler.is_compiling() or self._owner is not None:
+            return
+        if any(parent._modules.get(name) is not child for parent, name, child in self._sites):
+            self._rearm()
+        if module.training in self._passed:
+            return
+        self._owner, self._watch = module, _Watch(self.modules)
+        self._watch.__enter__()
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self._owner is not module or self._watch is None:
+            return
+        self._watch.__exit__(None, None, None)
+        self._owner = self._watch = None
+        if output is not None:  # an always-called hook gets None where the forward raised
+            self._passed.add(module.training)
+
+    def _rearm(self) -> None:
+        """Something has been wrapped around a table since (an adapter, say): watch again, and know the wrapper by then."""
+        self._passed.clear()
+        self._sites = [(parent, name, parent._modules[name] or child) for parent, name, child in self._sites]
+        for _, _, wrapper in self._sites:
+            refuse_merging_adapters(wrapper)
+
+
+def refuse_merging_adapters(wrapper: nn.Module | None) -> None:
+    """Makes an adapter on a shrunk table refuse to merge itself into it: its update has full rows, the table partial ones."""
+    if isinstance(wrapper, RemapEmbedding) or not hasattr(wrapper, "base_layer") or not hasattr(wrapper, "merge"):
+        return
+    if isinstance(getattr(wrapper, "base_layer", None), RemapEmbedding):
+        wrapper.merge = _RefuseMerge(wrapper.base_layer)  # type: ignore[union-attr, assignment, arg-type]
+
+
+class _RefuseMerge:
+    def __init__(self, module: RemapEmbedding):
+        self._module = [module]  # in a list, so that it does not register as a submodule anywhere
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        module = self._module[0]
+        name = module.table.name if isinstance(module, RemapEmbedding) else "the embedding"
+        raise BypassError(
+            f"{name}: an adapter on a partial vocabulary matrix cannot be merged into it, since its update has all rows; "
+            "call leanvocab.merge_(model) first, then merge the adapter"
+        )

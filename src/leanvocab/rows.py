@@ -1,0 +1,293 @@
+"""Rows of a vocabulary matrix: two pure functions, and the store of full rows, which stays on disk.
+
+A store is a read-only region of a file: the checkpoint that the model was loaded from, where the model's tensor is a
+mapping of it, or else a temporary file that is written once. A full matrix is a private (copy-on-write) mapping of that
+region with the partial rows written over it, so that saving and merging cost memory for the kept rows alone.
+"""
+
+import contextlib
+import errno
+import hashlib
+import mmap
+import os
+import tempfile
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from leanvocab.errors import CheckpointError
+
+BLOCK_BYTES = 8 << 20  # one block of rows: large enough for full disk speed, small enough not to be noticed
+_SAMPLED_ROWS = 64
+
+
+def take_rows(full: Tensor, token_ids: Tensor) -> Tensor:
+    """Rows `token_ids` of `full` [full_size, dim], as a new tensor [len(token_ids), dim]: E'[f(i)] = E[i] (paper, Section 4)."""
+    return full.index_select(0, token_ids.to(full.device))
+
+
+def put_rows(full: Tensor, token_ids: Tensor, partial: Tensor) -> None:
+    """Writes `partial` [len(token_ids), dim] over rows `token_ids` of `full`, in place: E[f⁻¹(i)] = E'[i] (paper, Section 4)."""
+    full.index_copy_(0, token_ids.to(full.device), partial.to(full.device, full.dtype))
+
+
+def zero_pages(shape: torch.Size | tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Zeros [*shape] in pages that cost no memory until they are written.
+
+    `torch.zeros` writes every page, and numpy asks for huge pages, which scattered rows would all touch.
+    """
+    num_bytes = int(np.prod(shape)) * dtype.itemsize
+    if num_bytes == 0 or not hasattr(mmap, "MAP_ANONYMOUS"):
+        return torch.zeros(shape, dtype=dtype)
+    pages = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        with contextlib.suppress(OSError):  # kernels without huge pages
+            pages.madvise(mmap.MADV_NOHUGEPAGE)
+    return torch.frombuffer(pages, dtype=dtype).view(*shape)
+
+
+class RowStore:
+    """The full rows [num_rows, dim] of one vocabulary matrix in a file, read-only; copies share it.
+
+    Raises `CheckpointError` where the file does not hold what it should.
+    """
+
+    def __init__(self, descriptor: int, path: str, offset: int, shape: tuple[int, int], dtype: torch.dtype, temporary: bool):
+        self.path, self.offset, self.shape, self.dtype, self.temporary = path, offset, shape, dtype, temporary
+        self._descriptor = descriptor
+        self._close = weakref.finalize(self, os.close, descriptor)
+        self._rows = self._map()
+
+    @property
+    def num_bytes(self) -> int:
+        return self.shape[0] * self.shape[1] * self.dtype.itemsize
+
+    def rows(self, token_ids: Tensor) -> Tensor:
+        """Copies of the rows `token_ids`, on CPU."""
+        return take_rows(self._rows, token_ids.cpu())
+
+    def blocks(self) -> Iterator[tuple[int, Tensor]]:
+        """(first row, rows) one block after another; the rows must not be written to."""
+        step = max(1, BLOCK_BYTES // max(1, self.shape[1] * self.dtype.itemsize))
+        for start in range(0, self.shape[0], step):
+            yield start, self._rows[start : start + step]
+
+    def private_view(self) -> Tensor:
+        """All rows as a copy-on-write mapping: reading costs no anonymous memory, writing costs a page."""
+        return self._map()
+
+    def mapped(self, function: Callable[[Tensor], Tensor], directory: str | None) -> "RowStore":
+        """A new temporary store that holds `function(rows)` of each block of rows."""
+        return RowStore.write((function(rows) for _, rows in self.blocks()), self.shape, directory)
+
+    def differs(self, other: Tensor, kept: Tensor) -> bool:
+        """Whether `other` [num_rows, dim] differs in any bit from the stored rows, the rows `kept` aside."""
+        skip = torch.zeros(self.shape[0], dtype=torch.bool)
+        skip[kept.cpu()] = True
+        for start, rows in self.blocks():
+            candidate = other[start : start + len(rows)].cpu()
+            if not same_bits(rows, candidate):
+                unequal = (as_bits(rows) != as_bits(candidate.to(rows.dtype))).any(1)
+                if bool((unequal & ~skip[start : start + len(rows)]).any()):
+                    return True
+        return False
+
+    def fingerprint(self) -> str:
+        """A digest over sizes and sampled rows; enough to tell that a path now names another file."""
+        sample = self.rows(torch.linspace(0, self.shape[0] - 1, _SAMPLED_ROWS).long())
+        return hashlib.sha256(repr((self.shape, self.dtype)).encode() + as_bits(sample).numpy().tobytes()).hexdigest()
+
+    def _map(self) -> Tensor:
+        if self.num_bytes == 0:
+            return torch.empty(self.shape, dtype=self.dtype)
+        start = self.offset - self.offset % mmap.ALLOCATIONGRANULARITY
+        skip = self.offset - start
+        # Private and writable although this mapping is never written: torch warns about buffers it may not write to.
+        pages = mmap.mmap(self._descriptor, skip + self.num_bytes, flags=mmap.MAP_PRIVATE, offset=start)
+        return torch.frombuffer(pages, dtype=self.dtype, count=self.shape[0] * self.shape[1], offset=skip).view(self.shape)
+
+    @staticmethod
+    def of(weight: Tensor, kept: Tensor, directory: str | None = None) -> "RowStore":
+        """The store of `weight` [num_rows, dim]: the file that it maps, unchanged but for the rows `kept`, or a temporary one."""
+        return _store_of_mapping(weight, kept) or RowStore.copy(weight, directory)
+
+    @staticmethod
+    def copy(weight: Tensor, directory: str | None = None) -> "RowStore":
+        """A temporary store of `weight` [num_rows, dim] (any device), copied block by block."""
+        step = max(1, BLOCK_BYTES // max(1, weight.shape[1] * weight.element_size()))
+        blocks = (weight.detach()[start : start + step] for start in range(0, weight.shape[0], step))
+        return RowStore.write(blocks, (weight.shape[0], weight.shape[1]), directory)
+
+    @staticmethod
+    def write(blocks: Iterable[Tensor], shape: tuple[int, int], directory: str | None) -> "RowStore":
+        """A temporary store of blocks of rows that follow on one another."""
+        start, writer = 0, None
+        for block in blocks:
+            writer = writer or RowWriter(shape, block.dtype, directory)
+            writer.put(start, block)
+            start += len(block)
+        return (writer or RowWriter(shape, torch.float32, directory)).finish()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "RowStore":
+        return self  # read-only, so copies of a model share it
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.temporary:  # nobody else has these rows: they travel along
+            return _unpickle_rows, (self._rows.clone(),)
+        return _unpickle_reference, (os.path.abspath(self.path), self.offset, self.shape, self.dtype, self.fingerprint())
+
+
+class RowWriter:
+    """Writes a temporary store, rows in any order; rows that are never written are zeros and take no room.
+
+    The file has no name once it is open, so that no crash leaves it behind.
+    """
+
+    def __init__(self, shape: tuple[int, int], dtype: torch.dtype, directory: str | None):
+        self.shape, self.dtype = shape, dtype
+        self._descriptor, self._path = tempfile.mkstemp(prefix="leanvocab-", suffix=".rows", dir=directory)
+        self._close = weakref.finalize(self, os.close, self._descriptor)
+        os.unlink(self._path)
+        os.ftruncate(self._descriptor, shape[0] * shape[1] * dtype.itemsize)
+
+    def put(self, start: int, rows: Tensor) -> None:
+        """Writes `rows` [n, dim] (any device) at row `start`."""
+        data = memoryview(as_bits(rows.cpu().contiguous()).numpy()).cast("B")
+        position = start * self.shape[1] * self.dtype.itemsize
+        try:
+            while data:
+                written = os.pwrite(self._descriptor, data, position)
+                data, position = data[written:], position + written
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise OSError(
+                errno.ENOSPC,
+                f"no room in {os.path.dirname(self._path)} for the full rows of the vocabulary matrix "
+                f"({self.shape[0]:,} × {self.shape[1]:,}); name a folder with room: shrink_(…, store_dir=…)",
+            ) from error
+
+    def finish(self) -> RowStore:
+        """The store; nothing can be written after."""
+        self._close.detach()
+        return RowStore(self._descriptor, self._path, 0, self.shape, self.dtype, temporary=True)
+
+
+def as_bits(tensor: Tensor) -> Tensor:
+    """The same memory as integers, so that NaN equals itself and -0.0 differs from 0.0."""
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return tensor.detach().view(integers[tensor.element_size()])
+
+
+def same_bits(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors have one dtype, one shape and the same bits."""
+    same_form = first.dtype == second.dtype and first.shape == second.shape
+    return same_form and torch.equal(as_bits(first.cpu()), as_bits(second.cpu()))
+
+
+def _unpickle_rows(rows: Tensor) -> RowStore:
+    return RowStore.copy(rows)
+
+
+def _unpickle_reference(path: str, offset: int, shape: tuple[int, int], dtype: torch.dtype, fingerprint: str) -> RowStore:
+    remedy = "put the base checkpoint back there, or save the model with save_pretrained or save_full instead of pickling it"
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+    except OSError as error:
+        raise CheckpointError(
+            f"the pickled model refers to the full rows in {path}, which cannot be opened ({error}); {remedy}"
+        ) from error
+    if os.fstat(descriptor).st_size < offset + shape[0] * shape[1] * dtype.itemsize:
+        os.close(descriptor)
+        raise CheckpointError(f"the pickled model refers to the full rows in {path}, which is shorter than expected; {remedy}")
+    store = RowStore(descriptor, path, offset, shape, dtype, temporary=False)
+    if store.fingerprint() != fingerprint:
+        raise CheckpointError(f"the pickled model refers to the full rows in {path}, which holds other rows now; {remedy}")
+    return store
+
+
+# --- which file a tensor maps -----------------------------------------------------------------------------------------
+
+
+class _Mapping(NamedTuple):
+    """One line of /proc/self/maps."""
+
+    start: int
+    end: int
+    offset: int
+    file: tuple[str, str]  # device and inode: what tells whether two mappings are of one file
+    path: str
+
+
+@dataclass(frozen=True)
+class _Pages:
+    """Flags of the pages that hold a tensor (Documentation/admin-guide/mm/pagemap.rst)."""
+
+    first_address: int
+    flags: np.ndarray[Any, np.dtype[np.uint64]]
+
+    def written(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        present, swapped, of_file = (self.flags >> np.uint64(bit) & np.uint64(1) for bit in (63, 62, 61))
+        return (swapped | (present & (1 - of_file))).astype(bool)
+
+
+def _store_of_mapping(weight: Tensor, kept: Tensor) -> RowStore | None:
+    """The region of the file that `weight` maps, if it maps one and its other rows were not written to since."""
+    if weight.device.type != "cpu" or not weight.is_contiguous() or weight.numel() == 0:
+        return None
+    address, num_bytes = weight.data_ptr(), weight.numel() * weight.element_size()
+    try:
+        mapping = _mapping_at(address)
+        if mapping is None or mapping.end < address + num_bytes or not mapping.path.startswith("/"):
+            return None
+        if _rows_written(weight, kept, address, num_bytes):
+            return None
+        descriptor = os.open(mapping.path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:  # no /proc, or the file was replaced: then the rows are copied
+        return None
+    offset = mapping.offset + address - mapping.start
+    if offset % weight.element_size() or os.fstat(descriptor).st_size < offset + num_bytes:
+        os.close(descriptor)
+        return None
+    store = RowStore(descriptor, mapping.path, offset, (weight.shape[0], weight.shape[1]), weight.dtype, temporary=False)
+    own = _mapping_at(store._rows.data_ptr())
+    return store if own is not None and own.file == mapping.file else None
+
+
+def _mapping_at(address: int) -> _Mapping | None:
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        span, _, offset, device, inode, *path = line.split(maxsplit=5)
+        start, end = (int(part, 16) for part in span.split("-"))
+        if start <= address < end:
+            return _Mapping(start, end, int(offset, 16), (device, inode), path[0] if path else "") if inode != "0" else None
+    return None
+
+
+def _rows_written(weight: Tensor, kept: Tensor, address: int, num_bytes: int) -> bool:
+    """Whether any row other than `kept` lies on a page that was written to after it was mapped.
+
+    A private page that was written to is no longer a page of the file, and the kernel says so: nothing need be compared.
+    """
+    page = mmap.PAGESIZE
+    first, last = address // page, (address + num_bytes - 1) // page
+    with open("/proc/self/pagemap", "rb") as file:
+        file.seek(8 * first)
+        flags = np.frombuffer(file.read(8 * (last - first + 1)), np.uint64)
+    written = np.flatnonzero(_Pages(first * page, flags).written())
+    if written.size == 0:
+        return False
+    row_bytes = weight.shape[1] * weight.element_size()
+    rows = np.zeros(weight.shape[0] + 1, np.int64)  # a difference array over the rows that written pages touch
+    starts = np.clip(((first + written) * page - address) // row_bytes, 0, weight.shape[0] - 1)
+    ends = np.clip(((first + written + 1) * page - 1 - address) // row_bytes, 0, weight.shape[0] - 1)
+    np.add.at(rows, starts, 1)
+    np.add.at(rows, ends + 1, -1)
+    touched = np.cumsum(rows[:-1]) > 0
+    touched[kept.cpu().numpy()] = False
+    return bool(touched.any())

@@ -1,0 +1,242 @@
+"""What happens at each optimizer step, in any training loop: one of torch's public hooks, which knows our parameters.
+
+Before a step touches a parameter: ids that were missing are an error; states of full size, which a resumed run has just
+loaded, are sliced; optimizers that mix rows or decay them are announced; decay is logged. From the first step on, an
+optimizer's `state_dict()` is full too, with zeros for unused rows, which is what ordinary training holds there.
+"""
+
+import inspect
+import warnings
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor, nn, optim
+from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
+
+from leanvocab.decay import is_row_shaped
+from leanvocab.embedding import RemapEmbedding, Table, shrunk_modules
+from leanvocab.errors import LeanVocabWarning, OptimizerError
+from leanvocab.rows import RowStore, put_rows, take_rows, zero_pages
+
+# Each row's update depends on that row's gradient and states alone (elementwise arithmetic in torch 2.11 … 2.13).
+_ROW_SEPARABLE = {
+    optim.SGD, optim.Adam, optim.AdamW, optim.Adagrad, optim.RMSprop, optim.Adadelta, optim.Adamax, optim.NAdam,
+    optim.RAdam, optim.Rprop, optim.SparseAdam,
+}  # fmt: skip
+
+_greeted: "weakref.WeakKeyDictionary[Optimizer, set[int]]" = weakref.WeakKeyDictionary()  # → ids of tables announced
+_retired: "dict[int, tuple[weakref.ref[Tensor], str]]" = {}  # id → (a parameter that no model holds any more, why)
+_checked: "weakref.WeakKeyDictionary[Optimizer, int]" = weakref.WeakKeyDictionary()  # → how many had retired then
+_num_retired = 0
+_installed = False
+
+
+def install() -> None:
+    """Registers the hook with torch, once a process."""
+    global _installed
+    if not _installed:
+        register_optimizer_step_pre_hook(_before_step)
+        _installed = True
+
+
+def retire(parameter: Tensor, reason: str) -> None:
+    """Remembers that no model holds `parameter` any more: an optimizer that steps on it would train nothing."""
+    global _num_retired
+    _num_retired += 1
+    key = id(parameter)
+    _retired[key] = weakref.ref(parameter, lambda _: _retired.pop(key, None)), reason
+
+
+def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    tables: dict[int, RemapEmbedding] = {}
+    for module in shrunk_modules():
+        module.raise_if_missing()
+        tables.setdefault(id(module.weight), module)
+    if _checked.get(optimizer) != _num_retired:
+        _refuse_retired(optimizer)
+        _checked[optimizer] = _num_retired
+    if not tables:
+        return
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            module = tables.get(id(parameter))  # type: ignore[assignment]
+            if module is not None:
+                _before_step_of(optimizer, group, module.table, parameter)
+
+
+def _before_step_of(optimizer: Optimizer, group: dict[str, Any], table: Table, weight: nn.Parameter) -> None:
+    greeted = _greeted.setdefault(optimizer, set())
+    if id(table) not in greeted:
+        greeted.add(id(table))
+        if len(greeted) == 1:
+            optimizer.register_state_dict_post_hook(give_full_states)
+        _announce(optimizer, group, table)
+    if weight in optimizer.state:
+        slice_states(optimizer, table, weight)
+    if table.decay is not None:
+        table.decay.record(optimizer, group, weight)
+
+
+def _refuse_retired(optimizer: Optimizer) -> None:
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            reference, reason = _retired.get(id(parameter), (None, ""))
+            if reference is not None and reference() is parameter:
+                raise OptimizerError(
+                    f"{type(optimizer).__name__} holds a vocabulary matrix {tuple(parameter.shape)} that is no longer in "
+                    f"the model, since {reason}; build the optimizer after that, or hand it over: optimizer=…"
+                )
+
+
+# --- announcements ----------------------------------------------------------------------------------------------------
+
+
+def _announce(optimizer: Optimizer, group: dict[str, Any], table: Table) -> None:
+    name = type(optimizer).__name__
+    separable = is_row_separable(optimizer)
+    if separable is not True:
+        found = "is not row-separable" if separable is False else "could not be shown to be row-separable"
+        warnings.warn(
+            f"{table.name}: {name} {found}: where a row's update depends on other rows, training with a partial vocabulary "
+            "is not the same as ordinary training. SGD, Adam, AdamW, Adagrad and RMSprop are row-separable (docs/exactness.md)",
+            LeanVocabWarning,
+            stacklevel=2,
+        )
+        if table.decay is not None:
+            raise OptimizerError(f"{table.name}: decay_unused_rows=True needs a row-separable optimizer; {name} {found}")
+    if group.get("weight_decay", 0) and table.decay is None:
+        warnings.warn(
+            f"{table.name}: {name} decays this matrix (weight_decay={group['weight_decay']}): ordinary training would decay "
+            "unused rows too, and here they stay as they were. shrink_(…, decay_unused_rows=True) decays them as well, "
+            "bit for bit; weight_decay=0 for the embeddings makes both the same",
+            LeanVocabWarning,
+            stacklevel=2,
+        )
+
+
+def is_row_separable(optimizer: Optimizer) -> bool | None:
+    """Whether an optimizer updates each row from that row alone; None where that could not be found out.
+
+    A class that is not known is tried: on a matrix of six rows, three of them without gradients, and on the other three alone.
+    """
+    if type(optimizer) in _ROW_SEPARABLE:
+        return True
+    try:
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+            return _keeps_rows_apart(optimizer)
+    except Exception:
+        return None
+
+
+def _keeps_rows_apart(optimizer: Optimizer) -> bool:
+    kept, start = torch.tensor([0, 2, 5]), torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    full, partial = nn.Parameter(start.clone()), nn.Parameter(start[kept].clone())
+    accepted = inspect.signature(type(optimizer)).parameters
+    options = {key: value for key, value in optimizer.param_groups[0].items() if key in accepted and key != "params"}
+    if "weight_decay" in options:
+        options["weight_decay"] = 0.0  # decay of unused rows is announced by itself
+    both = [type(optimizer)([full], **options), type(optimizer)([partial], **options)]
+    for step in range(3):
+        partial.grad = torch.randn(3, 4, generator=torch.Generator().manual_seed(1 + step))
+        full.grad = torch.zeros(6, 4).index_copy(0, kept, partial.grad)
+        for each in both:
+            each.step()
+    untouched = torch.tensor([1, 3, 4])
+    return torch.equal(full[kept], partial) and torch.equal(full[untouched], start[untouched])
+
+
+# --- states -----------------------------------------------------------------------------------------------------------
+
+
+def hand_over(optimizer: Optimizer, replaced: nn.Parameter, replacement: nn.Parameter) -> None:
+    """Puts `replacement` where the optimizer holds `replaced`; the states come along as they are."""
+    for group in optimizer.param_groups:
+        group["params"] = [replacement if parameter is replaced else parameter for parameter in group["params"]]
+    if replaced in optimizer.state:
+        optimizer.state[replacement] = optimizer.state.pop(replaced)
+
+
+def check_states(optimizer: Optimizer, table: Table, parameter: nn.Parameter) -> None:
+    """Raises `OptimizerError` where full states of `parameter` cannot be sliced to the vocabulary's rows without a loss."""
+    for key, value in optimizer.state.get(parameter, {}).items():
+        if not _has_rows(key, value):
+            continue
+        if value.shape[0] not in (table.num_rows, table.full_size):
+            raise OptimizerError(
+                f"{table.name}: the state {key!r} of {type(optimizer).__name__} has {value.shape[0]:,} rows, expected "
+                f"{table.full_size:,} (full) or {table.num_rows:,} (partial); resume from a checkpoint of this model"
+            )
+        if value.shape[0] == table.full_size and value.ndim > 1 and value.shape[1] > 1 and table.decay is None:
+            _check_nothing_lost(optimizer, table, key, value)
+
+
+def _check_nothing_lost(optimizer: Optimizer, table: Table, key: str, value: Tensor) -> None:
+    outside = torch.ones(table.full_size, dtype=torch.bool, device=value.device)
+    outside[table.token_ids.to(value.device)] = False
+    moving = (value != _state_at_rest(optimizer, key)).any(1) & outside
+    if bool(moving.any()):
+        first = int(moving.nonzero()[0])
+        raise OptimizerError(
+            f"{table.name}: the state {key!r} of {type(optimizer).__name__} is not zero for {int(moving.sum()):,} rows outside "
+            f"the partial vocabulary, the first of them {table.vocabulary.describe(first)}: ordinary training would go on "
+            "moving those rows. Shrink to a vocabulary that holds them too (the union: vocabulary | other), or start with a "
+            "new optimizer"
+        )
+
+
+def slice_states(optimizer: Optimizer, table: Table, parameter: nn.Parameter) -> None:
+    """Slices states of full size to the vocabulary's rows, in place; raises `OptimizerError` where that would lose something."""
+    state = optimizer.state[parameter]
+    full = [key for key, value in state.items() if _has_rows(key, value) and value.shape[0] != table.num_rows]
+    if not full:
+        return
+    check_states(optimizer, table, parameter)
+    for key in full:
+        if table.decay is not None and state[key].ndim > 1 and bool(state[key].any()):
+            table.decay.states[key] = RowStore.copy(state[key], table.store_dir)
+        state[key] = take_rows(state[key], table.token_ids)
+
+
+def give_full_states(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+    """After an optimizer's `state_dict()`: states of all rows, with zeros for unused ones, in place of the partial ones."""
+    modules = {id(module.weight): module for module in shrunk_modules() if not module.table.gives_partial_state_dicts}
+    for group, saved_group in zip(optimizer.param_groups, state_dict["param_groups"], strict=True):
+        for parameter, index in zip(group["params"], saved_group["params"], strict=True):
+            module = modules.get(id(parameter))
+            if module is not None and index in state_dict["state"]:
+                state_dict["state"][index] = full_states(optimizer, module.table, parameter, state_dict["state"][index])
+
+
+def full_states(optimizer: Optimizer, table: Table, weight: Tensor, state: dict[str, Any]) -> dict[str, Any]:
+    """The states with those of partial size in full, on CPU, in memory that unused rows do not take."""
+    if table.decay is not None:
+        table.settle_decay()
+    return {
+        key: _full_state(optimizer, table, weight, key, value)
+        if _has_rows(key, value) and value.shape[0] == table.num_rows
+        else value
+        for key, value in state.items()
+    }
+
+
+def _full_state(optimizer: Optimizer, table: Table, weight: Tensor, key: str, value: Tensor) -> Tensor:
+    if table.decay is not None and key in table.decay.states and is_row_shaped(value, weight):
+        full = table.decay.states[key].private_view()
+    else:
+        full = zero_pages((table.full_size, *value.shape[1:]), value.dtype)
+        rest = _state_at_rest(optimizer, key)
+        if rest:
+            full.fill_(rest)
+    put_rows(full, table.token_ids, value)
+    return full
+
+
+def _has_rows(key: str, value: Any) -> bool:
+    """Whether a state has one entry, or one line, per row. Adafactor's column statistics have none, whatever their length."""
+    return isinstance(value, Tensor) and value.ndim > 0 and value.numel() > 1 and value.shape[0] > 1 and "col" not in key
+
+
+def _state_at_rest(optimizer: Optimizer, key: str) -> float:
+    """What ordinary training holds for a row that never had a gradient."""
+    return float(optimizer.defaults.get("initial_accumulator_value", 0)) if key == "sum" else 0.0
