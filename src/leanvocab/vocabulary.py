@@ -39,7 +39,7 @@ class PartialVocabulary:
     @classmethod
     def from_counts(
         cls,
-        counts: TokenCounts,
+        counts: TokenCounts | NDArray[Any],
         *,
         full_size: int | None = None,
         tokenizer: Any = None,
@@ -49,6 +49,8 @@ class PartialVocabulary:
         pad_to_multiple_of: int | None = None,
     ) -> Self:
         """Keep the counted ids, and every id that the tokenizer or the model can insert."""
+        if not isinstance(counts, TokenCounts):
+            counts = TokenCounts(counts)
         if full_size is None and model is not None:
             config = getattr(model, "config", model)
             full_size = getattr(config, "vocab_size", None)

@@ -1,0 +1,321 @@
+"""Data → pieces: what kind of data it is, which columns of it hold token ids, and its rows in pieces. No torch.
+
+Everything that can be checked without reading rows is checked when a source is made; a piece is read when it is
+counted. Nothing is written or cached, and the caller's data is only read.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leanvocab.columns import (
+    Kind,
+    arrow_kind,
+    check_kind,
+    choose_columns,
+    class_label_columns,
+    is_arrow,
+    is_datasets,
+    is_tensor,
+    value_kind,
+)
+from leanvocab.errors import DataError
+
+_PIECE_IDS = 1 << 22  # about as many ids in a piece, the unit of work of a thread
+_PIECE_IDS_COPIED = 1 << 19  # … where the rows of a piece must be copied together
+_IDS_GATHERED = 1 << 16  # plain Python numbers held before they are made an array
+_ROWS_SORTED = 1 << 21  # selected rows sorted at once (16 MB)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some rows of one column, read when a thread gets to them."""
+
+    load: Callable[[], Any]
+    num_rows: int
+    where: str
+    row_number: Callable[[int], int]
+    """The caller's row for a row of the piece."""
+    columns: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Source:
+    """One column of a data set, or a stream of rows."""
+
+    pieces: Iterable[Piece]
+    num_rows: int | None = None
+    num_ids: int | None = None
+    """About how many; None for a stream."""
+    columns: tuple[str, ...] = ()
+
+
+def find_sources(data: Any, columns: list[str] | None, where: str) -> Iterator[Source]:
+    """Tell what data is, and choose its columns; only a stream is not checked before it is read."""
+    if isinstance(data, str | bytes):
+        raise DataError(f"found text{where}, expected token ids: tokenize it first")
+    if is_datasets(data, "Dataset"):
+        yield from _dataset_sources(data, columns, where)
+    elif is_datasets(data, "IterableDataset"):
+        yield _iterable_dataset_source(data, columns, where)
+    elif is_datasets(data, "Column") and is_datasets(getattr(data, "source", None), "Dataset"):
+        yield from _dataset_sources(data.source, [data.column_name], where)
+    elif is_arrow(data, "Table", "RecordBatch"):
+        yield from _table_sources(data, columns, where)
+    elif is_arrow(data, "ChunkedArray", "Array"):
+        _refuse_columns(columns, data)
+        chunks = data.chunks if is_arrow(data, "ChunkedArray") else [data]
+        yield _arrow_source(chunks, data.type, where)
+    elif is_tensor(data) or (isinstance(data, np.ndarray) and data.dtype != object):
+        _refuse_columns(columns, data)
+        yield _array_source(data, where)
+    elif isinstance(data, Mapping):
+        yield from _mapping_sources(data, columns, where)
+    elif hasattr(data, "__arrow_c_stream__"):  # pandas, polars
+        import pyarrow as pa
+
+        yield from _table_sources(pa.table(data), columns, where)
+    elif isinstance(data, Iterable) or (hasattr(data, "__getitem__") and isinstance(data, Sized)):
+        yield Source(_stream_pieces(data, columns, where), len(data) if isinstance(data, Sized) else None)
+    else:
+        raise DataError(
+            f"cannot find token ids in {type(data).__name__}{where}: expected a data set, a table, an array, "
+            "a mapping of columns or an iterable of sequences"
+        )
+
+
+def _refuse_columns(columns: list[str] | None, data: Any) -> None:
+    if columns is not None:
+        raise DataError(f"columns={columns!r} names columns, but {type(data).__name__} has none")
+
+
+def _dataset_sources(dataset: Any, columns: list[str] | None, where: str) -> Iterator[Source]:
+    # `data` is the Arrow table under every format, transform and selection; it is only read. `_indices` maps selected
+    # rows to rows of that table; datasets has no public name for it, and reading rows through it is slow.
+    kinds = {name: arrow_kind(dataset.data.column(name).type) for name in dataset.column_names}
+    classes = class_label_columns(dataset.features)
+    try:
+        names = choose_columns(kinds, columns, where=where, class_labels=classes)
+    except DataError as error:
+        if dataset.format["type"] == "custom" and columns is None:
+            raise DataError(f"{error} Its transform is not run; to count what it gives, pass iter(dataset).") from None
+        raise
+    for name in names:
+        column = dataset.data.column(name)
+        chunks, here = column.chunks, f" of column {name!r}{where}"
+        if dataset._indices is None:
+            yield _arrow_source(chunks, column.type, here, name)
+        else:
+            indices = dataset._indices.column(0)
+            num_ids = _num_ids(chunks) * len(indices) // max(len(column), 1)
+            yield Source(_selected_pieces(chunks, indices, here), len(indices), num_ids, (name,))
+
+
+def _iterable_dataset_source(dataset: Any, columns: list[str] | None, where: str) -> Source:
+    if dataset.features is not None:
+        kinds = {field.name: arrow_kind(field.type) for field in dataset.features.arrow_schema}
+        classes = class_label_columns(dataset.features)
+        columns = choose_columns(kinds, columns, where=where, class_labels=classes)
+        dataset = dataset.select_columns(columns)  # what is not counted is neither read nor decoded
+    # Streams of Arrow tables come as such, fast. Others come row by row: making tables of them fails in datasets where
+    # a row is empty, since each is given a type of its own.
+    if getattr(getattr(dataset, "_ex_iterable", None), "iter_arrow", None):
+        return Source(_batch_pieces(dataset.with_format("arrow").iter(batch_size=1000), columns, where))
+    return Source(_stream_pieces(dataset.with_format(None), columns, where))
+
+
+def _batch_pieces(tables: Iterable[Any], columns: list[str] | None, where: str) -> Iterator[Piece]:
+    first_row = 0
+    for table in tables:
+        for source in _table_sources(table, columns, where, first_row):
+            yield from (_renamed(piece, source.columns[0]) for piece in source.pieces)
+        first_row += len(table)
+
+
+def _table_sources(table: Any, columns: list[str] | None, where: str, first_row: int = 0) -> Iterator[Source]:
+    kinds = {name: arrow_kind(table.schema.field(name).type) for name in table.schema.names}
+    for name in choose_columns(kinds, columns, where=where):
+        column = table.column(name)
+        chunks = column.chunks if is_arrow(column, "ChunkedArray") else [column]
+        yield _arrow_source(chunks, column.type, f" of column {name!r}{where}", name, first_row)
+
+
+def _arrow_source(
+    chunks: list[Any], arrow_type: Any, where: str, column: str | None = None, first_row: int = 0
+) -> Source:
+    check_kind(arrow_kind(arrow_type), f"the data{where}")
+    columns = () if column is None else (column,)
+    return Source(_arrow_pieces(chunks, where, first_row), sum(map(len, chunks)), _num_ids(chunks), columns)
+
+
+def _arrow_pieces(chunks: Iterable[Any], where: str, first_row: int) -> Iterator[Piece]:
+    for chunk in chunks:
+        for start, stop in _row_ranges(chunk):
+            rows = partial(chunk.slice, start, stop - start)
+            yield Piece(rows, stop - start, where, partial(int.__add__, first_row + start))
+        first_row += len(chunk)
+
+
+def _row_ranges(array: Any) -> Iterator[tuple[int, int]]:
+    step = max(1, _PIECE_IDS * len(array) // max(_num_ids([array]), 1))
+    for start in range(0, len(array), step):
+        yield start, min(start + step, len(array))
+
+
+def _num_ids(chunks: Iterable[Any]) -> int:
+    """About how many ids lie in Arrow arrays: from their bytes, which are known without reading them."""
+    return sum(int(chunk.nbytes) for chunk in chunks) // 4
+
+
+def _selected_pieces(chunks: list[Any], indices: Any, where: str) -> Iterator[Piece]:
+    """The selected rows, in the order in which they are stored: counting does not mind, and the disk is read once."""
+    starts = np.cumsum([0, *map(len, chunks)])
+    for block in range(0, len(indices), _ROWS_SORTED):
+        rows = np.sort(indices.slice(block, _ROWS_SORTED).to_numpy().astype(np.int64, copy=False))
+        edges = np.searchsorted(rows, starts)
+        for number in np.flatnonzero(np.diff(edges)):
+            chunk, local = chunks[number], rows[edges[number] : edges[number + 1]] - starts[number]
+            step = max(1, _PIECE_IDS_COPIED * len(chunk) // max(_num_ids([chunk]), 1))
+            for first in range(0, len(local), step):
+                part = local[first : first + step]
+                number_of = partial(_selected_row, indices, part + starts[number])
+                yield Piece(partial(_take, chunk, part), len(part), where, number_of)
+
+
+def _take(chunk: Any, rows: NDArray[np.int64]) -> Any:
+    import pyarrow as pa
+
+    if rows[-1] - rows[0] + 1 == len(rows) and (np.diff(rows) == 1).all():
+        return chunk.slice(rows[0], len(rows))
+    return chunk.take(pa.array(rows))
+
+
+def _selected_row(indices: Any, rows: NDArray[np.int64], row: int) -> int:
+    # Only for a message: reads the whole mapping.
+    return int(np.flatnonzero(indices.to_numpy() == rows[row])[0])
+
+
+def _array_source(array: Any, where: str) -> Source:
+    check_kind(value_kind(array), f"the data{where}")
+    if is_tensor(array):
+        if str(array.layout) != "torch.strided" or array.device.type == "meta":
+            raise DataError(
+                f"cannot count token ids in a {array.layout} tensor on {array.device}: expected a dense one"
+            )
+        array, num_ids = array.detach(), array.numel()
+        load: Callable[[Any], Any] = lambda part: part.cpu().numpy()  # noqa: E731 (a piece at a time leaves the device)
+    else:
+        num_ids, load = array.size, lambda part: part
+    if array.ndim == 0:
+        array = array.reshape(1)
+    return Source(_array_pieces(array, num_ids, load, where), len(array), int(num_ids))
+
+
+def _array_pieces(array: Any, num_ids: int, load: Callable[[Any], Any], where: str) -> Iterator[Piece]:
+    step = max(1, _PIECE_IDS * len(array) // max(num_ids, 1))
+    for start in range(0, len(array), step):
+        part = array[start : start + step]
+        yield Piece(partial(load, part), len(part), where, partial(int.__add__, start))
+
+
+def _mapping_sources(data: Mapping[Any, Any], columns: list[str] | None, where: str) -> Iterator[Source]:
+    if data and all(is_datasets(v, "Dataset", "IterableDataset") or is_arrow(v, "Table") for v in data.values()):
+        for split, dataset in data.items():
+            yield from find_sources(dataset, columns, f"{where} of split {split!r}")
+        return
+    for name in choose_columns(_kinds(data), columns, where=where):
+        for source in find_sources(data[name], None, f" of column {name!r}{where}"):
+            yield Source(source.pieces, source.num_rows, source.num_ids, (name,))
+
+
+def _kinds(row: Mapping[Any, Any]) -> dict[str, Kind]:
+    return {name: value_kind(value) for name, value in row.items() if isinstance(name, str)}
+
+
+# ---------------------------------------------------------------------------------------------------- streams
+
+
+def _stream_pieces(rows: Any, columns: list[str] | None, where: str) -> Iterator[Piece]:
+    """Pieces of an iterable. Plain numbers and lists are gathered; arrays, tables and data sets go by themselves."""
+    gathered = _Gathered(where)
+    chosen: dict[Any, list[str]] = {}
+    for number, row in enumerate(_iterate(rows)):
+        if isinstance(row, Mapping) and not is_datasets(row, "DatasetDict", "IterableDatasetDict"):
+            signature = tuple((name, type(value)) for name, value in row.items())
+            if signature not in chosen:
+                chosen[signature] = choose_columns(_kinds(row), columns, where=f" of row {number}{where}")
+            values: dict[str | None, Any] = {name: row[name] for name in chosen[signature]}
+        else:
+            values = {None: row}
+        for name, value in values.items():
+            if _is_plain(value):
+                gathered.add(name, number, value)
+            else:
+                here = f" of row {number}{where}" if name is None else f" of column {name!r} of row {number}{where}"
+                for source in find_sources(value, columns if name is None else None, here):
+                    yield from (_renamed(piece, name) for piece in source.pieces)
+        if gathered.is_full:
+            yield from gathered.pieces()
+            gathered = _Gathered(where)
+    yield from gathered.pieces()
+
+
+def _iterate(rows: Any) -> Iterator[Any]:
+    # A torch data set may have no __iter__, and no end that indexing would tell.
+    return iter(rows) if isinstance(rows, Iterable) else (rows[number] for number in range(len(rows)))
+
+
+def _is_plain(value: Any) -> bool:
+    while isinstance(value, list | tuple):
+        value = next((item for item in value if item is not None), None)
+    return value is None or isinstance(value, int | np.integer)
+
+
+def _renamed(piece: Piece, column: str | None) -> Piece:
+    return piece if column is None else replace(piece, columns=(column,))
+
+
+class _Gathered:
+    """Rows of plain Python numbers, held back until an Arrow array of them is worth making."""
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+        self._values: dict[str | None, list[Any]] = {}
+        self._numbers: dict[str | None, list[int]] = {}
+        self._size = 0
+
+    def add(self, column: str | None, number: int, value: Any) -> None:
+        self._values.setdefault(column, []).append(value)
+        self._numbers.setdefault(column, []).append(number)
+        self._size += 1 + (len(value) if isinstance(value, list | tuple) else 0)
+
+    @property
+    def is_full(self) -> bool:
+        return self._size >= _IDS_GATHERED
+
+    def pieces(self) -> Iterator[Piece]:
+        for column, values in self._values.items():
+            where = self._where if column is None else f" of column {column!r}{self._where}"
+            numbers = self._numbers[column]
+            load = partial(_arrow_of_plain, values, numbers, where)
+            yield Piece(load, len(values), where, partial(_item, numbers), () if column is None else (column,))
+
+
+def _item(numbers: list[int], row: int) -> int:
+    return numbers[row]
+
+
+def _arrow_of_plain(values: list[Any], numbers: list[int], where: str) -> Any:
+    import pyarrow as pa
+
+    rows = f"the data in row {numbers[0]}{f' to {numbers[-1]}' if len(numbers) > 1 else ''}{where}"
+    try:
+        array = pa.array(values)
+    except (pa.ArrowException, OverflowError, TypeError) as error:
+        raise DataError(f"{rows} is not all integers (token ids): {error}") from None
+    check_kind(arrow_kind(array.type), rows)
+    return array
