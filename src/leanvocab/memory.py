@@ -16,19 +16,21 @@ Nothing here imports torch before it is needed.
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from leanvocab.counts import TokenCounts
-from leanvocab.errors import ModelError, TiedOutputError, VocabularyError
+from leanvocab.errors import ModelError, VocabularyError
 from leanvocab.vocabulary import PartialVocabulary
 
 if TYPE_CHECKING:
     import torch
     from rich.table import Table
     from torch import nn
+
+    from leanvocab.embedding import RemapEmbedding
 
 Precision: TypeAlias = Literal["fp32", "bf16", "mixed"]
 Kept: TypeAlias = "PartialVocabulary | TokenCounts | int"
@@ -43,7 +45,7 @@ class _Parameter:
     trains: bool
     in_embedding: bool  # held by an nn.Embedding, be it for tokens or for positions
     in_layer: bool  # held by a linear layer or a convolution, which autocast runs in bf16
-    table: str | None  # path of the vocabulary table that it is
+    is_table: bool
 
     @property
     def num_values(self) -> int:
@@ -195,7 +197,7 @@ def estimate_memory(
     optimizer: str = "adamw",
     precision: Precision | None = None,
     auto_class: Any = None,
-    embedding: str | None = None,
+    embedding: str | Iterable[str] | None = None,
 ) -> MemoryEstimate:
     """Bytes of weights, gradients and optimizer states, full beside partial, without loading a weight.
 
@@ -211,12 +213,11 @@ def estimate_memory(
             that a module's parameters have, or that a config names (fp32 where it names none).
         auto_class: the transformers auto class, or its name, that a name or config becomes. None:
             `AutoModelForSequenceClassification`, as in the paper.
-        embedding: path of the table in a module that does not name its own (`get_input_embeddings`).
+        embedding: path or paths of the tables in a module that does not name its own, as for `shrink_`.
 
     Raises:
         VocabularyError: the vocabulary is not of the table's size.
-        TiedOutputError: the table is the output layer too.
-        ModelError: an unknown optimizer, precision or class, or no table was found.
+        ModelError: an unknown optimizer, precision or class; or what `shrink_` refuses, `TiedOutputError` among them.
 
     Source: Tables 2 and 5 of the paper count parameters in the same way.
     """
@@ -232,9 +233,9 @@ def estimate_memory(
         model=label,
         optimizer=optimizer,
         precision=precision or _dtype_names(module),
-        tables=tuple(tables.values()),
+        tables=tuple(table.rows for table in tables),
         full=_footprint(full, optimizer, precision, buffers_bytes, 0),
-        partial=_footprint(partial, optimizer, precision, buffers_bytes, _remap_bytes(module, tables)),
+        partial=_footprint(partial, optimizer, precision, buffers_bytes, _remap_bytes(tables)),
     )
 
 
@@ -270,79 +271,82 @@ def _as_module(model: Any, auto_class: Any) -> "tuple[nn.Module, str]":
     )
 
 
-def _find_tables(module: "nn.Module", vocabulary: Any, embedding: str | None) -> dict[int, TableRows]:
-    """Vocabulary tables by the identity of their parameter, so that tied ones are one."""
-    by_path = vocabulary if isinstance(vocabulary, Mapping) else {_input_path(module, embedding): vocabulary}
-    tables = {}
-    for path, kept in by_path.items():
-        table = _table_at(module, path)
-        _refuse_tied_output(module, table, path)
-        full_rows = int(table.num_embeddings)  # of a shrunk table, too
-        tables[id(table.weight)] = TableRows(path, full_rows, _num_kept(kept, table, path))
+@dataclass(frozen=True)
+class _Table:
+    """A vocabulary table and the modules that look its rows up."""
+
+    rows: TableRows
+    weight: "torch.Tensor"
+    num_holders: int
+
+
+def _find_tables(module: "nn.Module", vocabulary: Any, embedding: Any) -> list[_Table]:
+    """The tables that are shrunk, or that `shrink_` would shrink; it refuses the same models."""
+    from leanvocab.discovery import find_tables
+    from leanvocab.embedding import RemapEmbedding
+
+    shrunk = [each for each in module.modules() if isinstance(each, RemapEmbedding)]
+    if shrunk:
+        return _shrunk_tables(shrunk, vocabulary)
+    if vocabulary is None:
+        raise VocabularyError(
+            f"{type(module).__name__} is not shrunk: give its vocabulary, or the number of rows to keep"
+        )
+    kept: Any
+    if isinstance(vocabulary, Mapping):
+        kept = {path: _as_vocabulary(each, module, path) for path, each in vocabulary.items()}
+    else:
+        kept = _as_vocabulary(vocabulary, module, embedding)
+    return [
+        _Table(
+            TableRows(found.name, found.vocabulary.full_size, len(found.vocabulary)), found.weight, len(found.modules)
+        )
+        for found in find_tables(module, kept, embedding)
+    ]
+
+
+def _shrunk_tables(shrunk: "list[RemapEmbedding]", vocabulary: Any) -> list[_Table]:
+    tables = []
+    for weight in {id(each.weight): each.weight for each in shrunk}.values():
+        holders = [each for each in shrunk if each.weight is weight]
+        table = holders[0].table
+        kept = vocabulary.get(table.name) if isinstance(vocabulary, Mapping) else vocabulary
+        partial_rows = table.num_rows if kept is None else len(_of_size(kept, table.full_size, table.name))
+        tables.append(_Table(TableRows(table.name, table.full_size, partial_rows), weight, len(holders)))
     return tables
 
 
-def _input_path(module: "nn.Module", embedding: str | None) -> str:
-    if embedding is not None:
-        return embedding
+def _as_vocabulary(kept: "Kept", module: "nn.Module", path: Any) -> PartialVocabulary:
+    """What is kept, as a vocabulary of the size of the table at `path`, or of the model's input embeddings."""
+    if isinstance(kept, PartialVocabulary):
+        return kept  # knows its size, which is checked where the tables are found
     getter = getattr(module, "get_input_embeddings", None)
-    try:
+    if isinstance(path, str):
+        table = dict(module.named_modules()).get(path)
+    else:
         table = getter() if getter is not None else None
-    except NotImplementedError:
-        table = None
-    for path, candidate in module.named_modules():
-        if candidate is table:
-            return str(path)
-    raise ModelError(f"{type(module).__name__} does not name its input embeddings: give their path, embedding='…'")
+    full_rows = getattr(table, "num_embeddings", None)
+    if full_rows is None:
+        name = type(module).__name__
+        raise ModelError(f"{name}: found no table to take {kept!r} rows of; give its path, embedding='path.to.module'")
+    return _of_size(kept, full_rows, path or type(module).__name__)
 
 
-def _table_at(module: "nn.Module", path: str) -> Any:
-    from torch import nn
-
-    try:
-        table = module.get_submodule(path)
-    except AttributeError as error:
-        raise ModelError(f"{type(module).__name__} has no module {path!r}") from error
-    if not isinstance(table, nn.Embedding):
-        raise ModelError(f"expected an nn.Embedding at {path!r}, got {type(table).__name__}")
-    return table
-
-
-def _refuse_tied_output(module: "nn.Module", table: Any, path: str) -> None:
-    from torch import nn
-
-    for name, holder in module.named_modules():
-        tied = any(parameter is table.weight for parameter in holder.parameters(recurse=False))
-        if tied and not isinstance(holder, nn.Embedding):
-            raise TiedOutputError(
-                f"the input embeddings {path!r} are tied to {name!r}, which needs every row: shrink_ refuses such a "
-                "model, so there is nothing to estimate; output='frozen' and output='restricted' will offer it"
-            )
-
-
-def _num_kept(kept: "Kept | None", table: Any, path: str) -> int:
-    """Rows kept of a table."""
-    full_rows, rows_now = int(table.num_embeddings), len(table.weight)
-    if kept is None:
-        if rows_now == full_rows:
-            raise VocabularyError(f"{path!r} is not shrunk: give the vocabulary, or the number of rows to keep")
-        return rows_now
+def _of_size(kept: "Kept", full_rows: int, name: str) -> PartialVocabulary:
     if isinstance(kept, PartialVocabulary):
         if kept.full_size != full_rows:
-            raise VocabularyError(f"the vocabulary is of {kept.full_size:,} rows, {path!r} has {full_rows:,}")
-        return len(kept)
+            raise VocabularyError(
+                f"{name}: the vocabulary's full size is {kept.full_size:,}, the table has {full_rows:,}"
+            )
+        return kept
     if isinstance(kept, TokenCounts):
-        if len(kept.token_ids) and kept.token_ids[-1] >= full_rows:
-            raise VocabularyError(f"token id {kept.token_ids[-1]:,} was counted, {path!r} has {full_rows:,} rows")
-        return len(kept.token_ids)
+        return PartialVocabulary(kept.token_ids, full_rows)
     if not 1 <= kept <= full_rows:
-        raise VocabularyError(f"expected 1 to {full_rows:,} rows kept of {path!r}, got {kept:,}")
-    return int(kept)
+        raise VocabularyError(f"{name}: expected 1 to {full_rows:,} rows kept, got {kept:,}")
+    return PartialVocabulary(range(kept), full_rows)
 
 
-def _parameters(
-    module: "nn.Module", tables: Mapping[int, TableRows], kept: bool, precision: Precision | None
-) -> list[_Parameter]:
+def _parameters(module: "nn.Module", tables: list[_Table], kept: bool, precision: Precision | None) -> list[_Parameter]:
     """Every parameter once, its vocabulary tables with full rows, or with the kept ones."""
     from torch import nn
 
@@ -350,13 +354,14 @@ def _parameters(
     for holder in module.modules():
         for parameter in holder.parameters(recurse=False):
             held_by.setdefault(id(parameter), []).append(holder)
+    rows_of = {id(table.weight): table.rows for table in tables}
     result = []
     for parameter in module.parameters():
         holders = held_by[id(parameter)]
         shape = tuple(parameter.shape)
-        table = tables.get(id(parameter))
-        if table is not None:
-            shape = (table.partial_rows if kept else table.full_rows, *shape[1:])
+        rows = rows_of.get(id(parameter))
+        if rows is not None:
+            shape = (rows.partial_rows if kept else rows.full_rows, *shape[1:])
         result.append(
             _Parameter(
                 shape=shape,
@@ -364,7 +369,7 @@ def _parameters(
                 trains=parameter.requires_grad,
                 in_embedding=any(isinstance(holder, nn.Embedding) for holder in holders),
                 in_layer=any(_is_layer(holder) for holder in holders),
-                table=table.path if table is not None else None,
+                is_table=rows is not None,
             )
         )
     return result
@@ -388,10 +393,9 @@ def _dtype_names(module: "nn.Module") -> str:
     return ", ".join(sorted({str(parameter.dtype).removeprefix("torch.") for parameter in module.parameters()}))
 
 
-def _remap_bytes(module: "nn.Module", tables: Mapping[int, TableRows]) -> int:
+def _remap_bytes(tables: list[_Table]) -> int:
     """Each module that looks partial rows up holds int64 [full_size + 2], which remaps, and int64 [3], a missing id."""
-    holders = [tables.get(id(getattr(holder, "weight", None))) for holder in module.modules()]
-    return sum(8 * (table.full_rows + 2) + 8 * 3 for table in holders if table is not None)
+    return sum(table.num_holders * 8 * (table.rows.full_rows + 2 + 3) for table in tables)
 
 
 def _footprint(
@@ -405,7 +409,7 @@ def _footprint(
     def held_bytes(parameter: _Parameter) -> int:
         return parameter.num_bytes + (parameter.num_bytes + states_bytes(parameter) if parameter.trains else 0)
 
-    tables = [parameter for parameter in parameters if parameter.table is not None]
+    tables = [parameter for parameter in parameters if parameter.is_table]
     return Footprint(
         num_parameters=sum(parameter.num_values for parameter in parameters),
         num_vocabulary_parameters=sum(parameter.num_values for parameter in tables),

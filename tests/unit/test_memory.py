@@ -19,7 +19,7 @@ FULL_ROWS, KEPT_ROWS = 300, 40
 
 # What each name stands for, as a real optimizer.
 REAL_OPTIMIZERS = {
-    "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=1e-3),
+    "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.0),
     "sgd": lambda parameters: torch.optim.SGD(parameters, lr=1e-3),
     "sgd_momentum": lambda parameters: torch.optim.SGD(parameters, lr=1e-3, momentum=0.9),
     "adafactor": lambda parameters: transformers.Adafactor(
@@ -72,6 +72,8 @@ def estimated_bytes(footprint):
     return {name: getattr(footprint, name) for name in ("weights_bytes", "gradients_bytes", "optimizer_bytes")}
 
 
+# Bytes are what is compared: that Adafactor mixes rows does not matter here.
+@pytest.mark.filterwarnings("ignore:.*Adafactor is not row-separable")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("optimizer", REAL_OPTIMIZERS)
 def test_estimated_bytes_equal_the_bytes_of_a_real_training_step(optimizer, precision):
@@ -102,6 +104,15 @@ def test_the_id_map_of_a_shrunk_model_is_counted_to_the_byte():
     held = [value for value in vars(table).values() if torch.is_tensor(value)]
     held += [value for value in table._buffers.values() if value is not None]
     assert lv.estimate_memory(model).partial.remap_bytes == sum(value.nbytes for value in held)
+
+
+def test_a_shrunk_model_is_estimated_with_another_vocabulary_of_its_size():
+    model = tiny_model()
+    before = lv.estimate_memory(model, 77)
+    lv.shrink_(model, vocabulary())
+    assert lv.estimate_memory(model, 77) == before
+    with pytest.raises(VocabularyError, match="full size is 299, the table has 300"):
+        lv.estimate_memory(model, lv.PartialVocabulary([1, 2], 299))
 
 
 def test_frozen_parameters_have_neither_gradients_nor_states():
@@ -207,7 +218,7 @@ def test_counts_keep_their_used_ids():
 
 def test_a_plain_module_is_estimated_by_the_path_of_its_table():
     model = torch.nn.Sequential(torch.nn.Embedding(50, 4), torch.nn.Linear(4, 2))
-    with pytest.raises(ModelError, match="Sequential does not name its input embeddings: give their path"):
+    with pytest.raises(ModelError, match=r"Sequential: found no table to take 10 rows of; give its path"):
         lv.estimate_memory(model, 10)
     assert lv.estimate_memory(model, 10, embedding="0").partial.num_parameters == 10 * 4 + 10
 
@@ -247,18 +258,18 @@ def test_the_class_is_sequence_classification_unless_named():
 
 
 def test_a_table_tied_to_the_output_layer_is_refused_with_the_mode_to_come():
-    with pytest.raises(TiedOutputError, match=r"tied to 'lm_head\.decoder'.*output='frozen'"):
+    with pytest.raises(TiedOutputError, match=r"tied to the output layer lm_head\.decoder.*output=\"frozen\""):
         lv.estimate_memory(tiny_config(is_decoder=True), KEPT_ROWS, auto_class="AutoModelForCausalLM")
 
 
 @pytest.mark.parametrize(
     ("kept", "message"),
     [
-        (0, "expected 1 to 300 rows kept of 'roberta.embeddings.word_embeddings', got 0"),
+        (0, "expected 1 to 300 rows kept, got 0"),
         (301, "expected 1 to 300 rows kept"),
-        (lv.PartialVocabulary([1, 2], 299), "the vocabulary is of 299 rows, .* has 300"),
-        (lv.count_tokens([[300]]), "token id 300 was counted, .* has 300 rows"),
-        (None, "is not shrunk: give the vocabulary, or the number of rows"),
+        (lv.PartialVocabulary([1, 2], 299), "full size is 299, the table has 300"),
+        (lv.count_tokens([[300]]), "300"),
+        (None, "is not shrunk: give its vocabulary, or the number of rows"),
     ],
 )
 def test_a_vocabulary_that_does_not_fit_is_an_error(kept, message):
@@ -273,8 +284,8 @@ def test_a_vocabulary_that_does_not_fit_is_an_error(kept, message):
         ({"precision": "fp16"}, "unknown precision 'fp16': expected fp32, bf16, mixed"),
         ({"auto_class": "AutoModelForNothing"}, "no class 'AutoModelForNothing'"),
         ({"auto_class": "AutoModelForSeq2SeqLM"}, "AutoModelForSeq2SeqLM does not take 'roberta' models"),
-        ({"embedding": "nowhere"}, "has no module 'nowhere'"),
-        ({"embedding": "classifier"}, "expected an nn.Embedding at 'classifier', got RobertaClassificationHead"),
+        ({"embedding": "nowhere"}, "found no table to take 40 rows of"),
+        ({"embedding": "classifier"}, "found no table to take 40 rows of"),
     ],
 )
 def test_an_argument_that_is_not_known_is_an_error_that_says_what_is(arguments, message):
