@@ -75,7 +75,7 @@ class DecayReplay:
         accepted = inspect.signature(self._optimizer_class).parameters
         options = {key: value for key, value in self._log[0].items() if key in accepted}
         optimizer = self._optimizer_class([weight], **options)
-        if self._first_state:
+        if self._first_state or self._row_keys:
             state = {key: _copied(value) for key, value in self._first_state.items()}
             optimizer.state[weight] = state | {key: self._state_rows(key, start, weight) for key in self._row_keys}
         for hyperparameters in self._log:
