@@ -1,0 +1,69 @@
+"""`leanvocab estimate`: what training holds in memory, with the full and with a partial vocabulary."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from leanvocab.cli.corpus import (
+    DATA_HELP,
+    ConfigName,
+    MaxLength,
+    TextColumns,
+    TokenColumns,
+    config_beside,
+    count_data,
+    keep,
+    load_tokenizer,
+)
+from leanvocab.cli.shell import AsJson, clean_errors, print_json, print_rich, quiet_libraries
+from leanvocab.errors import ModelError, SettingsError
+
+
+def estimate(
+    model: Annotated[
+        str, typer.Argument(help="Pretrained model: a folder, or a name on the hub. Its config is enough.")
+    ],
+    vocabulary: Annotated[Path | None, typer.Option(help="Partial vocabulary that `leanvocab count` wrote.")] = None,
+    data: Annotated[str | None, typer.Option(help="Count this instead. " + DATA_HELP)] = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="Or only say how many rows to keep.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="Tokenizer of the text. By default the model's.")] = None,
+    config_name: ConfigName = None,
+    text_columns: TextColumns = None,
+    token_columns: TokenColumns = None,
+    max_length: MaxLength = None,
+    optimizer: Annotated[
+        str, typer.Option(help="adamw, sgd, sgd_momentum, adafactor, torch_adafactor or adamw_8bit.")
+    ] = "adamw",
+    precision: Annotated[str | None, typer.Option(help="fp32, bf16 or mixed. By default as the config says.")] = None,
+    auto_class: Annotated[
+        str | None, typer.Option(help="What the model becomes. By default AutoModelForSequenceClassification.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Estimate bytes of weights, gradients and optimizer states, full beside partial, before any weight is loaded."""
+    with clean_errors(as_json):
+        if sum(each is not None for each in (vocabulary, data, rows)) != 1:
+            raise SettingsError("say what is kept by one of --vocabulary, --data and --rows")
+        quiet_libraries()
+        from leanvocab.memory import estimate_memory
+        from leanvocab.vocabulary import PartialVocabulary
+
+        config = config_beside(model)
+        if config is None:
+            raise ModelError(f"{model!r} is no folder with a model here, and the hub gave no model of that name")
+        kept: PartialVocabulary | int
+        if vocabulary is not None:
+            kept = PartialVocabulary.load(vocabulary)
+        elif data is not None:
+            loaded = load_tokenizer(tokenizer or model)
+            kept = keep(count_data(data, config_name, text_columns, token_columns, loaded, max_length), loaded, config)
+        else:
+            assert rows is not None
+            kept = rows
+        options: Any = {"optimizer": optimizer, "precision": precision, "auto_class": auto_class}
+        estimated = estimate_memory(model, kept, **options)
+    if as_json:
+        print_json(estimated.to_dict())
+    else:
+        print_rich(estimated)

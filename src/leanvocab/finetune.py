@@ -1,0 +1,281 @@
+"""The main job: labelled text + a pretrained model → a fine-tuned full model. Short enough to read as an example.
+
+`finetune` tokenizes, counts, shrinks, trains with transformers' own Trainer, validates and saves. The model that it
+leaves in the output directory is full, and bit for bit the one that the same run with `full_vocabulary=True` leaves.
+"""
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import DataCollatorWithPadding, PrinterCallback, ProgressCallback, Trainer, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from leanvocab.checkpoint import save_full
+from leanvocab.counts import count_tokens
+from leanvocab.data import load_splits
+from leanvocab.errors import CheckpointError, SettingsError
+from leanvocab.extras import require
+from leanvocab.memory import MemoryEstimate, estimate_memory
+from leanvocab.metrics import classification_scores, regression_scores, without_prefix
+from leanvocab.model import shrunk
+from leanvocab.pretrained import find_pretrained
+from leanvocab.settings import FineTuneSettings
+from leanvocab.task import Task, encode, find_task, select_samples
+from leanvocab.vocabulary import PartialVocabulary
+
+require("accelerate", extra="finetune")  # the Trainer needs it
+
+RESULT_FILE = "finetune.json"
+VOCABULARY_FILE = "partial_vocabulary.json"
+CHECKPOINTS_FOLDER = "checkpoints"
+
+
+@dataclass(frozen=True)
+class FineTuneResult:
+    """What a run did. `vocabulary` and `memory` are None with the full vocabulary.
+
+    The bytes are what this run's training held; `losses` are (step, loss) as logged, `scores` those of validation.
+    """
+
+    output_dir: Path
+    task: Task
+    vocabulary: PartialVocabulary | None
+    memory: MemoryEstimate | None
+    num_parameters: int
+    weights_bytes: int
+    gradients_bytes: int
+    optimizer_bytes: int
+    num_steps: int
+    seconds: Mapping[str, float]
+    losses: tuple[tuple[int, float], ...]
+    scores: Mapping[str, float]
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        if self.vocabulary is not None:
+            vocabulary = self.vocabulary
+            kept = {"kept_rows": len(vocabulary), "full_rows": vocabulary.full_size, "digest": vocabulary.digest}
+            plain |= {"vocabulary": kept}
+        task = {name: value for name, value in asdict(self.task).items() if not name.startswith("_")}
+        memory = self.memory and self.memory.to_dict()
+        return plain | {"output_dir": str(self.output_dir), "task": task, "memory": memory}
+
+
+def finetune(
+    model: str | Path,
+    data: Any,
+    output_dir: str | Path,
+    settings: FineTuneSettings | None = None,
+    *,
+    progress: bool | None = None,
+) -> FineTuneResult:
+    """Fine-tunes a pretrained model on labelled text, and writes the whole model and its tokenizer.
+
+    Args:
+        model: a folder or a name on the hub; any model that AutoModelForSequenceClassification takes.
+        data: whatever `leanvocab.data.load_splits` takes. The tokens of all its splits are counted.
+        output_dir: a folder that is empty, or not there yet.
+        settings: the knobs; None: the paper's (Table 8).
+        progress: whether to show progress bars; None: on a terminal.
+
+    Raises:
+        LeanVocabError: mostly before any long work (DataError, ModelError, SettingsError, CheckpointError).
+
+    Source: Section 4 of the paper. Its D' is never made, since the lookup remaps.
+    """
+    settings, output_dir = settings or FineTuneSettings(), Path(output_dir)
+    last_checkpoint = _check_output_dir(output_dir, Path(model), settings)
+    splits = select_samples(load_splits(data, settings.config_name), settings)
+    task = find_task(splits, settings)
+    if settings.best and task.eval_split is None:
+        raise SettingsError("best needs a validation split: name one (eval_split), or hold one out (validation_ratio)")
+    pretrained = find_pretrained(model, task, settings)
+    seconds: dict[str, float] = {}
+    with _timed(seconds, "tokenizing"):
+        encoded = encode(splits, task, pretrained.tokenizer, settings.max_length)
+    transformers.set_seed(settings.seed)  # the new head is the same with and without the full vocabulary
+    network = pretrained.load()
+
+    vocabulary = memory = None
+    with ExitStack() as undone_at_the_end:
+        if not settings.full_vocabulary:
+            with _timed(seconds, "counting"):
+                counts = count_tokens(encoded, "input_ids")
+                vocabulary = PartialVocabulary.from_counts(counts, tokenizer=pretrained.tokenizer, model=network)
+            memory = estimate_memory(network, vocabulary, precision="mixed" if settings.bf16 else None)
+            with _timed(seconds, "shrinking"):
+                undone_at_the_end.enter_context(
+                    shrunk(network, vocabulary, decay_unused_rows=settings.weight_decay > 0)
+                )
+        trainer = _make_trainer(network, encoded, task, pretrained.tokenizer, output_dir, settings, progress)
+        with _timed(seconds, "training"):
+            trainer.train(resume_from_checkpoint=last_checkpoint)
+        scores = without_prefix(trainer.evaluate()) if task.eval_split else {}
+        result = FineTuneResult(
+            output_dir=output_dir,
+            task=task,
+            vocabulary=vocabulary,
+            memory=memory,
+            **_held(network, trainer.optimizer),
+            num_steps=trainer.state.global_step,
+            seconds=seconds,
+            losses=tuple((int(log["step"]), log["loss"]) for log in trainer.state.log_history if "loss" in log),
+            scores=scores,
+            notes=pretrained.notes,
+        )
+        _save(network, pretrained.tokenizer, result)  # full while shrunk
+    return result
+
+
+def _check_output_dir(output_dir: Path, model: Path, settings: FineTuneSettings) -> str | None:
+    """The checkpoint to go on from, if any. Nothing is written before everything else was checked."""
+    if output_dir.exists() and not output_dir.is_dir():
+        raise CheckpointError(f"the output directory {output_dir} is a file")
+    if model.is_dir() and output_dir.exists() and output_dir.samefile(model):
+        raise CheckpointError(f"the output directory {output_dir} is the folder of the pretrained model; name another")
+    if settings.resume:
+        checkpoints = output_dir / CHECKPOINTS_FOLDER
+        last: str | None = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None  # type: ignore[no-untyped-call]
+        if last is None:
+            raise CheckpointError(f"there is no checkpoint in {checkpoints} to resume from")
+        return last
+    if not settings.overwrite and output_dir.exists() and any(output_dir.iterdir()):
+        raise CheckpointError(
+            f"the output directory {output_dir} is not empty; name another, or set overwrite (or resume) if an earlier "
+            "run left it"
+        )
+    return None
+
+
+def _make_trainer(
+    network: Any,
+    encoded: Any,
+    task: Task,
+    tokenizer: Any,
+    output_dir: Path,
+    settings: FineTuneSettings,
+    progress: bool | None,
+) -> Trainer:
+    if settings.overwrite:
+        _remove_earlier_run(output_dir)
+    if settings.gradient_checkpointing:  # not by the Trainer's argument, whose name depends on the version
+        network.gradient_checkpointing_enable()
+    trainer = Trainer(
+        network,
+        _training_arguments(task, output_dir / CHECKPOINTS_FOLDER, settings, network.config.model_type),
+        train_dataset=encoded[task.train_split],
+        eval_dataset=encoded[task.eval_split] if task.eval_split else None,
+        data_collator=DataCollatorWithPadding(tokenizer),
+        processing_class=tokenizer,
+        compute_metrics=_scoring(task),
+        preprocess_logits_for_metrics=_logits_alone,
+    )
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+    if sys.stderr.isatty() if progress is None else progress:
+        trainer.add_callback(_Progress)
+    return trainer
+
+
+def _training_arguments(task: Task, folder: Path, settings: FineTuneSettings, model_type: str) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=settings.epochs,
+        max_steps=settings.max_steps or -1,
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=settings.eval_batch_size or settings.batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation_steps,
+        learning_rate=settings.learning_rate_for(model_type),
+        lr_scheduler_type=settings.scheduler,
+        warmup_steps=settings.warmup,
+        weight_decay=settings.weight_decay,
+        adam_beta1=settings.adam_beta1,
+        adam_beta2=settings.adam_beta2,
+        adam_epsilon=settings.adam_epsilon,
+        max_grad_norm=settings.max_grad_norm,
+        bf16=settings.bf16,
+        train_sampling_strategy="group_by_length" if settings.group_by_length else "random",
+        use_cpu=settings.cpu,
+        seed=settings.seed,
+        eval_strategy=settings.eval_strategy if task.eval_split else "no",
+        eval_steps=settings.eval_steps,
+        save_strategy=settings.save_strategy,
+        save_steps=settings.save_steps,
+        save_total_limit=settings.save_total_limit,
+        load_best_model_at_end=settings.best is not None,
+        metric_for_best_model=settings.best,
+        greater_is_better=settings.best != "loss",
+        logging_steps=settings.logging_steps,
+        report_to="none",
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+
+
+def _scoring(task: Task) -> Any:
+    scores = regression_scores if task.is_regression else classification_scores
+
+    def compute(evaluated: Any) -> dict[str, float]:
+        return scores(evaluated.predictions, evaluated.label_ids)
+
+    return compute
+
+
+def _logits_alone(logits: Any, labels: Any) -> Any:
+    """Encoder-decoder models give their hidden states beside the logits."""
+    return logits[0] if isinstance(logits, tuple) else logits
+
+
+class _Progress(ProgressCallback):
+    """One bar for training and one for validation; the loss stands beside the bar instead of on lines of its own."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        bar: Any = self.training_bar
+        if bar is not None and "loss" in (logs or {}):
+            bar.set_postfix(loss=f"{logs['loss']:.4f}")
+
+
+def _held(network: Any, optimizer: Any) -> dict[str, int]:
+    """What training held in parameters, gradients and optimizer states."""
+    parameters = list(network.parameters())
+    states = [value for state in optimizer.state.values() for value in state.values()]
+    return {
+        "num_parameters": sum(parameter.numel() for parameter in parameters),
+        "weights_bytes": sum(parameter.nbytes for parameter in parameters),
+        "gradients_bytes": sum(parameter.nbytes for parameter in parameters if parameter.requires_grad),
+        "optimizer_bytes": sum(state.nbytes for state in states if isinstance(state, torch.Tensor)),
+    }
+
+
+def _save(network: Any, tokenizer: Any, result: FineTuneResult) -> None:
+    save_full(network, result.output_dir)
+    tokenizer.save_pretrained(result.output_dir)
+    if result.vocabulary is not None:
+        result.vocabulary.save(result.output_dir / VOCABULARY_FILE)
+    (result.output_dir / RESULT_FILE).write_text(json.dumps(result.to_dict(), indent=2) + "\n")
+    with suppress(OSError):  # the Trainer makes the folder even where no checkpoint is asked for
+        (result.output_dir / CHECKPOINTS_FOLDER).rmdir()
+
+
+def _remove_earlier_run(output_dir: Path) -> None:
+    """What an earlier run left and this one might not write again. Its model stays until the new one is whole."""
+    shutil.rmtree(output_dir / CHECKPOINTS_FOLDER, ignore_errors=True)
+    for name in (RESULT_FILE, VOCABULARY_FILE):
+        (output_dir / name).unlink(missing_ok=True)
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - start

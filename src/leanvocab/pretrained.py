@@ -1,0 +1,104 @@
+"""A name or folder → config, tokenizer and model, made ready for a task; what cannot work is an error at once."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+from leanvocab.errors import ModelError, SettingsError
+from leanvocab.settings import FineTuneSettings
+from leanvocab.task import Task
+
+# Where configs keep the dropout of hidden states and of attention.
+_DROPOUT_NAMES = (
+    "hidden_dropout_prob", "attention_probs_dropout_prob", "hidden_dropout", "dropout", "attention_dropout",
+    "dropout_rate", "embd_pdrop", "attn_pdrop", "resid_pdrop",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A model that is not loaded yet: where it lies, its config for the task, its tokenizer, and what was repaired."""
+
+    name: str
+    config: Any
+    tokenizer: Any
+    notes: tuple[str, ...]
+
+    def load(self) -> Any:
+        """The model in fp32, on CPU, with a head for the task: new where the checkpoint has none of that size.
+
+        Raises:
+            ModelError: the weights are not there or not readable, or there is no sequence classification of this kind.
+        """
+        try:
+            return AutoModelForSequenceClassification.from_pretrained(
+                self.name, config=self.config, dtype=torch.float32, ignore_mismatched_sizes=True
+            )
+        except (OSError, ValueError) as error:
+            raise ModelError(f"the model {self.name!r} cannot be loaded: {_first_line(error)}") from error
+
+
+def find_pretrained(name: str | Path, task: Task, settings: FineTuneSettings) -> Pretrained:
+    """Config and tokenizer of a model, made ready for the task; no weights.
+
+    Raises:
+        ModelError: there is no such model, it has no tokenizer, or nothing to pad with.
+        SettingsError: texts may become longer than the model can take.
+    """
+    try:
+        config = AutoConfig.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError, KeyError) as error:
+        where = "is no folder here, and the hub did not give it" if not Path(name).is_dir() else "cannot be read"
+        raise ModelError(f"the model {str(name)!r} {where}: {_first_line(error)}") from error
+    if type(config) not in AutoModelForSequenceClassification._model_mapping:
+        raise ModelError(f"transformers has no sequence classification for models of the type {config.model_type!r}")
+    _check_length(config, tokenizer, settings.max_length)
+    notes = _set_padding(config, tokenizer, str(name))
+    _set_labels(config, task)
+    if settings.dropout >= 0:
+        for part in {id(part): part for part in (config, config.get_text_config())}.values():
+            for field in _DROPOUT_NAMES:
+                if isinstance(getattr(part, field, None), float | int):
+                    setattr(part, field, settings.dropout)
+    return Pretrained(str(name), config, tokenizer, notes)
+
+
+def _set_labels(config: Any, task: Task) -> None:
+    config.num_labels = task.num_labels
+    if task.is_regression:
+        config.problem_type = "regression"
+    else:
+        config.problem_type = "single_label_classification"
+        config.id2label = dict(enumerate(task.label_names))
+        config.label2id = {label: position for position, label in enumerate(task.label_names)}
+
+
+def _set_padding(config: Any, tokenizer: Any, name: str) -> tuple[str, ...]:
+    notes: tuple[str, ...] = ()
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise ModelError(
+                f"the tokenizer of {name!r} has neither a padding nor an end-of-sequence token to pad batches with; "
+                "give it one (tokenizer.pad_token = …), save it and name that folder"
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+        notes = (f"The tokenizer has no padding token; its end of sequence {tokenizer.eos_token!r} pads.",)
+    if getattr(config.get_text_config(), "pad_token_id", None) is None:
+        # Decoder models find the last token of a text by it.
+        config.pad_token_id = config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    return notes
+
+
+def _check_length(config: Any, tokenizer: Any, max_length: int) -> None:
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    limits = [limit for limit in (tokenizer.model_max_length, positions) if isinstance(limit, int) and limit > 0]
+    if limits and max_length > min(limits):
+        raise SettingsError(f"max_length is {max_length}, but the model takes {min(limits)} tokens at most")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
