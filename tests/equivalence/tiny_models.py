@@ -24,7 +24,7 @@ from transformers.models.auto import modeling_auto
 VOCAB_SIZE = 300
 BATCH, LENGTH = 3, 12
 NUM_LABELS = 3
-NUM_DATA_IDS = 40  # how many different ids the data draws from
+NUM_DATA_IDS = 24  # how many different ids the data draws from
 DROPOUT = 0.1
 
 AUTO_CLASSES = {
@@ -60,7 +60,6 @@ PAIRS = [
 
 KEEP = object()
 ALWAYS: list[tuple[str, Any]] = [
-    (r"^tie_word_embeddings$", False),
     (r"^use_cache$", False),  # outputs would hold caches, which say nothing about rows
     (r"^(src_|tgt_|unpadded_)?vocab_size$|^vocab_size_per_layer_input$", VOCAB_SIZE),
     # Where heads and their size are left out they follow from others in most architectures, but not in all.
@@ -107,8 +106,10 @@ class SpecialIds:
         return self._ids[name]
 
     def rest(self, count: int) -> list[int]:
-        """The next `count` ids, for the data."""
-        return [next(self._free) for _ in range(count)]
+        """`count` other ids for the data, four of them so small that they lie below any partial size."""
+        free = list(self._free)
+        small = sorted(free)[2:10:2]
+        return small + [each for each in free if each not in small][: count - 4]
 
 
 def tiny_value(name: str, old: Any, special: SpecialIds) -> Any:
@@ -127,7 +128,9 @@ def tiny_value(name: str, old: Any, special: SpecialIds) -> Any:
     return 32 if old >= 64 else old
 
 
-def tiny_config(config_class: type[PreTrainedConfig], overrides: dict[str, Any], special: SpecialIds) -> Any:
+def tiny_config(
+    config_class: type[PreTrainedConfig], overrides: dict[str, Any], special: SpecialIds, ties: bool
+) -> Any:
     """A config of `config_class` with tiny sizes; dotted names in `overrides` reach into sub-configs."""
     own = {name: value for name, value in overrides.items() if "." not in name}
     values: dict[str, Any] = {}
@@ -138,14 +141,14 @@ def tiny_config(config_class: type[PreTrainedConfig], overrides: dict[str, Any],
             old = field.default_factory()
         else:
             continue
-        new = tiny_value(field.name, old, special)
+        new = ties if field.name == "tie_word_embeddings" else tiny_value(field.name, old, special)
         if new is not old:
             values[field.name] = new
     for name in config_class.sub_configs:
         below = {key.split(".", 1)[1]: value for key, value in overrides.items() if key.startswith(f"{name}.")}
         sub_class = CONFIG_MAPPING[own.pop(name)] if name in own else default_class(config_class, name)
         if sub_class is not None:
-            values[name] = tiny_config(sub_class, below, special)
+            values[name] = tiny_config(sub_class, below, special, ties)
     return config_class(**{**values, **own})
 
 
@@ -177,9 +180,15 @@ OVERRIDES = [
     Override("markuplm", "ids of tags and subscripts", {"max_xpath_tag_unit_embeddings": 256, "tag_pad_id": 216,
              "max_xpath_subs_unit_embeddings": 1024, "subs_pad_id": 1001}),
     Override("roc_bert", "the pad id also pads these", {"shape_vocab_size": 310, "pronunciation_vocab_size": 320}),
+    Override("cpmant", "few rows for prompts", {"prompt_types": 4, "prompt_length": 4}),
+    Override("big_bird bigbird_pegasus", "blocks that fit, so that attention is sparse", {"block_size": 1,
+             "num_random_blocks": 1}),
+    Override("mobilebert", "half of its output layer is wider than its table", {"embedding_size": 16}),
+    Override("gemma4", "as in its larger models; with tables for each layer it is refused",
+             {"text_config.hidden_size_per_layer_input": 0}),
     Override("xmod", "an adapter for a language", {"default_language": "en_XX"}),
-    Override("zamba zamba2", "the pattern of layers is longer than two", {"num_hidden_layers": 2,
-             "layers_block_type": ["linear_attention", "hybrid"]}),
+    Override("zamba zamba2", "two layers that share", {"num_hidden_layers": 3,
+             "layers_block_type": ["linear_attention", "hybrid", "hybrid"]}),
     Override("dots1 deepseek_v2", "the router has no default", {"num_experts_per_tok": 2, "n_routed_experts": 4,
              "n_shared_experts": 1}),
     Override("lfm2_moe", "no default layers", {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1}),
@@ -201,7 +210,10 @@ OVERRIDES = [
     Override("neomme", "a multiple of 4 of 16 is rotated", {"head_dim": 16}),
     Override("nemo_speechlm", "a chunk is longer than its context", {
              "audio_config.diarization_config.chunk_right_context": 4, "text_config.n_groups": 2}),
-    Override("vibevoice_asr", "a multiple of the hop length", {"acoustic_tokenizer_chunk_size": 3200}),
+    Override("vibevoice_asr", "a size for each stage", {
+             f"{part}_tokenizer_encoder_config.{name}": value
+             for part in ("acoustic", "semantic")
+             for name, value in {"downsampling_ratios": [2, 2], "depths": [1, 1, 1], "num_filters": 4}.items()}),
     Override("perceiver", "one position a latent", {"max_position_embeddings": LENGTH, "num_self_attends_per_block": 1}),
 ]
 
@@ -233,6 +245,18 @@ UNBUILDABLE = {
 }
 
 
+# The tables that take ids, where `get_input_embeddings` gives something else or only one of them.
+TABLES = {
+    "perceiver": ["perceiver.input_preprocessor.embeddings"],
+    "musicgen": [f"model.decoder.embed_tokens.{codebook}" for codebook in range(4)],
+    "musicgen_melody": [f"model.decoder.embed_tokens.{codebook}" for codebook in range(4)],
+}
+
+
+# Ids that no config names, and that the model's forward makes and looks up.
+MADE_UP_IDS = {"cpmant": list(range(VOCAB_SIZE + 8, VOCAB_SIZE + 12))}  # of the prompt
+
+
 def overrides_for(pair: Pair) -> dict[str, Any]:
     """What `OVERRIDES` says about one pair."""
     found: dict[str, Any] = {}
@@ -249,24 +273,50 @@ class Tiny:
     pair: Pair
     model: PreTrainedModel
     inputs: dict[str, Any]
+    made_up_ids: list[int]
 
 
-def build(pair: Pair, seed: int = 0) -> Tiny:
-    """The tiny model of `pair` and its inputs, the same ones for the same seed."""
+def build(pair: Pair, seed: int = 0, *, tied: bool = False, overrides: dict[str, Any] | None = None) -> Tiny:
+    """The tiny model of `pair` and its inputs, the same ones for the same seed; its output layer tied or not.
+
+    A classifier has no output layer. In an encoder-decoder the same switch of the config also parts the tables of
+    encoder and decoder, so there the output layer is untied by hand.
+    """
     model_class = getattr(transformers, pair.class_name)
     special = SpecialIds(pair.model_type)
     config_class = CONFIG_MAPPING[pair.model_type]
-    overrides = overrides_for(pair)
+    ties = tied or pair.task == "sequence-classification" or is_encoder_decoder(config_class)
+    overrides = overrides_for(pair) | (overrides or {})
     if model_class.config_class in config_class.sub_configs.values():
         config_class = model_class.config_class  # as the auto classes do with the text part of a composite
-    config = tiny_config(config_class, overrides, special)
+    config = tiny_config(config_class, overrides, special, ties)
     if pair.task == "sequence-classification":
         config.num_labels = NUM_LABELS
     if config.is_encoder_decoder and getattr(config, "decoder_start_token_id", None) is None:
         config.decoder_start_token_id = special["decoder_start_token_id"]
     torch.manual_seed(seed)
     model = model_class(config).train()
-    return Tiny(pair, model, make_inputs(pair, config, special))
+    if not tied:
+        untie(model)
+    return Tiny(pair, model, make_inputs(pair, config, special), MADE_UP_IDS.get(pair.model_type, []))
+
+
+def untie(model: PreTrainedModel) -> None:
+    """Gives output layers rows of their own, as loading does from a checkpoint that holds both."""
+    for layer in tied_layers(model):
+        layer.weight = torch.nn.Parameter(layer.weight.detach().clone())
+
+
+def tied_layers(model: PreTrainedModel) -> list[torch.nn.Module]:
+    """The modules, no embeddings themselves, whose weight is also an embedding's."""
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
+    others = (module for module in model.modules() if not isinstance(module, torch.nn.Embedding))
+    return [module for module in others if id(getattr(module, "weight", None)) in tables]
+
+
+def is_encoder_decoder(config_class: type[PreTrainedConfig]) -> bool:
+    """What the config says without arguments."""
+    return any(field.name == "is_encoder_decoder" and field.default is True for field in dataclasses.fields(config_class))
 
 
 def make_inputs(pair: Pair, config: Any, special: SpecialIds) -> dict[str, Any]:
@@ -295,7 +345,7 @@ def make_inputs(pair: Pair, config: Any, special: SpecialIds) -> dict[str, Any]:
 
 
 def rows(rng: np.random.Generator, ids: np.ndarray, eos: Any, pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    tokens = torch.from_numpy(rng.choice(ids, size=(BATCH, LENGTH)))
+    tokens = torch.from_numpy(rng.permutation(np.resize(ids, BATCH * LENGTH)).reshape(BATCH, LENGTH))
     mask = torch.ones_like(tokens)
     for row in range(BATCH):
         end = LENGTH - 2 * row
