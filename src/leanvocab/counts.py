@@ -7,24 +7,24 @@ in blocks of a bounded size by as many threads as help.
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from leanvocab.errors import DataError
-from leanvocab.sources import Piece, Source, find_sources
+from leanvocab.sources import Piece, Source, find_sources, flat
 
 IGNORE_INDEX = -100
 """The label that losses ignore; it is no token id and is never counted."""
 
 _LARGEST_GUESSED_SIZE = 1 << 24  # without full_size, a larger id is taken for a mistake: counts alone would take 128 MB
-_SMALLEST_BLOCK, _LARGEST_BLOCK = 1 << 17, 1 << 19  # ids counted at once; 4 MB of int64 at most
-_ROWS_COPIED = 1024  # rows flattened at once where Arrow must copy them
+_SMALLEST_BLOCK, _LARGEST_BLOCK = 1 << 17, 1 << 20  # ids counted at once
+_STAGED_IDS = 1 << 19  # 4 MB
 _IDS_WORTH_A_THREAD = 1 << 23
 _MOST_THREADS = 4  # by default; each holds up to 16 MB
 _SECONDS_BEFORE_PROGRESS = 2.0
@@ -142,174 +142,160 @@ def count_tokens(
     bar = _ProgressBar(progress, total=_sum_or_none(source.num_rows for source in sources))
     pieces = chain.from_iterable(source.pieces for source in sources)
     try:
-        tallies, counted = _count(pieces, full_size, _num_threads(num_workers, sources), bar)
+        found, counted = _count(pieces, full_size, _num_threads(num_workers, sources), bar)
     finally:
         bar.close()
-    found = sum((tally.result() for tally in tallies[1:]), tallies[0].result())
     named = dict.fromkeys(column for source in sources for column in source.columns)
-    return TokenCounts(found.counts, full_size, tuple(named | counted))
+    return replace(sum(found[1:], found[0]), columns=tuple(named | counted))
 
 
 class _BadIdError(Exception):
-    """An id that cannot be counted; where it lies is found out afterwards."""
+    """An id that cannot be counted, and in which piece: `_count` makes a DataError of the first."""
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(message)
+        self.number = number
 
 
 class _Tally:
-    """The counts of one thread. Ids are staged as int64 and counted by blocks, so that small pieces cost little."""
+    """The counts of one thread. Ids are staged as int64 and counted by blocks, so that small pieces cost little.
+
+    `np.bincount` itself finds negative ids, and ids that are too large show in its length: no pass over the ids is spent
+    on checking them. Where a wrong one lies is looked up afterwards, in the pieces of the block.
+    """
 
     def __init__(self, full_size: int | None) -> None:
         self._full_size = full_size
-        self._limit = _LARGEST_GUESSED_SIZE if full_size is None else full_size
         self._counts = np.zeros(full_size or 0, dtype=np.int64)
-        self._staged = np.empty(_LARGEST_BLOCK, dtype=np.int64)
+        self._staged = np.empty(_STAGED_IDS, dtype=np.int64)
         self._num_staged = 0
+        self._pieces: list[tuple[int, Piece]] = []
+        self._ignores = False
 
-    def add(self, array: Any) -> None:
-        """Count an Arrow or numpy array of integers, nested as it may be."""
-        for ids in _flat(array):
-            for start in range(0, len(ids), _LARGEST_BLOCK):
-                self._add_block(ids[start : start + _LARGEST_BLOCK])
+    def add(self, number: int, piece: Piece) -> None:
+        """Count a piece: its integers, nested as they may be."""
+        self._pieces.append((number, piece))
+        for ids in piece.ids():
+            # int64 is counted where it lies, unless there is little of it.
+            in_place = ids.dtype == np.int64 and ids.flags.c_contiguous and len(ids) >= self._block_size() // 2
+            step = self._block_size() if in_place else _STAGED_IDS
+            for start in range(0, len(ids), step):
+                block = ids[start : start + step]
+                self._count(block) if in_place else self._stage(block)
+
+    def flush(self) -> None:
+        """Count what is staged."""
+        self._count(self._staged[: self._num_staged])
+        self._num_staged = 0
+        del self._pieces[:-1]  # the last one may still be under way
 
     def result(self) -> TokenCounts:
-        self._flush()
         return TokenCounts(self._counts, self._full_size)
-
-    def _add_block(self, ids: NDArray[Any]) -> None:
-        # A block of int64 is counted where it lies; another one is cast into the staging buffer (bincount is slower).
-        direct = ids.dtype == np.int64 and ids.flags.c_contiguous and len(ids) >= self._block_size()
-        if not direct:
-            if self._num_staged + len(ids) > len(self._staged):
-                self._flush()
-            stage = self._staged[self._num_staged : self._num_staged + len(ids)]
-            if ids.dtype == np.uint64 and ids.size and ids.max() >= self._limit:
-                raise _BadIdError  # it would turn negative below
-            np.copyto(stage, ids, casting="unsafe")
-            ids = stage
-        # Read as unsigned, negative ids are the largest: one pass checks both ends.
-        if ids.size and ids.view(np.uint64).max() >= self._limit:
-            kept = _without_ignored(ids)
-            if kept.size and kept.view(np.uint64).max() >= self._limit:
-                raise _BadIdError
-            if not direct:
-                stage[: len(kept)] = kept
-            ids = kept
-        if direct:
-            self._count(ids)
-        else:
-            self._num_staged += len(ids)
-            if self._num_staged >= self._block_size():
-                self._flush()
 
     def _block_size(self) -> int:
         # Large enough to outweigh what bincount pays for each id of the vocabulary, small enough for the cache.
         return min(max(4 * len(self._counts), _SMALLEST_BLOCK), _LARGEST_BLOCK)
 
-    def _flush(self) -> None:
-        self._count(self._staged[: self._num_staged])
-        self._num_staged = 0
+    def _stage(self, ids: NDArray[Any]) -> None:
+        if self._num_staged + len(ids) > _STAGED_IDS:
+            self.flush()
+        if ids.dtype == np.uint64 and ids.size and ids.max() > np.iinfo(np.int64).max:
+            self._refuse()  # it would turn negative, perhaps into -100
+        stop = self._num_staged + len(ids)
+        np.copyto(self._staged[self._num_staged : stop], ids, casting="unsafe")
+        self._num_staged = stop
+        if stop >= self._block_size():
+            self.flush()
 
     def _count(self, ids: NDArray[np.int64]) -> None:
-        found = np.bincount(ids)
-        if len(found) > len(self._counts):
+        # Ids to ignore are looked for once they have shown, and as long as they do.
+        found = None if self._ignores else self._bincount(ids)
+        if found is None:
+            kept = np.compress(ids != IGNORE_INDEX, ids)
+            self._ignores = len(kept) < len(ids)
+            found = self._bincount(kept)
+        if found is None:
+            self._refuse()
+        elif len(found) > len(self._counts):
             found[: len(self._counts)] += self._counts
             self._counts = found
         else:
             self._counts[: len(found)] += found
 
+    def _bincount(self, ids: NDArray[np.int64]) -> NDArray[np.int64] | None:
+        try:
+            found = np.bincount(ids)
+        except (ValueError, MemoryError):  # a negative id, or an absurdly large one
+            return None
+        return found if len(found) <= _limit(self._full_size) else None
 
-def _without_ignored(ids: NDArray[np.int64]) -> NDArray[np.int64]:
-    return np.compress(ids != IGNORE_INDEX, ids)
-
-
-def _flat(array: Any) -> Iterator[NDArray[Any]]:
-    """The integers in an Arrow or numpy array, as 1-D arrays; without a copy where there are no nulls."""
-    if isinstance(array, np.ndarray):
-        yield from _flat_numpy(array)
-    else:
-        yield from _flat_arrow(array)
-
-
-def _flat_numpy(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
-    if array.ndim == 1 or array.flags.forc:
-        yield array.ravel(order="K") if array.ndim != 1 else array
-    elif array.size:
-        rows = max(1, _LARGEST_BLOCK * len(array) // array.size)
-        for start in range(0, len(array), rows):
-            part = array[start : start + rows]
-            if len(part) == 1 and part.size > _LARGEST_BLOCK:
-                yield from _flat_numpy(part[0])
-            else:
-                yield part.reshape(-1)
+    def _refuse(self) -> NoReturn:
+        for number, piece in self._pieces:
+            array = piece.load()
+            if _bad_ids(array, self._full_size):
+                row, token_id = _find_bad_id(array, self._full_size)
+                where = f"row {piece.row_number(row)}{piece.where}"
+                raise _BadIdError(number, _describe_bad_id(token_id, where, self._full_size))
+        raise MemoryError("there is not enough memory to count a block of token ids")
 
 
-def _flat_arrow(array: Any) -> Iterator[NDArray[Any]]:
-    import pyarrow as pa
-
-    if isinstance(array, pa.ExtensionArray):
-        yield from _flat_arrow(array.storage)
-    elif pa.types.is_integer(array.type):
-        if array.null_count == 0:
-            yield array.to_numpy(zero_copy_only=True)
-        else:
-            for start in range(0, len(array), _LARGEST_BLOCK):
-                yield array.slice(start, _LARGEST_BLOCK).drop_null().to_numpy(zero_copy_only=True)
-    elif not pa.types.is_null(array.type):
-        # `flatten` leaves out what lies in null rows and outside a slice; it copies unless the rows lie side by side.
-        copies = array.null_count > 0 or "view" in str(array.type)
-        step = _ROWS_COPIED if copies else max(len(array), 1)
-        for start in range(0, len(array), step):
-            yield from _flat_arrow(array.slice(start, step).flatten())
+def _limit(full_size: int | None) -> int:
+    return _LARGEST_GUESSED_SIZE if full_size is None else full_size
 
 
 def _count(
     pieces: Iterator[Piece], full_size: int | None, num_threads: int, bar: "_ProgressBar"
-) -> tuple[list[_Tally], dict[str, None]]:
-    """Let threads take pieces in turn. numpy lets go of the interpreter while it counts."""
-    tallies = [_Tally(full_size) for _ in range(num_threads)]
+) -> tuple[list[TokenCounts], dict[str, None]]:
+    """Let threads take pieces in turn (numpy lets go of the interpreter while it counts); also the columns met.
+
+    Where ids are wrong, the first piece's error is raised, however the threads raced.
+    """
     columns: dict[str, None] = {}
     errors: dict[int, BaseException] = {}
     lock, numbered = threading.Lock(), enumerate(pieces)
 
-    def work(tally: _Tally) -> None:
-        while True:
-            with lock:
-                number, piece = next(numbered, (0, None)) if not errors else (0, None)
-                if piece is None:
-                    return
+    def next_piece() -> tuple[int, Piece | None]:
+        with lock:
+            number, piece = (-1, None) if errors else next(numbered, (-1, None))
+            if piece is not None:
                 columns.update(dict.fromkeys(piece.columns))
-            try:
-                _count_piece(tally, piece, full_size)
-            except BaseException as error:
-                with lock:
-                    errors[number] = error
-                raise
-            with lock:
-                bar.update(piece.num_rows)
+            return number, piece
 
-    if num_threads == 1:
-        work(tallies[0])
-        return tallies, columns
-    with ThreadPoolExecutor(num_threads) as pool:
-        futures = [pool.submit(work, tally) for tally in tallies]
+    def work() -> TokenCounts:
+        tally, number = _Tally(full_size), -1
         try:
-            for future in futures:
-                future.exception()  # wait
-        except BaseException as error:  # the user's interrupt: the threads stop after their piece
-            errors[-1] = error
-    if errors:
-        raise errors[min(errors)]  # the first piece's, however the threads raced
-    for future in futures:
-        future.result()  # an error of the data itself, while a thread fetched its next piece
-    return tallies, columns
+            while True:
+                number, piece = next_piece()
+                if piece is None:
+                    tally.flush()
+                    return tally.result()
+                tally.add(number, piece)
+                with lock:
+                    bar.update(piece.num_rows)
+        except BaseException as error:
+            errors[error.number if isinstance(error, _BadIdError) else number] = error
+            raise
 
-
-def _count_piece(tally: _Tally, piece: Piece, full_size: int | None) -> None:
-    array = piece.load()
     try:
-        tally.add(array)
+        found = [work()] if num_threads == 1 else _in_threads(work, num_threads, errors)
     except _BadIdError:
-        row, token_id = _find_bad_id(array, full_size)
-        raise DataError(_describe_bad_id(token_id, piece.row_number(row), piece.where, full_size)) from None
+        raise DataError(str(errors[min(errors)])) from None
+    return found, columns
+
+
+def _in_threads(
+    work: Callable[[], TokenCounts], num_threads: int, errors: dict[int, BaseException]
+) -> list[TokenCounts]:
+    with ThreadPoolExecutor(num_threads) as pool:
+        futures = [pool.submit(work) for _ in range(num_threads)]
+        try:
+            wait(futures)
+        except BaseException as error:  # the user's interrupt: threads stop after their piece
+            errors[-1] = error
+            raise
+    if errors:
+        raise errors[min(errors)]
+    return [future.result() for future in futures]
 
 
 def _find_bad_id(array: Any, full_size: int | None) -> tuple[int, int]:
@@ -325,16 +311,15 @@ def _find_bad_id(array: Any, full_size: int | None) -> tuple[int, int]:
 
 
 def _bad_ids(array: Any, full_size: int | None) -> list[int]:
-    limit = _LARGEST_GUESSED_SIZE if full_size is None else full_size
-    for ids in _flat(array):
-        bad = ids[((ids < 0) & (ids != IGNORE_INDEX)) | (ids >= limit)] if ids.size else ids
+    for ids in flat(array):
+        bad = ids[((ids < 0) & (ids != IGNORE_INDEX)) | (ids >= _limit(full_size))]
         if bad.size:
             return [int(bad[0])]
     return []
 
 
-def _describe_bad_id(token_id: int, row: int, where: str, full_size: int | None) -> str:
-    found = f"found id {token_id} in row {row}{where}"
+def _describe_bad_id(token_id: int, where: str, full_size: int | None) -> str:
+    found = f"found id {token_id} in {where}"
     if token_id < 0:
         return f"{found}: token ids are 0 or more ({IGNORE_INDEX} alone is ignored)"
     if full_size is not None:

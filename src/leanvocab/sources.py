@@ -27,20 +27,29 @@ from leanvocab.errors import DataError
 
 _PIECE_IDS = 1 << 22  # about as many ids in a piece, the unit of work of a thread
 _PIECE_IDS_COPIED = 1 << 19  # … where the rows of a piece must be copied together
+_ROWS_FLATTENED = 1024  # rows flattened at once where Arrow must copy them
 _IDS_GATHERED = 1 << 16  # plain Python numbers held before they are made an array
 _ROWS_SORTED = 1 << 21  # selected rows sorted at once (16 MB)
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Some rows of one column, read when a thread gets to them."""
+    """Some rows of one column, read when a thread gets to them.
+
+    `load` gives them as an Arrow or numpy array; `row_number` tells the caller's row for one of the piece; `where` says
+    in messages where the rows come from. `load_flat` is a faster way to all ids at once, where there is one.
+    """
 
     load: Callable[[], Any]
     num_rows: int
     where: str
     row_number: Callable[[int], int]
-    """The caller's row for a row of the piece."""
     columns: tuple[str, ...] = ()
+    load_flat: Callable[[], NDArray[Any]] | None = None
+
+    def ids(self) -> Iterator[NDArray[Any]]:
+        """The integers in it, as 1-D arrays; nulls are left out."""
+        return flat(self.load()) if self.load_flat is None else iter([self.load_flat()])
 
 
 @dataclass(frozen=True)
@@ -183,7 +192,32 @@ def _selected_pieces(chunks: list[Any], indices: Any, where: str) -> Iterator[Pi
             for first in range(0, len(local), step):
                 part = local[first : first + step]
                 number_of = partial(_selected_row, indices, part + starts[number])
-                yield Piece(partial(_take, chunk, part), len(part), where, number_of)
+                load_flat = partial(_take_flat, chunk, part) if _can_be_masked(chunk, part) else None
+                yield Piece(partial(_take, chunk, part), len(part), where, number_of, load_flat=load_flat)
+
+
+def _can_be_masked(chunk: Any, rows: NDArray[np.int64]) -> bool:
+    """Whether most rows of a stretch are taken, each once, and their ids lie side by side without nulls."""
+    import pyarrow as pa
+
+    num_rows = int(rows[-1] - rows[0]) + 1
+    return (
+        len(rows) < num_rows < 4 * len(rows)
+        and isinstance(chunk, pa.ListArray | pa.LargeListArray)
+        and pa.types.is_integer(chunk.type.value_type)
+        and chunk.null_count == 0
+        and chunk.values.null_count == 0
+        and bool((np.diff(rows) > 0).all())
+    )
+
+
+def _take_flat(chunk: Any, rows: NDArray[np.int64]) -> NDArray[Any]:
+    # A mask over the ids is two to four times as fast as taking row by row.
+    offsets = chunk.offsets.to_numpy()[rows[0] : rows[-1] + 2]
+    taken = np.zeros(len(offsets) - 1, dtype=np.bool_)
+    taken[rows - rows[0]] = True
+    ids: NDArray[Any] = chunk.values.to_numpy()[offsets[0] : offsets[-1]]
+    return ids[np.repeat(taken, np.diff(offsets))]
 
 
 def _take(chunk: Any, rows: NDArray[np.int64]) -> Any:
@@ -319,3 +353,43 @@ def _arrow_of_plain(values: list[Any], numbers: list[int], where: str) -> Any:
         raise DataError(f"{rows} is not all integers (token ids): {error}") from None
     check_kind(arrow_kind(array.type), rows)
     return array
+
+
+def flat(array: Any) -> Iterator[NDArray[Any]]:
+    """The integers in an Arrow or numpy array, as 1-D arrays; without a copy where there are no nulls."""
+    if isinstance(array, np.ndarray):
+        yield from _flat_numpy(array)
+    else:
+        yield from _flat_arrow(array)
+
+
+def _flat_numpy(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    if array.ndim == 1 or array.flags.forc:
+        yield array.ravel(order="K") if array.ndim != 1 else array
+    elif array.size:
+        rows = max(1, _PIECE_IDS_COPIED * len(array) // array.size)
+        for start in range(0, len(array), rows):
+            part = array[start : start + rows]
+            if len(part) == 1 and part.size > _PIECE_IDS_COPIED:
+                yield from _flat_numpy(part[0])
+            else:
+                yield part.reshape(-1)
+
+
+def _flat_arrow(array: Any) -> Iterator[NDArray[Any]]:
+    import pyarrow as pa
+
+    if isinstance(array, pa.ExtensionArray):
+        yield from _flat_arrow(array.storage)
+    elif pa.types.is_integer(array.type):
+        if array.null_count == 0:
+            yield array.to_numpy(zero_copy_only=True)
+        else:
+            for start in range(0, len(array), _PIECE_IDS_COPIED):
+                yield array.slice(start, _PIECE_IDS_COPIED).drop_null().to_numpy(zero_copy_only=True)
+    elif not pa.types.is_null(array.type):
+        # `flatten` leaves out what lies in null rows and outside a slice; it copies unless the rows lie side by side.
+        copies = array.null_count > 0 or "view" in str(array.type)
+        step = _ROWS_FLATTENED if copies else max(len(array), 1)
+        for start in range(0, len(array), step):
+            yield from _flat_arrow(array.slice(start, step).flatten())
