@@ -171,8 +171,10 @@ class RemapEmbedding(nn.Embedding):
         """Looks up without waiting for the device; a missing id is noted there and its row reads NaN, with no gradient."""
         self._noted = True
         if input.numel() > 0:
-            position = missing.flatten().long().argmax()
-            note = torch.stack([missing.any().long(), position, input.flatten()[position].long()])
+            position = missing.flatten().long().argmax(0, keepdim=True)
+            # index_select, since indexing with a scalar tensor would wait for its value
+            token_id = input.flatten().index_select(0, position).long()
+            note = torch.cat([missing.any().long().view(1), position, token_id])
             if self._missing.device != note.device:
                 self._missing = self._missing.to(note.device)
             self._missing.copy_(torch.where(self._missing[0] > 0, self._missing, note))

@@ -1,0 +1,170 @@
+"""Paths around the lookup, each with ids below the partial size: an index error would catch only the others."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from accelerate.hooks import AlignDevicesHook, ModelHook, add_hook_to_module, remove_hook_from_module
+from small import batch, differing, small_model, train, twins, used_vocabulary
+from torch import Tensor, nn
+from transformers.models.idefics.modeling_idefics import IdeficsDecoupledEmbedding
+
+from leanvocab.errors import BypassError, ModelError
+from leanvocab.model import merge_, partial_state_dicts, shrink_
+from leanvocab.vocabulary import PartialVocabulary
+
+VOCABULARY = PartialVocabulary([0, 3, 5, 8], 9)
+LOW = torch.tensor([0, 3])  # ids that are kept, and below the partial size
+
+
+class Direct(nn.Module):
+    """Reads the weight of its table in a way of its own."""
+
+    def __init__(self, read: Any):
+        super().__init__()
+        self.table, self.read = nn.Embedding(9, 4), read
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.read(self.table, ids)
+
+
+READS = {
+    "F.embedding": lambda table, ids: F.embedding(ids, table.weight),
+    "indexing": lambda table, ids: table.weight[ids],
+    "index_select": lambda table, ids: table.weight.index_select(0, ids),
+    "data": lambda table, ids: F.embedding(ids, table.weight.data),
+    "detach": lambda table, ids: table.weight.detach()[ids],
+    "a head of its own": lambda table, ids: F.linear(table(ids), table.weight),
+    "matmul with T": lambda table, ids: table(ids) @ table.weight.T,
+    "after a lookup": lambda table, ids: table(ids) + F.embedding(ids, table.weight),
+}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("read", READS.values(), ids=READS.keys())
+def test_code_that_reads_the_weight_around_the_lookup_is_refused_by_name(read: Any, training: bool) -> None:
+    model = shrink_(Direct(read), VOCABULARY, embedding="table").train(training)
+    for _ in range(2):  # not only the first time
+        with pytest.raises(BypassError, match=r"Direct\.forward calls .* on the weight of table itself, around the lookup"):
+            model(LOW)
+
+
+def test_code_that_asks_about_the_weight_is_not_refused() -> None:
+    def ask(table: nn.Embedding, ids: Tensor) -> Tensor:
+        assert table.weight.dtype == torch.float32
+        assert table.weight.shape[1] == table.weight.size(1) == 4
+        assert table.weight.device.type == "cpu"
+        assert table.weight.requires_grad
+        assert table.weight.is_floating_point()
+        return table(ids)
+
+    full = Direct(ask)
+    model = shrink_(copy.deepcopy(full), VOCABULARY, embedding="table")
+    assert torch.equal(model(LOW), full(LOW))
+
+
+def test_the_watch_ends_after_a_forward_that_passed_in_each_mode() -> None:
+    model = shrink_(small_model(), used_vocabulary())
+    for training in (True, False):
+        model.train(training)(**batch())
+    guard = next(iter(model._forward_pre_hooks.values())).__self__
+    assert guard._passed == {True, False}
+    assert guard._watch is None
+
+
+def test_a_forward_that_raises_leaves_no_watch_behind() -> None:
+    model = shrink_(small_model(), used_vocabulary())
+    with pytest.raises(ValueError, match="Expected input batch_size"):
+        model(batch()["input_ids"], labels=torch.zeros(5, dtype=torch.int64))
+    assert torch.overrides._get_current_function_mode_stack() == []
+    full, _ = twins()
+    assert train(model)[0] == train(full)[0]
+
+
+def test_a_table_that_looks_rows_up_itself_is_refused_at_once() -> None:
+    model = nn.Sequential(IdeficsDecoupledEmbedding(9, 2, 4))
+    with pytest.raises(BypassError, match=r"0: IdeficsDecoupledEmbedding\.forward looks rows up in the weight itself"):
+        shrink_(model, VOCABULARY, embedding="0")
+
+
+def test_resizing_while_shrunk_is_refused_and_works_again_after_merging() -> None:
+    full, model = twins()
+    shrink_(model, used_vocabulary())
+    for each in (model, model.roberta):
+        with pytest.raises(BypassError, match=r"would be resized from its partial rows; call merge_\(model\), resize"):
+            each.resize_token_embeddings(510)
+    assert differing(full, model) == []
+    merge_(model).resize_token_embeddings(510)
+    assert model.roberta.embeddings.word_embeddings.weight.shape == (510, 48)
+
+
+@pytest.mark.parametrize("length", [4, 9, 3])
+def test_a_weight_of_another_length_is_refused_in_forward_saving_and_merging(length: int) -> None:
+    model = shrink_(nn.Sequential(nn.Embedding(9, 4)), PartialVocabulary([0, 3, 5, 7, 8], 9))
+    model[0].weight = nn.Parameter(torch.randn(length, 4))
+    for action in (lambda: model(LOW), model.state_dict):
+        with pytest.raises(BypassError, match=rf"0: the weight has {length} rows, expected the 5 of the partial vocabulary"):
+            action()
+    with pytest.raises(BypassError, match="its weight was replaced while the model was shrunk"):
+        merge_(model)
+
+
+def test_functional_call_takes_a_partial_state_dict_and_refuses_a_full_one() -> None:
+    full, model = twins()
+    ids = batch()["input_ids"]
+    expected = full.eval()(ids).logits
+    shrink_(model, used_vocabulary()).eval()
+    with partial_state_dicts(model):
+        partial = dict(model.state_dict())
+    assert torch.equal(torch.func.functional_call(model, partial, (ids,)).logits, expected)
+    with pytest.raises(BypassError, match="take the state dict within partial_state_dicts"):
+        torch.func.functional_call(model, dict(model.state_dict()), (ids,))
+
+
+class Doubling(ModelHook):
+    def post_forward(self, module: nn.Module, output: Tensor) -> Tensor:
+        return output * 2
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_an_accelerate_hook_keeps_working_and_shadows_no_lookup(when: str) -> None:
+    """Trap: the hook keeps a bound forward of the class that the module had when it was added."""
+    full, model = (nn.Sequential(nn.Embedding(9, 4)) for _ in range(2))
+    model.load_state_dict(full.state_dict())
+    if when == "before":
+        add_hook_to_module(model[0], Doubling())
+    shrink_(model, VOCABULARY)
+    if when == "after":
+        add_hook_to_module(model[0], Doubling())
+    assert torch.equal(model(torch.tensor([8, 0, 3])), 2 * full(torch.tensor([8, 0, 3])))
+    merge_(model)
+    assert torch.equal(model(torch.tensor([8, 1, 3])), 2 * full(torch.tensor([8, 1, 3])))
+    remove_hook_from_module(model[0])
+    assert torch.equal(model(torch.tensor([8, 1, 3])), full(torch.tensor([8, 1, 3])))
+
+
+def test_a_hook_that_is_removed_while_shrunk_leaves_the_lookup_right_after_merging() -> None:
+    model = nn.Sequential(nn.Embedding(9, 4))
+    expected = model(torch.tensor([8, 1, 3]))
+    add_hook_to_module(model[0], Doubling())
+    shrink_(model, VOCABULARY)
+    remove_hook_from_module(model[0])
+    assert torch.equal(model(torch.tensor([8, 3])), expected[[0, 2]])
+    merge_(model)
+    assert torch.equal(model(torch.tensor([8, 1, 3])), expected)
+
+
+def test_a_forward_replaced_on_the_instance_is_refused() -> None:
+    model = nn.Sequential(nn.Embedding(9, 4))
+    model[0].forward = lambda ids: F.embedding(ids, model[0].weight)
+    with pytest.raises(BypassError, match="its forward was replaced on the instance"):
+        shrink_(model, VOCABULARY)
+
+
+def test_an_offloaded_table_is_refused() -> None:
+    model = nn.Sequential(nn.Embedding(9, 4))
+    add_hook_to_module(model[0], AlignDevicesHook(execution_device="cpu", offload=True, weights_map={"weight": model[0].weight}))
+    with pytest.raises(ModelError, match="offloaded by accelerate; shrink the model before it is dispatched"):
+        shrink_(model, VOCABULARY, embedding="0")
