@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from leanvocab.counts import TokenCounts
-from leanvocab.errors import ModelError, VocabularyError
+from leanvocab.errors import ModelError, SettingsError, VocabularyError
 from leanvocab.vocabulary import PartialVocabulary
 
 if TYPE_CHECKING:
@@ -217,14 +217,15 @@ def estimate_memory(
 
     Raises:
         VocabularyError: the vocabulary is not of the table's size.
-        ModelError: an unknown optimizer, precision or class; or what `shrink_` refuses, `TiedOutputError` among them.
+        SettingsError: an unknown optimizer or precision.
+        ModelError: an unknown class; or what `shrink_` refuses, `TiedOutputError` among them.
 
     Source: Tables 2 and 5 of the paper count parameters in the same way.
     """
     if optimizer not in OPTIMIZERS:
-        raise ModelError(f"unknown optimizer {optimizer!r}: expected one of {', '.join(OPTIMIZERS)}")
+        raise SettingsError(f"unknown optimizer {optimizer!r}: expected one of {', '.join(OPTIMIZERS)}")
     if precision not in (None, "fp32", "bf16", "mixed"):
-        raise ModelError(f"unknown precision {precision!r}: expected fp32, bf16, mixed or None (as the model is)")
+        raise SettingsError(f"unknown precision {precision!r}: expected fp32, bf16, mixed or None (as the model is)")
     module, label = _as_module(model, auto_class)
     tables = _find_tables(module, vocabulary, embedding)
     full, partial = (_parameters(module, tables, kept, precision) for kept in (False, True))

@@ -11,7 +11,7 @@ import transformers
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import leanvocab as lv
-from leanvocab.errors import ModelError, TiedOutputError, VocabularyError
+from leanvocab.errors import ModelError, SettingsError, TiedOutputError, VocabularyError
 from leanvocab.memory import OPTIMIZERS, format_bytes
 from leanvocab.peak import record_peak
 
@@ -133,6 +133,12 @@ def test_a_module_is_estimated_in_its_own_dtypes_unless_told_otherwise():
     assert own.precision == "bfloat16, float32"
     assert own.full.weights_bytes == sum(p.nbytes for p in model.parameters())
     assert lv.estimate_memory(model, KEPT_ROWS, precision="fp32").full.weights_bytes == 4 * own.full.num_parameters
+
+
+def test_a_config_is_estimated_in_the_dtype_that_it_names():
+    estimate = lv.estimate_memory(tiny_config(dtype="bfloat16"), KEPT_ROWS)
+    assert estimate.precision == "bfloat16"
+    assert estimate == lv.estimate_memory(tiny_model().bfloat16(), KEPT_ROWS)
 
 
 class CastBytes(TorchDispatchMode):
@@ -289,7 +295,7 @@ def test_a_vocabulary_that_does_not_fit_is_an_error(kept, message):
     ],
 )
 def test_an_argument_that_is_not_known_is_an_error_that_says_what_is(arguments, message):
-    with pytest.raises(ModelError, match=message):
+    with pytest.raises((ModelError, SettingsError), match=message):
         lv.estimate_memory(tiny_config(), KEPT_ROWS, **arguments)
 
 
