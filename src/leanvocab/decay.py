@@ -25,6 +25,7 @@ class DecayReplay:
         self._optimizer_class: type[Optimizer] | None = None
         self._first_state: dict[str, Any] = {}  # the parameter's state before the first logged step, without its rows
         self._row_keys: list[str] = []
+        self._at_rest: dict[str, float] = {}
         self._device = torch.device("cpu")
 
     @property
@@ -45,6 +46,7 @@ class DecayReplay:
             self._row_keys = [key for key, value in state.items() if is_row_shaped(value, weight)]
             self._first_state = {key: _copied(value) for key, value in state.items() if key not in self._row_keys}
             self._optimizer_class, self._device = type(optimizer), weight.device
+            self._at_rest = states_at_rest(optimizer, group)
         elif type(optimizer) is not self._optimizer_class:
             raise OptimizerError(
                 f"decay_unused_rows=True replays one optimizer, and {type(optimizer).__name__} steps after "
@@ -60,7 +62,8 @@ class DecayReplay:
             weight, state = self._stepped(start, rows)
             rows_writer.put(start, weight.detach())
             for key, value in state.items():
-                if is_row_shaped(value, weight) and (key in state_writers or bool(value.any())):
+                rest = self._at_rest.get(key, 0.0)
+                if is_row_shaped(value, weight) and (rest or key in state_writers or bool(value.any())):
                     if key not in state_writers:
                         state_writers[key] = RowWriter(store.shape, value.dtype, directory)
                     state_writers[key].put(start, value)
@@ -72,9 +75,7 @@ class DecayReplay:
         weight = nn.Parameter(rows.to(self._device, copy=True))
         weight.grad = torch.zeros_like(weight)
         assert self._optimizer_class is not None
-        accepted = inspect.signature(self._optimizer_class).parameters
-        options = {key: value for key, value in self._log[0].items() if key in accepted}
-        optimizer = self._optimizer_class([weight], **options)
+        optimizer = self._optimizer_class([weight], **accepted(self._optimizer_class, self._log[0]))
         if self._first_state or self._row_keys:
             state = {key: _copied(value) for key, value in self._first_state.items()}
             optimizer.state[weight] = state | {key: self._state_rows(key, start, weight) for key in self._row_keys}
@@ -85,13 +86,32 @@ class DecayReplay:
 
     def _state_rows(self, key: str, start: int, weight: Tensor) -> Tensor:
         if key not in self.states:
-            return torch.zeros_like(weight, requires_grad=False)
+            return torch.full_like(weight, self._at_rest.get(key, 0.0), requires_grad=False)
         return self.states[key].rows(torch.arange(start, start + len(weight))).to(weight.device)
 
 
 def is_row_shaped(value: Any, weight: Tensor) -> bool:
     """Whether an optimizer's state has one entry per element of `weight`."""
     return isinstance(value, Tensor) and value.shape == weight.shape and value.ndim > 0
+
+
+def states_at_rest(optimizer: Optimizer, group: dict[str, Any]) -> dict[str, float]:
+    """What the optimizer holds per row for a row that never had a gradient: mostly zero; found out on one such row."""
+    weight = nn.Parameter(torch.zeros(1, 1))
+    weight.grad = torch.zeros(1, 1)
+    try:
+        options = accepted(type(optimizer), {key: _plain(value) for key, value in group.items()}) | {"weight_decay": 0.0}
+        witness = type(optimizer)([weight], **accepted(type(optimizer), options))
+        witness.step()
+    except Exception:  # a class that cannot be tried; it has been announced as such
+        return {}
+    return {key: float(value) for key, value in witness.state[weight].items() if is_row_shaped(value, weight)}
+
+
+def accepted(optimizer_class: type[Optimizer], hyperparameters: dict[str, Any]) -> dict[str, Any]:
+    """Those hyperparameters of a group that the constructor takes; some classes put others there too."""
+    names = inspect.signature(optimizer_class).parameters
+    return {key: value for key, value in hyperparameters.items() if key in names and key != "params"}
 
 
 def _copied(value: Any) -> Any:

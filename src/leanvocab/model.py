@@ -331,19 +331,41 @@ class _RefuseResize:
         )
 
 
+class _FullNumParameters:
+    """`num_parameters()` of the full model while it is shrunk: transformers writes that number into a shard index."""
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+
+    def __call__(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        count: int = type(self.model).num_parameters(self.model, only_trainable, exclude_embeddings)  # type: ignore[operator]
+        if exclude_embeddings:
+            return count
+        weights = {id(module.weight): module for module in self.model.modules() if isinstance(module, RemapEmbedding)}
+        absent = (
+            (module.table.full_size - module.table.num_rows) * module.embedding_dim
+            for module in weights.values()
+            if module.weight.requires_grad or not only_trainable
+        )
+        return count + sum(absent)
+
+
 def _watch(model: nn.Module, tables: list[InputTable]) -> None:
     paths = [path for table in tables for path in table.paths]
     modules = [module for table in tables for module in table.modules]
     Guard(model, modules, paths)  # type: ignore[arg-type]
     for module in model.modules():
-        if hasattr(type(module), "resize_token_embeddings") and any(isinstance(m, RemapEmbedding) for m in module.modules()):
-            module.resize_token_embeddings = _RefuseResize(tables[0].name)
+        if any(isinstance(each, RemapEmbedding) for each in module.modules()):
+            if hasattr(type(module), "resize_token_embeddings"):
+                object.__setattr__(module, "resize_token_embeddings", _RefuseResize(tables[0].name))
+            if hasattr(type(module), "num_parameters"):
+                object.__setattr__(module, "num_parameters", _FullNumParameters(module))
         refuse_merging_adapters(module)
 
 
 def _unwatch(model: nn.Module) -> None:
     for module in model.modules():
-        for name in ("resize_token_embeddings", "merge"):
+        for name in ("resize_token_embeddings", "num_parameters", "merge"):
             if type(module.__dict__.get(name)).__module__.startswith("leanvocab."):
                 del module.__dict__[name]
         for hook in list(module._forward_pre_hooks.values()):

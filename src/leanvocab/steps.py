@@ -5,7 +5,6 @@ loaded, are sliced; optimizers that mix rows or decay them are announced; decay 
 optimizer's `state_dict()` is full too, with zeros for unused rows, which is what ordinary training holds there.
 """
 
-import inspect
 import warnings
 import weakref
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn, optim
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
-from leanvocab.decay import is_row_shaped
+from leanvocab.decay import accepted, is_row_shaped, states_at_rest
 from leanvocab.embedding import RemapEmbedding, Table, shrunk_modules
 from leanvocab.errors import LeanVocabWarning, OptimizerError
 from leanvocab.rows import RowStore, put_rows, take_rows, zero_pages
@@ -132,10 +131,8 @@ def is_row_separable(optimizer: Optimizer) -> bool | None:
 def _keeps_rows_apart(optimizer: Optimizer) -> bool:
     kept, start = torch.tensor([0, 2, 5]), torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
     full, partial = nn.Parameter(start.clone()), nn.Parameter(start[kept].clone())
-    accepted = inspect.signature(type(optimizer)).parameters
-    options = {key: value for key, value in optimizer.param_groups[0].items() if key in accepted and key != "params"}
-    if "weight_decay" in options:
-        options["weight_decay"] = 0.0  # decay of unused rows is announced by itself
+    hyperparameters = optimizer.param_groups[0] | {"weight_decay": 0.0}  # decay of unused rows is announced by itself
+    options = accepted(type(optimizer), hyperparameters)
     both = [type(optimizer)([full], **options), type(optimizer)([partial], **options)]
     for step in range(3):
         partial.grad = torch.randn(3, 4, generator=torch.Generator().manual_seed(1 + step))
@@ -153,8 +150,10 @@ def hand_over(optimizer: Optimizer, replaced: nn.Parameter, replacement: nn.Para
     """Puts `replacement` where the optimizer holds `replaced`; the states come along as they are."""
     for group in optimizer.param_groups:
         group["params"] = [replacement if parameter is replaced else parameter for parameter in group["params"]]
-    if replaced in optimizer.state:
-        optimizer.state[replacement] = optimizer.state.pop(replaced)
+    states = list(optimizer.state.items())
+    optimizer.state.clear()
+    for parameter, state in states:  # in the order in which they were, which is the order in a saved file
+        optimizer.state[replacement if parameter is replaced else parameter] = state
 
 
 def check_states(optimizer: Optimizer, table: Table, parameter: nn.Parameter) -> None:
@@ -168,13 +167,18 @@ def check_states(optimizer: Optimizer, table: Table, parameter: nn.Parameter) ->
                 f"{table.full_size:,} (full) or {table.num_rows:,} (partial); resume from a checkpoint of this model"
             )
         if value.shape[0] == table.full_size and value.ndim > 1 and value.shape[1] > 1 and table.decay is None:
-            _check_nothing_lost(optimizer, table, key, value)
+            _check_nothing_lost(optimizer, table, key, value, _at_rest(optimizer, parameter).get(key, 0.0))
 
 
-def _check_nothing_lost(optimizer: Optimizer, table: Table, key: str, value: Tensor) -> None:
+def _at_rest(optimizer: Optimizer, parameter: Tensor) -> dict[str, float]:
+    groups = [group for group in optimizer.param_groups if any(each is parameter for each in group["params"])]
+    return states_at_rest(optimizer, groups[0]) if groups else {}
+
+
+def _check_nothing_lost(optimizer: Optimizer, table: Table, key: str, value: Tensor, at_rest: float) -> None:
     outside = torch.ones(table.full_size, dtype=torch.bool, device=value.device)
     outside[table.token_ids.to(value.device)] = False
-    moving = (value != _state_at_rest(optimizer, key)).any(1) & outside
+    moving = (value != at_rest).any(1) & outside
     if bool(moving.any()):
         first = int(moving.nonzero()[0])
         raise OptimizerError(
@@ -210,24 +214,23 @@ def give_full_states(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
 
 def full_states(optimizer: Optimizer, table: Table, weight: Tensor, state: dict[str, Any]) -> dict[str, Any]:
     """The states with those of partial size in full, on CPU, in memory that unused rows do not take."""
-    if table.decay is not None:
-        table.settle_decay()
+    table.settle_decay()
+    at_rest = _at_rest(optimizer, weight)
     return {
-        key: _full_state(optimizer, table, weight, key, value)
+        key: _full_state(table, weight, key, value, at_rest.get(key, 0.0))
         if _has_rows(key, value) and value.shape[0] == table.num_rows
         else value
         for key, value in state.items()
     }
 
 
-def _full_state(optimizer: Optimizer, table: Table, weight: Tensor, key: str, value: Tensor) -> Tensor:
+def _full_state(table: Table, weight: Tensor, key: str, value: Tensor, at_rest: float) -> Tensor:
     if table.decay is not None and key in table.decay.states and is_row_shaped(value, weight):
         full = table.decay.states[key].private_view()
     else:
         full = zero_pages((table.full_size, *value.shape[1:]), value.dtype)
-        rest = _state_at_rest(optimizer, key)
-        if rest:
-            full.fill_(rest)
+        if at_rest:
+            full.fill_(at_rest)
     put_rows(full, table.token_ids, value)
     return full
 
@@ -235,8 +238,3 @@ def _full_state(optimizer: Optimizer, table: Table, weight: Tensor, key: str, va
 def _has_rows(key: str, value: Any) -> bool:
     """Whether a state has one entry, or one line, per row. Adafactor's column statistics have none, whatever their length."""
     return isinstance(value, Tensor) and value.ndim > 0 and value.numel() > 1 and value.shape[0] > 1 and "col" not in key
-
-
-def _state_at_rest(optimizer: Optimizer, key: str) -> float:
-    """What ordinary training holds for a row that never had a gradient."""
-    return float(optimizer.defaults.get("initial_accumulator_value", 0)) if key == "sum" else 0.0
