@@ -1,0 +1,191 @@
+"""Trainer checkpoints: byte for byte those of an ordinary run, and resumed from in every way, each in a fresh process."""
+
+import concurrent.futures
+import json
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small import small_model, used_vocabulary
+from transformers import Trainer, TrainingArguments
+
+import leanvocab as lv
+from leanvocab.errors import NotShrunkError, OptimizerError
+
+RUNNER = Path(__file__).parents[1] / "support" / "trainer_run.py"
+BYTE_IDENTICAL = {"model.safetensors", "config.json", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"}
+ALL_IDS = list(range(500))
+
+
+def run(**options: Any) -> dict[str, Any]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "error::UserWarning:leanvocab", str(RUNNER), json.dumps(options)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]  # a run that died of wrong shapes would show here
+    result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return result
+
+
+def run_all(runs: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    with concurrent.futures.ThreadPoolExecutor(max_workers=2) as pool:
+        return dict(zip(runs, pool.map(lambda options: run(**options), runs.values()), strict=True))
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def same_files(first: Path, second: Path) -> list[str]:
+    """Names of files that are not the same in both folders, but for the path of the run itself and its clock."""
+    left, right = files(first), files(second)
+    for each, folder in ((left, first.parent), (right, second.parent)):
+        each.pop("training_args.bin", None)  # a pickle with that path in it
+        if "trainer_state.json" in each:
+            each["trainer_state.json"] = without_clock(each["trainer_state.json"].replace(str(folder).encode(), b""))
+    return sorted(name for name in left.keys() | right.keys() if left.get(name) != right.get(name))
+
+
+def without_clock(state: bytes) -> bytes:
+    content = json.loads(state)
+    for entry in content["log_history"]:
+        for clock in ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second"):
+            entry.pop(clock, None)
+    return json.dumps(content).encode()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict[str, Any]]]:
+    """An ordinary run and shrunk ones, eight steps each, with a checkpoint every two."""
+    folder = tmp_path_factory.mktemp("runs")
+    small_model().save_pretrained(folder / "base")
+    base = str(folder / "base")
+    options = {
+        "full": {"library": False},
+        "shrunk": {"token_ids": "used"},
+        "full-best": {"best": True},
+        "shrunk-best": {"token_ids": "used", "best": True},
+        "full-decay": {"decay": 0.1},
+        "shrunk-decay": {"token_ids": "used", "decay": 0.1},
+    }
+    return folder, run_all({name: {"base": base, "output": str(folder / name), **each} for name, each in options.items()})
+
+
+@pytest.mark.parametrize("kind", ["", "-best", "-decay"])
+def test_every_checkpoint_and_the_final_model_are_byte_for_byte_those_of_an_ordinary_run(
+    runs: tuple[Path, dict[str, dict[str, Any]]], kind: str
+) -> None:
+    folder, results = runs
+    assert results[f"full{kind}"] == results[f"shrunk{kind}"]
+    assert len(results[f"full{kind}"]["losses"]) == 8
+    for step in (2, 4, 6, 8):
+        ordinary = folder / f"full{kind}" / f"checkpoint-{step}"
+        assert files(ordinary).keys() >= BYTE_IDENTICAL
+        assert same_files(ordinary, folder / f"shrunk{kind}" / f"checkpoint-{step}") == []
+    assert same_files(folder / f"full{kind}" / "final", folder / f"shrunk{kind}" / "final") == []
+
+
+def test_a_run_is_resumed_from_any_checkpoint_in_any_kind_of_run(runs: tuple[Path, dict[str, dict[str, Any]]]) -> None:
+    folder, results = runs
+    base = str(folder / "base")
+    seen = json.loads(json.dumps(ALL_IDS))
+    resumes = {
+        "shrunk from its own": {"resume": folder / "shrunk" / "checkpoint-4", "token_ids": "used"},
+        "ordinary, leanvocab not installed": {"resume": folder / "shrunk" / "checkpoint-4", "library": False},
+        "a larger vocabulary": {"resume": folder / "shrunk" / "checkpoint-4", "token_ids": seen[:499]},
+        "every row kept": {"resume": folder / "shrunk" / "checkpoint-4", "token_ids": seen},
+        "an ordinary run's checkpoint in a shrunk run": {"resume": folder / "full" / "checkpoint-4", "token_ids": "used"},
+        "with decay, from its own": {"resume": folder / "shrunk-decay" / "checkpoint-4", "token_ids": "used", "decay": 0.1},
+        "with decay, ordinary": {"resume": folder / "shrunk-decay" / "checkpoint-4", "decay": 0.1, "library": False},
+        "with decay, an ordinary run's": {"resume": folder / "full-decay" / "checkpoint-4", "token_ids": "used", "decay": 0.1},
+    }
+    names = {name: name.replace(" ", "-").replace(",", "").replace("'", "") for name in resumes}
+    resumed = run_all(
+        {
+            name: {"base": base, "output": str(folder / names[name]), **each, "resume": str(each["resume"])}
+            for name, each in resumes.items()
+        }
+    )
+    for name, result in resumed.items():
+        kind = "full-decay" if "decay" in name else "full"
+        assert "error" not in result, (name, result)
+        assert result["losses"] == results[kind]["losses"], name
+        wrong = same_files(folder / kind / "checkpoint-8", folder / names[name] / "checkpoint-8")
+        assert set(wrong) <= {"trainer_state.json"}, name  # a resumed run's log may differ in what it says of the resume
+        assert same_files(folder / kind / "final", folder / names[name] / "final") == []
+
+
+def test_resuming_with_a_vocabulary_that_lacks_trained_rows_is_refused_before_a_step(
+    runs: tuple[Path, dict[str, dict[str, Any]]],
+) -> None:
+    folder, _ = runs
+    generator = torch.Generator().manual_seed(7)
+    used = torch.randint(3, 500, (32, 12), generator=generator).unique().tolist()
+    unused = next(i for i in range(500) if i not in used)
+    others = {"smaller": used[:-1], "of the same size": [*used[:-1], unused]}
+    results = run_all(
+        {
+            name: {
+                "base": str(folder / "base"),
+                "output": str(folder / f"other-{len(name)}"),
+                "token_ids": sorted(ids),
+                "resume": str(folder / "shrunk" / "checkpoint-4"),
+            }
+            for name, ids in others.items()
+        }
+    )
+    for result in results.values():
+        assert result["error"] in ("OptimizerError", "MissingTokenError"), result
+        assert not list(folder.glob("other-*/checkpoint-6"))
+    assert "ordinary training would go on moving those rows" in results["smaller"]["message"] + results["of the same size"]["message"]
+
+
+def arguments(folder: Path, **options: Any) -> TrainingArguments:
+    return TrainingArguments(str(folder), max_steps=1, report_to=[], use_cpu=True, disable_tqdm=True, **options)
+
+
+def rows() -> list[dict[str, Any]]:
+    from small import batch
+
+    inputs = batch()
+    return [{"input_ids": i, "labels": label} for i, label in zip(inputs["input_ids"], inputs["labels"], strict=True)]
+
+
+def test_the_callback_shrinks_the_trainers_model(tmp_path: Path) -> None:
+    model = small_model()
+    trainer = Trainer(
+        model, arguments(tmp_path), train_dataset=rows(), callbacks=[lv.LeanVocabCallback(used_vocabulary(), on_missing="error")]
+    )
+    assert lv.status(model).tables[0].on_missing == "error"
+    trainer.train()
+    assert lv.status(model)
+
+
+def test_the_callback_refuses_to_train_a_model_that_is_not_shrunk(tmp_path: Path) -> None:
+    trainer = Trainer(small_model(), arguments(tmp_path), train_dataset=rows(), callbacks=[lv.LeanVocabCallback()])
+    with pytest.raises(NotShrunkError, match="is not shrunk, though LeanVocabCallback is there"):
+        trainer.train()
+
+
+def test_the_callback_refuses_an_optimizer_that_does_not_hold_the_partial_table(tmp_path: Path) -> None:
+    model = small_model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
+    lv.shrink_(model, used_vocabulary())
+    trainer = Trainer(
+        model, arguments(tmp_path), train_dataset=rows(), callbacks=[lv.LeanVocabCallback()], optimizers=(optimizer, None)
+    )
+    with pytest.raises(OptimizerError, match="does not hold the partial table"):
+        trainer.train()
+
+
+def test_an_optimizer_that_mixes_rows_is_announced_in_a_trainer_without_any_callback(tmp_path: Path) -> None:
+    model = lv.shrink_(small_model(), used_vocabulary())
+    trainer = Trainer(model, arguments(tmp_path, optim="adafactor"), train_dataset=rows())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.train()
+    assert len([w for w in caught if "Adafactor is not row-separable" in str(w.message)]) == 1
