@@ -1,0 +1,106 @@
+"""LoRA, modules_to_save and LoRA on the embedding itself, with shrinking before and after."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, TrainableTokensConfig, get_peft_model
+from small import batch, differing, small_model, train, used_vocabulary
+from torch import nn
+
+from leanvocab.errors import BypassError, TiedOutputError
+from leanvocab.model import merge_, shrink_, status
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "LoRA": {"target_modules": ["q_proj", "v_proj"]},
+    "modules_to_save": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+    "LoRA on the embedding": {"target_modules": ["q_proj", "embed_tokens"]},
+}
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Setting `save_embedding_layers` to `True`:UserWarning",  # peft says so whenever an embedding is targeted
+    "ignore:.*is_gradient_checkpointing.*:FutureWarning",  # peft 0.21 reads a name that transformers 5.23 has deprecated
+)
+
+
+def adapted(name: str, order: str | None) -> nn.Module:
+    """A LoRA model; shrunk "before" or "after" the adapter is put on, or not at all."""
+    model = small_model("llama")
+    if order == "before":
+        shrink_(model, used_vocabulary())
+    torch.manual_seed(3)
+    wrapped: nn.Module = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", lora_dropout=0.1, **CONFIGS[name]))  # type: ignore[arg-type]
+    if order == "after":
+        shrink_(wrapped, used_vocabulary())
+    return wrapped
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_an_adapter_trains_saves_and_merges_as_on_the_unshrunk_model(name: str, order: str, tmp_path: Path) -> None:
+    full, model = adapted(name, None), adapted(name, order)
+    assert train(full)[0] == train(model)[0]
+    assert differing(full, model) == []
+    for each, folder in ((full, "full"), (model, "shrunk")):
+        each.save_pretrained(tmp_path / folder)
+        for path in (tmp_path / "full").iterdir():
+            assert path.name == "README.md" or path.read_bytes() == (tmp_path / folder / path.name).read_bytes()
+    merge_(model)
+    assert differing(full, model) == []
+    assert differing(full.merge_and_unload(), model.merge_and_unload()) == []
+    assert not status(model)
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_the_adapter_of_a_shrunk_model_loads_on_the_full_base(order: str, tmp_path: Path) -> None:
+    model = adapted("modules_to_save", order)
+    train(model)
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(small_model("llama"), tmp_path)
+    assert torch.equal(loaded.eval()(**batch()).logits, model.eval()(**batch()).logits)
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_merging_lora_into_a_partial_embedding_is_refused_by_name_and_works_after_merging_the_table(order: str) -> None:
+    full, model = adapted("LoRA on the embedding", None), adapted("LoRA on the embedding", order)
+    train(full), train(model)
+    with pytest.raises(BypassError, match=r"an adapter on a partial vocabulary matrix cannot be merged into it.*merge_\(model\) first"):
+        model.merge_and_unload()
+    merge_(model)
+    assert differing(full.merge_and_unload(), model.merge_and_unload()) == []
+
+
+def test_shrinking_under_trainable_tokens_is_refused_by_name() -> None:
+    model = get_peft_model(small_model("llama"), TrainableTokensConfig(token_indices=[3, 5], target_modules=["embed_tokens"]))
+    with pytest.raises(BypassError, match=r"TrainableTokens.* looks ids up in the weight itself"):
+        shrink_(model, used_vocabulary())
+
+
+def test_trainable_tokens_on_a_shrunk_table_are_refused_by_name_with_ids_below_the_partial_size() -> None:
+    model = shrink_(small_model("llama"), used_vocabulary())
+    low = [3, 5, 30]
+    assert max(low) < len(used_vocabulary())
+    wrapped = get_peft_model(model, TrainableTokensConfig(token_indices=low, target_modules=["embed_tokens"]))
+    with pytest.raises(BypassError, match=r"TrainableTokensLayer\.\w+ calls .* on the weight of model.embed_tokens"):
+        wrapped(**batch())
+
+
+def test_an_adapter_that_is_put_on_after_a_forward_passed_is_watched_again() -> None:
+    model = shrink_(small_model("llama"), used_vocabulary())
+    for training in (True, False):
+        model.train(training)(**batch())
+    wrapped = get_peft_model(model, TrainableTokensConfig(token_indices=[3, 5, 30], target_modules=["embed_tokens"]))
+    for training in (True, False):
+        with pytest.raises(BypassError):
+            wrapped.train(training)(**batch())
+
+
+def test_a_tied_model_under_lora_is_refused_as_it_is_without() -> None:
+    model = small_model("llama-lm", tie_word_embeddings=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft warns of ties in words of its own
+        wrapped = get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(TiedOutputError):
+        shrink_(wrapped, used_vocabulary())
