@@ -1,41 +1,75 @@
-"""Prints how many pairs of architecture and task held, and why others did not."""
+"""Prints how many pairs of architecture and task held, why others did not, and how often norms were rounded apart."""
 
 from collections import Counter, defaultdict
 from typing import Any
 
 import pytest
 
-_reports: dict[str, pytest.TestReport] = {}  # of one session: pair → its report
-_TEST = "test_a_shrunk_model_computes_trains_saves_and_merges_as_the_full_one["
+_pairs: dict[str, pytest.TestReport] = {}  # of one session: pair → its report
+_tied: list[str] = []  # how many tied models were refused, by task
+_norms: dict[bool, list[tuple[float, float]]] = defaultdict(list)  # whether the dimension is a multiple of 16 → norms
+_PAIR_TEST = "test_a_shrunk_model_computes_trains_saves_and_merges_as_the_full_one["
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     name = report.nodeid.rpartition("::")[2]
-    if name.startswith(_TEST) and (report.when == "call" or report.outcome == "skipped"):
-        _reports[name[len(_TEST) : -1]] = report
+    if name.startswith(_PAIR_TEST) and (report.when == "call" or report.outcome == "skipped"):
+        _pairs[name[len(_PAIR_TEST) : -1]] = report
+    properties: dict[str, Any] = dict(report.user_properties) if report.when == "call" else {}
+    if "norms" in properties:
+        is_multiple, norms = properties["norms"]
+        _norms[is_multiple] += norms
+    if "tied" in properties:
+        _tied.append(properties["tied"])
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    if not _reports:
-        return
+    if _pairs:
+        terminalreporter.section("architectures: shrunk beside full, bit for bit")
+        for line in _lines_on_pairs():
+            terminalreporter.write_line(line)
+    if _tied:
+        terminalreporter.write_line(f"models with a tied output layer that were refused: {', '.join(_tied)}")
+    if _norms:
+        terminalreporter.section("training with clipping: gradient norms, shrunk beside full")
+        for line in _lines_on_norms():
+            terminalreporter.write_line(line)
+
+
+def _lines_on_pairs() -> list[str]:
     tasks: dict[str, Counter[str]] = defaultdict(Counter)
     reasons: dict[str, list[str]] = defaultdict(list)
-    norms: Counter[bool] = Counter()
-    for name, report in _reports.items():
-        properties = dict(report.user_properties)
+    flags: dict[str, Counter[bool]] = defaultdict(Counter)
+    for name, report in _pairs.items():
+        properties: dict[str, Any] = dict(report.user_properties)
         outcome, reason = _outcome(report, properties)
         tasks[next(task for task in _tasks() if name.endswith(task))][outcome] += 1
-        norms.update(properties.get("equal_norms", []))
         if reason:
             reasons[f"{outcome}: {reason}"].append(name)
-    terminalreporter.section("architectures: shrunk beside full, bit for bit")
+        for flag in ("equal_norms", "dropout"):
+            flags[flag].update(properties.get(flag, []))
     total: Counter[str] = sum(tasks.values(), Counter())
+    lines = []
     for task, counted in [*tasks.items(), ("all", total)]:
         others = ", ".join(f"{number} {outcome}" for outcome, number in counted.items() if outcome != "held")
-        terminalreporter.write_line(f"{task:24} {counted['held']:3} of {counted.total():3} held{others and '; ' + others}")
-    terminalreporter.write_line(f"gradient norms equal to the last bit: {norms[True]} of {norms.total()} steps")
-    for reason, names in reasons.items():
-        terminalreporter.write_line(f"{reason}\n    {' '.join(names)}")
+        lines.append(f"{task:24} {counted['held']:3} of {counted.total():3} held{others and '; ' + others}")
+    lines.append(
+        f"gradient norms equal to the last bit in {flags['equal_norms'][True]} of {flags['equal_norms'].total()} steps"
+    )
+    lines.append(
+        f"dropout (or another draw of chance) was on in {flags['dropout'][True]} of {flags['dropout'].total()} models"
+    )
+    return lines + [f"{reason}\n    {' '.join(names)}" for reason, names in reasons.items()]
+
+
+def _lines_on_norms() -> list[str]:
+    lines = []
+    for is_multiple, norms in _norms.items():
+        different = [abs(full - lean) / full for full, lean in norms if full != lean]
+        which = "a multiple of 16" if is_multiple else "other"
+        largest = f", relative difference at most {max(different):.1e}" if different else ""
+        lines.append(f"dimension {which}: rounded otherwise in {len(different)} of {len(norms)} steps{largest}")
+    return lines
 
 
 def _tasks() -> list[str]:

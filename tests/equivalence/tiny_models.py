@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import re
 import zlib
 from collections.abc import Callable, Iterator
@@ -66,7 +65,7 @@ ALWAYS: list[tuple[str, Any]] = [
     (r"^head_dim$", 8),
     (r"^num_key_value_heads$", 4),
     # Dropout is on wherever the config has it; what drops whole layers or paths stays as it is.
-    (r"layer_?drop$|drop_path|token_dropout|pooler_dropout", KEEP),
+    (r"layer_?drop$|drop_path", KEEP),
     (r"drop_?out|pdrop$|^dropout", DROPOUT),
 ]
 AT_MOST: list[tuple[str, Any]] = [
@@ -177,44 +176,93 @@ OVERRIDES = [
     Override("gpt_neo", "a list of as many layers as there are", {"attention_types": [[["global", "local"], 1]]}),
     Override("layoutlmv3", "4 × coordinate + 2 × shape is the hidden size", {"coordinate_size": 6, "shape_size": 4}),
     Override("lilt", "the hidden size is divided by 6 and by 4", {"hidden_size": 48}),
-    Override("markuplm", "ids of tags and subscripts", {"max_xpath_tag_unit_embeddings": 256, "tag_pad_id": 216,
-             "max_xpath_subs_unit_embeddings": 1024, "subs_pad_id": 1001}),
+    Override(
+        "markuplm",
+        "ids of tags and subscripts",
+        {
+            "max_xpath_tag_unit_embeddings": 256,
+            "tag_pad_id": 216,
+            "max_xpath_subs_unit_embeddings": 1024,
+            "subs_pad_id": 1001,
+        },
+    ),
     Override("roc_bert", "the pad id also pads these", {"shape_vocab_size": 310, "pronunciation_vocab_size": 320}),
     Override("cpmant", "few rows for prompts", {"prompt_types": 4, "prompt_length": 4}),
-    Override("big_bird bigbird_pegasus", "blocks that fit, so that attention is sparse", {"block_size": 1,
-             "num_random_blocks": 1}),
+    Override(
+        "big_bird bigbird_pegasus",
+        "blocks that fit, so that attention is sparse",
+        {"block_size": 1, "num_random_blocks": 1},
+    ),
     Override("mobilebert", "half of its output layer is wider than its table", {"embedding_size": 16}),
-    Override("gemma4", "as in its larger models; with tables for each layer it is refused",
-             {"text_config.hidden_size_per_layer_input": 0}),
+    Override(
+        "gemma4",
+        "as in its larger models; with tables for each layer it is refused",
+        {"text_config.hidden_size_per_layer_input": 0},
+    ),
     Override("xmod", "an adapter for a language", {"default_language": "en_XX"}),
-    Override("zamba zamba2", "two layers that share", {"num_hidden_layers": 3,
-             "layers_block_type": ["linear_attention", "hybrid", "hybrid"]}),
-    Override("dots1 deepseek_v2", "the router has no default", {"num_experts_per_tok": 2, "n_routed_experts": 4,
-             "n_shared_experts": 1}),
+    Override(
+        "zamba zamba2",
+        "two layers that share",
+        {"num_hidden_layers": 3, "layers_block_type": ["linear_attention", "hybrid", "hybrid"]},
+    ),
+    Override(
+        "dots1 deepseek_v2",
+        "the router has no default",
+        {"num_experts_per_tok": 2, "n_routed_experts": 4, "n_shared_experts": 1},
+    ),
     Override("lfm2_moe", "no default layers", {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1}),
     Override("mamba2", "heads × their size is the inner size", {"num_heads": 8, "head_dim": 8}),
     Override("nemotron_h", "heads are a multiple of groups", {"n_groups": 2}),
-    Override("cohere_compass_text", "no default rope", {"rope_parameters": {
-             "full_attention": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}}}),
+    Override(
+        "cohere_compass_text",
+        "no default rope",
+        {
+            "rope_parameters": {
+                "full_attention": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
+            }
+        },
+    ),
     Override("dbrx", "read, but no default", {"attn_config.rope_theta": 10000.0, "attn_config.clip_qkv": 8.0}),
     Override("mpt", "an integer field", {"attn_config.attn_pdrop": 0}),
     Override("gemma3n_text", "too few layers to share keys", {"num_kv_shared_layers": 0}),
-    Override("encoder-decoder", "cannot be built without arguments", {"encoder": "bert", "decoder": "bert",
-             "decoder.is_decoder": True, "decoder.add_cross_attention": True}),
+    Override(
+        "encoder-decoder",
+        "cannot be built without arguments",
+        {"encoder": "bert", "decoder": "bert", "decoder.is_decoder": True, "decoder.add_cross_attention": True},
+    ),
     Override("mimo_v2_flash", "sliding layers have twice as many", {"num_key_value_heads": 2}),
-    Override("reformer", "positions that multiply to the length", {"axial_pos_shape": [3, 4],
-             "axial_pos_embds_dim": [16, 16], "attn_layers": ["local", "lsh"], "local_attn_chunk_length": 4,
-             "lsh_attn_chunk_length": 4, "attention_head_size": 8, "num_buckets": 2}),
-    Override("reformer-causal-lm", "a decoder", {"is_decoder": True}),
+    Override(
+        "reformer",
+        "positions that multiply to the length",
+        {
+            "axial_pos_shape": [3, 4],
+            "axial_pos_embds_dim": [16, 16],
+            "attn_layers": ["local", "lsh"],
+            "local_attn_chunk_length": 4,
+            "lsh_attn_chunk_length": 4,
+            "attention_head_size": 8,
+            "num_buckets": 2,
+        },
+    ),
     Override("nystromformer", "an odd kernel keeps the length", {"conv_kernel_size": 3}),
     Override("neomme", "a multiple of 4 of 16 is rotated", {"head_dim": 16}),
-    Override("nemo_speechlm", "a chunk is longer than its context", {
-             "audio_config.diarization_config.chunk_right_context": 4, "text_config.n_groups": 2}),
-    Override("vibevoice_asr", "a size for each stage", {
-             f"{part}_tokenizer_encoder_config.{name}": value
-             for part in ("acoustic", "semantic")
-             for name, value in {"downsampling_ratios": [2, 2], "depths": [1, 1, 1], "num_filters": 4}.items()}),
-    Override("perceiver", "one position a latent", {"max_position_embeddings": LENGTH, "num_self_attends_per_block": 1}),
+    Override(
+        "nemo_speechlm",
+        "a chunk is longer than its context",
+        {"audio_config.diarization_config.chunk_right_context": 4, "text_config.n_groups": 2},
+    ),
+    Override(
+        "vibevoice_asr",
+        "a size for each stage",
+        {
+            f"{part}_tokenizer_encoder_config.{name}": value
+            for part in ("acoustic", "semantic")
+            for name, value in {"downsampling_ratios": [2, 2], "depths": [1, 1, 1], "num_filters": 4}.items()
+        },
+    ),
+    Override(
+        "perceiver", "one position a latent", {"max_position_embeddings": LENGTH, "num_self_attends_per_block": 1}
+    ),
 ]
 
 # Inputs besides ids, mask and labels, or in their place.
@@ -286,7 +334,8 @@ def build(pair: Pair, seed: int = 0, *, tied: bool = False, overrides: dict[str,
     special = SpecialIds(pair.model_type)
     config_class = CONFIG_MAPPING[pair.model_type]
     ties = tied or pair.task == "sequence-classification" or is_encoder_decoder(config_class)
-    overrides = overrides_for(pair) | (overrides or {})
+    decoder = {"is_decoder": True} if pair.task == "causal-lm" and "is_decoder" in names_of(config_class) else {}
+    overrides = decoder | overrides_for(pair) | (overrides or {})
     if model_class.config_class in config_class.sub_configs.values():
         config_class = model_class.config_class  # as the auto classes do with the text part of a composite
     config = tiny_config(config_class, overrides, special, ties)
@@ -314,9 +363,16 @@ def tied_layers(model: PreTrainedModel) -> list[torch.nn.Module]:
     return [module for module in others if id(getattr(module, "weight", None)) in tables]
 
 
+def names_of(config_class: type[PreTrainedConfig]) -> set[str]:
+    """The fields of a config."""
+    return {field.name for field in dataclasses.fields(config_class)}
+
+
 def is_encoder_decoder(config_class: type[PreTrainedConfig]) -> bool:
     """What the config says without arguments."""
-    return any(field.name == "is_encoder_decoder" and field.default is True for field in dataclasses.fields(config_class))
+    return any(
+        field.name == "is_encoder_decoder" and field.default is True for field in dataclasses.fields(config_class)
+    )
 
 
 def make_inputs(pair: Pair, config: Any, special: SpecialIds) -> dict[str, Any]:

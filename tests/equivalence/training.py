@@ -1,4 +1,4 @@
-"""Running a model and its shrunk copy side by side: same seed, same inputs, and everything that floats compared by bits."""
+"""Running a model and its shrunk copy side by side: one seed, the same inputs, everything compared by its bits."""
 
 import random
 from collections.abc import Iterator
@@ -34,7 +34,9 @@ def outputs(model: nn.Module, inputs: dict[str, Any], seed: int) -> list[Tensor]
     return list(floating_tensors(model(**inputs)))
 
 
-def train(model: nn.Module, inputs: dict[str, Any], num_steps: int, optimizer: torch.optim.Optimizer) -> tuple[Any, Any]:
+def train(
+    model: nn.Module, inputs: dict[str, Any], num_steps: int, optimizer: torch.optim.Optimizer
+) -> tuple[Any, Any]:
     """Steps with dropout; the losses and the gradient norms that clipping would have seen, one a step."""
     losses, norms = [], []
     for step in range(num_steps):
