@@ -49,8 +49,10 @@ class FineTuneSettings:
     validation_ratio: Annotated[
         float, About("Without a validation split, hold this share of the training split out for it.", "Data")
     ] = 0.0
-    max_train_samples: Annotated[int | None, About("Train on the first so many examples only.", "Data")] = None
-    max_eval_samples: Annotated[int | None, About("Validate on the first so many examples only.", "Data")] = None
+    max_train_samples: Annotated[int | None, About("Train on so many examples only, drawn by the seed.", "Data")] = None
+    max_eval_samples: Annotated[int | None, About("Validate on so many examples only, drawn by the seed.", "Data")] = (
+        None
+    )
     max_length: Annotated[int, About("Tokens to which a text, or a pair, is cut.", "Data")] = 128
 
     epochs: Annotated[float, About("Passes over the training split.", "Training")] = 3.0

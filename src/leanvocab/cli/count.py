@@ -39,7 +39,7 @@ def count(
         list[int] | None, typer.Option(help="Token id to keep in any case; several if given so.")
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the partial vocabulary here.")] = None,
-    overwrite: Annotated[bool, typer.Option(help="Write over the output file.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over the output file.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Count which vocabulary rows a data set uses, and write them as a partial vocabulary."""

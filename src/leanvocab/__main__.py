@@ -1,0 +1,5 @@
+"""`python -m leanvocab` is `leanvocab`."""
+
+from leanvocab.cli import main
+
+main()
