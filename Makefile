@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
+BENCHMARKS := $(patsubst benchmarks/%.py,%,$(wildcard benchmarks/[!_]*.py))
 # GPU builds of torch are gigabytes: where no CPU build is at hand, name the index that has one, e.g.
 #   make test PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_FLAGS ?=
@@ -35,7 +36,7 @@ test-slow: $(INSTALLED)  ## the tests that take longer than CI allows
 	$(RUN) -m pytest -m slow --timeout 3600
 
 benchmarks: $(INSTALLED)  ## every benchmark in turn; each prints its figures
-	@set -e; for script in benchmarks/[!_]*.py; do echo "== $$script"; $(RUN) $$script; done
+	@set -e; for name in $(BENCHMARKS); do echo "== python -m benchmarks.$$name"; $(RUN) -m benchmarks.$$name; done
 
 reproduce: $(INSTALLED)  ## the paper's tables, beside what is measured here
 	$(RUN) -m reproduction
