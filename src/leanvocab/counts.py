@@ -160,8 +160,8 @@ class _BadIdError(Exception):
 class _Tally:
     """The counts of one thread. Ids are staged as int64 and counted by blocks, so that small pieces cost little.
 
-    `np.bincount` itself finds negative ids, and ids that are too large show in its length: no pass over the ids is spent
-    on checking them. Where a wrong one lies is looked up afterwards, in the pieces of the block.
+    `np.bincount` itself finds negative ids, and ids that are too large show in its length: no pass over the ids is
+    spent on checking them. Where a wrong one lies is looked up afterwards, in the pieces of the block.
     """
 
     def __init__(self, full_size: int | None) -> None:

@@ -1,0 +1,126 @@
+"""Which token ids a tokenizer or a model can insert by itself, whatever the data holds. No torch, no transformers.
+
+Padding, shifting right, masking, forced first tokens of a generation, image placeholders: none of them need occur in
+the data that was counted, and each is looked up in the input embeddings.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+_TOKEN_NAME = re.compile(
+    r"token_(id|ids|index|idx|indices)$"  # pad_token_id, image_token_index, …
+    r"|(^|_)(pad|bos|eos|unk|mask|sep|cls)_(id|ids|index|idx)$"  # pad_index (XLM), tts_eos_id, …
+    r"|(^|_)(start|end|newline|patch)_id$"  # image_start_id, slice_end_id, …
+    r"|^forced_decoder_ids$"
+)
+# Dictionaries of ids: lang_to_id, task_to_id (Whisper), text_decoder_lang_to_code_id (SeamlessM4T),
+# composer_to_feature_token (Pop2Piano).
+_DICTIONARY_NAME = re.compile(r"_to_(\w+_)?(id|token)$")
+# Models that turn an image into ids of their own vocabulary (Chameleon, Emu3) name those tokens so in `vocabulary_map`.
+_IMAGE_TOKEN = re.compile(r"^(IMGIMG|<\|visual token|<image>|<\|extra_200\|>)")
+
+
+def tokenizer_ids(tokenizer: Any) -> set[int]:
+    """Ids of every special and every added token of a tokenizer, or of a processor's tokenizer."""
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+    found = set(_integers(getattr(tokenizer, "all_special_ids", ())))
+    found |= set(_integers(getattr(tokenizer, "added_tokens_decoder", None) or ()))
+    for name in ("get_added_vocab", "get_added_tokens_decoder"):
+        if hasattr(tokenizer, name):
+            added = getattr(tokenizer, name)()
+            found |= set(_integers(added.values() if name == "get_added_vocab" else added))
+    return found
+
+
+def tokenizer_full_size(tokenizer: Any) -> int:
+    """Rows that a tokenizer needs: its length, or its largest id plus one where ids have gaps."""
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+    vocab = tokenizer.get_vocab()
+    return max([len(vocab), *(int(token_id) + 1 for token_id in vocab.values())])
+
+
+def model_ids(model: Any, full_size: int) -> set[int]:
+    """Ids that a model, its parts, their configs and generation configs can insert; a config alone will do.
+
+    `suppress_tokens` and `bad_words_ids` are not inserted, and not among them. An id may lie beyond `full_size`.
+    """
+    found = set(_config_ids(model))
+    for module in _modules(model):
+        for name in ("config", "generation_config"):
+            found |= set(_config_ids(getattr(module, name, None)))
+        if getattr(module, "num_embeddings", None) == full_size:
+            found |= set(_integers([getattr(module, "padding_idx", None)]))
+    return found
+
+
+def model_full_size(model: Any) -> int | None:
+    """Rows of a model's input embeddings, or the vocabulary size in its config; None where neither is to be found."""
+    for module in _modules(model):
+        size = _input_rows(module)
+        if size is not None:
+            return size
+    return _config_full_size(getattr(model, "config", model))
+
+
+def _modules(model: Any) -> Iterable[Any]:
+    modules = getattr(model, "modules", None)
+    return modules() if callable(modules) else ()
+
+
+def _input_rows(module: Any) -> int | None:
+    if not hasattr(module, "get_input_embeddings"):
+        return None
+    try:
+        table = module.get_input_embeddings()
+    except (NotImplementedError, AttributeError):
+        return None
+    while hasattr(table, "base_layer"):  # an adapter around it
+        table = table.base_layer
+    table = getattr(table, "original_module", table)
+    rows = getattr(table, "num_embeddings", None)  # stays the full size while a model is shrunk
+    return rows if isinstance(rows, int) else None
+
+
+def _config_full_size(config: Any) -> int | None:
+    candidates = [config]
+    if hasattr(config, "get_text_config"):
+        try:
+            candidates.insert(0, config.get_text_config())
+        except ValueError:  # several texts: the encoder's is the input
+            candidates.insert(0, getattr(config, "encoder", None))
+    for candidate in candidates:
+        size = candidate.get("vocab_size") if isinstance(candidate, Mapping) else getattr(candidate, "vocab_size", None)
+        if isinstance(size, int) and not isinstance(size, bool):
+            return size
+    return None
+
+
+def _config_ids(config: Any) -> Iterator[int]:
+    if hasattr(config, "to_dict"):
+        config = config.to_dict()
+    if not isinstance(config, Mapping):
+        return
+    for name, value in config.items():
+        if not isinstance(name, str):
+            continue
+        if name == "vocabulary_map" and isinstance(value, Mapping):
+            yield from _integers(token_id for token, token_id in value.items() if _IMAGE_TOKEN.match(str(token)))
+        elif isinstance(value, Mapping) and _DICTIONARY_NAME.search(name):
+            yield from _integers(value.values())
+        elif isinstance(value, Mapping) or hasattr(value, "to_dict"):
+            yield from _config_ids(value)
+        elif _TOKEN_NAME.search(name):
+            yield from _token_values(name, value)
+
+
+def _token_values(name: str, value: Any) -> Iterator[int]:
+    values = value if isinstance(value, list | tuple) else [value]
+    if name == "forced_decoder_ids":  # pairs of a position and an id
+        values = [pair[1] for pair in values if isinstance(pair, list | tuple) and len(pair) == 2]
+    for item in values:
+        yield from _integers(item if isinstance(item, list | tuple) else [item])
+
+
+def _integers(values: Any) -> Iterator[int]:
+    return (int(value) for value in values if isinstance(value, int) and not isinstance(value, bool) and value >= 0)
