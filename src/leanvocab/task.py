@@ -56,13 +56,15 @@ def select_samples(splits: Any, settings: FineTuneSettings) -> Any:
     if train not in splits:
         raise DataError(f"there is no split {train!r} to train on (train_split); the data set has {', '.join(splits)}")
     if settings.validation_ratio and _eval_split(splits, settings) is None:
-        halves = splits[train].train_test_split(settings.validation_ratio, seed=settings.seed, keep_in_memory=True)
-        splits[train], splits["validation"] = halves["train"], halves["test"]
+        held_out = round(len(splits[train]) * settings.validation_ratio)
+        order = np.random.default_rng(settings.seed).permutation(len(splits[train]))
+        splits["validation"] = _rows(splits[train], order[:held_out])
+        splits[train] = _rows(splits[train], order[held_out:])
     limits = {train: settings.max_train_samples, _eval_split(splits, settings): settings.max_eval_samples}
     for name, most in limits.items():
         if name is not None and most is not None and most < len(splits[name]):
             chosen = np.random.default_rng(settings.seed).choice(len(splits[name]), most, replace=False)
-            splits[name] = splits[name].select(np.sort(chosen), keep_in_memory=True)
+            splits[name] = _rows(splits[name], chosen)
     return splits
 
 
@@ -101,6 +103,13 @@ def encode(splits: Any, task: Task, tokenizer: Any, max_length: int) -> Any:
             labels = task.label_ids(values_of(split, task.label_column))
             encoded[name] = encoded[name].add_column("labels", labels)
     return encoded
+
+
+def _rows(split: Any, positions: np.ndarray[Any, Any]) -> Any:
+    """Some rows of a split, in its order; in memory, where `select` would write beside a data set on disk."""
+    if not 0 < len(positions) < len(split):
+        raise DataError(f"cannot take {len(positions):,} of {len(split):,} rows: at least one belongs on each side")
+    return split.select(np.sort(positions), keep_in_memory=True)
 
 
 def _eval_split(splits: Any, settings: FineTuneSettings) -> str | None:

@@ -1,0 +1,166 @@
+"""Columns and labels of labelled text: found, checked, and made what a model takes."""
+
+import datasets
+import numpy as np
+import pytest
+from small_text import listing, rows, small_tokenizer
+
+from leanvocab.errors import DataError
+from leanvocab.settings import FineTuneSettings
+from leanvocab.task import encode, find_task, select_samples
+
+
+def splits_of(train, **others):
+    tables = {"train": train, **others}
+    return datasets.DatasetDict({name: datasets.Dataset.from_list(table) for name, table in tables.items()})
+
+
+def labelled(*labels):
+    return [{"text": f"word{at}", "label": label} for at, label in enumerate(labels)]
+
+
+def task_of(train, validation=None, **knobs):
+    splits = splits_of(train, **({"validation": validation} if validation else {}))
+    return find_task(splits, FineTuneSettings(**knobs))
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        ("sentence1", "sentence2"),
+        ("premise", "hypothesis"),
+        ("question1", "question2"),
+        ("question", "sentence"),
+        ("sentence",),
+        ("text",),
+    ],
+)
+def test_texts_are_found_by_the_usual_names(columns):
+    table = [dict.fromkeys(columns, "word1") | {"idx": at, "label": at} for at in range(2)]
+    assert task_of(table).text_columns == columns
+
+
+def test_columns_may_be_named():
+    table = [{"text": "a", "title": "b", "label": 0, "stars": at} for at in range(3)]
+    task = task_of(table, text_columns=("title", "text"), label_column="stars")
+    assert (task.text_columns, task.label_column, task.num_labels) == (("title", "text"), "stars", 3)
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "ids"),
+    [
+        ([0, 1, 1], ("0", "1"), [0, 1, 1]),
+        ([5, 1, 3], ("1", "3", "5"), [2, 0, 1]),
+        (["good", "bad", "good"], ("bad", "good"), [1, 0, 1]),
+        ([True, False, True], ("False", "True"), [1, 0, 1]),
+    ],
+)
+def test_strings_integers_and_booleans_are_classes(labels, names, ids):
+    task = task_of(labelled(*labels))
+    assert (task.is_regression, task.label_names) == (False, names)
+    assert task.label_ids(labels).tolist() == ids
+    assert task.label_ids(labels).dtype == np.int64
+
+
+def test_floats_are_scores_unless_they_are_said_to_be_classes():
+    task = task_of(labelled(0.5, -1.0, 3.0))
+    assert (task.is_regression, task.num_labels) == (True, 1)
+    assert task.label_ids([0.5, -1.0]).dtype == np.float32
+    classes = task_of(labelled(2.0, 1.0, 2.0), task="classification")
+    assert (classes.label_names, classes.label_ids([2.0, 1.0]).tolist()) == (("1", "2"), [1, 0])
+
+
+def test_integers_are_scores_where_it_is_said():
+    assert task_of(labelled(-1, 4, 2), task="regression").is_regression
+
+
+def test_class_names_of_the_data_set_keep_their_order():
+    train = datasets.Dataset.from_list(labelled(1, 0))
+    train = train.cast_column("label", datasets.ClassLabel(names=["worse", "better", "unseen"]))
+    task = find_task({"train": train}, FineTuneSettings())
+    assert task.label_names == ("worse", "better", "unseen")
+    assert task.label_ids([1, 0]).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("train", "knobs", "message"),
+    [
+        ([{"words": "a", "label": 0}], {}, "found no text column: looked for sentence1 . sentence2, .*are words, label"),
+        ([{"text": "a", "stars": 0}], {}, "found no label column: looked for label, labels; the columns are text, stars"),
+        (labelled(0, 1), {"text_columns": ("body",)}, "there is no text column 'body'; the columns are text, label"),
+        (labelled(0, 1), {"label_column": "y"}, "there is no label column 'y'"),
+        ([{"text": 1, "label": 0}], {}, "text column 'text' of split 'train' holds int64; expected strings"),
+        ([{"text": "a", "label": 0}, {"text": None, "label": 1}], {}, "1 of 2 rows of split 'train' have no text"),
+        (labelled(0, -1, -1), {}, "2 of 3 rows of split 'train' have no label in column 'label', the first is row 1"),
+        (labelled("a", None), {}, "1 of 2 rows of split 'train' have no label"),
+        (labelled("a", ""), {}, "1 of 2 rows of split 'train' have no label"),
+        (labelled(0.5, float("nan")), {}, "1 of 2 rows of split 'train' have no label"),
+        (labelled(0.5, float("inf")), {}, "holds an infinite number"),
+        (labelled(1, 1), {}, "holds 1 in all 2 rows to train on; expected at least two classes"),
+        (labelled(0.5, 1.0), {"task": "classification"}, "classes are strings or whole numbers; .* holds 0.5"),
+        (labelled("a", "b"), {"task": "regression"}, "regression needs numbers"),
+        (labelled([0], [1]), {}, "expected one string, integer or float a row"),
+        (labelled(0, 1), {"train_split": "training"}, "no split 'training' to train on .* the data set has train"),
+        (labelled(0, 1), {"eval_split": "dev"}, "no split 'dev' to validate on .* the data set has train"),
+    ],
+)
+def test_what_cannot_be_used_is_an_error_that_says_where(train, knobs, message):
+    settings = FineTuneSettings(**knobs)
+    with pytest.raises(DataError, match=message):
+        find_task(select_samples(splits_of(train), settings), settings)
+
+
+def test_validation_is_checked_as_training_is():
+    with pytest.raises(DataError, match="label 2 in column 'label' of split 'validation' is none of the classes"):
+        task_of(labelled(0, 1), labelled(0, 2))
+    with pytest.raises(DataError, match="1 of 2 rows of split 'validation' have no label"):
+        task_of(labelled(0, 1), labelled(0, -1))
+    with pytest.raises(DataError, match="split 'validation' has no text column 'text'; its columns are label"):
+        task_of(labelled(0, 1), [{"label": 0}])
+
+
+def test_a_test_split_needs_no_labels_and_is_tokenized_too():
+    splits = splits_of(labelled(0, 1), test=labelled(-1, -1))
+    task = find_task(splits, FineTuneSettings())
+    encoded = encode(splits, task, small_tokenizer(), 128)
+    assert set(encoded["train"].column_names) - set(encoded["test"].column_names) == {"labels"}
+    assert len(encoded["test"]["input_ids"][:]) == 2
+    assert encoded["train"]["labels"][:] == [0, 1]
+
+
+def test_encoding_is_what_the_tokenizer_gives_one_by_one():
+    table, tokenizer = rows(9, pairs=True), small_tokenizer()
+    splits = splits_of(table)
+    encoded = encode(splits, find_task(splits, FineTuneSettings()), tokenizer, 8)["train"]
+    for row, ids in zip(table, encoded["input_ids"], strict=True):
+        assert ids == tokenizer(row["sentence1"], row["sentence2"], truncation=True, max_length=8)["input_ids"]
+
+
+def test_the_callers_data_set_is_left_as_it_was(tmp_path):
+    datasets.DatasetDict(train=datasets.Dataset.from_list(rows(12))).save_to_disk(tmp_path / "saved")
+    loaded = datasets.load_from_disk(tmp_path / "saved").with_format("numpy", columns=["label"])
+    before, settings = listing(tmp_path), FineTuneSettings(validation_ratio=0.25, max_train_samples=5)
+    splits = select_samples(loaded, settings)
+    encode(splits, find_task(splits, settings), small_tokenizer(), 128)
+    assert listing(tmp_path) == before
+    assert (list(loaded), len(loaded["train"]), loaded["train"].format["type"]) == (["train"], 12, "numpy")
+
+
+def test_samples_are_drawn_by_the_seed():
+    splits = splits_of(rows(40), validation=rows(20, seed=1))
+    settings = FineTuneSettings(max_train_samples=10, max_eval_samples=5)
+    drawn = [select_samples(splits, settings) for _ in range(2)]
+    assert {name: len(split) for name, split in drawn[0].items()} == {"train": 10, "validation": 5}
+    assert drawn[0]["train"].to_list() == drawn[1]["train"].to_list()
+    other = select_samples(splits, FineTuneSettings(max_train_samples=10, seed=7))
+    assert other["train"].to_list() != drawn[0]["train"].to_list()
+
+
+def test_validation_is_held_out_only_where_there_is_none():
+    settings = FineTuneSettings(validation_ratio=0.25)
+    assert {name: len(split) for name, split in select_samples(splits_of(rows(40)), settings).items()} == {
+        "train": 30,
+        "validation": 10,
+    }
+    kept = select_samples(splits_of(rows(40), validation=rows(4)), settings)
+    assert {name: len(split) for name, split in kept.items()} == {"train": 40, "validation": 4}
