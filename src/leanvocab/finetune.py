@@ -169,8 +169,8 @@ def _make_trainer(
 ) -> Trainer:
     if settings.overwrite:
         _remove_earlier_run(output_dir)
-    if settings.gradient_checkpointing:  # not by the Trainer's argument, whose name depends on the version
-        network.gradient_checkpointing_enable()
+    if settings.gradient_checkpointing:  # transformers is renaming it, and the Trainer's argument too
+        getattr(network, "activation_checkpointing_enable", network.gradient_checkpointing_enable)()
     trainer = Trainer(
         network,
         _training_arguments(task, output_dir / CHECKPOINTS_FOLDER, settings, network.config.model_type),

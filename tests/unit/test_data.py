@@ -54,9 +54,7 @@ def test_a_saved_data_set_is_read_and_left_as_it_was(tmp_path):
 
 
 def test_splits_may_be_given_as_files_and_data_sets_by_name(tmp_path):
-    splits = load_splits(
-        {"train": datasets.Dataset.from_list(rows(4)), "test": write(tmp_path / "x.jsonl", rows(2))}
-    )
+    splits = load_splits({"train": datasets.Dataset.from_list(rows(4)), "test": write(tmp_path / "x.jsonl", rows(2))})
     assert {name: len(split) for name, split in splits.items()} == {"train": 4, "test": 2}
     assert list(load_splits(datasets.Dataset.from_list(rows(4)))) == ["train"]
 

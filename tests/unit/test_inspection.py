@@ -67,7 +67,9 @@ def test_trained_rows_are_those_that_differ_in_any_bit(tmp_path):
 
 def test_tables_of_other_sizes_cannot_be_compared(tmp_path):
     base = save_pretrained(tmp_path / "base")
-    larger = save_pretrained(tmp_path / "larger", BertForSequenceClassification(BertConfig(**SIZES | {"vocab_size": 400})))
+    larger = save_pretrained(
+        tmp_path / "larger", BertForSequenceClassification(BertConfig(**SIZES | {"vocab_size": 400}))
+    )
     with pytest.raises(CheckpointError, match=r"cannot be compared: .*larger has \(400, 16\), .*base \(320, 16\)"):
         trained_rows(inspect_checkpoint(larger), inspect_checkpoint(base))
 
@@ -75,7 +77,9 @@ def test_tables_of_other_sizes_cannot_be_compared(tmp_path):
 def test_what_is_no_checkpoint_is_an_error_that_says_so(tmp_path):
     with pytest.raises(CheckpointError, match="holds no model"):
         inspect_checkpoint(tmp_path)
-    with pytest.raises(CheckpointError, match="'no/such-model' is no folder here, and the hub gave no model of that name"):
+    with pytest.raises(
+        CheckpointError, match="'no/such-model' is no folder here, and the hub gave no model of that name"
+    ):
         inspect_checkpoint("no/such-model")
     folder = save_pretrained(tmp_path / "base")
     (folder / "model.safetensors").write_bytes(b"\x05\0\0\0\0\0\0\0hello")

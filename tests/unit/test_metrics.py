@@ -38,4 +38,7 @@ def test_correlations_are_by_value_and_by_rank():
 
 
 def test_the_trainers_names_lose_their_prefix_and_its_timings():
-    assert without_prefix({"eval_f1": 0.5, "eval_runtime": 3.0, "epoch": 1.0, "eval_loss": 2}) == {"f1": 0.5, "loss": 2.0}
+    assert without_prefix({"eval_f1": 0.5, "eval_runtime": 3.0, "epoch": 1.0, "eval_loss": 2}) == {
+        "f1": 0.5,
+        "loss": 2.0,
+    }

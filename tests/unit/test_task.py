@@ -85,8 +85,16 @@ def test_class_names_of_the_data_set_keep_their_order():
 @pytest.mark.parametrize(
     ("train", "knobs", "message"),
     [
-        ([{"words": "a", "label": 0}], {}, "found no text column: looked for sentence1 . sentence2, .*are words, label"),
-        ([{"text": "a", "stars": 0}], {}, "found no label column: looked for label, labels; the columns are text, stars"),
+        (
+            [{"words": "a", "label": 0}],
+            {},
+            "found no text column: looked for sentence1 . sentence2, .*are words, label",
+        ),
+        (
+            [{"text": "a", "stars": 0}],
+            {},
+            "found no label column: looked for label, labels; the columns are text, stars",
+        ),
         (labelled(0, 1), {"text_columns": ("body",)}, "there is no text column 'body'; the columns are text, label"),
         (labelled(0, 1), {"label_column": "y"}, "there is no label column 'y'"),
         ([{"text": 1, "label": 0}], {}, "text column 'text' of split 'train' holds int64; expected strings"),
