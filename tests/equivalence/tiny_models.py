@@ -211,6 +211,32 @@ OVERRIDES = [
         {"num_experts_per_tok": 2, "n_routed_experts": 4, "n_shared_experts": 1},
     ),
     Override("lfm2_moe", "no default layers", {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1}),
+    Override(
+        "qwen3_next qwen3_5-causal-lm qwen3_5_text qwen3_5_moe qwen3_5_moe_text qwen4_exp qwen4_exp_text kimi_linear "
+        "bailing_hybrid granitemoehybrid",
+        "one layer of either kind",
+        {"layer_types": ["linear_attention", "full_attention"]},
+    ),
+    Override(
+        "qwen3_5-sequence-classification",
+        "one layer of either kind",
+        {"text_config.layer_types": ["linear_attention", "full_attention"]},
+    ),
+    Override(
+        "qwen4_exp qwen4_exp_text",
+        "an index of what to attend to, which is left out by default",
+        {
+            "indexer_n_heads": 4,
+            "indexer_kv_heads": 1,
+            "indexer_head_dim": 8,
+            "indexer_budget": 8,
+            "indexer_compress_ratio": 2,
+        },
+    ),
+    Override("lfm3", "one layer of either kind", {"layer_types": ["conv", "full_attention"]}),
+    Override("bamba", "one layer of either kind", {"attn_layer_indices": [1]}),
+    Override("jamba", "one layer of either kind", {"attn_layer_period": 2, "attn_layer_offset": 1}),
+    Override("recurrent_gemma", "one layer of either kind", {"block_types": ["recurrent", "attention"]}),
     Override("mamba2", "heads × their size is the inner size", {"num_heads": 8, "head_dim": 8}),
     Override("nemotron_h", "heads are a multiple of groups", {"n_groups": 2}),
     Override(
@@ -401,6 +427,7 @@ def make_inputs(pair: Pair, config: Any, special: SpecialIds) -> dict[str, Any]:
 
 
 def rows(rng: np.random.Generator, ids: np.ndarray, eos: Any, pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and attention mask: eos ends a row, padding follows, and one pad id stands where it is attended to."""
     tokens = torch.from_numpy(rng.permutation(np.resize(ids, BATCH * LENGTH)).reshape(BATCH, LENGTH))
     mask = torch.ones_like(tokens)
     for row in range(BATCH):
@@ -409,4 +436,5 @@ def rows(rng: np.random.Generator, ids: np.ndarray, eos: Any, pad: int) -> tuple
             tokens[row, end - 1] = eos
         tokens[row, end:] = pad
         mask[row, end:] = 0
+    tokens[1, 2] = pad
     return tokens, mask
