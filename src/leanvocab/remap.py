@@ -132,8 +132,8 @@ def remap_arrow(array: Any, remap: Remap) -> Any:
     kind = array.type
     if isinstance(array, pa.ExtensionArray):
         return pa.ExtensionArray.from_storage(kind, remap_arrow(array.storage, remap))
-    if pa.types.is_null(kind):
-        return array
+    if pa.types.is_null(kind) or getattr(kind, "list_size", 1) == 0:
+        return array  # holds no ids
     if pa.types.is_integer(kind):
         present = ~array.is_null().to_numpy(zero_copy_only=False)
         ids = np.zeros(len(array), dtype=kind.to_pandas_dtype())
