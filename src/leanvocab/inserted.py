@@ -83,17 +83,18 @@ def _input_rows(module: Any) -> int | None:
 
 
 def _config_full_size(config: Any) -> int | None:
-    candidates = [config]
-    if hasattr(config, "get_text_config"):
-        try:
-            candidates.insert(0, config.get_text_config())
-        except ValueError:  # several texts: the encoder's is the input
-            candidates.insert(0, getattr(config, "encoder", None))
-    for candidate in candidates:
-        size = candidate.get("vocab_size") if isinstance(candidate, Mapping) else getattr(candidate, "vocab_size", None)
-        if isinstance(size, int) and not isinstance(size, bool):
+    # The part that reads text comes first; an encoder before a decoder, since the data goes in there.
+    for name in ("text_encoder", "text_config", "encoder", "decoder", "generator"):
+        part = _attribute(config, name)
+        size = None if part is None else _config_full_size(part)
+        if size is not None:
             return size
-    return None
+    size = _attribute(config, "vocab_size")
+    return size if isinstance(size, int) and not isinstance(size, bool) else None
+
+
+def _attribute(config: Any, name: str) -> Any:
+    return config.get(name) if isinstance(config, Mapping) else getattr(config, name, None)
 
 
 def _config_ids(config: Any) -> Iterator[int]:

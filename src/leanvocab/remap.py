@@ -17,6 +17,7 @@ from leanvocab.columns import (
     class_label_columns,
     is_arrow,
     is_datasets,
+    is_tensor,
     value_kind,
 )
 from leanvocab.errors import DataError, MissingTokenError
@@ -70,7 +71,9 @@ def _remap_stream(dataset: Any, columns: list[str] | None, remap: Remap) -> Any:
 
 def _remap_row(row: Mapping[str, Any], *, columns: list[str] | None, remap: Remap) -> dict[str, Any]:
     kinds = {name: value_kind(value) for name, value in row.items()}
-    return {name: _remap_value(row[name], name, remap) for name in choose_columns(kinds, columns)}
+    remapped = {name: _remap_value(row[name], name, remap) for name in choose_columns(kinds, columns)}
+    # Where the stream is formatted as tensors, datasets makes them again, and warns of having got tensors.
+    return {name: value.numpy() if is_tensor(value) else value for name, value in remapped.items()}
 
 
 def _remap_mapping(data: Mapping[Any, Any], columns: list[str] | None, remap: Remap) -> Any:
