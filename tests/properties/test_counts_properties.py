@@ -95,6 +95,7 @@ def test_blocks_of_any_size_count_the_same(rows: list[list[int]], block: int) ->
         assert counted(rows) == expected
 
 
+@patient
 @given(st.lists(st.lists(st.lists(IDS, max_size=6), max_size=5), min_size=1, max_size=4))
 def test_counts_of_parts_add_up_to_the_count_of_all(parts: list[Any]) -> None:
     total = sum(count_tokens(part) for part in parts)
@@ -103,6 +104,7 @@ def test_counts_of_parts_add_up_to_the_count_of_all(parts: list[Any]) -> None:
     assert total.num_tokens == sum(len(row) for part in parts for row in part)
 
 
+@patient
 @given(st.lists(st.lists(st.integers(-99, 60), min_size=1, max_size=9), min_size=1, max_size=9))
 def test_the_first_wrong_id_is_the_one_that_is_named(rows: list[list[int]]) -> None:
     wrong = [(row, value) for row, ids in enumerate(rows) for value in ids if not 0 <= value < 50]
