@@ -96,16 +96,16 @@ def finetune(
     """
     settings, output_dir = settings or FineTuneSettings(), Path(output_dir)
     last_checkpoint = _check_output_dir(output_dir, Path(model), settings)
+    pretrained = find_pretrained(model, settings)
     splits = select_samples(load_splits(data, settings.config_name), settings)
     task = find_task(splits, settings)
     if settings.best and task.eval_split is None:
         raise SettingsError("best needs a validation split: name one (eval_split), or hold one out (validation_ratio)")
-    pretrained = find_pretrained(model, task, settings)
     seconds: dict[str, float] = {}
     with _timed(seconds, "tokenizing"):
         encoded = encode(splits, task, pretrained.tokenizer, settings.max_length)
     transformers.set_seed(settings.seed)  # the new head is the same with and without the full vocabulary
-    network = pretrained.load()
+    network = pretrained.load(task)
 
     vocabulary = memory = None
     with ExitStack() as undone_at_the_end:

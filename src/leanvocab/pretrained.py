@@ -20,19 +20,20 @@ _DROPOUT_NAMES = (
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A model that is not loaded yet: where it lies, its config for the task, its tokenizer, and what was repaired."""
+    """A model that is not loaded yet: where it lies, its config, its tokenizer, and what was repaired."""
 
     name: str
     config: Any
     tokenizer: Any
     notes: tuple[str, ...]
 
-    def load(self) -> Any:
-        """The model in fp32, on CPU, with a head for the task: new where the checkpoint has none of that size.
+    def load(self, task: Task) -> Any:
+        """The model in fp32, on CPU, with a head for the task: a new one where the checkpoint has none of that size.
 
         Raises:
             ModelError: the weights are not there or not readable, or there is no sequence classification of this kind.
         """
+        _set_labels(self.config, task)
         try:
             return AutoModelForSequenceClassification.from_pretrained(
                 self.name, config=self.config, dtype=torch.float32, ignore_mismatched_sizes=True
@@ -41,8 +42,8 @@ class Pretrained:
             raise ModelError(f"the model {self.name!r} cannot be loaded: {_first_line(error)}") from error
 
 
-def find_pretrained(name: str | Path, task: Task, settings: FineTuneSettings) -> Pretrained:
-    """Config and tokenizer of a model, made ready for the task; no weights.
+def find_pretrained(name: str | Path, settings: FineTuneSettings) -> Pretrained:
+    """Config and tokenizer of a model, made ready for fine-tuning; no weights.
 
     Raises:
         ModelError: there is no such model, it has no tokenizer, or nothing to pad with.
@@ -58,7 +59,6 @@ def find_pretrained(name: str | Path, task: Task, settings: FineTuneSettings) ->
         raise ModelError(f"transformers has no sequence classification for models of the type {config.model_type!r}")
     _check_length(config, tokenizer, settings.max_length)
     notes = _set_padding(config, tokenizer, str(name))
-    _set_labels(config, task)
     if settings.dropout >= 0:
         for part in {id(part): part for part in (config, config.get_text_config())}.values():
             for field in _DROPOUT_NAMES:

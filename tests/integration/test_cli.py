@@ -1,0 +1,293 @@
+"""The commands: what they print, what they write, how they fail."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import fields
+
+import pytest
+import transformers
+from small_text import FULL_SIZE, SPECIAL, WORDS, listing, rows, save_pretrained, write, write_splits
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from leanvocab import PartialVocabulary, count_tokens
+from leanvocab._version import __version__
+from leanvocab.cli.app import app
+from leanvocab.cli.shell import DEBUG_VARIABLE
+from leanvocab.settings import FineTuneSettings
+
+QUICK = ["--epochs", "1", "--batch-size", "8", "--learning-rate", "1e-2", "--cpu"]
+
+
+@pytest.fixture(autouse=True)
+def loud_libraries_afterwards():
+    """Commands silence transformers; the tests after these are not to notice."""
+    import datasets
+
+    verbosity = transformers.logging.get_verbosity()
+    yield
+    transformers.logging.set_verbosity(verbosity)
+    transformers.logging.enable_progress_bar()
+    datasets.enable_progress_bars()
+    os.environ.pop(DEBUG_VARIABLE, None)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return str(save_pretrained(tmp_path_factory.mktemp("pretrained") / "base"))
+
+
+@pytest.fixture
+def data(tmp_path):
+    return str(write_splits(tmp_path / "data"))
+
+
+def run(*words, code=0):
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    if result.exit_code != code:
+        raise AssertionError(f"exit code {result.exit_code}: {result.output}") from result.exception
+    return result
+
+
+def json_of(*words, code=0):
+    return json.loads(run(*words, "--json", code=code).stdout)
+
+
+def text_of(*words):
+    return " ".join(run(*words).stdout.replace("│", " ").replace("┃", " ").split())
+
+
+# --- the front -------------------------------------------------------------------------------------------------------
+
+
+def test_the_front_lists_the_commands_and_the_version():
+    assert run("--version").stdout == f"leanvocab {__version__}\n"
+    shown = run("--help").stdout
+    assert all(name in shown for name in ("count", "estimate", "finetune", "info", "--version", "--debug"))
+
+
+def test_every_knob_is_an_option_with_the_same_default():
+    command = get_command(app).commands["finetune"]
+    options = {parameter.name: parameter for parameter in command.params}
+    assert set(options) == {field.name for field in fields(FineTuneSettings)} | {
+        "model", "data", "output_dir", "validation", "test", "as_json",
+    }  # fmt: skip
+    for field in fields(FineTuneSettings):
+        default = options[field.name].default
+        assert (tuple(default) if isinstance(field.default, tuple) else default) == field.default, field.name
+        assert options[field.name].help
+
+
+def test_python_m_leanvocab_is_the_command():
+    shown = subprocess.run([sys.executable, "-m", "leanvocab", "--version"], capture_output=True, text=True, check=True)
+    assert shown.stdout == f"leanvocab {__version__}\n"
+
+
+# --- count -----------------------------------------------------------------------------------------------------------
+
+
+def used_words(data_rows):
+    return {word for row in data_rows for word in row["text"].split()}
+
+
+def test_text_is_counted_with_a_tokenizer_and_the_vocabulary_is_written(base, data, tmp_path):
+    counted = json_of("count", data, "--tokenizer", base, "-o", tmp_path / "v.json")
+    words = used_words(rows(48, seed=0) + rows(24, seed=1))
+    assert set(counted["splits"]) == {"train", "validation"}
+    assert counted["splits"]["train"]["num_tokens"] == sum(len(row["text"].split()) + 2 for row in rows(48, seed=0))
+    assert counted["splits"]["train"]["used_rows"] == len(used_words(rows(48, seed=0))) + 2
+    assert counted["vocabulary"]["full_rows"] == FULL_SIZE  # the model's rows, not the tokenizer's tokens
+    vocabulary = PartialVocabulary.load(tmp_path / "v.json")
+    assert set(vocabulary) == {len(SPECIAL) + WORDS.index(word) for word in words} | set(range(len(SPECIAL)))
+    assert counted["vocabulary"]["digest"] == vocabulary.digest
+    assert f"{len(vocabulary)} of {FULL_SIZE} rows" in text_of("count", data, "--tokenizer", base)
+
+
+def test_token_ids_are_counted_without_a_tokenizer(tmp_path):
+    ids = [{"input_ids": [5, 5, 9], "labels": [9, -100, 2]}, {"input_ids": [7], "labels": [3]}]
+    file = write(tmp_path / "ids.parquet", ids)
+    counted = json_of("count", file, "--token-column", "input_ids")
+    assert counted == {"data": str(file), "splits": {"train": {"num_tokens": 4, "used_rows": 3}}}
+    both = json_of("count", file, "--token-column", "input_ids", "--token-column", "labels", "--full-size", 10)
+    assert both["vocabulary"]["kept_rows"] == len(count_tokens([[5, 5, 9], [9, 2], [7], [3]]).token_ids) == 5
+    json_of("count", file, "--token-column", "input_ids", "--full-size", 10, "--min-count", 2, "--always-keep", 1,
+            "-o", tmp_path / "v.json")  # fmt: skip
+    assert list(PartialVocabulary.load(tmp_path / "v.json")) == [1, 5]
+
+
+def test_count_writes_one_file_and_does_not_write_over_it_unasked(base, data, tmp_path):
+    (tmp_path / "out").mkdir()
+    words = ("count", data, "--tokenizer", base, "-o", tmp_path / "out/v.json")
+    run(*words)
+    assert listing(tmp_path / "out") == ["v.json"]
+    before = (tmp_path / "out/v.json").read_bytes()
+    assert "v.json is there already; give --overwrite, or name another" in run(*words, code=1).stderr
+    run(*words, "--overwrite")
+    assert (listing(tmp_path / "out"), (tmp_path / "out/v.json").read_bytes()) == (["v.json"], before)
+
+
+def test_text_without_a_tokenizer_is_an_error_that_says_what_to_give(data):
+    error = run("count", data, code=1).stderr
+    assert "holds no column input_ids but text, label: name the columns of token ids (--token-column), or the" in error
+
+
+# --- estimate --------------------------------------------------------------------------------------------------------
+
+
+def test_an_estimate_is_of_a_vocabulary_of_data_or_of_rows(base, data, tmp_path):
+    run("count", data, "--tokenizer", base, "-o", tmp_path / "v.json")
+    by_vocabulary = json_of("estimate", base, "--vocabulary", tmp_path / "v.json")
+    by_data = json_of("estimate", base, "--data", data)
+    kept = len(PartialVocabulary.load(tmp_path / "v.json"))
+    by_rows = json_of("estimate", base, "--rows", kept)
+    assert by_vocabulary == by_data == by_rows
+    assert by_rows["tables"][0]["partial_rows"] == kept
+    assert by_rows["full"]["num_parameters"] - by_rows["partial"]["num_parameters"] == (FULL_SIZE - kept) * 16
+    assert f"{kept} of {FULL_SIZE} rows" in text_of("estimate", base, "--rows", kept)
+    assert json_of("estimate", base, "--rows", 50, "--optimizer", "sgd")["full"]["optimizer_bytes"] == 0
+
+
+def test_an_estimate_needs_exactly_one_of_them(base):
+    assert "one of --vocabulary, --data and --rows" in run("estimate", base, code=2).stderr
+    assert "one of --vocabulary, --data and --rows" in run("estimate", base, "--rows", 5, "--data", "x", code=2).stderr
+
+
+# --- finetune --------------------------------------------------------------------------------------------------------
+
+
+def test_finetune_leaves_the_same_model_with_and_without_the_full_vocabulary(base, data, tmp_path):
+    words = ("finetune", base, data, *QUICK)
+    full = json_of(*words, "-o", tmp_path / "full", "--full-vocabulary")
+    partial = json_of(*words, "-o", tmp_path / "partial")
+    assert full["losses"] == partial["losses"]
+    assert full["scores"] == partial["scores"]
+    assert partial["num_parameters"] < full["num_parameters"]
+    first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("full", "partial"))
+    assert first == second
+    assert json.loads((tmp_path / "partial/finetune.json").read_text()) == partial
+
+
+def test_the_summary_shows_vocabulary_savings_times_and_scores(base, data, tmp_path):
+    shown = text_of("finetune", base, data, *QUICK, "-o", tmp_path / "out")
+    kept = len(PartialVocabulary.load(tmp_path / "out/partial_vocabulary.json"))
+    assert f"vocabulary used {kept} of {FULL_SIZE} rows ({kept / FULL_SIZE:.1%})" in shown
+    for words in ("parameters saved", "memory saved", "counting", "shrinking", "training", "steps 6", "validation f1"):
+        assert words in shown
+
+
+def test_a_second_run_is_refused_or_writes_over_the_first(base, data, tmp_path):
+    words = ("finetune", base, data, *QUICK, "--save-strategy", "no", "-o", tmp_path / "out")
+    run(*words)
+    files = listing(tmp_path / "out")
+    assert files == sorted(
+        ["config.json", "finetune.json", "model.safetensors", "partial_vocabulary.json", "tokenizer.json",
+         "tokenizer_config.json"]
+    )  # fmt: skip
+    assert "out is not empty; name another, or set overwrite" in run(*words, code=1).stderr
+    run(*words, "--overwrite")
+    assert listing(tmp_path / "out") == files
+
+
+def test_files_of_splits_and_columns_may_be_named(base, tmp_path):
+    def renamed(**options):
+        return [{"first": r["sentence1"], "second": r["sentence2"], "kind": r["label"]} for r in rows(**options)]
+
+    train = write(tmp_path / "a.jsonl", renamed(num_rows=24, kind="str", pairs=True))
+    validation = write(tmp_path / "b.csv", renamed(num_rows=8, kind="str", pairs=True))
+    test = write(tmp_path / "c.parquet", [{"first": WORDS[0], "second": WORDS[299], "kind": None}])
+    result = json_of("finetune", base, train, "--validation", validation, "--test", test, *QUICK, "-o", tmp_path / "out",
+                     "--text-column", "first", "--text-column", "second", "--label-column", "kind")  # fmt: skip
+    assert result["task"] == {
+        "text_columns": ["first", "second"],
+        "label_column": "kind",
+        "label_names": ["bad", "good"],
+        "train_split": "train",
+        "eval_split": "validation",
+    }
+    assert len(SPECIAL) + 299 in PartialVocabulary.load(tmp_path / "out/partial_vocabulary.json")
+
+
+# --- info ------------------------------------------------------------------------------------------------------------
+
+
+def test_info_says_what_a_checkpoint_is_and_which_rows_were_trained(base, data, tmp_path):
+    run("finetune", base, data, *QUICK, "-o", tmp_path / "out")
+    described = json_of("info", tmp_path / "out", "--base", base)
+    vocabulary = PartialVocabulary.load(tmp_path / "out/partial_vocabulary.json")
+    assert described["model_class"] == "BertForSequenceClassification"
+    assert described["full_size"] == FULL_SIZE
+    assert set(described["trained"]["token_ids"]) <= set(vocabulary)
+    assert described["trained"]["num_rows"] == len(described["trained"]["token_ids"]) > 50
+    assert described["trained"]["first_tokens"][:2] == ["[CLS]", "[SEP]"]
+    shown = text_of("info", tmp_path / "out", "--base", base)
+    assert "BertForSequenceClassification (bert)" in shown
+    assert "[CLS] [SEP]" in shown  # brackets are no markup
+    assert "trained" not in json_of("info", base)
+
+
+def test_info_says_what_a_vocabulary_file_is(base, data, tmp_path):
+    run("count", data, "--tokenizer", base, "-o", tmp_path / "v.json")
+    vocabulary = PartialVocabulary.load(tmp_path / "v.json")
+    described = json_of("info", tmp_path / "v.json", "--tokenizer", base)
+    assert (described["kept_rows"], described["digest"]) == (len(vocabulary), vocabulary.digest)
+    assert described["first_tokens"][:3] == ["[PAD]", "[UNK]", "[CLS]"]
+    assert f"{len(vocabulary)} of {FULL_SIZE}" in text_of("info", tmp_path / "v.json")
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (("finetune", "BASE", "nothing.csv", "-o", "out"), 1, "nothing.csv does not exist"),
+        (("finetune", "no/such", "DATA", "-o", "out"), 1, "'no/such' is no folder here"),
+        (("finetune", "BASE", "DATA", "-o", "out", "--batch-size", "0"), 2, "batch_size must be above 0, got 0"),
+        (("count", "DATA", "--tokenizer", "no/such"), 1, "there is no tokenizer in 'no/such'"),
+        (("count", "DATA", "--tokenizer", "BASE", "-o", "no/folder/v.json"), 1, "there is no folder no/folder"),
+        (("estimate", "no/such", "--rows", "5"), 1, "'no/such' is no folder with a model here"),
+        (("info", "no/such"), 1, "'no/such' is no folder here, and the hub gave no model of that name"),
+        (("info", "VOCABULARY"), 1, "broken.json: "),
+    ],
+)
+def test_an_error_is_one_clean_message_and_json_for_machines(base, data, tmp_path, monkeypatch, words, code, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken.json").write_text("{}")
+    words = [{"BASE": base, "DATA": data, "VOCABULARY": "broken.json"}.get(word, word) for word in words]
+    before = listing(tmp_path)
+    result = run(*words, code=code)
+    lines = result.stderr.splitlines()
+    assert [line for line in lines if line.startswith("error: ")] == [lines[-1]]
+    assert message in lines[-1]
+    assert "Traceback" not in result.output
+    assert result.stdout == ""
+    error = json_of(*words, code=code)["error"]
+    assert message in error["message"]
+    assert error["type"].endswith("Error")
+    assert listing(tmp_path) == before
+
+
+def test_an_unknown_option_is_a_usage_error(base, data):
+    assert run("finetune", base, data, "--no-such-option", code=2).stdout == ""
+
+
+def test_debug_shows_where_an_error_comes_from(tmp_path):
+    command = [sys.executable, "-m", "leanvocab", "--debug", "info", str(tmp_path / "nothing")]
+    shown = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert shown.returncode == 1
+    assert "Traceback" in shown.stderr
+    assert "CheckpointError" in shown.stderr
+
+
+def test_a_missing_extra_is_an_error_with_the_pip_line(base, data):
+    script = (
+        "import sys; sys.modules['datasets'] = None; sys.argv[0] = 'leanvocab'\nfrom leanvocab.cli import main; main()"
+    )
+    command = [sys.executable, "-c", script, "finetune", base, data, "-o", "never"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert shown.returncode == 1
+    assert shown.stderr.splitlines()[-1] == (
+        "error: this needs datasets, which is not installed: pip install 'leanvocab[finetune]'"
+    )
