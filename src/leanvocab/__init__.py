@@ -11,8 +11,10 @@ from leanvocab._version import __version__
 if TYPE_CHECKING:
     from leanvocab.checkpoint import save_full
     from leanvocab.counts import TokenCounts, count_tokens
+    from leanvocab.delta import save_delta
     from leanvocab.errors import LeanVocabError
     from leanvocab.memory import MemoryEstimate, estimate_memory
+    from leanvocab.merge import merge_checkpoint
     from leanvocab.model import merge_, partial_state_dicts, shrink_, shrunk, status
     from leanvocab.trainer import LeanVocabCallback
     from leanvocab.vocabulary import PartialVocabulary
@@ -31,6 +33,8 @@ _ROOMS = {
     "estimate_memory": "memory",
     "MemoryEstimate": "memory",
     "save_full": "checkpoint",
+    "save_delta": "delta",
+    "merge_checkpoint": "merge",
     "LeanVocabCallback": "trainer",
 }
 
@@ -47,6 +51,8 @@ __all__ = [  # noqa: RUF022 (the order of the flow)
     "estimate_memory",
     "MemoryEstimate",
     "save_full",
+    "save_delta",
+    "merge_checkpoint",
     "LeanVocabCallback",
     "__version__",
 ]

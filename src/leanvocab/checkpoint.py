@@ -11,21 +11,28 @@ import errno
 import os
 import re
 import shutil
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from leanvocab.errors import CheckpointError
 
+if TYPE_CHECKING:  # merging on disk needs this module, and no torch
+    from torch import nn
+
+if sys.platform != "win32":  # elsewhere the process id alone says whether a writer lives
+    import fcntl
+
 # Files that hold weights, whole or in shards, and their indices: what a newly saved model makes stale.
 _WEIGHTS = re.compile(r"(model|pytorch_model)([.-].*)?\.(safetensors|bin)(\.index\.json)?")
+_OTHER_WEIGHTS = re.compile(r"tf_model.*\.h5|flax_model.*\.msgpack|model\.ckpt\..*")
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+_REPLACED = "-replaced"
 
 
-def save_full(model: nn.Module, directory: str | os.PathLike[str], **options: Any) -> Path:
+def save_full(model: "nn.Module", directory: str | os.PathLike[str], **options: Any) -> Path:
     """Saves the model with its full vocabulary in `directory`, whole or not at all, and returns the folder.
 
     Other files that lie there (tokenizer, notes) stay; weights of an earlier save do not. Saving over the folder that the
@@ -34,21 +41,44 @@ def save_full(model: nn.Module, directory: str | os.PathLike[str], **options: An
 
     Raises `CheckpointError` where `directory` is no folder, `OSError` where it cannot be written; then nothing has changed.
     """
+    with written_whole(directory) as (folder, target):
+        _write_model(model, folder, options)
+    return target
+
+
+def is_weights_file(name: str) -> bool:
+    """Whether a file of that name holds weights, or says which files do."""
+    return bool(_WEIGHTS.fullmatch(name) or _OTHER_WEIGHTS.fullmatch(name))
+
+
+@contextlib.contextmanager
+def written_whole(
+    directory: str | os.PathLike[str], *, keeps: Callable[[str], bool] | None = None, replace: bool = True
+) -> Iterator[tuple[Path, Path]]:
+    """(a fresh folder to write to, the folder whose place it takes) — whole, when the block ends without an error, or not at all.
+
+    Other files that lie in the place stay, those at its top that `keeps` says: by default all that hold no weights. Without
+    `replace` the place has to be free, or an empty folder, when the block ends: otherwise `FileExistsError`.
+
+    Raises `CheckpointError` where the place is a file, `OSError` where it cannot be written; then nothing has changed.
+    """
     target = Path(os.path.realpath(directory))
     if target.exists() and not target.is_dir():
         raise CheckpointError(f"{target} is a file, expected a folder, or a path that is free")
     with _sibling(target) as folder:
-        _write_model(model, folder, options)
-        if target.is_dir():
-            _keep_other_files(target, folder)
+        yield folder, target
+        if target.is_dir() and replace:
+            _keep_other_files(target, folder, keeps or (lambda name: not _WEIGHTS.fullmatch(name)))
         _sync_tree(folder)
-        _swap(folder, target)
-    return target
+        if replace:
+            _swap(folder, target)
+        else:
+            _put(folder, target)
 
 
-def _write_model(model: nn.Module, folder: Path, options: dict[str, Any]) -> None:
+def _write_model(model: "nn.Module", folder: Path, options: dict[str, Any]) -> None:
     if hasattr(model, "save_pretrained"):
-        model.save_pretrained(folder, **options)
+        model.save_pretrained(folder, **options)  # type: ignore[operator]
         return
     if options:
         raise CheckpointError(f"{type(model).__name__} has no save_pretrained to take the options {', '.join(options)}")
@@ -61,33 +91,88 @@ def _write_model(model: nn.Module, folder: Path, options: dict[str, Any]) -> Non
 def _sibling(target: Path) -> Iterator[Path]:
     """A fresh folder beside `target`, removed in any case; what crashed writers left behind is removed too."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{target.name}.leanvocab-"
-    for leftover in target.parent.glob(f"{prefix}*"):
-        if not _in_use(leftover, prefix):
-            shutil.rmtree(leftover, ignore_errors=True)
+    clear_leftovers(target)
+    prefix = _prefix(target)
     folder = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=target.parent))
-    folder.chmod((target if target.is_dir() else target.parent).stat().st_mode & 0o777)
+    with _held(folder):
+        folder.chmod((target if target.is_dir() else target.parent).stat().st_mode & 0o777)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _prefix(target: Path) -> str:
+    return f".{target.name}.leanvocab-"
+
+
+def clear_leftovers(target: Path) -> None:
+    """Removes what writers of `target` left behind that were killed.
+
+    Where folders cannot be exchanged in one step, a kill between two renames leaves `target` aside: it is put back first.
+    """
+    prefix = _prefix(target)
+    leftovers = [path for path in target.parent.glob(f"{glob_escape(prefix)}*") if not _in_use(path, prefix)]
+    for path in leftovers:
+        if path.name.endswith(_REPLACED) and not target.exists():
+            os.rename(path, target)
+    for path in leftovers:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def glob_escape(text: str) -> str:
+    """`text` as a pattern that matches itself alone."""
+    return re.sub(r"([*?[])", r"[\1]", text)
+
+
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Holds a lock on a folder, which the kernel lets go when the process ends, however it ends."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        yield folder
+        if sys.platform != "win32":
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        yield
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        os.close(descriptor)
 
 
 def _in_use(leftover: Path, prefix: str) -> bool:
-    process = leftover.name[len(prefix) :].split("-")[0]
+    """Whether the writer of a folder lives: it holds a lock (in whatever container), or its process is there."""
+    return _is_locked(leftover) or _is_alive(leftover.name[len(prefix) :].split("-")[0])
+
+
+def _is_locked(folder: Path) -> bool:
+    if sys.platform == "win32":
+        return False
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in (errno.EWOULDBLOCK, errno.EACCES)
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _is_alive(process: str) -> bool:
     try:
         os.kill(int(process), 0)
-    except (ValueError, ProcessLookupError):
+    except (ValueError, OverflowError, ProcessLookupError):
         return False
     except PermissionError:
         return True
     return True
 
 
-def _keep_other_files(target: Path, folder: Path) -> None:
+def _keep_other_files(target: Path, folder: Path, keeps: Callable[[str], bool]) -> None:
     for path in target.rglob("*"):
         kept = folder / path.relative_to(target)
-        if kept.exists() or kept.is_symlink() or (path.parent == target and _WEIGHTS.fullmatch(path.name)):
+        if kept.exists() or kept.is_symlink() or (path.parent == target and not keeps(path.name)):
             continue
         if path.is_symlink():
             kept.symlink_to(os.readlink(path))
@@ -120,12 +205,23 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def _put(folder: Path, target: Path) -> None:
+    """Puts `folder` in the place of `target`, which has to be free or an empty folder: two writers cannot both succeed."""
+    try:
+        os.rename(folder, target)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise FileExistsError(errno.EEXIST, "something was put there in the meantime", str(target)) from error
+        raise
+    _sync(target.parent)
+
+
 def _swap(folder: Path, target: Path) -> None:
     """Puts `folder` in the place of `target` in one step; what was there is then in `folder`'s place."""
     if not target.exists():
         os.rename(folder, target)
     elif not _exchange(folder, target):
-        aside = folder.with_name(folder.name + "-replaced")
+        aside = folder.with_name(folder.name + _REPLACED)
         os.rename(target, aside)
         try:
             os.rename(folder, target)
