@@ -19,9 +19,10 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
+from naive import merge_naively, shrink_naively
 from tiny_models import PAIRS, VOCAB_SIZE, Tiny
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
-from training import differing, gradient_norm, seed_everything
+from training import differing, gradient_norm, same_bits, seed_everything
 
 from leanvocab.counts import count_tokens
 from leanvocab.model import merge_, shrink_
@@ -76,6 +77,41 @@ def test_other_kinds_of_models_train_the_same(
     pair: str, clipping: str, record_property: Callable[[str, object], None]
 ) -> None:
     compare(build(pair), OPTIMIZERS["AdamW-fused"], CLIPPING[clipping], record_property)
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        "bert-masked-lm",  # a padding row, whose gradient is zero
+        "mpnet-sequence-classification",  # a padding row of its own choice, which is not kept
+        "gemma-causal-lm",  # rows are scaled
+        "bart-seq2seq-lm",  # one table in encoder and decoder
+        "gpt2-sequence-classification",  # pools at the last id that is no padding
+        "esm-masked-lm",  # compares with the mask id
+        "recurrent_gemma-causal-lm",  # bfloat16
+    ],
+)
+def test_partial_rows_are_those_of_the_naive_version_after_every_step(pair: str) -> None:
+    tiny = build(pair)
+    batches = make_batches(tiny)
+    vocabulary = vocabulary_of(tiny, batches)
+    token_ids = torch.tensor(vocabulary.token_ids)
+    lean, naive = copy.deepcopy(tiny.model), copy.deepcopy(tiny.model)
+    shrink_(lean, vocabulary)
+    rows = shrink_naively(naive, naive.get_input_embeddings(), token_ids)
+    optimizers = [OPTIMIZERS["AdamW-foreach"](model.train().parameters()) for model in (lean, naive)]
+    for step, batch in enumerate(batches[:5]):
+        for model, optimizer in zip((lean, naive), optimizers, strict=True):
+            seed_everything(step)
+            model(**batch).loss.backward()
+            optimizer.step()
+        assert same_bits(lean.get_input_embeddings().weight.grad, rows.grad)
+        assert same_bits(lean.get_input_embeddings().weight, rows)
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+    merge_(lean)
+    before = tiny.model.get_input_embeddings().weight
+    assert same_bits(lean.get_input_embeddings().weight, merge_naively(before, rows, token_ids))
 
 
 def test_two_threads_train_the_same(record_property: Callable[[str, object], None]) -> None:
@@ -200,7 +236,9 @@ def make_batches(tiny: Tiny) -> list[dict[str, Any]]:
     return batches
 
 
-def vocabulary_of(tiny: Tiny, batches: list[dict[str, Any]], pad_to_multiple_of: int | None) -> PartialVocabulary:
+def vocabulary_of(
+    tiny: Tiny, batches: list[dict[str, Any]], pad_to_multiple_of: int | None = None
+) -> PartialVocabulary:
     columns = ("input_ids", "labels")
     counts = [count_tokens({n: batch[n] for n in columns if batch[n].ndim > 1}) for batch in batches]
     vocabulary = PartialVocabulary.from_counts(
@@ -208,5 +246,6 @@ def vocabulary_of(tiny: Tiny, batches: list[dict[str, Any]], pad_to_multiple_of:
     )
     assert len(vocabulary) < VOCAB_SIZE / 3
     assert np.mean(vocabulary.token_ids != np.arange(len(vocabulary))) > 0.5
-    assert VOCAB_SIZE - 1 not in vocabulary
+    if pad_to_multiple_of is not None:
+        assert VOCAB_SIZE - 1 not in vocabulary, "the full table's own last numbers are rounded otherwise too"
     return vocabulary

@@ -145,8 +145,9 @@ def tiny_config(
             values[field.name] = new
     for name in config_class.sub_configs:
         below = {key.split(".", 1)[1]: value for key, value in overrides.items() if key.startswith(f"{name}.")}
-        sub_class = CONFIG_MAPPING[own.pop(name)] if name in own else default_class(config_class, name)
-        if sub_class is not None:
+        if name in own:  # a model type; as a dictionary, which older versions want
+            values[name] = tiny_config(CONFIG_MAPPING[own.pop(name)], below, special, ties).to_dict()
+        elif (sub_class := default_class(config_class, name)) is not None:
             values[name] = tiny_config(sub_class, below, special, ties)
     return config_class(**{**values, **own})
 
