@@ -39,7 +39,7 @@ def own_files():
 
 
 def test_the_front_door_fits_on_one_screen_and_every_name_opens():
-    names = leanvocab.__all__
+    names = [name for name in leanvocab.__all__ if name != "__version__"]
     assert len(names) <= 15
     assert all(getattr(leanvocab, name) is not None for name in names)
     assert set(names) <= set(dir(leanvocab))

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from leanvocab._version import __version__
-from leanvocab.cli import count, estimate, finetune, info
+from leanvocab.cli import count, estimate, finetune, info, merge
 from leanvocab.cli.shell import DEBUG_VARIABLE
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ app = typer.Typer(
 app.command("count")(count.count)
 app.command("estimate")(estimate.estimate)
 app.command("finetune")(finetune.finetune)
+app.command("merge")(merge.merge)
 app.command("info")(info.info)
 
 
