@@ -33,7 +33,9 @@ def show(title: str, figures: Sequence[Figure], as_json: bool, **details: Any) -
         content = {"title": title, "machine": machine(), "figures": [asdict(f) | {"holds": f.holds} for f in figures]}
         print(json.dumps(content | details))
         return
-    table = Table("what", "figure", "at most", "", title=title, caption=", ".join(f"{k} {v}" for k, v in machine().items()))
+    table = Table(
+        "what", "figure", "at most", "", title=title, caption=", ".join(f"{k} {v}" for k, v in machine().items())
+    )
     for figure in figures:
         bar = "" if figure.bar is None else f"{figure.bar:,.4g} {figure.unit}"
         verdict = {None: "", True: "[green]holds[/]", False: "[red]falls short[/]"}[figure.holds]
@@ -46,7 +48,12 @@ def machine() -> dict[str, str]:
     import torch
 
     names = {"torch": version("torch"), "transformers": version("transformers"), "leanvocab": version("leanvocab")}
-    return {"processor": _processor(), "threads": str(torch.get_num_threads()), "Python": platform.python_version(), **names}
+    return {
+        "processor": _processor(),
+        "threads": str(torch.get_num_threads()),
+        "Python": platform.python_version(),
+        **names,
+    }
 
 
 def _processor() -> str:

@@ -68,8 +68,15 @@ def figures(rounds: list[dict[str, float]], num_kept: int, row_bytes: int) -> li
     pages = num_kept * 2 * 4096 / MEBIBYTE
     return [
         Figure("shrinking, time (slowest round)", worst["shrink_seconds"], "s", 1.0),
-        Figure("shrinking, anonymous memory: 1.5 × kept rows + 32", worst["shrink_peak_bytes"] / MEBIBYTE, "MiB", 1.5 * kept + 32),
-        Figure("full save while shrunk: two pages a kept row + 32", worst["save_peak_bytes"] / MEBIBYTE, "MiB", pages + 32),
+        Figure(
+            "shrinking, anonymous memory: 1.5 × kept rows + 32",
+            worst["shrink_peak_bytes"] / MEBIBYTE,
+            "MiB",
+            1.5 * kept + 32,
+        ),
+        Figure(
+            "full save while shrunk: two pages a kept row + 32", worst["save_peak_bytes"] / MEBIBYTE, "MiB", pages + 32
+        ),
         Figure("held after the save (given back: about nothing)", worst["save_kept_bytes"] / MEBIBYTE, "MiB", 4.0),
         Figure("full save, time", worst["save_seconds"], "s"),
         Figure("merging, time", worst["merge_seconds"], "s"),
@@ -97,7 +104,9 @@ def main(arguments: list[str] | None = None) -> list[Figure]:
             done = subprocess.run(command, check=True, capture_output=True, text=True)
             rounds.append(json.loads(done.stdout.strip().splitlines()[-1]))
     found = figures(rounds, options.kept, 4 * int(SIZES[options.size]["hidden_size"]))
-    show(f"Shrinking, saving and merging: {options.size}, {options.kept:,} rows kept", found, options.json, rounds=rounds)
+    show(
+        f"Shrinking, saving and merging: {options.size}, {options.kept:,} rows kept", found, options.json, rounds=rounds
+    )
     return found
 
 

@@ -123,7 +123,12 @@ def main(arguments: list[str] | None = None) -> list[Figure]:
         Figure("a step with the partial vocabulary, median", step_seconds, "s"),
         Figure("pairs, all of equal losses", len(seconds), ""),
     ]
-    show(f"A training step: {options.case}, {case['kept']:,} of {case['rows']:,} rows", figures, options.json, seconds=seconds)
+    show(
+        f"A training step: {options.case}, {case['kept']:,} of {case['rows']:,} rows",
+        figures,
+        options.json,
+        seconds=seconds,
+    )
     return figures
 
 

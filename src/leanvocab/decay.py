@@ -100,7 +100,9 @@ def states_at_rest(optimizer: Optimizer, group: dict[str, Any]) -> dict[str, flo
     weight = nn.Parameter(torch.zeros(1, 1))
     weight.grad = torch.zeros(1, 1)
     try:
-        options = accepted(type(optimizer), {key: _plain(value) for key, value in group.items()}) | {"weight_decay": 0.0}
+        options = accepted(type(optimizer), {key: _plain(value) for key, value in group.items()}) | {
+            "weight_decay": 0.0
+        }
         witness = type(optimizer)([weight], **accepted(type(optimizer), options))
         witness.step()
     except Exception:  # a class that cannot be tried; it has been announced as such

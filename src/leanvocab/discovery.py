@@ -28,11 +28,13 @@ class InputTable:
 
     @property
     def weight(self) -> nn.Parameter:
-        return self.modules[0].weight
+        return weight_of(self.modules[0])
 
 
 def find_tables(
-    model: nn.Module, vocabulary: PartialVocabulary | Mapping[str, PartialVocabulary], embedding: str | Iterable[str] | None
+    model: nn.Module,
+    vocabulary: PartialVocabulary | Mapping[str, PartialVocabulary],
+    embedding: str | Iterable[str] | None,
 ) -> list[InputTable]:
     """The tables to shrink and their vocabularies, checked; nothing is changed.
 
@@ -41,17 +43,21 @@ def find_tables(
     """
     shrunk = [path for path, module in model.named_modules() if isinstance(module, RemapEmbedding)]
     if shrunk:
-        raise AlreadyShrunkError(f"{type(model).__name__} is shrunk already ({', '.join(shrunk)}); call merge_(model) first")
+        raise AlreadyShrunkError(
+            f"{type(model).__name__} is shrunk already ({', '.join(shrunk)}); call merge_(model) first"
+        )
     chosen = _chosen(model, vocabulary, embedding)
     paths = {id(module): path for path, module in model.named_modules()}
     tables: dict[int, InputTable] = {}
     for module, its_vocabulary in chosen:
         _check_module(paths[id(module)], module)
-        holders = [(path, each) for path, each in model.named_modules() if _holds(each, module.weight)]
-        table = InputTable(tuple(path for path, _ in holders), tuple(each for _, each in holders), its_vocabulary)  # type: ignore[misc]
+        holders = {path: each for path, each in model.named_modules() if _holds(each, weight_of(module))}
+        table = InputTable(tuple(holders), tuple(holders.values()), its_vocabulary)
         known = tables.setdefault(id(module.weight), table)
         if known.vocabulary != its_vocabulary:
-            raise VocabularyError(f"{known.name} and {paths[id(module)]} are tied, and were given different vocabularies")
+            raise VocabularyError(
+                f"{known.name} and {paths[id(module)]} are tied, and were given different vocabularies"
+            )
     for table in tables.values():
         for path, each in zip(table.paths, table.modules, strict=True):
             _check_module(path, each)
@@ -62,7 +68,9 @@ def find_tables(
 
 
 def _chosen(
-    model: nn.Module, vocabulary: PartialVocabulary | Mapping[str, PartialVocabulary], embedding: str | Iterable[str] | None
+    model: nn.Module,
+    vocabulary: PartialVocabulary | Mapping[str, PartialVocabulary],
+    embedding: str | Iterable[str] | None,
 ) -> list[tuple[nn.Embedding, PartialVocabulary]]:
     if isinstance(vocabulary, Mapping):
         if embedding is not None:
@@ -100,7 +108,9 @@ def _input_embeddings(model: nn.Module, full_size: int) -> list[nn.Embedding]:
     """What the model itself calls its input embeddings, the decoder's own table too; elsewhere the one table of that size."""
     found = _tables_in(_ask(model, "get_input_embeddings"), full_size)
     if not found:
-        by_size = [each for each in model.modules() if isinstance(each, nn.Embedding) and each.num_embeddings == full_size]
+        by_size = [
+            each for each in model.modules() if isinstance(each, nn.Embedding) and each.num_embeddings == full_size
+        ]
         if len({id(each.weight) for each in by_size}) != 1:
             raise ModelError(
                 f"{type(model).__name__} does not say which table its ids go to, and {len(by_size)} of its embeddings have "
@@ -134,7 +144,20 @@ def _ask(owner: Any, method: str) -> Any:
 
 
 def _parameters_outside_embeddings(model: nn.Module) -> list[nn.Parameter]:
-    return [p for each in model.modules() if not isinstance(each, nn.Embedding) for p in each._parameters.values() if p is not None]
+    return [
+        p
+        for each in model.modules()
+        if not isinstance(each, nn.Embedding)
+        for p in each._parameters.values()
+        if p is not None
+    ]
+
+
+def weight_of(module: nn.Embedding) -> nn.Parameter:
+    """The weight as the parameter that it is; torch annotates it as a tensor."""
+    weight = module.weight
+    assert isinstance(weight, nn.Parameter)
+    return weight
 
 
 def _holds(module: nn.Module, weight: nn.Parameter) -> bool:
@@ -154,7 +177,9 @@ def _check_module(path: str, module: nn.Embedding) -> None:
             "shrink before quantizing"
         )
     if weight.shape[0] != module.num_embeddings:
-        raise ModelError(f"{path}: num_embeddings is {module.num_embeddings:,}, its weight has {weight.shape[0]:,} rows")
+        raise ModelError(
+            f"{path}: num_embeddings is {module.num_embeddings:,}, its weight has {weight.shape[0]:,} rows"
+        )
     looked_up = _own_lookup(type(module))
     if looked_up is not None:
         raise BypassError(
@@ -190,7 +215,9 @@ def _check_shadowing(path: str, module: nn.Embedding) -> None:
         raise ModelError(f"{path}: its weight is offloaded by accelerate; shrink the model before it is dispatched")
     forward = module.__dict__.get("forward")
     if forward is not None and hook is None and getattr(forward, "__func__", None) is not type(module).forward:
-        raise BypassError(f"{path}: its forward was replaced on the instance, which would shadow the remapped lookup; undo that")
+        raise BypassError(
+            f"{path}: its forward was replaced on the instance, which would shadow the remapped lookup; undo that"
+        )
 
 
 def _check_size(table: InputTable) -> None:
@@ -217,7 +244,9 @@ def _check_ties(model: nn.Module, table: InputTable) -> None:
                     'tied models is output="frozen" (unused rows stay in the softmax); this version does not offer it yet. '
                     "Load a model class without this head, or untie the two (tie_word_embeddings=False)"
                 )
-            raise ModelError(f"{table.name}.weight shares its memory with {where} ({type(owner).__name__}), which has to stay whole")
+            raise ModelError(
+                f"{table.name}.weight shares its memory with {where} ({type(owner).__name__}), which has to stay whole"
+            )
 
 
 def _overlap(first: Tensor, second: Tensor) -> bool:
@@ -239,6 +268,6 @@ def _check_wrappers(model: nn.Module, table: InputTable) -> None:
             above = model.get_submodule(".".join(parts[:depth]))
             if type(above).__name__ in _WRAPPERS_AROUND_THE_LOOKUP:
                 raise BypassError(
-                    f"{'.'.join(parts[:depth])}: {type(above).__name__} (PEFT's trainable tokens) looks ids up in the weight itself, "
-                    "and would read wrong rows of a partial one; leanvocab trains chosen rows without it"
+                    f"{'.'.join(parts[:depth])}: {type(above).__name__} (PEFT's trainable tokens) looks ids up in the weight "
+                    "itself, and would read wrong rows of a partial one; leanvocab trains chosen rows without it"
                 )

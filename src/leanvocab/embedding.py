@@ -13,17 +13,18 @@ from typing import Any, ClassVar, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from leanvocab.decay import DecayReplay
 from leanvocab.errors import BypassError, CheckpointError, LeanVocabWarning, MissingTokenError
 from leanvocab.rows import RowStore, put_rows, take_rows
 from leanvocab.vocabulary import PartialVocabulary
 
-
 OnMissing = Literal["error", "base"]
 Ids = Literal["full", "partial"]
 DIGEST_KEY = "leanvocab_digest"  # in the metadata of a partial state dict: which vocabulary its rows belong to
 
+_remapping_classes: "dict[type[nn.Embedding], type[RemapEmbedding]]" = {}
 _shrunk_modules: "weakref.WeakSet[RemapEmbedding]" = weakref.WeakSet()
 
 
@@ -133,6 +134,7 @@ class RemapEmbedding(nn.Embedding):
     _missing: Tensor  # int64 [3] on the weight's device: whether, at which flat position, and which id was missing
     _partial_padding_idx: int | None
     _noted = False  # whether a lookup left it to the device to notice
+    _state_hooks: list[RemovableHandle]
     _arrival: Any = None  # (pinned copy of _missing, CUDA event that says when it has arrived)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -147,14 +149,16 @@ class RemapEmbedding(nn.Embedding):
             return self._lookup(partial_ids)
         if policy == "error":
             raise self._missing_token_error(input, int(missing.flatten().nonzero()[0]))
-        return self._lookup_with_base_rows(input, partial_ids, missing)
+        served: Tensor = self._lookup_with_base_rows(input, partial_ids, missing)
+        return served
 
     def _partial_ids(self, input: Tensor) -> Tensor:
         if self.table.ids == "partial":
-            return torch.where((input >= 0) & (input < self.table.num_rows), input, -1)
+            return input.where((input >= 0) & (input < self.table.num_rows), -1)
         if self._remap.device != input.device:
             self._remap = self._remap.to(input.device)
-        return self._remap[(input + 1).clamp_(0, self.table.full_size + 1)]
+        partial_ids: Tensor = self._remap[(input + 1).clamp_(0, self.table.full_size + 1)]
+        return partial_ids
 
     def _lookup(self, partial_ids: Tensor) -> Tensor:
         return F.embedding(
@@ -206,7 +210,7 @@ class RemapEmbedding(nn.Embedding):
             self._arrival = None
             raise MissingTokenError(self._describe(token_id, f"flat position {position} of the input"))
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _lookup_with_base_rows(self, input: Tensor, partial_ids: Tensor, missing: Tensor) -> Tensor:
         outside = input[missing]
         limit = self.table.full_size if self.table.ids == "full" else 0
@@ -259,7 +263,9 @@ class RemapEmbedding(nn.Embedding):
     def _apply(self, fn: Any, recurse: bool = True) -> "RemapEmbedding":
         super()._apply(fn, recurse)
         self.table.cast(self.weight.dtype)
-        if not self.weight.is_meta:  # the map is no parameter: it moves with the weight, and survives a detour over meta
+        if (
+            not self.weight.is_meta
+        ):  # the map is no parameter: it moves with the weight, and survives a detour over meta
             self._remap = self._remap.to(self.weight.device)
             self._missing = self._missing.to(self.weight.device)
             self._arrival = None
@@ -276,12 +282,14 @@ class RemapEmbedding(nn.Embedding):
         _shrunk_modules.add(self)
 
 
-@functools.cache
 def remapping_class(original: type[nn.Embedding]) -> type[RemapEmbedding]:
-    """`original` with its lookup remapped: one class per original class, so that types compare equal."""
-    bases = (RemapEmbedding,) if original is nn.Embedding else (original, RemapEmbedding)
-    name = "RemapEmbedding" if original is nn.Embedding else f"Remap{original.__name__}"
-    return type(name, bases, {"original_class": original, "__module__": __name__, "__doc__": RemapEmbedding.__doc__})
+    """The class `original` with its lookup remapped: one per original class, so that types compare equal."""
+    if original not in _remapping_classes:
+        bases = (RemapEmbedding,) if original is nn.Embedding else (original, RemapEmbedding)
+        name = "RemapEmbedding" if original is nn.Embedding else f"Remap{original.__name__}"
+        members = {"original_class": original, "__module__": __name__, "__doc__": RemapEmbedding.__doc__}
+        _remapping_classes[original] = type(name, bases, members)
+    return _remapping_classes[original]
 
 
 def switch_class(module: nn.Embedding, table: Table, weight: nn.Parameter) -> RemapEmbedding:
@@ -294,13 +302,11 @@ def switch_class(module: nn.Embedding, table: Table, weight: nn.Parameter) -> Re
     device = torch.device("cpu") if weight.is_meta else weight.device
     remap = torch.full((table.full_size + 2,), -1, dtype=torch.int64)
     remap[table.token_ids + 1] = torch.arange(table.num_rows)
-    padding = None if module.padding_idx is None else int(remap[module.padding_idx + 1])
-    if table.ids == "partial" and padding is not None and padding < 0:
-        padding = None
+    padding = -1 if module.padding_idx is None else int(remap[module.padding_idx + 1])
     module._remap = remap.to(device)
-    module._partial_padding_idx = None if padding is None or padding < 0 else padding
+    module._partial_padding_idx = None if padding < 0 else padding
     module._missing = torch.zeros(3, dtype=torch.int64, device=device)
-    module._state_hooks = [  # type: ignore[assignment]
+    module._state_hooks = [
         module.register_state_dict_post_hook(_give_full_rows),
         module.register_load_state_dict_pre_hook(_take_partial_rows),
     ]
@@ -310,13 +316,13 @@ def switch_class(module: nn.Embedding, table: Table, weight: nn.Parameter) -> Re
 
 def restore_class(module: RemapEmbedding, weight: nn.Parameter) -> None:
     """Makes `module` what it was before `switch_class`: in place, weight [full_size, dim]."""
-    for handle in module._state_hooks:  # type: ignore[union-attr]
+    for handle in module._state_hooks:
         handle.remove()
     _shrunk_modules.discard(module)
     for name in ("table", "_remap", "_missing", "_partial_padding_idx", "_noted", "_arrival", "_state_hooks"):
         module.__dict__.pop(name, None)
     module._parameters["weight"] = weight
-    module.__class__ = module.original_class
+    module.__class__ = module.original_class  # type: ignore[assignment]
 
 
 def _new_module(original: type[nn.Embedding]) -> RemapEmbedding:
@@ -359,7 +365,9 @@ def _give_full_rows(module: nn.Module, state_dict: dict[str, Any], prefix: str, 
         state_dict[key] = table.view_for(state_dict, weight)
 
 
-def _take_partial_rows(module: nn.Module, state_dict: dict[str, Any], prefix: str, metadata: dict[str, Any], *_: Any) -> None:
+def _take_partial_rows(
+    module: nn.Module, state_dict: dict[str, Any], prefix: str, metadata: dict[str, Any], *_: Any
+) -> None:
     """Before `load_state_dict()`: the kept rows of a full matrix; a partial one as it is, if it is of this vocabulary."""
     key = f"{prefix}weight"
     if not isinstance(module, RemapEmbedding) or key not in state_dict:

@@ -6,6 +6,7 @@ is small. No hook of a module sees that, so the first forward in each mode (trai
 """
 
 import sys
+from types import FrameType
 from typing import Any
 
 import torch
@@ -37,14 +38,14 @@ class _Watch(TorchFunctionMode):
 
     def _refuse_unless_lookup(self, func: Any, module: RemapEmbedding) -> None:
         caller = None
-        frame = sys._getframe(2)
+        frame: FrameType | None = sys._getframe(2)
         while frame is not None:
             if frame.f_code is RemapEmbedding._lookup.__code__:
                 return
             owner = frame.f_locals.get("self")
             if caller is None and isinstance(owner, nn.Module):
                 caller = f"{type(owner).__name__}.{frame.f_code.co_name}"
-            frame = frame.f_back  # type: ignore[assignment]
+            frame = frame.f_back
         raise BypassError(
             f"{caller or 'the model'} calls {getattr(func, '__name__', func)} on the weight of {module.table.name} itself, "
             "around the lookup that remaps ids: with a partial vocabulary it would read wrong rows. Call the embedding module "
@@ -113,10 +114,9 @@ class Guard:
 
 def refuse_merging_adapters(wrapper: nn.Module | None) -> None:
     """Makes an adapter on a shrunk table refuse to merge itself into it: its update has full rows, the table partial ones."""
-    if isinstance(wrapper, RemapEmbedding) or not hasattr(wrapper, "base_layer") or not hasattr(wrapper, "merge"):
-        return
-    if isinstance(getattr(wrapper, "base_layer", None), RemapEmbedding):
-        wrapper.merge = _RefuseMerge(wrapper.base_layer)  # type: ignore[union-attr, assignment, arg-type]
+    table = getattr(wrapper, "base_layer", None)
+    if isinstance(table, RemapEmbedding) and hasattr(wrapper, "merge"):
+        object.__setattr__(wrapper, "merge", _RefuseMerge(table))
 
 
 class _RefuseMerge:

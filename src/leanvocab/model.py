@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from leanvocab import steps
 from leanvocab.decay import DecayReplay
-from leanvocab.discovery import InputTable, find_tables
+from leanvocab.discovery import InputTable, find_tables, weight_of
 from leanvocab.embedding import Ids, OnMissing, RemapEmbedding, Table, restore_class, switch_class
 from leanvocab.errors import BypassError, ModelError, NotShrunkError, OptimizerError, VocabularyError
 from leanvocab.guard import Guard, refuse_merging_adapters
@@ -87,11 +87,13 @@ def merge_(model: M, *, optimizer: Optimizer | None = None) -> M:
         raise NotShrunkError(f"{type(model).__name__} is not shrunk: there is nothing to merge; call shrink_ first")
     for module in shrunk:
         if module.weight.shape[0] != module.table.num_rows:
-            raise BypassError(f"{module.table.name}: its weight was replaced while the model was shrunk; it cannot be merged")
+            raise BypassError(
+                f"{module.table.name}: its weight was replaced while the model was shrunk; it cannot be merged"
+            )
     optimizer = getattr(optimizer, "optimizer", optimizer)
     full = {id(module.weight): _full_weight(module) for module in shrunk}
     for module in shrunk:
-        partial, weight = module.weight, full[id(module.weight)]
+        partial, weight = weight_of(module), full[id(module.weight)]
         if optimizer is not None and partial in optimizer.state:
             state = optimizer.state[partial]
             whole = steps.full_states(optimizer, module.table, partial, state)
@@ -107,7 +109,11 @@ def merge_(model: M, *, optimizer: Optimizer | None = None) -> M:
 
 @contextlib.contextmanager
 def shrunk(
-    model: M, vocabulary: PartialVocabulary | Mapping[str, PartialVocabulary], *, optimizer: Optimizer | None = None, **options: Any
+    model: M,
+    vocabulary: PartialVocabulary | Mapping[str, PartialVocabulary],
+    *,
+    optimizer: Optimizer | None = None,
+    **options: Any,
 ) -> Iterator[M]:
     """A model that is shrunk within the block and full again after it, even where the block raises; see `shrink_`."""
     shrink_(model, vocabulary, optimizer=optimizer, **options)
@@ -203,7 +209,9 @@ def _table_status(holders: list[tuple[str, RemapEmbedding]]) -> TableStatus:
 
 def _check_options(output: str | None, ids: str, on_missing: str | None) -> None:
     if output in ("frozen", "restricted"):
-        raise ModelError(f'output="{output}" is not offered by this version; output="full" keeps the output layer whole')
+        raise ModelError(
+            f'output="{output}" is not offered by this version; output="full" keeps the output layer whole'
+        )
     if output not in (None, "full"):
         raise ModelError(f"output={output!r}: expected None or 'full'")
     if ids not in ("full", "partial"):
@@ -271,7 +279,7 @@ def _partial_weight(found: InputTable, table: Table) -> nn.Parameter:
 
 
 def _full_weight(module: RemapEmbedding) -> nn.Parameter:
-    partial, table = module.weight, module.table
+    partial, table = weight_of(module), module.table
     full = nn.Parameter(table.full_rows(partial).to(partial.device), requires_grad=partial.requires_grad)
     if partial.grad is not None:
         gradient = zero_pages((table.full_size, partial.shape[1]), partial.dtype)
@@ -338,7 +346,9 @@ class _FullNumParameters:
         self.model = model
 
     def __call__(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
-        count: int = type(self.model).num_parameters(self.model, only_trainable, exclude_embeddings)  # type: ignore[operator]
+        count: int = self.model.__class__.num_parameters(  # type: ignore[attr-defined]
+            self.model, only_trainable, exclude_embeddings
+        )
         if exclude_embeddings:
             return count
         weights = {id(module.weight): module for module in self.model.modules() if isinstance(module, RemapEmbedding)}

@@ -58,7 +58,9 @@ class RowStore:
     Raises `CheckpointError` where the file does not hold what it should.
     """
 
-    def __init__(self, descriptor: int, path: str, offset: int, shape: tuple[int, int], dtype: torch.dtype, temporary: bool):
+    def __init__(
+        self, descriptor: int, path: str, offset: int, shape: tuple[int, int], dtype: torch.dtype, temporary: bool
+    ):
         self.path, self.offset, self.shape, self.dtype, self.temporary = path, offset, shape, dtype, temporary
         self._descriptor = descriptor
         self._close = weakref.finalize(self, os.close, descriptor)
@@ -98,6 +100,11 @@ class RowStore:
                     return True
         return False
 
+    def is_region_of(self, descriptor: int, offset: int) -> bool:
+        """Whether the rows are those at `offset` of an open file: the same file, whatever path names it."""
+        same_file = os.path.sameopenfile(self._descriptor, descriptor)
+        return not self.temporary and same_file and self.offset == offset
+
     def fingerprint(self) -> str:
         """A digest over sizes and sampled rows; enough to tell that a path now names another file."""
         sample = self.rows(torch.linspace(0, self.shape[0] - 1, _SAMPLED_ROWS).long())
@@ -110,7 +117,9 @@ class RowStore:
         skip = self.offset - start
         # Private and writable although this mapping is never written: torch warns about buffers it may not write to.
         pages = mmap.mmap(self._descriptor, skip + self.num_bytes, flags=mmap.MAP_PRIVATE, offset=start)
-        return torch.frombuffer(pages, dtype=self.dtype, count=self.shape[0] * self.shape[1], offset=skip).view(self.shape)
+        return torch.frombuffer(pages, dtype=self.dtype, count=self.shape[0] * self.shape[1], offset=skip).view(
+            self.shape
+        )
 
     @staticmethod
     def of(weight: Tensor, kept: Tensor, directory: str | None = None) -> "RowStore":
@@ -140,7 +149,13 @@ class RowStore:
     def __reduce__(self) -> tuple[Any, ...]:
         if self.temporary:  # nobody else has these rows: they travel along
             return _unpickle_rows, (self._rows.clone(),)
-        return _unpickle_reference, (os.path.abspath(self.path), self.offset, self.shape, self.dtype, self.fingerprint())
+        return _unpickle_reference, (
+            os.path.abspath(self.path),
+            self.offset,
+            self.shape,
+            self.dtype,
+            self.fingerprint(),
+        )
 
 
 class RowWriter:
@@ -151,14 +166,16 @@ class RowWriter:
 
     def __init__(self, shape: tuple[int, int], dtype: torch.dtype, directory: str | None):
         self.shape, self.dtype = shape, dtype
-        self._descriptor, self._path = tempfile.mkstemp(prefix="leanvocab-", suffix=".rows", dir=directory)
+        self._descriptor, self._path = tempfile.mkstemp(
+            prefix="leanvocab-", suffix=".rows", dir=directory or _folder_on_disk()
+        )
         self._close = weakref.finalize(self, os.close, self._descriptor)
         os.unlink(self._path)
         os.ftruncate(self._descriptor, shape[0] * shape[1] * dtype.itemsize)
 
     def put(self, start: int, rows: Tensor) -> None:
         """Writes `rows` [n, dim] (any device) at row `start`."""
-        data = memoryview(as_bits(rows.cpu().contiguous()).numpy()).cast("B")
+        data = memoryview(as_bits(rows.cpu().contiguous()).numpy().data).cast("B")
         position = start * self.shape[1] * self.dtype.itemsize
         try:
             while data:
@@ -179,6 +196,23 @@ class RowWriter:
         return RowStore(self._descriptor, self._path, 0, self.shape, self.dtype, temporary=True)
 
 
+def _folder_on_disk() -> str | None:
+    """Where the temporary folder is memory (many systems mount /tmp so), the one that is kept on disk instead."""
+    folder = tempfile.gettempdir()
+    return "/var/tmp" if _file_system(folder) == "tmpfs" and _file_system("/var/tmp") not in ("tmpfs", None) else None
+
+
+def _file_system(folder: str) -> str | None:
+    """The type of the file system that holds `folder`; None where that cannot be told."""
+    try:
+        mounts = [line.split()[1:3] for line in Path("/proc/self/mounts").read_text().splitlines()]
+    except OSError:
+        return None
+    real = os.path.realpath(folder)
+    above = [(point, kind) for point, kind in mounts if os.path.commonpath([real, point]) == point]
+    return max(above, key=lambda mount: len(mount[0]))[1] if above and os.access(folder, os.W_OK) else None
+
+
 def as_bits(tensor: Tensor) -> Tensor:
     """The same memory as integers, so that NaN equals itself and -0.0 differs from 0.0."""
     integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -195,8 +229,12 @@ def _unpickle_rows(rows: Tensor) -> RowStore:
     return RowStore.copy(rows)
 
 
-def _unpickle_reference(path: str, offset: int, shape: tuple[int, int], dtype: torch.dtype, fingerprint: str) -> RowStore:
-    remedy = "put the base checkpoint back there, or save the model with save_pretrained or save_full instead of pickling it"
+def _unpickle_reference(
+    path: str, offset: int, shape: tuple[int, int], dtype: torch.dtype, fingerprint: str
+) -> RowStore:
+    remedy = (
+        "put the base checkpoint back there, or save the model with save_pretrained or save_full instead of pickling it"
+    )
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
     except OSError as error:
@@ -205,10 +243,14 @@ def _unpickle_reference(path: str, offset: int, shape: tuple[int, int], dtype: t
         ) from error
     if os.fstat(descriptor).st_size < offset + shape[0] * shape[1] * dtype.itemsize:
         os.close(descriptor)
-        raise CheckpointError(f"the pickled model refers to the full rows in {path}, which is shorter than expected; {remedy}")
+        raise CheckpointError(
+            f"the pickled model refers to the full rows in {path}, which is shorter than expected; {remedy}"
+        )
     store = RowStore(descriptor, path, offset, shape, dtype, temporary=False)
     if store.fingerprint() != fingerprint:
-        raise CheckpointError(f"the pickled model refers to the full rows in {path}, which holds other rows now; {remedy}")
+        raise CheckpointError(
+            f"the pickled model refers to the full rows in {path}, which holds other rows now; {remedy}"
+        )
     return store
 
 
@@ -255,7 +297,9 @@ def _store_of_mapping(weight: Tensor, kept: Tensor) -> RowStore | None:
     if offset % weight.element_size() or os.fstat(descriptor).st_size < offset + num_bytes:
         os.close(descriptor)
         return None
-    store = RowStore(descriptor, mapping.path, offset, (weight.shape[0], weight.shape[1]), weight.dtype, temporary=False)
+    store = RowStore(
+        descriptor, mapping.path, offset, (weight.shape[0], weight.shape[1]), weight.dtype, temporary=False
+    )
     own = _mapping_at(store._rows.data_ptr())
     return store if own is not None and own.file == mapping.file else None
 
@@ -265,7 +309,11 @@ def _mapping_at(address: int) -> _Mapping | None:
         span, _, offset, device, inode, *path = line.split(maxsplit=5)
         start, end = (int(part, 16) for part in span.split("-"))
         if start <= address < end:
-            return _Mapping(start, end, int(offset, 16), (device, inode), path[0] if path else "") if inode != "0" else None
+            return (
+                _Mapping(start, end, int(offset, 16), (device, inode), path[0] if path else "")
+                if inode != "0"
+                else None
+            )
     return None
 
 

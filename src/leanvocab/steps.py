@@ -81,7 +81,7 @@ def _refuse_retired(optimizer: Optimizer) -> None:
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             reference, reason = _retired.get(id(parameter), (None, ""))
-            if reference is not None and reference() is parameter:
+            if reference is not None and reference() is parameter and isinstance(parameter, Tensor):
                 raise OptimizerError(
                     f"{type(optimizer).__name__} holds a vocabulary matrix {tuple(parameter.shape)} that is no longer in "
                     f"the model, since {reason}; build the optimizer after that, or hand it over: optimizer=…"
@@ -103,7 +103,9 @@ def _announce(optimizer: Optimizer, group: dict[str, Any], table: Table) -> None
             stacklevel=2,
         )
         if table.decay is not None:
-            raise OptimizerError(f"{table.name}: decay_unused_rows=True needs a row-separable optimizer; {name} {found}")
+            raise OptimizerError(
+                f"{table.name}: decay_unused_rows=True needs a row-separable optimizer; {name} {found}"
+            )
     if group.get("weight_decay", 0) and table.decay is None:
         warnings.warn(
             f"{table.name}: {name} decays this matrix (weight_decay={group['weight_decay']}): ordinary training would decay "
@@ -237,4 +239,6 @@ def _full_state(table: Table, weight: Tensor, key: str, value: Tensor, at_rest: 
 
 def _has_rows(key: str, value: Any) -> bool:
     """Whether a state has one entry, or one line, per row. Adafactor's column statistics have none, whatever their length."""
-    return isinstance(value, Tensor) and value.ndim > 0 and value.numel() > 1 and value.shape[0] > 1 and "col" not in key
+    return (
+        isinstance(value, Tensor) and value.ndim > 0 and value.numel() > 1 and value.shape[0] > 1 and "col" not in key
+    )

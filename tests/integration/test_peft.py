@@ -66,14 +66,18 @@ def test_the_adapter_of_a_shrunk_model_loads_on_the_full_base(order: str, tmp_pa
 def test_merging_lora_into_a_partial_embedding_is_refused_by_name_and_works_after_merging_the_table(order: str) -> None:
     full, model = adapted("LoRA on the embedding", None), adapted("LoRA on the embedding", order)
     train(full), train(model)
-    with pytest.raises(BypassError, match=r"an adapter on a partial vocabulary matrix cannot be merged into it.*merge_\(model\) first"):
+    with pytest.raises(
+        BypassError, match=r"an adapter on a partial vocabulary matrix cannot be merged into it.*merge_\(model\) first"
+    ):
         model.merge_and_unload()
     merge_(model)
     assert differing(full.merge_and_unload(), model.merge_and_unload()) == []
 
 
 def test_shrinking_under_trainable_tokens_is_refused_by_name() -> None:
-    model = get_peft_model(small_model("llama"), TrainableTokensConfig(token_indices=[3, 5], target_modules=["embed_tokens"]))
+    model = get_peft_model(
+        small_model("llama"), TrainableTokensConfig(token_indices=[3, 5], target_modules=["embed_tokens"])
+    )
     with pytest.raises(BypassError, match=r"TrainableTokens.* looks ids up in the weight itself"):
         shrink_(model, used_vocabulary())
 

@@ -18,7 +18,14 @@ import leanvocab as lv
 from leanvocab.errors import NotShrunkError, OptimizerError
 
 RUNNER = Path(__file__).parents[1] / "support" / "trainer_run.py"
-BYTE_IDENTICAL = {"model.safetensors", "config.json", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"}
+BYTE_IDENTICAL = {
+    "model.safetensors",
+    "config.json",
+    "optimizer.pt",
+    "scheduler.pt",
+    "rng_state.pth",
+    "trainer_state.json",
+}
 ALL_IDS = list(range(500))
 
 
@@ -72,7 +79,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict
         "full-decay": {"decay": 0.1},
         "shrunk-decay": {"token_ids": "used", "decay": 0.1},
     }
-    return folder, run_all({name: {"base": base, "output": str(folder / name), **each} for name, each in options.items()})
+    return folder, run_all(
+        {name: {"base": base, "output": str(folder / name), **each} for name, each in options.items()}
+    )
 
 
 @pytest.mark.parametrize("kind", ["", "-best", "-decay"])
@@ -98,10 +107,21 @@ def test_a_run_is_resumed_from_any_checkpoint_in_any_kind_of_run(runs: tuple[Pat
         "ordinary, leanvocab not installed": {"resume": folder / "shrunk" / "checkpoint-4", "library": False},
         "a larger vocabulary": {"resume": folder / "shrunk" / "checkpoint-4", "token_ids": seen[:499]},
         "every row kept": {"resume": folder / "shrunk" / "checkpoint-4", "token_ids": seen},
-        "an ordinary run's checkpoint in a shrunk run": {"resume": folder / "full" / "checkpoint-4", "token_ids": "used"},
-        "with decay, from its own": {"resume": folder / "shrunk-decay" / "checkpoint-4", "token_ids": "used", "decay": 0.1},
+        "an ordinary run's checkpoint in a shrunk run": {
+            "resume": folder / "full" / "checkpoint-4",
+            "token_ids": "used",
+        },
+        "with decay, from its own": {
+            "resume": folder / "shrunk-decay" / "checkpoint-4",
+            "token_ids": "used",
+            "decay": 0.1,
+        },
         "with decay, ordinary": {"resume": folder / "shrunk-decay" / "checkpoint-4", "decay": 0.1, "library": False},
-        "with decay, an ordinary run's": {"resume": folder / "full-decay" / "checkpoint-4", "token_ids": "used", "decay": 0.1},
+        "with decay, an ordinary run's": {
+            "resume": folder / "full-decay" / "checkpoint-4",
+            "token_ids": "used",
+            "decay": 0.1,
+        },
     }
     names = {name: name.replace(" ", "-").replace(",", "").replace("'", "") for name in resumes}
     resumed = run_all(
@@ -115,7 +135,9 @@ def test_a_run_is_resumed_from_any_checkpoint_in_any_kind_of_run(runs: tuple[Pat
         assert "error" not in result, (name, result)
         assert result["losses"] == results[kind]["losses"], name
         wrong = same_files(folder / kind / "checkpoint-8", folder / names[name] / "checkpoint-8")
-        assert set(wrong) <= {"trainer_state.json"}, name  # a resumed run's log may differ in what it says of the resume
+        assert set(wrong) <= {"trainer_state.json"}, (
+            name
+        )  # a resumed run's log may differ in what it says of the resume
         assert same_files(folder / kind / "final", folder / names[name] / "final") == []
 
 
@@ -141,7 +163,10 @@ def test_resuming_with_a_vocabulary_that_lacks_trained_rows_is_refused_before_a_
     for result in results.values():
         assert result["error"] in ("OptimizerError", "MissingTokenError"), result
         assert not list(folder.glob("other-*/checkpoint-6"))
-    assert "ordinary training would go on moving those rows" in results["smaller"]["message"] + results["of the same size"]["message"]
+    assert (
+        "ordinary training would go on moving those rows"
+        in results["smaller"]["message"] + results["of the same size"]["message"]
+    )
 
 
 def arguments(folder: Path, **options: Any) -> TrainingArguments:
@@ -158,7 +183,10 @@ def rows() -> list[dict[str, Any]]:
 def test_the_callback_shrinks_the_trainers_model(tmp_path: Path) -> None:
     model = small_model()
     trainer = Trainer(
-        model, arguments(tmp_path), train_dataset=rows(), callbacks=[lv.LeanVocabCallback(used_vocabulary(), on_missing="error")]
+        model,
+        arguments(tmp_path),
+        train_dataset=rows(),
+        callbacks=[lv.LeanVocabCallback(used_vocabulary(), on_missing="error")],
     )
     assert lv.status(model).tables[0].on_missing == "error"
     trainer.train()
@@ -176,7 +204,11 @@ def test_the_callback_refuses_an_optimizer_that_does_not_hold_the_partial_table(
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
     lv.shrink_(model, used_vocabulary())
     trainer = Trainer(
-        model, arguments(tmp_path), train_dataset=rows(), callbacks=[lv.LeanVocabCallback()], optimizers=(optimizer, None)
+        model,
+        arguments(tmp_path),
+        train_dataset=rows(),
+        callbacks=[lv.LeanVocabCallback()],
+        optimizers=(optimizer, None),
     )
     with pytest.raises(OptimizerError, match="does not hold the partial table"):
         trainer.train()

@@ -85,8 +85,7 @@ def test_blocks_of_any_size_count_the_same(rows: list[list[int]], block: int) ->
     expected = naive(rows)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("leanvocab.counts._SMALLEST_BLOCK", block)
-        patch.setattr("leanvocab.counts._LARGEST_BLOCK", block)
-        patch.setattr("leanvocab.counts._STAGED_IDS", block)
+        patch.setattr("leanvocab.counts._LARGEST_BLOCK", 2 * block)
         patch.setattr("leanvocab.sources._PIECE_IDS", 3)
         patch.setattr("leanvocab.sources._IDS_GATHERED", block)
         for dtype in (np.int32, np.int64):

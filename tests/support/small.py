@@ -34,7 +34,12 @@ def small_model(family: str = "roberta", **changes: Any) -> nn.Module:
         return BertForSequenceClassification(BertConfig(**_CLASSIFIER | changes))
     if family == "bart":
         bart = {"vocab_size": FULL_SIZE, "d_model": 48, "encoder_layers": 1, "decoder_layers": 1, "num_labels": 3}
-        heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
+        heads = {
+            "encoder_attention_heads": 4,
+            "decoder_attention_heads": 4,
+            "encoder_ffn_dim": 64,
+            "decoder_ffn_dim": 64,
+        }
         return BartForSequenceClassification(BartConfig(**bart | heads | {"pad_token_id": PAD} | changes))
     llama = {**_CLASSIFIER, "num_key_value_heads": 2, "attention_dropout": 0.1, "tie_word_embeddings": False}
     if family == "llama":

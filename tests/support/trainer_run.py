@@ -49,11 +49,21 @@ def main(options: dict[str, Any]) -> None:
         use_cpu=True,
         disable_tqdm=True,
     )
-    trainer = Trainer(model, arguments, train_dataset=data, eval_dataset=data[:8])
+    callbacks = []
+    if options.get("checkpoints"):
+        from leanvocab.trainer import LeanVocabCallback
+
+        callbacks.append(LeanVocabCallback(checkpoints=options["checkpoints"]))
+    trainer = Trainer(model, arguments, train_dataset=data, eval_dataset=data[:8], callbacks=callbacks)
     if options.get("interrupt_at"):
         trainer.add_callback(_Interrupt(options["interrupt_at"]))
     try:
-        trainer.train(resume_from_checkpoint=options.get("resume"))
+        if options.get("resume_delta"):
+            from leanvocab.trainer import resume_from_delta
+
+            resume_from_delta(trainer, options["resume_delta"], widen=options.get("widen", False))
+        else:
+            trainer.train(resume_from_checkpoint=options.get("resume"))
     except Exception as error:
         print(json.dumps({"error": type(error).__name__, "message": str(error)}))
         return

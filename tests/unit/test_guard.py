@@ -47,7 +47,9 @@ READS = {
 def test_code_that_reads_the_weight_around_the_lookup_is_refused_by_name(read: Any, training: bool) -> None:
     model = shrink_(Direct(read), VOCABULARY, embedding="table").train(training)
     for _ in range(2):  # not only the first time
-        with pytest.raises(BypassError, match=r"Direct\.forward calls .* on the weight of table itself, around the lookup"):
+        with pytest.raises(
+            BypassError, match=r"Direct\.forward calls .* on the weight of table itself, around the lookup"
+        ):
             model(LOW)
 
 
@@ -105,7 +107,9 @@ def test_a_weight_of_another_length_is_refused_in_forward_saving_and_merging(len
     model = shrink_(nn.Sequential(nn.Embedding(9, 4)), PartialVocabulary([0, 3, 5, 7, 8], 9))
     model[0].weight = nn.Parameter(torch.randn(length, 4))
     for action in (lambda: model(LOW), model.state_dict):
-        with pytest.raises(BypassError, match=rf"0: the weight has {length} rows, expected the 5 of the partial vocabulary"):
+        with pytest.raises(
+            BypassError, match=rf"0: the weight has {length} rows, expected the 5 of the partial vocabulary"
+        ):
             action()
     with pytest.raises(BypassError, match="its weight was replaced while the model was shrunk"):
         merge_(model)
@@ -165,6 +169,8 @@ def test_a_forward_replaced_on_the_instance_is_refused() -> None:
 
 def test_an_offloaded_table_is_refused() -> None:
     model = nn.Sequential(nn.Embedding(9, 4))
-    add_hook_to_module(model[0], AlignDevicesHook(execution_device="cpu", offload=True, weights_map={"weight": model[0].weight}))
+    add_hook_to_module(
+        model[0], AlignDevicesHook(execution_device="cpu", offload=True, weights_map={"weight": model[0].weight})
+    )
     with pytest.raises(ModelError, match="offloaded by accelerate; shrink the model before it is dispatched"):
         shrink_(model, VOCABULARY, embedding="0")

@@ -28,11 +28,15 @@ def test_an_unseen_id_in_training_is_an_error_that_names_token_id_position_and_m
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="word1")
     ids = batch()["input_ids"]
-    vocabulary = PartialVocabulary.from_counts(torch.bincount(ids.flatten(), minlength=500).numpy(), tokenizer=tokenizer)
+    vocabulary = PartialVocabulary.from_counts(
+        torch.bincount(ids.flatten(), minlength=500).numpy(), tokenizer=tokenizer
+    )
     model = shrink_(small_model(), vocabulary)
     unseen = int(unseen_ids()[0, 0])
     ids[2, 5] = unseen
-    with pytest.raises(MissingTokenError, match=rf"{TABLE}: token .*word{unseen}.*{unseen}.* at position \(2, 5\) of the input") as e:
+    with pytest.raises(
+        MissingTokenError, match=rf"{TABLE}: token .*word{unseen}.*{unseen}.* at position \(2, 5\) of the input"
+    ) as e:
         model(ids)
     assert "always_keep" in str(e.value)
     assert isinstance(e.value, IndexError)
@@ -44,7 +48,9 @@ def test_an_id_that_is_none_is_an_error_in_every_mode_and_never_wraps_around(wro
     model = shrink_(small_model(), used_vocabulary()).train(training)
     table = model.get_submodule(TABLE)
     for dtype in (torch.int64, torch.int32):
-        with pytest.raises(MissingTokenError, match=rf"id {wrong} at position \(0, 1\) of the input is no token id: expected 0 … 499"):
+        with pytest.raises(
+            MissingTokenError, match=rf"id {wrong} at position \(0, 1\) of the input is no token id: expected 0 … 499"
+        ):
             table(torch.tensor([[0, wrong]], dtype=dtype))
 
 
@@ -94,7 +100,9 @@ def test_on_a_device_the_error_comes_before_the_step_touches_a_parameter() -> No
     inputs = batch()
     inputs["input_ids"][3, 4] = unseen_ids()[0, 1]
     model(**inputs).loss.backward()
-    with pytest.raises(MissingTokenError, match=rf"id {int(unseen_ids()[0, 1])}.* at flat position {3 * 12 + 4} of the input"):
+    with pytest.raises(
+        MissingTokenError, match=rf"id {int(unseen_ids()[0, 1])}.* at flat position {3 * 12 + 4} of the input"
+    ):
         optimizer.step()
     assert differing(before, model.state_dict()) == []
 

@@ -125,7 +125,9 @@ def test_a_subclass_that_scales_keeps_scaling() -> None:
     assert type(table) is Scaled
 
 
-@pytest.mark.parametrize("option", [{"max_norm": 0.5}, {"scale_grad_by_freq": True}, {"padding_idx": 8}, {"padding_idx": -6}])
+@pytest.mark.parametrize(
+    "option", [{"max_norm": 0.5}, {"scale_grad_by_freq": True}, {"padding_idx": 8}, {"padding_idx": -6}]
+)
 def test_options_of_the_embedding_do_in_partial_what_they_do_in_full(option: dict[str, Any]) -> None:
     full = nn.Sequential(nn.Embedding(9, 4, **option), nn.Linear(4, 1))
     model, ids = copy.deepcopy(full), torch.tensor([8, 3, 3, 8, 0])
@@ -168,7 +170,9 @@ def test_hooks_on_the_gradient_of_the_weight_survive() -> None:
     assert not model.get_submodule(TABLE).weight.grad.any()
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["deepcopy", "pickle"]
+)
 def test_copies_train_on_as_the_model_does_and_merge_by_themselves(copied: Any) -> None:
     full, model = twins()
     shrink_(model, used_vocabulary())
@@ -230,9 +234,8 @@ def test_a_compiled_model_trains_the_same(backend: str) -> None:
 
 def test_the_context_manager_merges_even_when_training_raises() -> None:
     model = small_model()
-    with pytest.raises(RuntimeError, match="stop"), shrunk(model, used_vocabulary()):
-        assert status(model)
-        raise RuntimeError("stop")
+    with pytest.raises(ValueError, match="Expected input batch_size"), shrunk(model, used_vocabulary()):
+        model(batch()["input_ids"], labels=torch.zeros(5, dtype=torch.int64))
     assert not status(model)
     assert differing(small_model(), model) == []
 
@@ -302,13 +305,17 @@ def test_merging_what_is_not_shrunk_is_an_error() -> None:
 
 @pytest.mark.parametrize("size", [FULL_SIZE - 1, FULL_SIZE + 1])
 def test_a_vocabulary_of_another_size_is_an_error_that_says_how_to_build_it(size: int) -> None:
-    with pytest.raises(VocabularyError, match=rf"full size is {size:,}, the table has 500 rows; build it with .*full_size=500"):
+    with pytest.raises(
+        VocabularyError, match=rf"full size is {size:,}, the table has 500 rows; build it with .*full_size=500"
+    ):
         shrink_(small_model(), PartialVocabulary([3, 4], size), embedding=TABLE)
 
 
 def test_a_tied_output_layer_is_refused_with_the_mode_that_will_take_it() -> None:
     tied = [
-        RobertaForMaskedLM(RobertaConfig(vocab_size=FULL_SIZE, hidden_size=48, num_hidden_layers=1, num_attention_heads=4)),
+        RobertaForMaskedLM(
+            RobertaConfig(vocab_size=FULL_SIZE, hidden_size=48, num_hidden_layers=1, num_attention_heads=4)
+        ),
         BartForConditionalGeneration(BartConfig(vocab_size=FULL_SIZE, d_model=48, encoder_layers=1, decoder_layers=1)),
         small_model("llama-lm", tie_word_embeddings=True),
     ]
@@ -344,7 +351,7 @@ def test_wrong_options_are_named_and_change_nothing(options: dict[str, Any], mes
 
 
 def test_a_list_of_ids_instead_of_a_vocabulary_is_an_error_that_shows_the_way() -> None:
-    with pytest.raises(VocabularyError, match="expected a PartialVocabulary .* found list; make one with"):
+    with pytest.raises(VocabularyError, match=r"expected a PartialVocabulary .* found list; make one with"):
         shrink_(small_model(), [1, 2, 3])  # type: ignore[arg-type]
 
 

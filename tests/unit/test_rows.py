@@ -1,12 +1,14 @@
 import errno
 import os
 import pickle
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from leanvocab import rows
 from leanvocab.errors import CheckpointError
 from leanvocab.rows import RowStore, RowWriter, put_rows, same_bits, take_rows, zero_pages
 
@@ -74,7 +76,9 @@ def test_writing_to_kept_rows_alone_leaves_the_file_as_the_store(tmp_path: Path)
     assert RowStore.of(mapped, torch.tensor([3])).temporary
 
 
-def test_writing_to_a_private_view_changes_neither_the_file_nor_another_view(mapped: torch.Tensor, tmp_path: Path) -> None:
+def test_writing_to_a_private_view_changes_neither_the_file_nor_another_view(
+    mapped: torch.Tensor, tmp_path: Path
+) -> None:
     before = (tmp_path / "model.safetensors").read_bytes()
     store = RowStore.of(mapped, KEPT)
     put_rows(store.private_view(), KEPT, torch.zeros(3, 48))
@@ -104,7 +108,9 @@ def test_rows_written_in_any_order_are_found_and_the_others_are_zero() -> None:
     assert same_bits(writer.finish().private_view(), expected)
 
 
-def test_a_full_disk_is_an_error_that_names_the_folder_and_the_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_full_disk_is_an_error_that_names_the_folder_and_the_remedy(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     def full(*args: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -151,3 +157,18 @@ def test_zero_pages_are_zeros_of_the_shape_and_dtype() -> None:
     assert zeros.dtype == torch.bfloat16
     assert not zeros.any()
     assert zero_pages((0, 5), torch.float32).shape == (0, 5)
+
+
+def test_a_temporary_folder_in_memory_is_avoided_where_there_is_one_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = {tempfile.gettempdir(): "tmpfs", "/var/tmp": "ext4"}
+    monkeypatch.setattr(rows, "_file_system", kinds.get)
+    assert rows._folder_on_disk() == "/var/tmp"
+    kinds["/var/tmp"] = "tmpfs"
+    assert rows._folder_on_disk() is None
+    kinds[tempfile.gettempdir()] = "ext4"
+    assert rows._folder_on_disk() is None
+
+
+def test_the_file_system_of_a_folder_is_the_one_mounted_nearest_above_it() -> None:
+    assert rows._file_system("/proc/self") in ("proc", None)
+    assert rows._file_system("/nowhere/at/all") is None

@@ -144,7 +144,9 @@ def test_partial_rows_that_do_not_say_whose_they_are_are_refused_outside_the_con
     model = shrink_(small_model(), used_vocabulary())
     with partial_state_dicts(model):
         state = dict(model.state_dict())
-    with pytest.raises(CheckpointError, match=r"nothing says that they are of this vocabulary.*within partial_state_dicts\(model\)"):
+    with pytest.raises(
+        CheckpointError, match=r"nothing says that they are of this vocabulary.*within partial_state_dicts\(model\)"
+    ):
         model.load_state_dict(state)
     with partial_state_dicts(model):
         model.load_state_dict(state)

@@ -81,7 +81,9 @@ def test_an_optimizer_that_exists_is_handed_over_with_its_states_and_back(name: 
     _, ordinary = train(full, made(name, full))
     _, optimizer = train(model, made(name, model))
     shrink_(model, used_vocabulary(), optimizer=optimizer)
-    assert any(each is model.get_submodule(TABLE).weight for group in optimizer.param_groups for each in group["params"])
+    assert any(
+        each is model.get_submodule(TABLE).weight for group in optimizer.param_groups for each in group["params"]
+    )
     assert train(full, ordinary)[0] == train(model, optimizer)[0]
     merge_(model, optimizer=optimizer)
     assert train(full, ordinary)[0] == train(model, optimizer)[0]
@@ -104,7 +106,9 @@ def test_states_that_would_be_lost_are_refused_before_anything_changes() -> None
     _, optimizer = train(model)
     before, states = copy.deepcopy(model.state_dict()), saved(optimizer)
     ids = used_vocabulary().token_ids
-    with pytest.raises(OptimizerError, match=r"'exp_avg' of AdamW is not zero for 1 rows outside .* the first of them id \d+"):
+    with pytest.raises(
+        OptimizerError, match=r"'exp_avg' of AdamW is not zero for 1 rows outside .* the first of them id \d+"
+    ):
         shrink_(model, PartialVocabulary(ids[ids != batch()["input_ids"][1, 1].item()], FULL_SIZE), optimizer=optimizer)
     assert differing(before, model.state_dict()) == []
     assert saved(optimizer) == states
@@ -132,7 +136,9 @@ def test_states_of_another_length_are_refused_before_a_fused_step_could_read_bey
     train(model, optimizer, steps=1)
     weight = model.get_submodule(TABLE).weight
     optimizer.state[weight]["exp_avg"] = torch.zeros(17, 48)
-    with pytest.raises(OptimizerError, match=r"'exp_avg' of AdamW has 17 rows, expected 500 \(full\) or \d+ \(partial\)"):
+    with pytest.raises(
+        OptimizerError, match=r"'exp_avg' of AdamW has 17 rows, expected 500 \(full\) or \d+ \(partial\)"
+    ):
         train(model, optimizer, steps=1)
 
 
@@ -144,7 +150,9 @@ def test_an_optimizer_that_was_not_handed_over_is_an_error_at_its_first_step(ord
         shrink_(model, used_vocabulary())
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
     shrink_(model, used_vocabulary()) if order == "shrink" else merge_(model)
-    with pytest.raises(OptimizerError, match=r"no longer in the model, since the model was .*; build the optimizer after that"):
+    with pytest.raises(
+        OptimizerError, match=r"no longer in the model, since the model was .*; build the optimizer after that"
+    ):
         train(model, optimizer, steps=1)
 
 
@@ -200,7 +208,9 @@ def test_resuming_with_coupled_decay_keeps_the_states_of_unused_rows() -> None:
 
 def test_decay_without_replay_is_announced_once_and_leaves_unused_rows_as_they_were() -> None:
     model = shrink_(small_model(), used_vocabulary())
-    with pytest.warns(LeanVocabWarning, match=r"AdamW decays this matrix \(weight_decay=0.1\).*decay_unused_rows=True") as caught:
+    with pytest.warns(
+        LeanVocabWarning, match=r"AdamW decays this matrix \(weight_decay=0.1\).*decay_unused_rows=True"
+    ) as caught:
         train(model, made("AdamW", model, weight_decay=0.1))
     assert len(caught) == 1
     row = int(unseen_ids()[0, 0])
@@ -257,7 +267,9 @@ def test_the_optimizers_that_are_said_to_keep_rows_apart_do(name: str) -> None:
 
 
 @pytest.mark.parametrize(("kind", "options"), MIXING, ids=lambda value: getattr(value, "__module__", None))
-def test_an_optimizer_that_mixes_rows_is_announced_by_name_once_before_its_first_step(kind: Any, options: dict[str, Any]) -> None:
+def test_an_optimizer_that_mixes_rows_is_announced_by_name_once_before_its_first_step(
+    kind: Any, options: dict[str, Any]
+) -> None:
     model = shrink_(small_model(), used_vocabulary())
     weight = model.get_submodule(TABLE).weight
     before = weight.detach().clone()
