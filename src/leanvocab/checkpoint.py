@@ -65,7 +65,7 @@ def written_whole(
     target = Path(os.path.realpath(directory))
     if target.exists() and not target.is_dir():
         raise CheckpointError(f"{target} is a file, expected a folder, or a path that is free")
-    with _sibling(target) as folder:
+    with sibling(target) as folder:
         yield folder, target
         if target.is_dir() and replace:
             _keep_other_files(target, folder, keeps or (lambda name: not _WEIGHTS.fullmatch(name)))
@@ -88,7 +88,7 @@ def _write_model(model: "nn.Module", folder: Path, options: dict[str, Any]) -> N
 
 
 @contextlib.contextmanager
-def _sibling(target: Path) -> Iterator[Path]:
+def sibling(target: Path) -> Iterator[Path]:
     """A fresh folder beside `target`, removed in any case; what crashed writers left behind is removed too."""
     target.parent.mkdir(parents=True, exist_ok=True)
     clear_leftovers(target)

@@ -101,13 +101,14 @@ class Base:
     weights: Weights
 
 
-def find_base(model: nn.Module, base: str | os.PathLike[str] | None = None) -> Base:
+def find_base(model: nn.Module | None, base: str | os.PathLike[str] | None = None) -> Base:
     """The base of a model on this machine: a folder, or a hub name that is in the cache; raises `CheckpointError`."""
     config = getattr(model, "config", None)
     name = os.fspath(base) if base is not None else getattr(config, "_name_or_path", None) or ""
     revision = getattr(config, "_commit_hash", None) if base is None else None
     if not name:
-        stores = [module.table.store for module in model.modules() if isinstance(module, RemapEmbedding)]
+        modules = () if model is None else model.modules()
+        stores = [module.table.store for module in modules if isinstance(module, RemapEmbedding)]
         name = next((os.path.dirname(store.path) for store in stores if not store.temporary), "")
     if not name:
         raise CheckpointError(
@@ -413,7 +414,7 @@ def load_delta(
     source = find_base(model, base if base is not None else said.base_name)
     partial = read_partial(folder, None, source.weights)
     make_plan(source.weights, partial, allow_rounding=True)  # checks that delta and base fit one another
-    paths = _paths_of_tables(model, said)
+    paths = paths_of_tables(model, said)
     check_vocabularies(model, said, paths, widen)
     for name, path in paths.items():
         table = _shrunk(model, path).table
@@ -430,7 +431,7 @@ def load_delta(
             )
     state = _state(model, source, said, file, partial, paths)
     if widen:
-        _widen(model, said, paths)
+        widen_tables(model, said, paths)
     for name, path in paths.items():
         state[f"{path}.weight"] = _rows_for(
             _shrunk(model, path).table, said.tables[name], read_tensor(file, name), source, said, name
@@ -456,7 +457,7 @@ def check_vocabularies(model: nn.Module, said: Description, paths: dict[str, str
             )
 
 
-def _paths_of_tables(model: nn.Module, said: Description) -> dict[str, str]:
+def paths_of_tables(model: nn.Module, said: Description) -> dict[str, str]:
     """Name of each table of a delta → path of the shrunk module in the model."""
     shrunk = {path: module for path, module in model.named_modules() if isinstance(module, RemapEmbedding)}
     if not shrunk:
@@ -483,7 +484,8 @@ def _shrunk(model: nn.Module, path: str) -> RemapEmbedding:
     return module
 
 
-def _widen(model: nn.Module, said: Description, paths: dict[str, str]) -> None:
+def widen_tables(model: nn.Module, said: Description, paths: dict[str, str]) -> None:
+    """Shrinks a model to the union of its vocabularies and a delta's, in place."""
     vocabularies = {
         path: _shrunk(model, path).table.vocabulary | said.tables[name].vocabulary for name, path in paths.items()
     }
