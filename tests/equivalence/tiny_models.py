@@ -316,7 +316,7 @@ UNBUILDABLE = {
     "gemma3n-causal-lm": "its vision tower is in timm, which is not installed (gemma3n_text is here)",
     "gemma4_assistant-causal-lm": "takes embeddings from another model, looks no id up and has no loss",
     "gemma4_unified_assistant-causal-lm": "takes embeddings from another model, looks no id up and has no loss",
-    "layoutlmv2-sequence-classification": "its visual backbone is in detectron2, which is not on a package registry",
+    "layoutlmv2-sequence-classification": "its visual backbone is in detectron2, which is not installed",
 }
 
 
