@@ -1,4 +1,4 @@
-"""What the repository promises its contributors: a small front door, short functions, the same checks everywhere."""
+"""What the repository promises its contributors: short functions, errors in one place, the same checks everywhere."""
 
 import ast
 import os
@@ -12,11 +12,8 @@ from pathlib import Path
 
 import pytest
 
-import leanvocab
-
 REPOSITORY = Path(__file__).resolve().parents[2]
 SOURCE = REPOSITORY / "src" / "leanvocab"
-HEAVY = ("torch", "transformers", "datasets", "numpy", "pyarrow")
 
 METADATA = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
 
@@ -33,47 +30,6 @@ def own_files():
         ignored = any(part in skipped or part.endswith(("_cache", "__pycache__", ".egg-info")) for part in parts)
         if path.is_file() and not ignored and parts[0] != ".hypothesis":
             yield path
-
-
-# --- the front door ---------------------------------------------------------------------------------------------------
-
-
-def test_the_front_door_fits_on_one_screen_and_every_name_opens():
-    names = [name for name in leanvocab.__all__ if name != "__version__"]
-    assert len(names) <= 15
-    assert all(getattr(leanvocab, name) is not None for name in names)
-    assert set(names) <= set(dir(leanvocab))
-
-
-def test_a_name_that_is_not_there_is_an_attribute_error():
-    with pytest.raises(AttributeError, match="module 'leanvocab' has no attribute 'prune_'"):
-        leanvocab.prune_  # noqa: B018
-
-
-def heavy_modules_after(code):
-    """Which heavy modules a fresh process has loaded at its end."""
-    program = f"""
-import atexit, sys
-def report():
-    print(*(name for name in {HEAVY} if name in sys.modules), file=sys.stderr)
-atexit.register(report)
-{code}
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    return done.stderr.splitlines()[-1].split()
-
-
-@pytest.mark.parametrize(
-    "code",
-    ["import leanvocab", "import sys; sys.argv = ['leanvocab', '--help']; import leanvocab.cli; leanvocab.cli.main()"],
-    ids=["import leanvocab", "leanvocab --help"],
-)
-def test_importing_and_helping_load_nothing_heavy(code):
-    assert heavy_modules_after(code) == []
-
-
-def test_the_test_for_heavy_modules_can_fail():
-    assert heavy_modules_after("import leanvocab; leanvocab.PartialVocabulary") == ["numpy"]
 
 
 # --- the source -------------------------------------------------------------------------------------------------------
