@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from leanvocab.embedding import RemapEmbedding
 from leanvocab.errors import AlreadyShrunkError, BypassError, ModelError, TiedOutputError, VocabularyError
+from leanvocab.inserted import model_full_size
 from leanvocab.vocabulary import PartialVocabulary
 
 # Adapters that look rows up in the weight itself, with ids of the full vocabulary.
@@ -46,7 +47,7 @@ def find_tables(
         raise AlreadyShrunkError(
             f"{type(model).__name__} is shrunk already ({', '.join(shrunk)}); call merge_(model) first"
         )
-    chosen = _chosen(model, vocabulary, embedding)
+    chosen = [(module, each.fitted_to(module.num_embeddings)) for module, each in _chosen(model, vocabulary, embedding)]
     paths = {id(module): path for path, module in model.named_modules()}
     tables: dict[int, InputTable] = {}
     for module, its_vocabulary in chosen:
@@ -84,7 +85,8 @@ def _chosen(
     if embedding is not None:
         names = [embedding] if isinstance(embedding, str) else list(embedding)
         return [(_at(model, path), vocabulary) for path in names]
-    return [(module, vocabulary) for module in _input_embeddings(model, vocabulary.full_size)]
+    full_size = vocabulary.fitted_to(model_full_size(model) or 0).full_size
+    return [(module, vocabulary) for module in _input_embeddings(model, full_size)]
 
 
 def _at(model: nn.Module, path: str) -> nn.Embedding:
@@ -106,7 +108,13 @@ def _as_embedding(path: str, module: nn.Module) -> nn.Embedding:
 
 def _input_embeddings(model: nn.Module, full_size: int) -> list[nn.Embedding]:
     """What the model itself calls its input embeddings, the decoder's own table too; elsewhere the one table of that size."""
-    found = _tables_in(_ask(model, "get_input_embeddings"), full_size)
+    named = _ask(model, "get_input_embeddings")
+    found = _tables_in(named, full_size)
+    if isinstance(named, nn.Module) and not found:
+        raise ModelError(
+            f"{type(model).__name__}: its input embeddings are a {type(named).__name__}, expected a torch.nn.Embedding of "
+            f"{full_size:,} rows, or a wrapper around one; name a table: embedding='path.to.module'"
+        )
     if not found:
         by_size = [
             each for each in model.modules() if isinstance(each, nn.Embedding) and each.num_embeddings == full_size

@@ -42,13 +42,14 @@ class PartialVocabulary:
         VocabularyError: an id occurs twice, lies outside `full_size` or is no integer.
     """
 
-    __slots__ = ("__weakref__", "_digest", "_full_size", "_places", "_token_ids", "_tokenizer")
+    __slots__ = ("__weakref__", "_digest", "_full_size", "_places", "_size_is_minimum", "_token_ids", "_tokenizer")
 
     _token_ids: NDArray[np.int64]
     _full_size: int
     _digest: str | None
     _places: NDArray[np.int32] | None
     _tokenizer: Any
+    _size_is_minimum: bool  # the size is the tokenizer's, and nothing said how many rows the model has
 
     def __init__(self, token_ids: Iterable[int] | NDArray[Any], full_size: int) -> None:
         size = _checked_size(full_size)
@@ -63,6 +64,7 @@ class PartialVocabulary:
             ("_digest", None),
             ("_places", None),
             ("_tokenizer", None),
+            ("_size_is_minimum", False),
         ):
             object.__setattr__(self, name, value)
 
@@ -118,7 +120,12 @@ class PartialVocabulary:
         keep[[token_id for token_id in inserted if token_id < size]] = True
         if pad_to_multiple_of is not None:
             _round_up(keep, pad_to_multiple_of)
-        return cls(np.flatnonzero(keep), size)._with_tokenizer(tokenizer)
+        vocabulary = cls(np.flatnonzero(keep), size)._with_tokenizer(tokenizer)
+        only_tokenizer = (
+            full_size is None and counts.full_size is None and (model is None or model_full_size(model) is None)
+        )
+        object.__setattr__(vocabulary, "_size_is_minimum", only_tokenizer)
+        return vocabulary
 
     @property
     def token_ids(self) -> NDArray[np.int64]:
@@ -138,6 +145,16 @@ class PartialVocabulary:
             object.__setattr__(self, "_digest", hashlib.sha256(content).hexdigest())
         assert self._digest is not None
         return self._digest
+
+    def fitted_to(self, num_rows: int) -> "PartialVocabulary":
+        """The same ids over a table of `num_rows`, where only a tokenizer said how large the full vocabulary is.
+
+        Tables are often longer than their tokenizer (Qwen3: 151,936 rows for 151,669 tokens). A vocabulary whose size was
+        given, or came from a model, fits tables of that size alone, and is returned as it is.
+        """
+        if not self._size_is_minimum or num_rows <= self._full_size:
+            return self
+        return PartialVocabulary(self._token_ids, num_rows)._with_tokenizer(self._tokenizer)
 
     def to_partial(self, ids: Any, *, ignore_index: int | None = None) -> Any:
         """Token ids → partial ids, of the same kind (array, tensor, nested lists, int), shape, dtype and device.
@@ -335,6 +352,7 @@ class PartialVocabulary:
                 "different models"
             )
         combined = PartialVocabulary(combine(self._token_ids, other._token_ids), self._full_size)
+        object.__setattr__(combined, "_size_is_minimum", self._size_is_minimum and other._size_is_minimum)
         return combined._with_tokenizer(self._tokenizer if self._tokenizer is not None else other._tokenizer)
 
 

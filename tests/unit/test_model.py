@@ -6,9 +6,17 @@ from typing import Any
 import pytest
 import torch
 from small import FULL_SIZE, PAD, batch, differing, small_model, train, twins, unseen_ids, used_vocabulary
+from tokenizers import Tokenizer, models
 from torch import Tensor, nn
-from transformers import BartConfig, BartForConditionalGeneration, RobertaConfig, RobertaForMaskedLM
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForMaskedLM,
+)
 
+from leanvocab.counts import count_tokens
 from leanvocab.errors import AlreadyShrunkError, ModelError, NotShrunkError, TiedOutputError, VocabularyError
 from leanvocab.model import merge_, partial_state_dicts, shrink_, shrunk, status
 from leanvocab.vocabulary import PartialVocabulary
@@ -309,6 +317,38 @@ def test_a_vocabulary_of_another_size_is_an_error_that_says_how_to_build_it(size
         VocabularyError, match=rf"full size is {size:,}, the table has 500 rows; build it with .*full_size=500"
     ):
         shrink_(small_model(), PartialVocabulary([3, 4], size), embedding=TABLE)
+
+
+def test_a_vocabulary_whose_size_is_only_a_tokenizers_fits_a_longer_table() -> None:
+    """Tables are often longer than their tokenizer: Qwen3, T5 and DeBERTaV3 have rows that no token has."""
+    words = {f"word{i}": i for i in range(FULL_SIZE - 7)}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="word0")))
+    counts = count_tokens(batch()["input_ids"].clamp(max=FULL_SIZE - 8).numpy())
+    vocabulary = PartialVocabulary.from_counts(counts, tokenizer=tokenizer)
+    assert vocabulary.full_size == FULL_SIZE - 7
+    for options in ({}, {"embedding": TABLE}):
+        full, model = twins()
+        shrink_(model, vocabulary | vocabulary, **options)
+        assert status(model).tables[0].full_size == FULL_SIZE
+        assert differing(full, merge_(model)) == []
+    with pytest.raises(VocabularyError, match=r"full size is 493, the table has 500 rows"):
+        shrink_(small_model(), PartialVocabulary(vocabulary.token_ids, FULL_SIZE - 7))
+    with pytest.raises(VocabularyError, match=r"full size is 493, the table has 400 rows"):
+        shrink_(small_model(vocab_size=400), vocabulary)
+
+
+def test_a_table_that_is_no_embedding_is_named_by_its_class() -> None:
+    class Quantized(nn.Module):
+        pass
+
+    class Model(nn.Module):
+        def get_input_embeddings(self) -> nn.Module:
+            return Quantized()
+
+    with pytest.raises(
+        ModelError, match=r"its input embeddings are a Quantized, expected a torch.nn.Embedding of 9 rows"
+    ):
+        shrink_(Model(), PartialVocabulary([3], 9))
 
 
 def test_a_tied_output_layer_is_refused_with_the_mode_that_will_take_it() -> None:

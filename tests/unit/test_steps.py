@@ -313,3 +313,19 @@ def test_replaying_decay_with_an_optimizer_that_mixes_rows_is_an_error() -> None
         pytest.raises(OptimizerError, match="decay_unused_rows=True needs a row-separable optimizer"),
     ):
         train(model, optim.Adafactor(model.parameters(), lr=1e-2), steps=1)
+
+
+@pytest.mark.parametrize(
+    ("dim", "dtype", "announced"), [(32, "float32", False), (36, "float32", True), (48, "bfloat16", True)]
+)
+def test_a_fused_optimizer_on_rows_that_do_not_fill_vectors_is_announced(dim: int, dtype: str, announced: bool) -> None:
+    """torch's fused CPU loops take another path for the elements that are left over at the end of a matrix."""
+    model = nn.Sequential(nn.Embedding(9, dim, dtype=getattr(torch, dtype)))
+    shrink_(model, PartialVocabulary([3, 8], 9))
+    optimizer = optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0, fused=True)
+    model(torch.tensor([3])).sum().backward()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        optimizer.step()
+    # rows of 36 floats leave 8 of the 72 in two rows over; rows of 48 bf16 leave 16 of the 48 in the ninth
+    assert [f"with rows of {dim} elements these are not" in str(each.message) for each in caught] == [True] * announced
