@@ -109,8 +109,8 @@ def _announce(optimizer: Optimizer, group: dict[str, Any], table: Table, weight:
     if group.get("fused") and weight.device.type == "cpu" and _fused_loop_rounds_otherwise(table, weight):
         warnings.warn(
             f"{table.name}: {name}(fused=True) on a CPU rounds the last few elements of a matrix in another way than the others; "
-            f"with rows of {weight.shape[1]} elements these are not the same ones with a partial vocabulary (differences of about "
-            "1e-7). fused=False is exact",
+            f"with rows of {weight.shape[1]} elements these are not the same ones with a partial vocabulary (differences "
+            "of about 1e-7). fused=False is exact",
             LeanVocabWarning,
             stacklevel=2,
         )
