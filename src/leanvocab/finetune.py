@@ -146,7 +146,7 @@ def _check_output_dir(output_dir: Path, model: Path, settings: FineTuneSettings)
         raise CheckpointError(f"the output directory {output_dir} is the folder of the pretrained model; name another")
     if settings.resume:
         checkpoints = output_dir / CHECKPOINTS_FOLDER
-        last: str | None = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None  # type: ignore[no-untyped-call]
+        last: str | None = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
         if last is None:
             raise CheckpointError(f"there is no checkpoint in {checkpoints} to resume from")
         return last

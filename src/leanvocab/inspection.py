@@ -4,7 +4,6 @@ Read from the config and the headers of the safetensors files; no weights are lo
 checkpoints are compared, block by block.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -15,11 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leanvocab.errors import CheckpointError
+from leanvocab.headers import DTYPE_BITS, read_weights
 
-_INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
-_HEADER_LENGTH_BYTES = 8  # a safetensors file starts with the length of its JSON header, little endian
-_MAX_HEADER_BYTES = 100_000_000  # the format's own limit
-_VALUE_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}
 _BLOCK_ROWS = 8192
 
 
@@ -38,7 +34,7 @@ class TensorInfo:
 
     @property
     def num_bytes(self) -> int:
-        return self.num_values * _VALUE_BYTES.get(self.dtype, 1)
+        return self.num_values * DTYPE_BITS[self.dtype] // 8
 
 
 @dataclass(frozen=True)
@@ -82,7 +78,7 @@ def inspect_checkpoint(name: str | Path) -> CheckpointInfo:
     except (OSError, ValueError, KeyError) as error:
         where = "holds no model" if folder.is_dir() else "is no folder here, and the hub gave no model of that name"
         raise CheckpointError(f"{str(name)!r} {where}: {_first_line(error)}") from error
-    tensors = read_headers(folder) if folder.is_dir() else _headers_on_hub(str(name))
+    tensors = read_tensors(folder) if folder.is_dir() else _headers_on_hub(str(name))
     model_class, names = _tables_of_class(config)
     table = next((each for each in tensors.values() if names and _same_tensor(each.name, names[0][0])), None)
     if table is None:
@@ -136,38 +132,14 @@ def trained_rows(tuned: CheckpointInfo, base: CheckpointInfo) -> NDArray[np.int6
     return np.concatenate(changed).astype(np.int64, copy=False)
 
 
-def read_headers(folder: Path) -> dict[str, TensorInfo]:
+def read_tensors(folder: Path) -> dict[str, TensorInfo]:
     """The tensors of a folder's safetensors files, by name.
 
     Raises:
-        CheckpointError: a file is missing, or is no safetensors file.
+        CheckpointError: there are none, or they cannot be trusted.
     """
-    files = [folder / _SINGLE]
-    if (folder / _INDEX).is_file() and not files[0].is_file():
-        weight_map = json.loads((folder / _INDEX).read_text())["weight_map"]
-        files = sorted({folder / file for file in weight_map.values()})
-    if missing := [file for file in files if not file.is_file()]:
-        raise CheckpointError(f"{folder} holds no {missing[0].name}; only safetensors checkpoints can be read")
-    tensors: dict[str, TensorInfo] = {}
-    for file in files:
-        tensors |= {
-            name: TensorInfo(name, tuple(entry["shape"]), entry["dtype"], file)
-            for name, entry in _read_header(file).items()
-            if name != "__metadata__"
-        }
-    return tensors
-
-
-def _read_header(file: Path) -> dict[str, Any]:
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(_HEADER_LENGTH_BYTES), "little")
-        if length > _MAX_HEADER_BYTES:
-            raise CheckpointError(f"{file} is no safetensors file: it would have a header of {length:,} bytes")
-        try:
-            header = json.loads(stream.read(length))
-        except ValueError as error:
-            raise CheckpointError(f"{file} is no safetensors file: {_first_line(error)}") from error
-    return dict(header)
+    entries = read_weights(folder).tensors.items()
+    return {name: TensorInfo(name, entry.shape, entry.dtype, file.path) for name, (file, entry) in entries}
 
 
 def _headers_on_hub(name: str) -> dict[str, TensorInfo]:
@@ -175,7 +147,7 @@ def _headers_on_hub(name: str) -> dict[str, TensorInfo]:
     import huggingface_hub
 
     try:
-        return read_headers(Path(huggingface_hub.snapshot_download(name, local_files_only=True)))
+        return read_tensors(Path(huggingface_hub.snapshot_download(name, local_files_only=True)))
     except (OSError, CheckpointError):  # not in the cache, or without its weights
         pass
     try:

@@ -7,7 +7,7 @@ from small_text import FULL_SIZE, save_pretrained
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from leanvocab.errors import CheckpointError
-from leanvocab.inspection import inspect_checkpoint, read_headers, trained_rows
+from leanvocab.inspection import inspect_checkpoint, read_tensors, trained_rows
 
 SIZES = {
     "vocab_size": FULL_SIZE, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
@@ -18,7 +18,7 @@ SIZES = {
 def test_headers_say_what_loading_the_file_would(tmp_path):
     folder = save_pretrained(tmp_path / "base")
     loaded = load_file(folder / "model.safetensors")
-    headers = read_headers(folder)
+    headers = read_tensors(folder)
     assert {name: each.shape for name, each in headers.items()} == {n: tuple(t.shape) for n, t in loaded.items()}
     assert sum(each.num_bytes for each in headers.values()) == sum(tensor.nbytes for tensor in loaded.values())
 
@@ -83,8 +83,10 @@ def test_what_is_no_checkpoint_is_an_error_that_says_so(tmp_path):
         inspect_checkpoint("no/such-model")
     folder = save_pretrained(tmp_path / "base")
     (folder / "model.safetensors").write_bytes(b"\x05\0\0\0\0\0\0\0hello")
-    with pytest.raises(CheckpointError, match=r"model.safetensors is no safetensors file"):
+    with pytest.raises(CheckpointError, match=r"model.safetensors: expected JSON"):
         inspect_checkpoint(folder)
     (folder / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"holds no model.safetensors; only safetensors checkpoints can be read"):
+    with pytest.raises(
+        CheckpointError, match=r"expected model.safetensors or model.safetensors.index.json, found neither"
+    ):
         inspect_checkpoint(folder)

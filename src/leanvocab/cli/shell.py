@@ -55,9 +55,9 @@ def quiet_libraries() -> None:
     """transformers and datasets report what they load and save at length; a command has its own summary."""
     from transformers import logging
 
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()
     if not sys.stderr.isatty():
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        logging.disable_progress_bar()
         with contextlib.suppress(ImportError):
             import datasets
 
