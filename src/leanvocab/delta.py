@@ -7,6 +7,7 @@ equals the base is left out, which the base's digests prove. `layout` says what 
 import contextlib
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from leanvocab.bytestreams import Progress, copy_range, sha256_of_range
 from leanvocab.checkpoint import is_weights_file, written_whole
 from leanvocab.compare import rest_sha256
 from leanvocab.embedding import RemapEmbedding, Table
-from leanvocab.errors import CheckpointError, ModelError, NotShrunkError
+from leanvocab.errors import CheckpointError, LeanVocabWarning, ModelError, NotShrunkError
 from leanvocab.headers import (
     SINGLE,
     SafetensorsFile,
@@ -156,6 +157,14 @@ def write_delta(
     whole = {
         id(table) for table, path in tables.items() if not _rest_is_the_base(table, names.table(path), model, base)
     }
+    for table in tables:
+        if id(table) in whole and table.decay is None:
+            warnings.warn(
+                f"{table.name}: rows outside the vocabulary differ from those of {base.folder}, so that this table is carried "
+                "whole; if the model comes from another checkpoint, name it: base='folder'",
+                LeanVocabWarning,
+                stacklevel=2,
+            )
     with _partial_rows(table for table in tables if id(table) not in whole):
         parts = _save_parts(model, folder)
     saved = read_file(parts, SINGLE)

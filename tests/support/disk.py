@@ -1,0 +1,90 @@
+"""Checkpoints on disk that the tests share: a trained model beside its base and its delta, and folders as bytes."""
+
+import hashlib
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from small import batch, small_model, train, used_vocabulary
+from torch import Tensor, nn
+
+from leanvocab.delta import save_delta
+from leanvocab.model import shrink_
+
+
+def listing(folder: Path) -> list[str]:
+    """Every file and folder below a folder."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, byte for byte; links as what they say."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink():
+            found[str(path.relative_to(folder))] = b"-> " + str(path.readlink()).encode()
+        elif path.is_file():
+            found[str(path.relative_to(folder))] = path.read_bytes()
+    return found
+
+
+def read_all(folder: Path) -> dict[str, Tensor]:
+    """Every tensor of a folder's safetensors files, read by the safetensors library."""
+    tensors = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    return tensors
+
+
+def trained_pair(
+    folder: Path, family: str = "roberta", *, max_shard_size: str = "5GB", **changes: Any
+) -> tuple[nn.Module, nn.Module]:
+    """(ordinarily trained, trained while shrunk), both from a base that is saved in `folder / "base"` with side files."""
+    model = small_model(family, **changes)
+    model.save_pretrained(folder / "base", max_shard_size=max_shard_size)
+    (folder / "base" / "tokenizer.json").write_text('{"version": "1.0"}')
+    (folder / "base" / "chat_template.jinja").write_text("{{ messages }}")
+    (folder / "base" / "notes").mkdir()
+    (folder / "base" / "notes" / "a.txt").write_text("kept")
+    full, shrunk = (type(model).from_pretrained(folder / "base") for _ in range(2))
+    shrink_(shrunk, used_vocabulary())
+    inputs = batch() | ({"labels": batch()["input_ids"]} if family.endswith("-lm") else {})
+    for each in (full, shrunk):
+        train(each, **inputs)
+    return full, shrunk
+
+
+def delta_of_base(folder: Path, **options: Any) -> nn.Module:
+    """Makes `folder / "base"` and `folder / "delta"`, and returns the ordinarily trained model that both give together."""
+    full, shrunk = trained_pair(folder, **options)
+    save_delta(shrunk, folder / "delta")
+    return full
+
+
+def write_file(
+    path: Path, tensors: dict[str, tuple[str, list[int], bytes]], metadata: dict[str, str] | None = None
+) -> None:
+    """The ten-line writer of the safetensors format that readers are tested against: name → (dtype, shape, bytes)."""
+    header: dict[str, Any] = {} if metadata is None else {"__metadata__": metadata}
+    data = b""
+    for name, (dtype, shape, value) in tensors.items():
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(data), len(data) + len(value)]}
+        data += value
+    write_raw(path, json.dumps(header).encode(), data)
+
+
+def write_raw(path: Path, header: bytes, data: bytes = b"", length: int | None = None) -> None:
+    """A file with any header, and any length said of it."""
+    path.write_bytes(struct.pack("<Q", len(header) if length is None else length) + header + data)
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def random_rows(rows: int, dim: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
+    return torch.randn(rows, dim, generator=torch.Generator().manual_seed(seed)).to(dtype)
