@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from leanvocab.delta import save_delta
 from leanvocab.model import shrink_
+from leanvocab.vocabulary import PartialVocabulary
 
 
 def listing(folder: Path) -> list[str]:
@@ -88,3 +89,41 @@ def sha256(data: bytes) -> str:
 
 def random_rows(rows: int, dim: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
     return torch.randn(rows, dim, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def tiny_module() -> nn.Module:
+    """Two tables and a head, the same at each call; saved in some hundred bytes."""
+    torch.manual_seed(0)
+    return nn.ModuleDict({"table": nn.Embedding(40, 6), "per_layer": nn.Embedding(40, 10), "head": nn.Linear(6, 2)})
+
+
+def tiny_folders(folder: Path) -> nn.Module:
+    """`single` and `sharded` bases of `tiny_module`, and `delta`; returns the model that they give together."""
+    from safetensors.torch import save_file, save_model
+
+    model, expected = tiny_module(), tiny_module()
+    for name in ("single", "sharded"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "tokenizer.json").write_text("{}")
+    save_model(model, str(folder / "single" / "model.safetensors"), metadata={"format": "pt"})
+    shards = {
+        "model-00001-of-00002.safetensors": ("table.", "head."),
+        "model-00002-of-00002.safetensors": ("per_layer.",),
+    }
+    weight_map = {}
+    for shard, prefixes in shards.items():
+        tensors = {name: value for name, value in model.state_dict().items() if name.startswith(prefixes)}
+        save_file(tensors, folder / "sharded" / shard, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(tensors, shard)
+    index = {"metadata": {"total_size": 2616}, "weight_map": dict(sorted(weight_map.items()))}
+    (folder / "sharded" / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    shrink_(model, {"table": PartialVocabulary([1, 2, 5, 39], 40), "per_layer": PartialVocabulary([0, 3, 4], 40)})
+    with torch.no_grad():
+        model["table"].weight.add_(1)
+        model["per_layer"].weight.mul_(2)
+        model["head"].bias.add_(1)
+        expected["table"].weight[[1, 2, 5, 39]] += 1
+        expected["per_layer"].weight[[0, 3, 4]] *= 2
+        expected["head"].bias.add_(1)
+    save_delta(model, folder / "delta", base=folder / "single")
+    return expected
