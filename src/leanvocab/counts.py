@@ -23,8 +23,7 @@ IGNORE_INDEX = -100
 """The label that losses ignore; it is no token id and is never counted."""
 
 _LARGEST_GUESSED_SIZE = 1 << 24  # without full_size, a larger id is taken for a mistake: counts alone would take 128 MB
-_SMALLEST_BLOCK, _LARGEST_BLOCK = 1 << 17, 1 << 20  # ids counted at once
-_STAGED_IDS = 1 << 19  # 4 MB
+_SMALLEST_BLOCK, _LARGEST_BLOCK = 1 << 18, 1 << 20  # ids counted at once: 2 to 8 MB
 _IDS_WORTH_A_THREAD = 1 << 23
 _MOST_THREADS = 4  # by default; each holds up to 16 MB
 _SECONDS_BEFORE_PROGRESS = 2.0
@@ -167,7 +166,7 @@ class _Tally:
     def __init__(self, full_size: int | None) -> None:
         self._full_size = full_size
         self._counts = np.zeros(full_size or 0, dtype=np.int64)
-        self._staged = np.empty(_STAGED_IDS, dtype=np.int64)
+        self._staged = np.empty(_LARGEST_BLOCK, dtype=np.int64)  # pages that are not used cost nothing
         self._num_staged = 0
         self._pieces: list[tuple[int, Piece]] = []
         self._ignores = False
@@ -176,12 +175,12 @@ class _Tally:
         """Count a piece: its integers, nested as they may be."""
         self._pieces.append((number, piece))
         for ids in piece.ids():
-            # int64 is counted where it lies, unless there is little of it.
-            in_place = ids.dtype == np.int64 and ids.flags.c_contiguous and len(ids) >= self._block_size() // 2
-            step = self._block_size() if in_place else _STAGED_IDS
-            for start in range(0, len(ids), step):
-                block = ids[start : start + step]
-                self._count(block) if in_place else self._stage(block)
+            if ids.dtype == np.int64 and ids.flags.c_contiguous and len(ids) >= self._enough():
+                step = self._block_size()  # counting may enlarge it
+                for start in range(0, len(ids), step):
+                    self._count(ids[start : start + step])
+            else:
+                self._stage(ids)
 
     def flush(self) -> None:
         """Count what is staged."""
@@ -194,18 +193,23 @@ class _Tally:
 
     def _block_size(self) -> int:
         # Large enough to outweigh what bincount pays for each id of the vocabulary, small enough for the cache.
-        return min(max(4 * len(self._counts), _SMALLEST_BLOCK), _LARGEST_BLOCK)
+        return min(max(len(self._counts), _SMALLEST_BLOCK), _LARGEST_BLOCK)
+
+    def _enough(self) -> int:
+        # int64 is counted where it lies, unless there is too little of it to pay for what bincount allocates.
+        return min(max(2 * len(self._counts), _SMALLEST_BLOCK // 4), _LARGEST_BLOCK)
 
     def _stage(self, ids: NDArray[Any]) -> None:
-        if self._num_staged + len(ids) > _STAGED_IDS:
-            self.flush()
         if ids.dtype == np.uint64 and ids.size and ids.max() > np.iinfo(np.int64).max:
             self._refuse()  # it would turn negative, perhaps into -100
-        stop = self._num_staged + len(ids)
-        np.copyto(self._staged[self._num_staged : stop], ids, casting="unsafe")
-        self._num_staged = stop
-        if stop >= self._block_size():
-            self.flush()
+        while len(ids):
+            part = ids[: self._block_size() - self._num_staged]
+            stop = self._num_staged + len(part)
+            np.copyto(self._staged[self._num_staged : stop], part, casting="unsafe")
+            self._num_staged = stop
+            ids = ids[len(part) :]
+            if stop >= self._block_size():
+                self.flush()
 
     def _count(self, ids: NDArray[np.int64]) -> None:
         # Ids to ignore are looked for once they have shown, and as long as they do.

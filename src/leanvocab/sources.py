@@ -191,7 +191,14 @@ def _grouped(chunks: list[Any], where: str, first_row: int) -> Piece:
 
 def _num_ids(chunks: Iterable[Any]) -> int:
     """About how many ids lie in Arrow arrays: from their bytes, which are known without reading them."""
-    return sum(int(chunk.nbytes) for chunk in chunks) // 4
+    return sum(map(_num_bytes, chunks)) // 4
+
+
+def _num_bytes(array: Any) -> int:
+    try:
+        return int(array.nbytes)
+    except TypeError:  # lists of the view kind, in older versions of pyarrow
+        return int(array.get_total_buffer_size())
 
 
 def _selected_pieces(chunks: list[Any], indices: Any, where: str) -> Iterator[Piece]:

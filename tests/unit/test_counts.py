@@ -149,6 +149,12 @@ def test_iterables_and_mappings_are_counted(kind: str) -> None:
     assert counted(ITERABLES[kind]()) == naive(expected)
 
 
+@pytest.mark.parametrize("dtype", ["int32", "int64"])
+def test_a_vocabulary_that_turns_out_large_while_counting_is_counted_right(dtype: str) -> None:
+    ids = np.arange(1_500_000, dtype=dtype)  # larger than any block, and growing from block to block
+    assert (count_tokens(np.concatenate([ids, ids[:7]])).counts == 1 + (ids < 7)).all()
+
+
 def test_long_streams_are_counted_in_parts() -> None:
     rows = [[number % 97] * (number % 5) for number in range(60_000)]
     assert counted(row for row in rows) == naive(rows)
