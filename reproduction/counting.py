@@ -6,9 +6,10 @@ Texts are not padded, so that the pad token counts only where the tokenizer itse
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
-from tqdm.auto import tqdm
+from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from leanvocab.counts import TokenCounts, count_tokens
 from leanvocab.text import check_texts, values_of
@@ -50,16 +51,19 @@ class Counter:
 
 def count_text(data: TextData, tokenizer: Any, bar: Any = None) -> TokenCounts:
     """Tokenize batch by batch and count; only the texts are held, never their tokens."""
-    return count_tokens(token_ids(data, tokenizer, bar), progress=False)
+    rows = chain.from_iterable(token_ids(data, tokenizer, bar))
+    return count_tokens(rows, progress=False)
 
 
-def token_ids(data: TextData, tokenizer: Any, bar: Any = None) -> Iterator[list[list[int]]]:
+def token_ids(
+    data: TextData, tokenizer: Any, bar: Any = None, rows_a_batch: int = _ROWS_A_BATCH
+) -> Iterator[list[list[int]]]:
     """The token ids of each row, in batches."""
     for split in data.splits:
         check_texts(f"{data.name}.{split.name}", split.rows, data.text_columns)
         columns = [values_of(split.rows, column) for column in data.text_columns]
-        for start in range(0, len(split.rows), _ROWS_A_BATCH):
-            texts = [column[start : start + _ROWS_A_BATCH] for column in columns]
+        for start in range(0, len(split.rows), rows_a_batch):
+            texts = [column[start : start + rows_a_batch] for column in columns]
             encoded = tokenizer(
                 *texts,
                 truncation=True,

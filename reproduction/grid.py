@@ -116,7 +116,7 @@ def to_rich(grid: Grid) -> "Table":
 
     table = Table(title=escape(grid.title), title_justify="left")
     for number, heading in enumerate(grid.headings):
-        table.add_column(escape(heading), justify="right" if number else "left", no_wrap=True)
+        table.add_column(escape(heading), justify="right" if number else "left", overflow="fold")
     for number, (label, entries) in enumerate(grid.rows):
         texts = [Text(each.text, style=_RICH_STYLES[each.look]) for each in entries]
         table.add_row(escape(label), *texts, end_section=number in grid.sections)

@@ -62,7 +62,8 @@ class Sizes:
             config = copy.deepcopy(self.sources.config(checkpoint))
             config.num_labels = num_labels
             with torch.device("meta"):
-                self._modules[checkpoint, num_labels] = AutoModelForSequenceClassification.from_config(config)
+                module = AutoModelForSequenceClassification.from_config(config)  # type: ignore[no-untyped-call]
+            self._modules[checkpoint, num_labels] = module
         return self._modules[checkpoint, num_labels]
 
 

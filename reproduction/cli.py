@@ -1,0 +1,331 @@
+"""The commands: one for each table and the figure, and one for all of them."""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from leanvocab.cli.shell import AsJson, clean_errors, print_json, print_rich, quiet_libraries
+
+if TYPE_CHECKING:
+    from reproduction.grid import Result
+    from reproduction.paper import Task
+    from reproduction.tables import Bench
+
+HERE = Path(__file__).parent
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+Data = Annotated[Path | None, typer.Option(help="Folder with glue/ and xnli/. By default the hub.")]
+Tokenizers = Annotated[Path | None, typer.Option(help="Folder of tokenizers and configs by name. By default the hub.")]
+Models = Annotated[Path | None, typer.Option(help="Folder of pretrained models by name. By default the hub.")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")]
+Tasks = Annotated[list[str] | None, typer.Option("--task", help="A task of GLUE; several if given so. By default all.")]
+Text = Annotated[str | None, typer.Option(help="Folder of text to read, or - for standard input.")]
+Packages = Annotated[bool, typer.Option("--packages", help="Read the text of the installed Python packages.")]
+MaxMegabytes = Annotated[float | None, typer.Option(help="Stop reading after so many megabytes.")]
+Runs = Annotated[int, typer.Option(min=1, help="Runs, or seeds, of each fine-tuning.")]
+MaxSteps = Annotated[int | None, typer.Option(help="Stop each fine-tuning after so many steps. By default none.")]
+MaxTrain = Annotated[int | None, typer.Option("--max-train-samples", help="Train on so many examples at most.")]
+MaxEval = Annotated[int | None, typer.Option("--max-eval-samples", help="Validate on so many examples at most.")]
+Cpu = Annotated[bool, typer.Option("--cpu", help="Train on the CPU, even where there is an accelerator.")]
+DEFAULT_OUTPUT = HERE / "results"
+
+
+def _run(
+    make: "Callable[[Bench], Result]", data: Any, tokenizers: Any, models: Any, output: Path, as_json: bool
+) -> None:
+    """Make a result, write its files, and show it."""
+    with clean_errors(as_json):
+        result = make(_bench(data, tokenizers, models))
+        files = write_result(result, output)
+    if as_json:
+        print_json({**result.to_dict(), "files": files})
+    else:
+        show(result)
+
+
+def _bench(data: Path | None, tokenizers: Path | None, models: Path | None) -> "Bench":
+    from reproduction.sources import Sources
+    from reproduction.tables import Bench
+
+    quiet_libraries()
+    return Bench.of(Sources(data, tokenizers, models))
+
+
+def write_result(result: "Result", folder: Path) -> list[str]:
+    """The cells and further records of a result as CSV, named as the published tables; returns the files' names."""
+    from reproduction.cells import write_cells, write_records
+
+    paths = write_cells(result.cells, folder)
+    for name, records in result.records.items():
+        if records:
+            paths.append(folder / f"{name}.csv")
+            write_records(records, paths[-1])
+    return [path.name for path in paths] + list(result.figures)
+
+
+def show(result: "Result") -> None:
+    """The tables of a result on the terminal."""
+    from reproduction.cells import tally
+    from reproduction.grid import to_rich
+
+    found = tally(result.cells)
+    counts = (
+        f"{found['cells']} cells: {found['matched']} matched ({found['same_digits']} in every digit), "
+        f"{found['differs']} differ, {found['undecided']} undecided"
+    )
+    print_rich(*map(to_rich, result.grids), *result.notes, *([counts] if found["cells"] else []))
+
+
+def _tasks(bench: "Bench", names: list[str] | None) -> "tuple[Task, ...]":
+    """The tasks of those names; each must be there."""
+    from reproduction.paper import TASKS, find_task
+
+    if names is None:
+        return TASKS
+    tasks = tuple(find_task(name) for name in names)
+    for task in tasks:
+        bench.sources.require(task)
+    return tasks
+
+
+@app.command()
+def table1(
+    data: Data = None,
+    tokenizers: Tokenizers = None,
+    models: Models = None,
+    output: Output = DEFAULT_OUTPUT,
+    text: Text = None,
+    packages: Packages = False,
+    dataset: Annotated[str | None, typer.Option(help="A data set of the hub, streamed. By default Wikipedia.")] = None,
+    config_name: Annotated[str | None, typer.Option(help="Its configuration.")] = None,
+    split: Annotated[str, typer.Option(help="Its split.")] = "train",
+    column: Annotated[str, typer.Option(help="Its column with text.")] = "text",
+    tokenizer: Annotated[str, typer.Option(help="Whose tokens.")] = "openai-community/gpt2",
+    max_megabytes: MaxMegabytes = None,
+    as_json: AsJson = False,
+) -> None:
+    """Table 1: tokens that never occur in a corpus."""
+
+    def make(bench: "Bench") -> "Result":
+        from reproduction import unused
+
+        corpus = unused.open_corpus(text, packages, dataset, config_name, split, column)
+        return unused.table1(bench.sources, corpus, tokenizer, max_bytes=_num_bytes(max_megabytes))
+
+    _run(make, data, tokenizers, models, output, as_json)
+
+
+def _num_bytes(megabytes: float | None) -> int | None:
+    return None if megabytes is None else int(megabytes * 1e6)
+
+
+def _add_glue_table(name: str, about: str) -> None:
+    """Tables 2, 3 and 7 take the same options."""
+
+    def command(
+        data: Data = None,
+        tokenizers: Tokenizers = None,
+        models: Models = None,
+        output: Output = DEFAULT_OUTPUT,
+        task: Tasks = None,
+        as_json: AsJson = False,
+    ) -> None:
+        def make(bench: "Bench") -> "Result":
+            from reproduction import tables
+
+            result: Result = getattr(tables, name)(bench, _tasks(bench, task))
+            return result
+
+        _run(make, data, tokenizers, models, output, as_json)
+
+    app.command(name, help=about)(command)
+
+
+def _add_plain_table(module: str, name: str, about: str) -> None:
+    """Tables 4, 5, 6 and 8, and the checks, have no options of their own."""
+
+    def command(
+        data: Data = None,
+        tokenizers: Tokenizers = None,
+        models: Models = None,
+        output: Output = DEFAULT_OUTPUT,
+        as_json: AsJson = False,
+    ) -> None:
+        def make(bench: "Bench") -> "Result":
+            from importlib import import_module
+
+            result: Result = getattr(import_module(f"reproduction.{module}"), name)(bench)
+            return result
+
+        _run(make, data, tokenizers, models, output, as_json)
+
+    app.command(name, help=about)(command)
+
+
+_add_glue_table("table2", "Table 2: reduction of embedding and model parameters across GLUE.")
+_add_glue_table("table3", "Table 3: reduction for each size of DeBERTaV3.")
+_add_plain_table("tables", "table4", "Table 4: reduction on subsets of XNLI.")
+_add_plain_table("tables", "table5", "Table 5: sizes of the models.")
+_add_plain_table("tables", "table6", "Table 6: sizes of DeBERTaV3.")
+_add_glue_table("table7", "Table 7: examples per split of GLUE.")
+_add_plain_table("tables", "table8", "Table 8: hyperparameters, beside the library's defaults.")
+
+
+@app.command()
+def table9(
+    data: Data = None,
+    tokenizers: Tokenizers = None,
+    models: Models = None,
+    output: Output = DEFAULT_OUTPUT,
+    task: Tasks = None,
+    model: Annotated[
+        str | None, typer.Option(help="Model to fine-tune. By default RoBERTa, or the first there.")
+    ] = None,
+    runs: Runs = 5,
+    max_steps: MaxSteps = None,
+    cpu: Cpu = False,
+    as_json: AsJson = False,
+) -> None:
+    """Table 9: seconds to count and shrink, beside those to fine-tune."""
+
+    def make(bench: "Bench") -> "Result":
+        from reproduction.training import Limits
+        from reproduction.training import table9 as made
+
+        limits = Limits(max_steps=max_steps, cpu=cpu)
+        return made(bench.sources, model, _chosen(bench, task), runs=runs, limits=limits)
+
+    _run(make, data, tokenizers, models, output, as_json)
+
+
+@app.command()
+def table10(
+    data: Data = None,
+    tokenizers: Tokenizers = None,
+    models: Models = None,
+    output: Output = DEFAULT_OUTPUT,
+    task: Tasks = None,
+    model: Annotated[list[str] | None, typer.Option(help="Model to fine-tune; several if given so.")] = None,
+    seeds: Runs = 5,
+    epochs: Annotated[float, typer.Option(help="Passes over the training split.")] = 3.0,
+    max_steps: MaxSteps = None,
+    max_train_samples: MaxTrain = None,
+    max_eval_samples: MaxEval = None,
+    cpu: Cpu = False,
+    as_json: AsJson = False,
+) -> None:
+    """Table 10: scores without and with a partial vocabulary."""
+
+    def make(bench: "Bench") -> "Result":
+        from reproduction.training import Limits
+        from reproduction.training import table10 as made
+
+        limits = Limits(max_steps, max_train_samples, max_eval_samples, epochs, cpu)
+        return made(bench.sources, model, _chosen(bench, task), seeds=seeds, limits=limits)
+
+    _run(make, data, tokenizers, models, output, as_json)
+
+
+def _chosen(bench: "Bench", names: list[str] | None) -> "tuple[Task, ...] | None":
+    return None if names is None else _tasks(bench, names)
+
+
+@app.command()
+def figure2(
+    data: Data = None,
+    tokenizers: Tokenizers = None,
+    models: Models = None,
+    output: Output = DEFAULT_OUTPUT,
+    task: Tasks = None,
+    as_json: AsJson = False,
+) -> None:
+    """Figure 2: unique and total tokens of the GLUE data sets, as PNG and SVG."""
+
+    def make(bench: "Bench") -> "Result":
+        from reproduction.heaps import figure2 as made
+
+        return made(bench.sources, output, _tasks(bench, task))
+
+    _run(make, data, tokenizers, models, output, as_json)
+
+
+_add_plain_table("evidence", "evidence", "The published numbers against each other, and other ways of counting.")
+
+
+@app.command(name="all")
+def everything(
+    data: Data = None,
+    tokenizers: Tokenizers = None,
+    models: Models = None,
+    output: Output = DEFAULT_OUTPUT,
+    report: Annotated[Path, typer.Option(help="File of the report.")] = HERE / "REPORT.md",
+    text: Text = None,
+    packages: Packages = False,
+    max_megabytes: MaxMegabytes = None,
+    training: Annotated[bool, typer.Option(help="Fine-tune for Tables 9 and 10.")] = True,
+    runs: Runs = 5,
+    epochs: Annotated[float, typer.Option(help="Passes over the training split (Table 10).")] = 3.0,
+    max_steps: Annotated[int | None, typer.Option(help="Steps of each fine-tuning of Table 9 at most.")] = None,
+    max_train_samples: MaxTrain = None,
+    max_eval_samples: MaxEval = None,
+    training_task: Annotated[list[str] | None, typer.Option(help="Tasks of Table 10. By default all complete.")] = None,
+    cpu: Cpu = False,
+) -> None:
+    """All of it, and REPORT.md."""
+    start = time.monotonic()
+    with clean_errors(False):
+        bench = _bench(data, tokenizers, models)
+        chosen = _chosen(bench, training_task)
+        from reproduction import unused
+        from reproduction.training import Limits, table9, table10
+
+        corpus = unused.open_corpus(text, packages, None, None, "train", "text")
+        max_bytes = _num_bytes(max_megabytes)
+        steps: list[Callable[[], Result]] = [lambda: unused.table1(bench.sources, corpus, max_bytes=max_bytes)]
+        steps += _steps_without_training(bench, output)
+        if training:
+            short = Limits(max_steps, cpu=cpu)
+            small = Limits(None, max_train_samples, max_eval_samples, epochs, cpu)
+            steps.append(lambda: table9(bench.sources, runs=runs, limits=short))
+            steps.append(lambda: table10(bench.sources, None, chosen, seeds=runs, limits=small))
+    results = [_step(make, output) for make in steps]
+    _finish(results, report, time.monotonic() - start)
+
+
+def _steps_without_training(bench: "Bench", output: Path) -> "list[Callable[[], Result]]":
+    from reproduction import evidence, heaps, tables
+
+    made = (
+        tables.table2, tables.table3, tables.table4, tables.table5, tables.table6, tables.table7, tables.table8,
+    )  # fmt: skip
+    return [
+        *(partial(make, bench) for make in made),
+        lambda: heaps.figure2(bench.sources, output),
+        lambda: evidence.evidence(bench),
+    ]
+
+
+def _step(make: "Callable[[], Result]", output: Path) -> "Result":
+    with clean_errors(False):
+        result = make()
+        write_result(result, output)
+    show(result)
+    return result
+
+
+def _finish(results: "list[Result]", report: Path, seconds: float) -> None:
+    from reproduction.grid import to_rich
+    from reproduction.report import summary, write_report
+
+    write_report(results, report, seconds)
+    print_rich(to_rich(summary(results)), f"written: {report.name}, and the results beside it")
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
