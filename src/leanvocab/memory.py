@@ -321,11 +321,8 @@ def _as_vocabulary(kept: "Kept", module: "nn.Module", path: Any) -> PartialVocab
     """What is kept, as a vocabulary of the size of the table at `path`, or of the model's input embeddings."""
     if isinstance(kept, PartialVocabulary):
         return kept  # knows its size, which is checked where the tables are found
-    getter = getattr(module, "get_input_embeddings", None)
-    if isinstance(path, str):
-        table = dict(module.named_modules()).get(path)
-    else:
-        table = getter() if getter is not None else None
+    getter = getattr(module, "get_input_embeddings", lambda: None)
+    table = dict(module.named_modules()).get(path) if isinstance(path, str) else getter()
     full_rows = getattr(table, "num_embeddings", None)
     if full_rows is None:
         name = type(module).__name__
@@ -335,6 +332,7 @@ def _as_vocabulary(kept: "Kept", module: "nn.Module", path: Any) -> PartialVocab
 
 def _of_size(kept: "Kept", full_rows: int, name: str) -> PartialVocabulary:
     if isinstance(kept, PartialVocabulary):
+        kept = kept.fitted_to(full_rows)
         if kept.full_size != full_rows:
             raise VocabularyError(
                 f"{name}: the vocabulary's full size is {kept.full_size:,}, the table has {full_rows:,}"

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 import transformers
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -113,6 +114,18 @@ def test_a_shrunk_model_is_estimated_with_another_vocabulary_of_its_size():
     assert lv.estimate_memory(model, 77) == before
     with pytest.raises(VocabularyError, match="full size is 299, the table has 300"):
         lv.estimate_memory(model, lv.PartialVocabulary([1, 2], 299))
+
+
+def test_a_vocabulary_of_a_tokenizer_with_fewer_tokens_than_rows_fits_before_and_after_shrinking():
+    words = {f"word{number}": number for number in range(FULL_ROWS - 10)}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="word0"))
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="word0", pad_token="word1")
+    kept = lv.PartialVocabulary.from_counts(lv.count_tokens([[5, 250]]), tokenizer=tokenizer)
+    model = tiny_model()
+    before = lv.estimate_memory(model, kept)
+    assert (before.tables[0].partial_rows, before.tables[0].full_rows) == (4, FULL_ROWS)
+    lv.shrink_(model, kept)
+    assert lv.estimate_memory(model, kept) == before
 
 
 def test_frozen_parameters_have_neither_gradients_nor_states():
