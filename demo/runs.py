@@ -43,7 +43,8 @@ def finetune(model: Path, data: Path, output_dir: Path, options: list[str]) -> R
     sampler = threading.Thread(target=_sample, args=(process.pid, samples), daemon=True)
     sampler.start()
     assert process.stdout is not None
-    printed = process.stdout.read()
+    with process.stdout as pipe:
+        printed = pipe.read()
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     sampler.join()
