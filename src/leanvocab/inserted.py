@@ -46,9 +46,13 @@ def model_ids(model: Any, full_size: int) -> set[int]:
     `suppress_tokens` and `bad_words_ids` are not inserted, and not among them. An id may lie beyond `full_size`.
     """
     found = set(_config_ids(model))
+    seen: dict[int, Any] = {}  # most layers hold the same config
     for module in _modules(model):
         for name in ("config", "generation_config"):
-            found |= set(_config_ids(getattr(module, name, None)))
+            config = getattr(module, name, None)
+            if id(config) not in seen:
+                seen[id(config)] = config
+                found |= set(_config_ids(config))
         if getattr(module, "num_embeddings", None) == full_size:
             found |= set(_integers([getattr(module, "padding_idx", None)]))
     return found

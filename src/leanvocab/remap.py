@@ -152,7 +152,10 @@ def _with_lists_of(array: Any, values: Any) -> Any:
     import pyarrow.compute as pc
 
     kind, nulls = array.type, array.is_null() if array.null_count else None
-    lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
+    counted = array.sizes if hasattr(array, "sizes") else pc.fill_null(pc.list_value_length(array), 0)
+    lengths = counted.to_numpy(zero_copy_only=False)
+    if nulls is not None:  # a null row may have a size
+        lengths = np.where(nulls.to_numpy(zero_copy_only=False), 0, lengths)
     offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
     if isinstance(array, pa.FixedSizeListArray):
         if nulls is not None:  # a null row takes its room too
