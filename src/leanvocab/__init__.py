@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from leanvocab.counts import TokenCounts, count_tokens
     from leanvocab.delta import save_delta
     from leanvocab.errors import LeanVocabError
-    from leanvocab.memory import MemoryEstimate, estimate_memory
+    from leanvocab.memory import estimate_memory
     from leanvocab.merge import merge_checkpoint
     from leanvocab.model import merge_, partial_state_dicts, shrink_, shrunk, status
     from leanvocab.trainer import LeanVocabCallback
@@ -31,7 +31,6 @@ _ROOMS = {
     "status": "model",
     "partial_state_dicts": "model",
     "estimate_memory": "memory",
-    "MemoryEstimate": "memory",
     "save_full": "checkpoint",
     "save_delta": "delta",
     "merge_checkpoint": "merge",
@@ -49,7 +48,6 @@ __all__ = [  # noqa: RUF022 (the order of the flow)
     "status",
     "partial_state_dicts",
     "estimate_memory",
-    "MemoryEstimate",
     "save_full",
     "save_delta",
     "merge_checkpoint",
