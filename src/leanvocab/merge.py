@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from leanvocab.bytestreams import Progress, copy_range, sha256_of_range, sync_and_forget
-from leanvocab.checkpoint import is_weights_file, written_whole
+from leanvocab.checkpoint import clear_leftovers, is_weights_file, written_whole
 from leanvocab.compare import first_difference, is_merged_already
 from leanvocab.errors import CheckpointError
 from leanvocab.headers import INDEX, Weights, opened, read_json, read_weights, resolve_in
@@ -82,6 +82,8 @@ def merge_checkpoint(
     started = time.perf_counter()
     source, partial_folder = _folder(base, "base"), _folder(partial, "partial")
     target = _target(source, partial_folder, output, in_place)
+    if target.parent.is_dir():
+        clear_leftovers(target)
     weights = read_weights(source)
     rows = read_partial(partial_folder, vocabulary, weights)
     if in_place and rows.has_digests and is_merged_already(weights, rows):
@@ -157,6 +159,8 @@ def _left_out(plan: Plan) -> tuple[str, ...]:
 
 def _folder(path: str | os.PathLike[str], role: str) -> Path:
     folder = Path(os.path.realpath(path))
+    if not folder.exists() and folder.parent.is_dir():
+        clear_leftovers(folder)  # a kill in the middle of a swap may have left it aside
     if not folder.is_dir():
         raise CheckpointError(
             f"{role}: expected a folder, found {'a file' if folder.exists() else 'nothing'} at {path}"

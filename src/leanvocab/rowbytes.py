@@ -49,8 +49,9 @@ def read_exactly(source: int, start: int, num_bytes: int) -> bytes:
 
 def runs(token_ids: NDArray[np.int64]) -> Iterator[tuple[int, int, int]]:
     """(position, first id, count) of each run of ids that follow on one another."""
-    breaks = np.flatnonzero(np.diff(token_ids) != 1) + 1
-    starts = [0, *breaks.tolist()] if len(token_ids) else []
+    if len(token_ids) == 0:
+        return
+    starts = [0, *(np.flatnonzero(np.diff(token_ids) != 1) + 1).tolist()]
     for start, end in zip(starts, [*starts[1:], len(token_ids)], strict=True):
         yield start, int(token_ids[start]), end - start
 
