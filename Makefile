@@ -9,7 +9,7 @@ BENCHMARKS := $(patsubst benchmarks/%.py,%,$(wildcard benchmarks/[!_]*.py))
 PIP_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install test check format demo test-slow benchmarks reproduce figures clean
+.PHONY: help install test check format demo test-slow fuzz benchmarks reproduce figures clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -34,6 +34,11 @@ demo: $(INSTALLED)  ## fine-tune a real model twice, with the full and a partial
 
 test-slow: $(INSTALLED)  ## the tests that take longer than CI allows
 	$(RUN) -m pytest -m slow --timeout 3600
+
+FUZZ_SECONDS ?= 600
+fuzz: $(INSTALLED)  ## ten minutes of fuzzing the readers of what lies on disk (FUZZ_SECONDS=…)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt atheris
+	$(RUN) tests/fuzz/fuzz_readers.py --seconds $(FUZZ_SECONDS)
 
 benchmarks: $(INSTALLED)  ## every benchmark in turn; each prints its figures
 	@set -e; for name in $(BENCHMARKS); do echo "== python -m benchmarks.$$name"; $(RUN) -m benchmarks.$$name; done
