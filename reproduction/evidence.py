@@ -73,7 +73,7 @@ def _other_checks(bench: Bench) -> list[Check]:
         _check("Table 3: Table 2's DeBERTaV3 row × embedding parameters", _table3_verdicts(bench)),
         _check("Table 4: both halves, with the sizes of Table 5's configs", _table4_verdicts(bench)),
         *(_check(f"{name}: means of the rounded cells", _mean_verdicts(paper, table)) for name, table in _MEANS),
-        _check("Table 5 and 6: N_emb/N", _ratio_verdicts(paper)),
+        _check("Tables 5 and 6: N_emb/N", _ratio_verdicts(paper)),
         _check("Table 7: totals", _total_verdicts(paper)),
         _check("Table 9: percentages", _percent_verdicts(paper)),
         _check("Table 10: means of the rounded cells", _score_verdicts(paper)),
@@ -175,11 +175,11 @@ def _bert_note(checks: Sequence[Check]) -> list[str]:
     notes = []
     for row in MODELS:
         if row.size_checkpoint:
-            found = {check.what: check for check in checks if f" {row.name}:" in check.what}
-            parts = [f"{what.rpartition(' ')[2]} {check.fitting} of {check.of}" for what, check in found.items()]
+            found = [check for check in checks if f" {row.name}:" in check.what]
+            parts = [f"in {check.fitting} of {check.of} with {check.what.rpartition(' ')[2]}" for check in found]
             notes.append(
-                f"{row.name}: Table 5 has the sizes of {row.size_checkpoint.rpartition('/')[2]}, but the two halves of "
-                f"Table 2 fit together only with another checkpoint's share of embeddings ({'; '.join(parts)} columns)."
+                f"{row.name}: Table 5 has the sizes of {row.size_checkpoint.rpartition('/')[2]}. The columns of Table 2 "
+                f"in which the two halves fit together, given the share of embeddings in the model: {', '.join(parts)}."
             )
     return notes
 

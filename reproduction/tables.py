@@ -84,7 +84,7 @@ def table2(bench: Bench, tasks: Sequence[Task] = TASKS, models: Sequence[Model] 
         rows[model.name, ""] = _measure_row(bench, model.checkpoint, model.tokenizer, tasks)
     for model in models:
         if model.size_checkpoint:
-            variant = model.size_checkpoint.rpartition("/")[2]
+            variant = _short(model.size_checkpoint)
             row = _measure_row(bench, model.size_checkpoint, model.size_tokenizer, tasks)
             rows[model.name, variant] = row
     embedding = _reduction_cells(bench, _EMBEDDING, rows, "embedding_percent")
@@ -96,10 +96,30 @@ def table2(bench: Bench, tasks: Sequence[Task] = TASKS, models: Sequence[Model] 
         (*embedding, *whole),
         notes=(
             "Rows named with a checkpoint show what the checkpoint gives that Table 5's numbers point to.",
-            *_time_notes(bench),
+            *_variant_notes(models, (*embedding, *whole)),
+            *_time_notes(bench, tasks),
         ),
         records={"counting_times": _times(bench)},
     )
+
+
+def _variant_notes(models: Sequence[Model], cells: Sequence[Cell]) -> list[str]:
+    """How the two checkpoints that a row may stand for compare on the decided cells."""
+    notes = []
+    for model in models:
+        if model.size_checkpoint:
+            parts = []
+            for variant, checkpoint in (("", model.checkpoint), (_short(model.size_checkpoint), model.size_checkpoint)):
+                decided = [cell for cell in cells if cell.row == model.name and cell.variant == variant]
+                decided = [cell for cell in decided if cell.status != "undecided"]
+                matched = sum(cell.status == "matched" for cell in decided)
+                parts.append(f"{matched} of {len(decided)} decided cells match with {_short(checkpoint)}")
+            notes.append(f"{model.name}: {', '.join(parts)}.")
+    return notes
+
+
+def _short(name: str) -> str:
+    return name.rpartition("/")[2]
 
 
 def table3(bench: Bench, tasks: Sequence[Task] = TASKS, sizes: Sequence[Model] = DEBERTA_SIZES) -> Result:
@@ -181,14 +201,14 @@ def _both_ways(first_heading: str, tables: dict[str, list[Cell]], unit: str) -> 
 
 def _times(bench: Bench) -> list[dict[str, Any]]:
     return [
-        {"tokenizer": tokenizer.rpartition("/")[2], "texts": texts, "seconds": seconds}
+        {"tokenizer": _short(tokenizer), "texts": texts, "seconds": seconds}
         for (tokenizer, texts), seconds in bench.counter.seconds.items()
     ]
 
 
-def _time_notes(bench: Bench) -> list[str]:
+def _time_notes(bench: Bench, tasks: Sequence[Task]) -> list[str]:
     """How long all complete tasks took, by tokenizer."""
-    complete = {task.name for task in TASKS if bench.sources.glue(task).is_complete}
+    complete = {task.name for task in tasks if bench.sources.glue(task).is_complete}
     totals: dict[str, float] = {}
     for (tokenizer, texts), seconds in bench.counter.seconds.items():
         if texts in complete:
@@ -297,7 +317,7 @@ def table5(bench: Bench, models: Sequence[Model] = MODELS) -> Result:
         cells += _size_cells(bench, table, model.name, checkpoint, published[model.name])
     for model in models:
         if model.size_checkpoint:
-            variant = model.checkpoint.rpartition("/")[2]
+            variant = _short(model.checkpoint)
             cells += _size_cells(bench, table, model.name, model.checkpoint, published[model.name], variant)
     title = "Table 5: vocabulary size and parameters of each model"
     notes = ("Rows named with a checkpoint show the size of the checkpoint that Table 2's numbers point to.",)

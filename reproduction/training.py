@@ -253,8 +253,9 @@ def table10(
     ]
     equal = sum(pair.is_equal for pair in pairs)
     notes = (
-        f"{len(pairs)} pairs of runs ({len(names)} models, {seeds} seeds; {limits.describe()}): scores, the losses of "
-        f"all steps and the saved models are equal bit for bit in {equal} of {len(pairs)}.",
+        f"Pairs of runs: {len(pairs)} (models: {', '.join(name.rpartition('/')[2] for name in names)}; seeds a task: "
+        f"{seeds}; {limits.describe()}). Scores, the losses of all steps and the saved models are equal bit for bit in "
+        f"{equal} of {len(pairs)}.",
     )
     cells = _score_cells(sources, pairs, seeds, limits)
     grids = (_mean_grid(pairs), _seed_grid(pairs))
@@ -331,7 +332,9 @@ def _mean_grid(pairs: Sequence[Pair]) -> Grid:
                 look: Look = "same" if all(pair.is_equal for pair in found) else "differs"
                 entries.append(Entry(_mean_and_deviation([getattr(pair, name) for pair in found], 1), look))
             rows.append((f"{model} {sign}", tuple(entries)))
-    return Grid("Mean ± standard deviation over seeds (✓: with PEMA)", ("Model", *_headings(pairs, tasks)), tuple(rows))
+    return Grid(
+        "Mean ± standard deviation over seeds (×: all rows, ✓: PEMA)", ("Model", *_headings(pairs, tasks)), tuple(rows)
+    )
 
 
 def _headings(pairs: Sequence[Pair], tasks: Sequence[str]) -> list[str]:
@@ -368,8 +371,8 @@ def _seed_grid(pairs: Sequence[Pair]) -> Grid:
             Entry(f"{pair.seconds_on:.1f}"),
         )
         rows.append((f"{pair.model} {pair.task}", entries))
-    headings = ("Run", "seed", "without", "with", "bit for bit", "rows kept", "steps", "s without", "s with")
-    return Grid("Every seed", headings, tuple(rows))
+    headings = ("Run", "seed", "×", "✓", "bit for bit", "rows kept", "steps", "× (s)", "✓ (s)")
+    return Grid("Every seed (×: all rows, ✓: PEMA; seconds of training)", headings, tuple(rows))
 
 
 # -------------------------------------------------------------------------------------------------------- helpers
