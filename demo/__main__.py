@@ -64,10 +64,11 @@ def _parse_arguments() -> argparse.Namespace:
 
 
 def _options(arguments: argparse.Namespace) -> list[str]:
-    """One epoch, so that it ends soon, and a learning rate for that; all else by default."""
+    """One epoch, so that it ends soon, with a learning rate for that; all else by default."""
     return [
         *("--max-train-samples", str(arguments.train_samples), "--max-eval-samples", str(arguments.eval_samples)),
-        *("--epochs", "1", "--learning-rate", "2e-4", "--group-by-length", "--logging-steps", "1", "--seed", "42"),
+        *("--epochs", "1", "--batch-size", "16", "--learning-rate", "1e-4", "--group-by-length"),
+        *("--logging-steps", "1", "--seed", "42"),
     ]
 
 
