@@ -163,7 +163,8 @@ def delta_ratios(folder: Path) -> dict[str, float]:
     return ratios
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> list[Figure]:
+    """Measures, prints and returns the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--large", action="store_true", help="measure memory at 4 GB too (needs 8 GB of disk)")
@@ -171,7 +172,7 @@ def main() -> None:
     parser.add_argument(
         "--folder", type=Path, default=None, help="on the disk to measure; the temporary folder by default"
     )
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     warnings.simplefilter("ignore")
     figures: list[Figure] = []
     details: dict[str, Any] = {}
@@ -195,6 +196,7 @@ def main() -> None:
         for name, ratio in delta_ratios(folder).items():
             figures.append(Figure(f"delta folder / its tensors, {name} trained", ratio, "×", 1.02))
     show("Merging on disk", figures, options.json, **details)
+    return figures
 
 
 if __name__ == "__main__":

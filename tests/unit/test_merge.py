@@ -79,9 +79,7 @@ def test_verification_finds_what_was_written_wrongly_and_nothing_appears(
 ) -> None:
     tiny_folders(tmp_path)
     monkeypatch.setattr(merging._Merge, where, lambda *args: None)
-    with pytest.raises(
-        CheckpointError, match="is not what was to be written, and is discarded|would have 0 bytes|header"
-    ):
+    with pytest.raises(CheckpointError, match="is not what was to be written, and is discarded"):
         merge_checkpoint(base=tmp_path / "single", partial=tmp_path / "delta", output=tmp_path / "out", verify=True)
     assert not (tmp_path / "out").exists()
 
