@@ -224,6 +224,7 @@ class _Merge:
                 raise
         if self.plan.index is not None:
             (folder / INDEX).write_bytes(self.plan.index)
+            shutil.copymode(self.plan.base.folder / INDEX, folder / INDEX)
 
     def _check_delta(self, executor: ThreadPoolExecutor) -> None:
         for name, (file, entry) in self.partial.tensors.items():
@@ -239,6 +240,12 @@ class _Merge:
     def _write_file(self, path: Path, plan: FilePlan, executor: ThreadPoolExecutor) -> None:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         try:
+            mode = next(
+                os.fstat(self.sources[file.path]).st_mode
+                for file in self.plan.base.files
+                if file.path.name == plan.name
+            )
+            os.fchmod(descriptor, mode & 0o777)
             self._write_header(descriptor, plan.header)
             for tensor in plan.tensors:
                 self._write_tensor(descriptor, tensor, executor)

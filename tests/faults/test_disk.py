@@ -119,6 +119,8 @@ def test_a_folder_without_permission_is_an_error_and_leaves_everything_as_it_was
     for folder in [tmp_path, *tmp_path.parents[:2]]:
         if folder.stat().st_uid == os.getuid():
             folder.chmod(folder.stat().st_mode | 0o555)
+    for path in (tmp_path / "in").rglob("*.safetensors"):
+        path.chmod(0o644)
     (tmp_path / "in").chmod(0o555)
     done = subprocess.run(
         [sys.executable, "-c", READ_ONLY, str(tmp_path / "in")], capture_output=True, text=True, check=False

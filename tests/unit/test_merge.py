@@ -26,12 +26,13 @@ def test_a_merge_keeps_the_form_of_the_base_and_every_side_file(tmp_path: Path, 
     (tmp_path / base / "onnx" / "a.json").write_text("{}")
     (tmp_path / base / "same.json").symlink_to("tokenizer.json")
     (tmp_path / base / "pytorch_model.bin").write_bytes(b"stale")
-    (tmp_path / base / "tokenizer.json").chmod(0o600)
+    for path in (tmp_path / base).glob("*.*"):
+        path.chmod(0o640)
     result = merge_checkpoint(base=tmp_path / base, partial=tmp_path / "delta", output=tmp_path / "out", verify=True)
     assert listing(tmp_path / "out") == [name for name in listing(tmp_path / base) if name != "pytorch_model.bin"]
     assert result.left_out == ("pytorch_model.bin",)
     assert os.readlink(tmp_path / "out" / "same.json") == "tokenizer.json"
-    assert (tmp_path / "out" / "tokenizer.json").stat().st_mode & 0o777 == 0o600
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "out").glob("*.*")} == {0o640}
     assert {name: bits(value) for name, value in read_all(tmp_path / "out").items()} == {
         name: bits(value) for name, value in expected.state_dict().items()
     }
