@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+import threading
+import time
 from collections import Counter, UserDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +18,7 @@ import torch
 import leanvocab.counts
 from leanvocab import TokenCounts, count_tokens
 from leanvocab.errors import DataError
-from leanvocab.sources import find_sources
+from leanvocab.sources import Piece, find_sources
 
 ROWS = [[5, 3, 3], [], [9], [3, 0, 12, 5, 5], [7, 7]]
 LABELS = [[-100, 3, 3], [], [9], [-100, -100, -100, 5, 11], [7, 7]]
@@ -207,6 +209,14 @@ def test_selections_larger_than_a_block_are_counted(dataset: datasets.Dataset, m
         assert counted(selection) == naive(list(selection["input_ids"]))
 
 
+def test_ids_hidden_in_null_rows_are_not_selected_either() -> None:
+    hidden = pa.ListArray.from_arrays(
+        pa.array([0, 2, 4, 6, 8]), pa.array([1, 1, 7, 7, 2, 2, 3, 3]), mask=pa.array([False, True, False, False])
+    )
+    dataset = datasets.Dataset(pa.table({"input_ids": hidden}))
+    assert counted(dataset.select([0, 1, 3])) == {1: 2, 3: 2}
+
+
 @pytest.mark.parametrize("form", ["torch", "numpy", "arrow", "pandas"])
 def test_a_format_is_looked_through(dataset: datasets.Dataset, form: str) -> None:
     assert counted(dataset.with_format(form)) == counted(dataset.with_format(form, columns=["label"])) == naive(ROWS)
@@ -358,6 +368,17 @@ def test_the_row_of_a_wrong_id_is_the_selected_one(dataset: datasets.Dataset) ->
         count_tokens(many.select([0, 3, 4, 5, 6]), full_size=12)
 
 
+def test_the_row_of_a_wrong_id_is_found_in_any_chunk_and_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = np.ones(1_100_000, dtype=np.int32)  # several blocks in one piece
+    rows[-1] = -2
+    with pytest.raises(DataError, match="found id -2 in row 1099999:"):
+        count_tokens(rows)
+    monkeypatch.setattr("leanvocab.sources._PIECE_IDS", 8)
+    chunks = [[[1, 2]], [[3], []], [[4] * 30, [5]], [[6]], [[7]], [[8], [-9]]]
+    with pytest.raises(DataError, match="found id -9 in row 8 of column 'input_ids'"):
+        count_tokens(pa.table({"input_ids": pa.chunked_array(chunks)}))
+
+
 def test_a_large_id_is_counted_where_the_full_size_allows_it() -> None:
     size = (1 << 24) + 5
     counts = count_tokens([[size - 1]], full_size=size)
@@ -375,6 +396,23 @@ def test_the_first_wrong_id_is_named_whatever_thread_meets_one(
     rows[1100, 3] = -3
     with pytest.raises(DataError, match="found id -3 in row 1100:"):
         count_tokens(rows, num_workers=num_workers)
+
+
+def test_the_first_wrong_id_is_named_although_a_later_one_is_met_before() -> None:
+    later_was_met = threading.Event()
+
+    def load_first() -> Any:
+        assert later_was_met.wait(10)
+        time.sleep(0.05)  # the other thread has stopped by now
+        return np.array([[-1]])
+
+    def load_later() -> Any:
+        later_was_met.set()
+        return np.array([[-2]])
+
+    pieces = [Piece(load, 1, " of a test", lambda row: row) for load in (load_first, load_later)]
+    with pytest.raises(DataError, match="found id -1 in row 0 of a test"):
+        leanvocab.counts._count(iter(pieces), None, 2, leanvocab.counts._ProgressBar(False, None))
 
 
 # ------------------------------------------------------------------------------------------ errors about data

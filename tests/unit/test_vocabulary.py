@@ -661,6 +661,17 @@ def test_batches_and_tables_are_remapped(vocabulary: PartialVocabulary, dataset:
     assert vocabulary.remap_dataset({"input_ids": pa.array([[1], None])})["input_ids"].to_pylist() == [[0], None]
 
 
+def test_what_lies_in_null_rows_is_not_remapped(vocabulary: PartialVocabulary) -> None:
+    values, null = pa.array([7, 7, 5, 9]), pa.array([True, False])
+    offsets, sizes = pa.array([0, 2], pa.int32()), pa.array([2, 2], pa.int32())
+    lists = pa.ListArray.from_arrays(pa.array([0, 2, 4]), values, mask=null)
+    views = pa.ListViewArray.from_arrays(offsets, sizes, values, mask=null)
+    fixed = pa.FixedSizeListArray.from_arrays(values, 2, mask=null)
+    for array in (lists, views, fixed):
+        remapped = vocabulary.remap_dataset(pa.table({"input_ids": array}))["input_ids"]
+        assert remapped.to_pylist() == [None, [1, 2]]
+
+
 def test_an_unseen_id_in_a_data_set_is_an_error_that_names_row_and_column(dataset: datasets.Dataset) -> None:
     unseen = PartialVocabulary([1, 5, 9], 1000)
     rows = datasets.concatenate_datasets([dataset.select([0, 1])] * 1000 + [dataset])  # beyond the first batch
