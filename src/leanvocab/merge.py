@@ -198,7 +198,7 @@ def _keeps(in_place: bool) -> Callable[[str], bool]:
 
 
 class _Merge:
-    """One merge that is being written: copies by bytes, digests in a second thread."""
+    """One merge that is being written: copies by bytes, digests in threads beside it."""
 
     def __init__(self, plan: Plan, partial: Partial, allow_nan: bool, progress: bool | None):
         self.plan, self.partial, self.allow_nan = plan, partial, allow_nan
@@ -212,7 +212,7 @@ class _Merge:
             for file in (*self.plan.base.files, *self.partial.files):
                 self.sources[file.path] = stack.enter_context(opened(file.path.parent, file.path.name))
             stack.callback(self.progress.close)
-            executor = stack.enter_context(ThreadPoolExecutor(1, "leanvocab-digest"))
+            executor = stack.enter_context(ThreadPoolExecutor(2, "leanvocab-digest"))
             try:
                 self._check_delta(executor)
                 for each in self.plan.files:
