@@ -123,9 +123,10 @@ def to_rich(grid: Grid) -> "Table":
     return table
 
 
-def to_markdown(grid: Grid) -> str:
+def to_markdown(grid: Grid, with_title: bool = True) -> str:
     """For a report: what differs is bold."""
-    lines = [f"**{grid.title}**", "", _line(grid.headings), _line(["---", *["---:"] * (len(grid.headings) - 1)])]
+    lines = [f"**{grid.title}**", ""] if with_title else []
+    lines += [_line(grid.headings), _line(["---", *["---:"] * (len(grid.headings) - 1)])]
     for label, entries in grid.rows:
         lines.append(_line([label, *(_MARKDOWN[each.look].format(each.text) if each.text else "" for each in entries)]))
     return "\n".join(lines)

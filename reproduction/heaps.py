@@ -143,7 +143,7 @@ def _notes(fit: HeapsFit, tasks: Sequence[Task], grown: Sequence[Growth]) -> tup
 
 # Where a label stands beside its point, in points right and up.
 _LABEL_PLACES = {
-    "CoLA": (-7, 4), "MRPC": (-7, 5), "QNLI": (-6, 6), "QQP": (-6, 6), "SST-2": (7, -11), "MNLI": (7, -10),
+    "CoLA": (-7, 4), "MRPC": (7, -10), "QNLI": (-6, 6), "QQP": (7, -10), "SST-2": (7, -11), "MNLI": (7, -10),
 }  # fmt: skip
 
 
@@ -187,9 +187,10 @@ def _draw_growth(axes: "Axes", growth: Growth) -> None:
         growth.totals[-1], growth.uniques[-1], "o", markersize=6, color=_BLUE, markerfacecolor=fill, zorder=3,
     )  # fmt: skip
     right, up = _LABEL_PLACES.get(growth.label, (8, -4))
+    halo = require("matplotlib.patheffects", extra="plot").withStroke(linewidth=2.5, foreground="white")
     axes.annotate(
         growth.label, (growth.totals[-1], growth.uniques[-1]), xytext=(right, up), textcoords="offset points",
-        ha="left" if right > 0 else "right",
+        ha="left" if right > 0 else "right", path_effects=[halo], zorder=4,
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ has the same digits; it **differs** otherwise; it is **undecided** where what is
 
 def write_report(results: Sequence[Result], path: Path, seconds: float) -> None:
     """Write the report; paths in it are relative to its folder."""
-    parts = [_HEAD, "## Cells", to_markdown(summary(results)), "Why cells are undecided:", _reasons(results)]
+    parts = [_HEAD, "## Cells", to_markdown(summary(results)), to_markdown(reasons(results))]
     parts.append(_oddities())
     for result in results:
         parts += _section(result)
@@ -47,14 +47,14 @@ def _tally_entries(cells: Sequence[Cell]) -> tuple[Entry, ...]:
     )
 
 
-def _reasons(results: Sequence[Result]) -> str:
-    lines = []
-    for result in results:
-        lines += [
-            f"- {result.title.partition(':')[0]}, {number} cells: {reason}"
-            for reason, number in undecided_reasons(result.cells).items()
-        ]
-    return "\n".join(lines)
+def reasons(results: Sequence[Result]) -> Grid:
+    """Why cells are undecided, by table."""
+    rows = [
+        (result.title.partition(":")[0], (Entry(str(number)), Entry(reason)))
+        for result in results
+        for reason, number in undecided_reasons(result.cells).items()
+    ]
+    return Grid("Why cells are undecided", ("Table", "cells", "why"), tuple(rows))
 
 
 def _oddities() -> str:
@@ -64,8 +64,8 @@ def _oddities() -> str:
    bert-base-uncased (30,522). Both are shown below; the cells of Table 2 are compared with the uncased vocabulary, those of
    Table 5 with the cased one. The two halves of Table 2 alone show it too, for all tasks (section Evidence).
 2. **Table 1's ids.** The caption says GPT-2's vocabulary. The ids are those of RoBERTa's, which has the same pieces in
-   another order; both are shown, and the cells are compared with RoBERTa's. One token is printed as ten semicolons in some
-   copies of the paper; the id is that of twelve.
+   another order; both are shown, and the cells are compared with RoBERTa's. The second token is printed as ten semicolons in
+   some copies of the paper; the vocabulary has no such piece, and the id is that of twelve.
 3. **Special tokens.** The paper's digits are those of the tokens that occur. With every special token kept, as the library
    does by default since the rows can be needed later, a few cells get another last digit; they stay within the tolerance."""
 
@@ -73,7 +73,7 @@ def _oddities() -> str:
 def _section(result: Result) -> list[str]:
     parts = [f"## {result.title}", "\n".join(f"- {note}" for note in result.notes)]
     parts += [f"![{result.title}](results/{figure})" for figure in result.figures if figure.endswith(".png")]
-    parts += [to_markdown(grid) for grid in result.grids]
+    parts += [to_markdown(grid, with_title=grid.title != result.title) for grid in result.grids]
     if result.name == "table2":
         parts.append(f"<sub>How to read it: {LEGEND}.</sub>")
     return parts

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 OWN_CONFIGS = Path(__file__).parent / "configs"
 """Published configs of checkpoints whose weights and tokenizers are not needed: small files of this project."""
+HUB_NAMES = {"glue": "nyu-mll/glue", "xnli": "facebook/xnli"}
 _FILLER_RATIO = 0.01  # rows that a model may have beyond its tokenizer's pieces: DeBERTaV3 has 99 of 128,100
 
 
@@ -110,7 +111,7 @@ class Sources:
         from leanvocab.data import load_splits, read_file
 
         if self.data is None:
-            loaded = load_splits(benchmark, config_name)
+            loaded = load_splits(HUB_NAMES[benchmark], config_name)
             return {name: Split(name, loaded[name], False) for name in splits if name in loaded}
         folder = self.data / benchmark
         if not folder.is_dir():

@@ -225,7 +225,8 @@ def table1(
     short = tokenizer_name.rpartition("/")[2]
     notes = (
         f"Read {corpus.num_bytes / 1e6:,.1f} MB of text from {corpus.label}: {counts.num_tokens:,} tokens of {short}, "
-        f"{len(counts.token_ids):,} of its {len(tokenizer):,} tokens; {len(unused):,} never occur.",
+        f"{len(counts.token_ids):,} of its {len(tokenizer):,} tokens; {len(unused):,} never occur (all of them are listed "
+        "in table1_never_used.csv).",
         *([f"{len(corpus.skipped):,} files that are no text were skipped."] if corpus.skipped else []),
         *(() if is_whole else ("The paper read 20 GB of English Wikipedia and found nearly 200 unused tokens.",)),
     )
@@ -282,8 +283,9 @@ def _find_id(tokenizer: Any, token: str) -> int | None:
 
 
 def _unused_grid(unused: list[dict[str, Any]], tokenizer: str) -> Grid:
-    rows = tuple((f"{each['token_id']:,}", (Entry(repr(each["token"])),)) for each in unused[:_SHOWN])
-    title = f"The first {len(rows)} of {len(unused):,} tokens of {tokenizer} that never occur"
+    longest = sorted(unused, key=lambda each: (-len(each["token"]), each["token_id"]))[:_SHOWN]
+    rows = tuple((f"{each['token_id']:,}", (Entry(repr(each["token"])),)) for each in longest)
+    title = f"The {len(rows)} longest of {len(unused):,} tokens of {tokenizer} that never occur"
     return Grid(title, ("#", "Token"), rows)
 
 

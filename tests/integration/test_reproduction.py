@@ -308,6 +308,25 @@ def test_training_on_a_partial_task_is_refused(data, sources):
         training.trainable_tasks(sources, [find_task("wnli")])
 
 
+def test_without_a_folder_data_come_from_the_hub_by_their_names(monkeypatch, published):
+    asked = []
+
+    def load(name, config_name):
+        asked.append((name, config_name))
+        return {split: read_rows(config_name, split) for split in NUM_ROWS["cola"]}
+
+    def read_rows(config_name, split):
+        import datasets
+
+        return datasets.Dataset.from_list(texts("cola", split))
+
+    monkeypatch.setattr("leanvocab.data.load_splits", load)
+    sources = Sources(paper=Paper(published))
+    assert sources.glue(find_task("cola")).is_complete
+    assert sources.xnli("de").gaps[0] == "xnli.de.train has 40 rows, the paper's 392,702"
+    assert asked == [("nyu-mll/glue", "cola"), ("facebook/xnli", "de")]
+
+
 # ---------------------------------------------------------------------------------------------- Tables 5 and 6
 
 
@@ -485,7 +504,7 @@ def test_the_report_counts_cells_and_gives_reasons(data, bench, tmp_path):
     text = (tmp_path / "REPORT.md").read_text()
     assert "| Table 2 | 4 | 2 | 2 | 0 | 2 |" in text
     assert "| All | 12 | 8 | 8 | 0 | 4 |" in text
-    assert "Table 2, 2 cells: wnli.train is partial: 30 of 30 rows" in text
+    assert "| Table 2 | 2 | wnli.train is partial: 30 of 30 rows |" in text
     assert "| torch |" in text
     assert str(data) not in text
 
