@@ -14,7 +14,7 @@ from transformers import Trainer, TrainerCallback
 from leanvocab.checkpoint import clear_leftovers, is_weights_file, sibling, written_whole
 from leanvocab.delta import check_vocabularies, find_base, load_delta, paths_of_tables, widen_tables, write_delta
 from leanvocab.embedding import RemapEmbedding
-from leanvocab.errors import CheckpointError, NotShrunkError, OptimizerError, SettingsError
+from leanvocab.errors import NotShrunkError, OptimizerError, SettingsError
 from leanvocab.layout import CONFIG, FILES, OPTIMIZER, is_delta, read_delta
 from leanvocab.merge import merge_checkpoint
 from leanvocab.model import shrink_, status
