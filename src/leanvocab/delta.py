@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from leanvocab.bytestreams import Progress, copy_range, sha256_of_range
 from leanvocab.checkpoint import is_weights_file, written_whole
 from leanvocab.compare import rest_sha256
-from leanvocab.embedding import RemapEmbedding, Table
+from leanvocab.embedding import RemapEmbedding
 from leanvocab.errors import CheckpointError, LeanVocabWarning, ModelError, NotShrunkError
 from leanvocab.headers import (
     SINGLE,
@@ -49,6 +49,7 @@ from leanvocab.optimizerstates import write_states
 from leanvocab.plan import Partial, make_plan, read_partial
 from leanvocab.rowbytes import gaps
 from leanvocab.rows import same_bits
+from leanvocab.table import Table
 from leanvocab.tensorfiles import TORCH_DTYPES, read_rows, read_tensor
 from leanvocab.vocabulary import PartialVocabulary
 

@@ -4,24 +4,20 @@ The module object is kept. Its weight becomes partial, its class one with `Remap
 the order of inheritance, so that subclasses that scale or normalise in a forward of their own keep doing so.
 """
 
-import functools
 import warnings
 import weakref
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from leanvocab.decay import DecayReplay
 from leanvocab.errors import BypassError, CheckpointError, LeanVocabWarning, MissingTokenError
-from leanvocab.rows import RowStore, put_rows, take_rows
-from leanvocab.vocabulary import PartialVocabulary
+from leanvocab.rows import RowStore, take_rows
+from leanvocab.table import Table
 
-OnMissing = Literal["error", "base"]
-Ids = Literal["full", "partial"]
 DIGEST_KEY = "leanvocab_digest"  # in the metadata of a partial state dict: which vocabulary its rows belong to
 
 _remapping_classes: "dict[type[nn.Embedding], type[RemapEmbedding]]" = {}
@@ -31,91 +27,6 @@ _shrunk_modules: "weakref.WeakSet[RemapEmbedding]" = weakref.WeakSet()
 def shrunk_modules() -> "Iterator[RemapEmbedding]":
     """Every shrunk embedding module that is alive in this process, deep copies and unpickled ones included."""
     return iter(list(_shrunk_modules))
-
-
-class Table:
-    """One vocabulary matrix while it is shrunk: what the modules that share it (ties) have in common."""
-
-    def __init__(
-        self,
-        name: str,
-        vocabulary: PartialVocabulary,
-        store: RowStore,
-        *,
-        on_missing: OnMissing | None,
-        ids: Ids,
-        store_dir: str | None,
-        decay: DecayReplay | None,
-    ):
-        self.name, self.vocabulary, self.on_missing, self.ids = name, vocabulary, on_missing, ids
-        self.store_dir, self.decay = store_dir, decay
-        self.token_ids = torch.tensor(vocabulary.token_ids, dtype=torch.int64)
-        self.num_rows, self.full_size = len(vocabulary), vocabulary.full_size
-        self.num_served = 0  # positions whose row came from the base
-        self.gives_partial_state_dicts = False
-        self._store = store
-        self._casts: list[torch.dtype] = []  # casts that the model went through after it was shrunk, not yet applied
-        self._last_view: weakref.ref[Tensor] | None = None
-
-    @property
-    def store(self) -> RowStore:
-        return self._store
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype that the full rows have, casts included."""
-        return self._casts[-1] if self._casts else self._store.dtype
-
-    def cast(self, dtype: torch.dtype) -> None:
-        """Notes that the model was cast: ordinary rows would have been rounded then, so the full rows are, when needed."""
-        if dtype != self.dtype:
-            self._casts.append(dtype)
-
-    def replace_store(self, store: RowStore) -> None:
-        """Takes other full rows, as they are now: nothing that happened before applies to them."""
-        self._store, self._casts = store, []
-        if self.decay is not None:
-            self.decay.forget()
-
-    def base_rows(self, token_ids: Tensor) -> Tensor:
-        """Rows that ordinary training would hold now for ids outside the vocabulary, on CPU."""
-        self.settle_decay()
-        return self._cast(self._store.rows(token_ids))
-
-    def full_rows(self, partial: Tensor) -> Tensor:
-        """All rows [full_size, dim] with the partial ones written over them, on CPU, as a copy-on-write mapping."""
-        self.settle_decay()
-        self.cast(partial.dtype)
-        self._settle_casts()
-        view = self._store.private_view()
-        put_rows(view, self.token_ids, partial.detach())
-        return view
-
-    def settle_decay(self) -> None:
-        """Replays the weight decay that was logged since the full rows were last needed."""
-        if self.decay is not None and self.decay.pending:
-            self._settle_casts()
-            self._store = self.decay.replay(self._store, self.store_dir)
-
-    def view_for(self, state_dict: dict[str, Any], partial: Tensor) -> Tensor:
-        """The full rows for one state dict: tied modules get the same memory, as tied weights have."""
-        last = self._last_view() if self._last_view is not None else None
-        if last is not None and any(value is last for value in state_dict.values()):
-            return last.detach()
-        view = self.full_rows(partial)
-        self._last_view = weakref.ref(view)
-        return view
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_last_view": None}
-
-    def _settle_casts(self) -> None:
-        if self._casts:
-            self._store = self._store.mapped(self._cast, self.store_dir)
-            self._casts = []
-
-    def _cast(self, rows: Tensor) -> Tensor:
-        return functools.reduce(lambda cast, dtype: cast.to(dtype), self._casts, rows)
 
 
 class RemapEmbedding(nn.Embedding):

@@ -18,10 +18,11 @@ from torch.optim import Optimizer
 from leanvocab import steps
 from leanvocab.decay import DecayReplay
 from leanvocab.discovery import InputTable, find_tables, weight_of
-from leanvocab.embedding import Ids, OnMissing, RemapEmbedding, Table, restore_class, switch_class
+from leanvocab.embedding import RemapEmbedding, restore_class, switch_class
 from leanvocab.errors import BypassError, ModelError, NotShrunkError, OptimizerError, VocabularyError
 from leanvocab.guard import Guard, refuse_merging_adapters
 from leanvocab.rows import RowStore, put_rows, take_rows, zero_pages
+from leanvocab.table import Ids, OnMissing, Table
 from leanvocab.vocabulary import PartialVocabulary
 
 M = TypeVar("M", bound=nn.Module)

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from leanvocab.decay import states_at_rest
-from leanvocab.embedding import Table
 from leanvocab.errors import CheckpointError, OptimizerError
 from leanvocab.headers import SafetensorsFile, read_file, read_json
 from leanvocab.layout import OPTIMIZER, OPTIMIZER_TENSORS, Description
 from leanvocab.rows import put_rows, zero_pages
+from leanvocab.table import Table
 from leanvocab.tensorfiles import read_tensor
 
 _FORMAT = "leanvocab optimizer"

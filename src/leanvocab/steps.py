@@ -14,9 +14,10 @@ from torch import Tensor, nn, optim
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from leanvocab.decay import accepted, is_row_shaped, states_at_rest
-from leanvocab.embedding import RemapEmbedding, Table, shrunk_modules
+from leanvocab.embedding import RemapEmbedding, shrunk_modules
 from leanvocab.errors import LeanVocabWarning, OptimizerError
 from leanvocab.rows import RowStore, put_rows, take_rows, zero_pages
+from leanvocab.table import Table
 
 # Each row's update depends on that row's gradient and states alone (elementwise arithmetic in torch 2.11 … 2.13).
 _ROW_SEPARABLE = {
