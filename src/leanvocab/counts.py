@@ -25,7 +25,7 @@ IGNORE_INDEX = -100
 _LARGEST_GUESSED_SIZE = 1 << 24  # without full_size, a larger id is taken for a mistake: counts alone would take 128 MB
 _SMALLEST_BLOCK, _LARGEST_BLOCK = 1 << 18, 1 << 20  # ids counted at once: 2 to 8 MB
 _IDS_WORTH_A_THREAD = 1 << 23
-_MOST_THREADS = 4  # by default; each holds up to 16 MB
+_MOST_THREADS, _BYTES_FOR_THREADS = 4, 56 << 20  # by default
 _SECONDS_BEFORE_PROGRESS = 2.0
 
 
@@ -141,7 +141,7 @@ def count_tokens(
     bar = _ProgressBar(progress, total=_sum_or_none(source.num_rows for source in sources))
     pieces = chain.from_iterable(source.pieces for source in sources)
     try:
-        found, counted = _count(pieces, full_size, _num_threads(num_workers, sources), bar)
+        found, counted = _count(pieces, full_size, _num_threads(num_workers, sources, full_size), bar)
     finally:
         bar.close()
     named = dict.fromkeys(column for source in sources for column in source.columns)
@@ -334,14 +334,17 @@ def _describe_bad_id(token_id: int, where: str, full_size: int | None) -> str:
     )
 
 
-def _num_threads(num_workers: int | None, sources: list[Source]) -> int:
+def _num_threads(num_workers: int | None, sources: list[Source], full_size: int | None) -> int:
     num_ids = _sum_or_none(source.num_ids for source in sources)
     if num_ids is None:
         return 1
     if num_workers is not None:
         return num_workers
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(_MOST_THREADS, processors, num_ids // _IDS_WORTH_A_THREAD))
+    # Each holds its counts, those of a block, the block, and what it takes together.
+    size = _LARGEST_BLOCK if full_size is None else max(full_size, _SMALLEST_BLOCK)
+    affordable = _BYTES_FOR_THREADS // (24 * size + (4 << 20))
+    return max(1, min(_MOST_THREADS, processors, affordable, num_ids // _IDS_WORTH_A_THREAD))
 
 
 def _sum_or_none(numbers: Iterable[int | None]) -> int | None:

@@ -306,7 +306,7 @@ def _kinds(row: Mapping[Any, Any]) -> dict[str, Kind]:
 
 
 def _stream_pieces(rows: Any, columns: list[str] | None, where: str) -> Iterator[Piece]:
-    """Pieces of an iterable. Plain numbers and lists are gathered; arrays, tables and data sets go by themselves."""
+    """Pieces of an iterable. Numbers, lists and small arrays are gathered; all else goes by itself."""
     gathered = _Gathered(where)
     chosen: dict[Any, list[str]] = {}
     for number, row in enumerate(_iterate(rows)):
@@ -318,7 +318,9 @@ def _stream_pieces(rows: Any, columns: list[str] | None, where: str) -> Iterator
         else:
             values = {None: row}
         for name, value in values.items():
-            if _is_plain(value):
+            if (array := _small_array(value)) is not None:
+                gathered.add(name, number, array)
+            elif _is_plain(value):
                 gathered.add(name, number, value)
             else:
                 here = f" of row {number}{where}" if name is None else f" of column {name!r} of row {number}{where}"
@@ -335,6 +337,17 @@ def _iterate(rows: Any) -> Iterator[Any]:
     return iter(rows) if isinstance(rows, Iterable) else (rows[number] for number in range(len(rows)))
 
 
+def _small_array(value: Any) -> NDArray[Any] | None:
+    """A numpy array of not many integers, also where a tensor holds them; None for all else."""
+    if is_tensor(value) and value.device.type == "cpu" and str(value.layout) == "torch.strided":
+        if value.is_floating_point() or value.is_complex() or value.numel() > _IDS_GATHERED:
+            return None
+        value = value.detach().numpy()
+    if isinstance(value, np.ndarray) and value.dtype.kind in "iu" and value.size <= _IDS_GATHERED:
+        return value
+    return None
+
+
 def _is_plain(value: Any) -> bool:
     while isinstance(value, list | tuple):
         value = next((item for item in value if item is not None), None)
@@ -346,29 +359,39 @@ def _renamed(piece: Piece, column: str | None) -> Piece:
 
 
 class _Gathered:
-    """Rows of plain Python numbers, held back until an Arrow array of them is worth making."""
+    """Rows of plain Python numbers, and small arrays, held back until there are enough to be counted together.
+
+    They are copied: the caller may use the same list or array for the next row.
+    """
 
     def __init__(self, where: str) -> None:
         self._where = where
-        self._values: dict[str | None, list[Any]] = {}
-        self._numbers: dict[str | None, list[int]] = {}
+        self._values: dict[tuple[str | None, Any], list[Any]] = {}
+        self._numbers: dict[tuple[str | None, Any], list[int]] = {}
         self._size = 0
 
     def add(self, column: str | None, number: int, value: Any) -> None:
-        self._values.setdefault(column, []).append(value)
-        self._numbers.setdefault(column, []).append(number)
-        self._size += 1 + (len(value) if isinstance(value, list | tuple) else 0)
+        if isinstance(value, np.ndarray):
+            value = value.flatten()
+        elif isinstance(value, list):
+            value = value.copy()
+        key = column, value.dtype if isinstance(value, np.ndarray) else None
+        self._values.setdefault(key, []).append(value)
+        self._numbers.setdefault(key, []).append(number)
+        self._size += 1 + (len(value) if isinstance(value, list | tuple | np.ndarray) else 0)
 
     @property
     def is_full(self) -> bool:
         return self._size >= _IDS_GATHERED
 
     def pieces(self) -> Iterator[Piece]:
-        for column, values in self._values.items():
+        for key, values in self._values.items():
+            (column, dtype), numbers = key, self._numbers[key]
             where = self._where if column is None else f" of column {column!r}{self._where}"
-            numbers = self._numbers[column]
-            load = partial(_arrow_of_plain, values, numbers, where)
-            yield Piece(load, len(values), where, partial(_item, numbers), () if column is None else (column,))
+            load = partial(_arrow_of_plain, values, numbers, where) if dtype is None else partial(list, values)
+            load_flat = None if dtype is None else partial(np.concatenate, values)
+            columns = () if column is None else (column,)
+            yield Piece(load, len(values), where, partial(_item, numbers), columns, load_flat)
 
 
 def _item(numbers: list[int], row: int) -> int:
@@ -388,9 +411,12 @@ def _arrow_of_plain(values: list[Any], numbers: list[int], where: str) -> Any:
 
 
 def flat(array: Any) -> Iterator[NDArray[Any]]:
-    """The integers in an Arrow or numpy array, as 1-D arrays; without a copy where there are no nulls."""
+    """The integers in an Arrow or numpy array, or in a list of arrays, as 1-D arrays; nulls alone take a copy."""
     if isinstance(array, np.ndarray):
         yield from _flat_numpy(array)
+    elif isinstance(array, list):
+        for part in array:
+            yield from _flat_numpy(part)
     elif is_arrow(array, "ChunkedArray"):
         for chunk in array.chunks:
             yield from _flat_arrow(chunk)

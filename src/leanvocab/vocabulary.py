@@ -82,7 +82,9 @@ class PartialVocabulary:
     ) -> Self:
         """Keep the ids that were counted, and those that the tokenizer or the model can insert.
 
-        Without `tokenizer`, `model` and `always_keep` these are just the counted ids, as in the paper.
+        Without `tokenizer`, `model` and `always_keep` these are just the counted ids, as in the paper. What is drawn at
+        random in training is not known here: the random words of masked language modelling (the collator's
+        `random_replace_prob=0` draws none) may be any token.
 
         Args:
             counts: what `count_tokens` gave, or an int array indexed by token id.
@@ -303,6 +305,10 @@ class PartialVocabulary:
         return self._places
 
     def _array_to_partial(self, ids: NDArray[Any], place: Place, *, ignore_index: int | None) -> NDArray[Any]:
+        if ids.size and ids.min() >= 0 and ids.max() < self._full_size:
+            partial_ids: NDArray[Any] = self._table()[ids]
+            if partial_ids.min() >= 0:  # as it should be: all else is for the others
+                return partial_ids.astype(ids.dtype)
         inside = (ids >= 0) & (ids < self._full_size)
         partial_ids = self._table()[np.where(inside, ids, 0).astype(np.intp)]
         missing = ~inside | (partial_ids < 0)

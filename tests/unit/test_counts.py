@@ -18,7 +18,7 @@ import torch
 import leanvocab.counts
 from leanvocab import TokenCounts, count_tokens
 from leanvocab.errors import DataError
-from leanvocab.sources import Piece, find_sources
+from leanvocab.sources import Piece, Source, find_sources
 
 ROWS = [[5, 3, 3], [], [9], [3, 0, 12, 5, 5], [7, 7]]
 LABELS = [[-100, 3, 3], [], [9], [-100, -100, -100, 5, 11], [7, 7]]
@@ -155,6 +155,23 @@ def test_iterables_and_mappings_are_counted(kind: str) -> None:
 def test_a_vocabulary_that_turns_out_large_while_counting_is_counted_right(dtype: str) -> None:
     ids = np.arange(1_500_000, dtype=dtype)  # larger than any block, and growing from block to block
     assert (count_tokens(np.concatenate([ids, ids[:7]])).counts == 1 + (ids < 7)).all()
+
+
+def test_a_row_that_is_used_again_for_the_next_counts_each_time() -> None:
+    def rows(row: Any) -> Iterator[Any]:
+        for token_id in (1, 2, 3):
+            row[0] = token_id
+            yield row
+
+    for row in ([0], np.zeros(1, int), torch.zeros(1, dtype=torch.int64)):
+        assert counted(rows(row)) == {1: 1, 2: 1, 3: 1}
+
+
+def test_rows_of_different_types_are_counted_together() -> None:
+    rows = [np.array([2**40], np.uint64), np.array([1], np.int8), [2], torch.tensor([[3, 3]])]
+    assert counted([rows[1], rows[2], rows[3]]) == {1: 1, 2: 1, 3: 2}
+    with pytest.raises(DataError, match=f"found id {2**40} in row 0:"):
+        count_tokens(rows)
 
 
 def test_long_streams_are_counted_in_parts() -> None:
@@ -480,6 +497,30 @@ def test_threads_count_the_same(num_workers: int, monkeypatch: pytest.MonkeyPatc
     table = pa.table({"input_ids": pa.chunked_array(chunks)})
     assert len(list(next(find_sources(table, None, "")).pieces)) > 5
     assert counted(table, num_workers=num_workers) == naive(chunks)
+
+
+@pytest.mark.parametrize(
+    ("num_workers", "num_ids", "full_size", "expected"),
+    [
+        (None, 5_000_000, None, 1),  # not worth a second thread
+        (None, 500_000_000, 30_000, 4),
+        (None, 500_000_000, 250_002, 4),
+        (None, 500_000_000, 901_629, 2),  # each holds three arrays of that size
+        (None, 500_000_000, 10_000_000, 1),
+        (None, 500_000_000, None, 2),
+        (None, None, 30_000, 1),  # a stream
+        (7, 10, None, 7),
+        (7, None, None, 1),
+    ],
+)
+def test_threads_are_as_many_as_data_memory_and_processor_allow(
+    num_workers: int | None, num_ids: int, full_size: int | None, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(64)), raising=False)
+    sources = [Source([], num_ids=num_ids)]
+    assert leanvocab.counts._num_threads(num_workers, sources, full_size) == expected
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0}, raising=False)
+    assert leanvocab.counts._num_threads(None, sources, full_size) == 1
 
 
 def test_an_interrupt_stops_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
