@@ -173,6 +173,8 @@ class _Tally:
 
     def add(self, number: int, piece: Piece) -> None:
         """Count a piece: its integers, nested as they may be."""
+        if self._num_staged == 0:
+            self._pieces.clear()  # all counted
         self._pieces.append((number, piece))
         for ids in piece.ids():
             if ids.dtype == np.int64 and ids.flags.c_contiguous and len(ids) >= self._enough():

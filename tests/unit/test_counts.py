@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections import Counter, UserDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -165,6 +166,20 @@ def test_a_row_that_is_used_again_for_the_next_counts_each_time() -> None:
 
     for row in ([0], np.zeros(1, int), torch.zeros(1, dtype=torch.int64)):
         assert counted(rows(row)) == {1: 1, 2: 1, 3: 1}
+
+
+@pytest.mark.parametrize(("dtype", "length"), [("int64", 300_000), ("int32", 300_000), ("int64", 5_000)])
+def test_a_stream_of_arrays_is_not_held_in_memory(dtype: str, length: int) -> None:
+    made: list[weakref.ref[Any]] = []
+
+    def arrays() -> Iterator[Any]:
+        for _ in range(200):
+            array = np.ones(length, dtype=dtype)
+            made.append(weakref.ref(array))
+            yield array
+            assert sum(ref() is not None for ref in made) * length < 2_000_000
+
+    assert count_tokens(arrays()).num_tokens == 200 * length
 
 
 def test_rows_of_different_types_are_counted_together() -> None:
@@ -514,7 +529,7 @@ def test_threads_count_the_same(num_workers: int, monkeypatch: pytest.MonkeyPatc
     ],
 )
 def test_threads_are_as_many_as_data_memory_and_processor_allow(
-    num_workers: int | None, num_ids: int, full_size: int | None, expected: int, monkeypatch: pytest.MonkeyPatch
+    num_workers: int | None, num_ids: int | None, full_size: int | None, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(64)), raising=False)
     sources = [Source([], num_ids=num_ids)]
