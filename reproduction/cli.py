@@ -11,9 +11,9 @@ import typer
 from leanvocab.cli.shell import AsJson, clean_errors, print_json, print_rich, quiet_libraries
 
 if TYPE_CHECKING:
+    from reproduction.bench import Bench
     from reproduction.grid import Result
     from reproduction.paper import Task
-    from reproduction.tables import Bench
 
 HERE = Path(__file__).parent
 
@@ -49,8 +49,8 @@ def _run(
 
 
 def _bench(data: Path | None, tokenizers: Path | None, models: Path | None) -> "Bench":
+    from reproduction.bench import Bench
     from reproduction.sources import Sources
-    from reproduction.tables import Bench
 
     quiet_libraries()
     return Bench.of(Sources(data, tokenizers, models))
@@ -124,7 +124,7 @@ def _num_bytes(megabytes: float | None) -> int | None:
     return None if megabytes is None else int(megabytes * 1e6)
 
 
-def _add_glue_table(name: str, about: str) -> None:
+def _add_glue_table(module: str, name: str, about: str) -> None:
     """Tables 2, 3 and 7 take the same options."""
 
     def command(
@@ -136,9 +136,9 @@ def _add_glue_table(name: str, about: str) -> None:
         as_json: AsJson = False,
     ) -> None:
         def make(bench: "Bench") -> "Result":
-            from reproduction import tables
+            from importlib import import_module
 
-            result: Result = getattr(tables, name)(bench, _tasks(bench, task))
+            result: Result = getattr(import_module(f"reproduction.{module}"), name)(bench, _tasks(bench, task))
             return result
 
         _run(make, data, tokenizers, models, output, as_json)
@@ -167,13 +167,13 @@ def _add_plain_table(module: str, name: str, about: str) -> None:
     app.command(name, help=about)(command)
 
 
-_add_glue_table("table2", "Table 2: reduction of embedding and model parameters across GLUE.")
-_add_glue_table("table3", "Table 3: reduction for each size of DeBERTaV3.")
-_add_plain_table("tables", "table4", "Table 4: reduction on subsets of XNLI.")
-_add_plain_table("tables", "table5", "Table 5: sizes of the models.")
-_add_plain_table("tables", "table6", "Table 6: sizes of DeBERTaV3.")
-_add_glue_table("table7", "Table 7: examples per split of GLUE.")
-_add_plain_table("tables", "table8", "Table 8: hyperparameters, beside the library's defaults.")
+_add_glue_table("reductions", "table2", "Table 2: reduction of embedding and model parameters across GLUE.")
+_add_glue_table("reductions", "table3", "Table 3: reduction for each size of DeBERTaV3.")
+_add_plain_table("reductions", "table4", "Table 4: reduction on subsets of XNLI.")
+_add_plain_table("inventory", "table5", "Table 5: sizes of the models.")
+_add_plain_table("inventory", "table6", "Table 6: sizes of DeBERTaV3.")
+_add_glue_table("inventory", "table7", "Table 7: examples per split of GLUE.")
+_add_plain_table("inventory", "table8", "Table 8: hyperparameters, beside the library's defaults.")
 
 
 @app.command()
@@ -298,10 +298,11 @@ def everything(
 
 
 def _steps_without_training(bench: "Bench", output: Path) -> "list[Callable[[], Result]]":
-    from reproduction import evidence, heaps, tables
+    from reproduction import evidence, heaps, inventory, reductions
 
     made = (
-        tables.table2, tables.table3, tables.table4, tables.table5, tables.table6, tables.table7, tables.table8,
+        reductions.table2, reductions.table3, reductions.table4,
+        inventory.table5, inventory.table6, inventory.table7, inventory.table8,
     )  # fmt: skip
     return [
         *(partial(make, bench) for make in made),

@@ -4,11 +4,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from leanvocab.vocabulary import PartialVocabulary
+from reproduction.bench import Bench
 from reproduction.grid import Entry, Grid, Result
 from reproduction.paper import DEBERTA_SIZES, MODELS, TASKS, Model, Paper
 from reproduction.sizes import used_alone, with_special
 from reproduction.sources import NotHereError
-from reproduction.tables import Bench
 
 _HALF = 0.05 + 1e-9  # a number with one decimal stands for this much on either side
 _EMBEDDING, _MODEL = "table2_embedding_reduction_percent", "table2_model_reduction_percent"

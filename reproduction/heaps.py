@@ -86,9 +86,10 @@ def figure2(sources: Sources, folder: Path, tasks: Sequence[Task] = TASKS, progr
     complete = [growth for growth in grown if growth.is_complete]
     fit = fit_heaps([growth.totals[-1] for growth in complete], [growth.uniques[-1] for growth in complete])
     names = tuple(_draw(grown, fit, len(tokenizer), folder / f"figure2.{suffix}") for suffix in ("png", "svg"))
+    notes = (*_notes(fit, tasks, grown), *_wnli_note(grown, len(tokenizer)))
     records = {"figure2_points": _points(grown, len(tokenizer)), "figure2_heaps_fit": [asdict(fit)]}
     title = "Figure 2: unique and total tokens of the GLUE data sets, GPT-2's vocabulary"
-    return Result("figure2", title, (_grid(grown, len(tokenizer)),), (), _notes(fit, tasks, grown), records, names)
+    return Result("figure2", title, (_grid(grown, len(tokenizer)),), (), notes, records, names)
 
 
 def _grow(sources: Sources, task: Task, tokenizer: Any, bar: Any) -> Growth:
@@ -137,6 +138,15 @@ def _notes(fit: HeapsFit, tasks: Sequence[Task], grown: Sequence[Growth]) -> tup
     )
     absent = [task.label for task in tasks if task.label not in {growth.label for growth in grown}]
     return (law, *([f"Not at hand: {', '.join(absent)}."] if absent else []))
+
+
+def _wnli_note(grown: Sequence[Growth], full_size: int) -> list[str]:
+    """Section 3 names a number for one data set."""
+    found = [growth for growth in grown if growth.label == "WNLI" and growth.is_complete]
+    return [
+        f"The paper's text says that WNLI uses less than 4 % of the vocabulary: {100 * growth.uniques[-1] / full_size:.2f} %."
+        for growth in found
+    ]
 
 
 # ------------------------------------------------------------------------------------------------------- drawing

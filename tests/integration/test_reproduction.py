@@ -14,9 +14,10 @@ from transformers import BertConfig, BertForSequenceClassification, BertModel
 
 from leanvocab.counts import count_tokens
 from leanvocab.errors import DataError, ModelError
-from reproduction import cells, evidence, grid, heaps, report, tables, training, unused
+from reproduction import cells, evidence, grid, heaps, inventory, reductions, report, training, unused
+from reproduction.bench import Bench
 from reproduction.counting import count_text
-from reproduction.paper import PUBLISHED, Model, Paper, find_task
+from reproduction.paper import MODELS, PUBLISHED, Model, Paper, find_task
 from reproduction.sources import OWN_CONFIGS, Sources, check_tokenizer
 
 NUM_ROWS = {"cola": {"train": 40, "validation": 24, "test": 8}, "wnli": {"train": 30, "validation": 12, "test": 6}}
@@ -95,11 +96,11 @@ def sources(data, pretrained, published):
 
 @pytest.fixture
 def bench(sources):
-    return tables.Bench.of(sources, progress=False)
+    return Bench.of(sources, progress=False)
 
 
 def table2(bench):
-    return tables.table2(bench, TASKS, [TINY])
+    return reductions.table2(bench, TASKS, [TINY])
 
 
 def make_partial(data, task="wnli", split="train"):
@@ -221,7 +222,7 @@ def test_a_partial_split_decides_nothing_and_is_named(data, bench):
 
 def test_a_partial_split_is_never_counted_as_examples(data, bench):
     make_partial(data)
-    made = {(cell.row, cell.column): cell for cell in tables.table7(bench, TASKS).cells}
+    made = {(cell.row, cell.column): cell for cell in inventory.table7(bench, TASKS).cells}
     assert made["WNLI", "train"].status == made["WNLI", "total"].status == "undecided"
     assert made["WNLI", "train"].reason == "train is partial (30 rows)"
     assert made["WNLI", "validation"].status == made["CoLA", "total"].status == "matched"
@@ -231,7 +232,7 @@ def test_a_split_with_other_rows_than_the_paper_s_decides_nothing(data, bench):
     write(data / "glue" / "cola.train.parquet", texts("cola", "train")[:-1])
     cell = table2(bench).cells[0]
     assert (cell.status, cell.reason) == ("undecided", "cola.train has 39 rows, the paper's 40")
-    assert tables.table7(bench, TASKS).cells[0].status == "differs"
+    assert inventory.table7(bench, TASKS).cells[0].status == "differs"
 
 
 def test_a_missing_split_and_a_missing_task_are_named(data, bench):
@@ -244,7 +245,7 @@ def test_a_missing_split_and_a_missing_task_are_named(data, bench):
 
 def test_a_model_without_its_tokenizer_is_undecided(bench):
     absent = Model("BERT", "facebook/xlm-v-base", "facebook/xlm-v-base")
-    made = tables.table2(bench, TASKS, [absent]).cells
+    made = reductions.table2(bench, TASKS, [absent]).cells
     assert {cell.status for cell in made} == {"undecided"}
     assert {cell.reason for cell in made} == {"the tokenizer xlm-v-base is not in the folder of tokenizers"}
 
@@ -342,9 +343,9 @@ def test_without_a_folder_data_come_from_the_hub_by_their_names(monkeypatch, pub
     ],
 )
 def test_the_project_s_own_configs_have_the_published_sizes_in_every_digit(table, row, checkpoint):
-    bench = tables.Bench.of(Sources())
+    bench = Bench.of(Sources())
     assert (OWN_CONFIGS / f"{checkpoint}.json").is_file()
-    made = tables._size_cells(bench, table, row, f"someone/{checkpoint}", Paper().numbers(table)[row])
+    made = inventory._size_cells(bench, table, row, f"someone/{checkpoint}", Paper().numbers(table)[row])
     assert len(made) >= 4
     assert all(cell.status == "matched" for cell in made)
 
@@ -499,7 +500,7 @@ def test_a_cell_of_table_10_is_decided_by_whole_runs_alone(sources):
 
 def test_the_report_counts_cells_and_gives_reasons(data, bench, tmp_path):
     make_partial(data)
-    made = [table2(bench), tables.table7(bench, TASKS)]
+    made = [table2(bench), inventory.table7(bench, TASKS)]
     report.write_report(made, tmp_path / "REPORT.md", seconds=60)
     text = (tmp_path / "REPORT.md").read_text()
     assert "| Table 2 | 4 | 2 | 2 | 0 | 2 |" in text
@@ -541,7 +542,7 @@ def test_an_error_of_a_command_is_one_message(data, repository, tmp_path):
 @pytest.fixture
 def real(shared):
     folder = shared / "data"
-    return tables.Bench.of(Sources(folder, folder / "tokenizers"), progress=False)
+    return Bench.of(Sources(folder, folder / "tokenizers"), progress=False)
 
 
 @pytest.mark.shared_data
@@ -553,7 +554,7 @@ def test_the_published_tables_are_copied_exactly(shared):
 @pytest.mark.shared_data
 def test_the_small_tasks_give_table_2_in_every_digit(real):
     tasks = (find_task("cola"), find_task("wnli"))
-    made = tables.table2(real, tasks).cells
+    made = reductions.table2(real, tasks).cells
     assert cells.tally(made) == {"cells": 36, "matched": 32, "same_digits": 32, "differs": 0, "undecided": 4}
     cased = {cell.column: cell.format(cell.measured) for cell in made if cell.variant and "embedding" in cell.table}
     assert cased == {"cola": "77.7", "wnli": "93.7"}
@@ -561,14 +562,14 @@ def test_the_small_tasks_give_table_2_in_every_digit(real):
 
 @pytest.mark.shared_data
 def test_tables_5_6_and_8_have_the_published_digits(real):
-    for made, number in ((tables.table5(real), 36), (tables.table6(real), 24), (tables.table8(real), 9)):
+    for made, number in ((inventory.table5(real), 36), (inventory.table6(real), 24), (inventory.table8(real), 9)):
         found = cells.tally(made.cells)
         assert (found["cells"], found["same_digits"]) == (number, number)
 
 
 @pytest.mark.shared_data
 def test_xnli_without_training_sets_decides_no_cell(real):
-    made = tables.table4(real, [model for model in tables.MODELS if model.name == "XLM-V"])
+    made = reductions.table4(real, [model for model in MODELS if model.name == "XLM-V"])
     assert {cell.status for cell in made.cells} == {"undecided"}
     text = grid.to_markdown(made.grids[-1])
     assert "| de | – | 2,490 | 5,010 |" in text
