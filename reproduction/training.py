@@ -1,5 +1,6 @@
 """Tables 9 and 10: the time that a partial vocabulary costs beside fine-tuning, and the scores with and without it."""
 
+import gc
 import hashlib
 import math
 import statistics
@@ -91,6 +92,7 @@ def _finetuned(
     splits |= {split.name: split.rows for split in held if split.name == settings.train_split}
     with tempfile.TemporaryDirectory() as folder:
         yield finetune(sources.model(model), splits, Path(folder) / "model", settings, progress=False), Path(folder)
+    gc.collect()  # a Trainer and its model refer to each other: two models at once may not fit
 
 
 # ------------------------------------------------------------------------------------------------------- Table 9
