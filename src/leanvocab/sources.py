@@ -120,7 +120,7 @@ def _dataset_sources(dataset: Any, columns: list[str] | None, where: str) -> Ite
             yield _arrow_source(chunks, column.type, here, name)
         else:
             indices = dataset._indices.column(0)
-            num_ids = _num_ids(chunks) * len(indices) // max(len(column), 1)
+            num_ids = sum(map(_num_ids, chunks)) * len(indices) // max(len(column), 1)
             yield Source(_selected_pieces(chunks, indices, here), len(indices), num_ids, (name,))
 
 
@@ -158,15 +158,15 @@ def _arrow_source(
 ) -> Source:
     check_kind(arrow_kind(arrow_type), f"the data{where}")
     columns = () if column is None else (column,)
-    return Source(_arrow_pieces(chunks, where, first_row), sum(map(len, chunks)), _num_ids(chunks), columns)
+    sizes = [_num_ids(chunk) for chunk in chunks]
+    return Source(_arrow_pieces(chunks, sizes, where, first_row), sum(map(len, chunks)), sum(sizes), columns)
 
 
-def _arrow_pieces(chunks: Iterable[Any], where: str, first_row: int) -> Iterator[Piece]:
+def _arrow_pieces(chunks: list[Any], sizes: list[int], where: str, first_row: int) -> Iterator[Piece]:
     """Small chunks together, large ones in parts: a data set has one chunk for every thousand rows or so."""
     group: list[Any] = []
     num_grouped = 0
-    for chunk in chunks:
-        num_ids = max(_num_ids([chunk]), 1)
+    for chunk, num_ids in zip(chunks, sizes, strict=True):
         if group and num_grouped + num_ids > _PIECE_IDS:
             yield _grouped(group, where, first_row)
             first_row += sum(map(len, group))
@@ -189,16 +189,12 @@ def _grouped(chunks: list[Any], where: str, first_row: int) -> Piece:
     return Piece(partial(pa.chunked_array, chunks), sum(map(len, chunks)), where, partial(int.__add__, first_row))
 
 
-def _num_ids(chunks: Iterable[Any]) -> int:
-    """About how many ids lie in Arrow arrays: from their bytes, which are known without reading them."""
-    return sum(map(_num_bytes, chunks)) // 4
-
-
-def _num_bytes(array: Any) -> int:
+def _num_ids(array: Any) -> int:
+    """About how many ids lie in an Arrow array: from its bytes, which are known without reading them."""
     try:
-        return int(array.nbytes)
+        return int(array.nbytes) // 4
     except TypeError:  # lists of the view kind, in older versions of pyarrow
-        return int(array.get_total_buffer_size())
+        return int(array.get_total_buffer_size()) // 4
 
 
 def _selected_pieces(chunks: list[Any], indices: Any, where: str) -> Iterator[Piece]:
@@ -209,7 +205,7 @@ def _selected_pieces(chunks: list[Any], indices: Any, where: str) -> Iterator[Pi
         edges = np.searchsorted(rows, starts)
         for number in np.flatnonzero(np.diff(edges)):
             chunk, local = chunks[number], rows[edges[number] : edges[number + 1]] - starts[number]
-            step = max(1, _PIECE_IDS_COPIED * len(chunk) // max(_num_ids([chunk]), 1))
+            step = max(1, _PIECE_IDS_COPIED * len(chunk) // max(_num_ids(chunk), 1))
             for first in range(0, len(local), step):
                 part = local[first : first + step]
                 number_of = partial(_selected_row, indices, part + starts[number])
