@@ -282,6 +282,8 @@ def everything(
         bench = _bench(data, tokenizers, models)
         chosen = _chosen(bench, training_task)
         from reproduction import unused
+        from reproduction.grid import to_rich
+        from reproduction.report import summary, write_report
         from reproduction.training import Limits, table9, table10
 
         corpus = unused.open_corpus(text, packages, None, None, "train", "text")
@@ -293,8 +295,11 @@ def everything(
             small = Limits(None, max_train_samples, max_eval_samples, epochs, cpu)
             steps.append(lambda: table9(bench.sources, runs=runs, limits=short))
             steps.append(lambda: table10(bench.sources, None, chosen, seeds=runs, limits=small))
-    results = [_step(make, output) for make in steps]
-    _finish(results, report, time.monotonic() - start)
+    results: list[Result] = []
+    for make in steps:
+        results.append(_step(make, output))
+        write_report(results, report, time.monotonic() - start)  # each time: what was found is not lost
+    print_rich(to_rich(summary(results)), f"written: {report.name}, and the results beside it")
 
 
 def _steps_without_training(bench: "Bench", output: Path) -> "list[Callable[[], Result]]":
@@ -317,14 +322,6 @@ def _step(make: "Callable[[], Result]", output: Path) -> "Result":
         write_result(result, output)
     show(result)
     return result
-
-
-def _finish(results: "list[Result]", report: Path, seconds: float) -> None:
-    from reproduction.grid import to_rich
-    from reproduction.report import summary, write_report
-
-    write_report(results, report, seconds)
-    print_rich(to_rich(summary(results)), f"written: {report.name}, and the results beside it")
 
 
 def main() -> None:

@@ -132,7 +132,7 @@ def table9(
     progress: bool | None = None,
 ) -> Result:
     """Time to count and shrink beside time to fine-tune, per task: mean and standard deviation over the runs."""
-    name = model or next(iter(_in_folder(sources)), _TABLE9_MODEL)
+    name = model or next(iter(_smallest_first(sources)), _TABLE9_MODEL)
     timings = []
     chosen = trainable_tasks(sources, tasks)
     for task, run in _with_progress([(task, run) for task in chosen for run in range(runs)], "table 9", progress):
@@ -197,7 +197,7 @@ def _time_grid(sources: Sources, timings: Sequence[Timing], title: str) -> Grid:
         here = (
             Entry(pema),
             Entry(training),
-            Entry(f"{100 * ratio:.3f}"),
+            Entry(f"{100 * ratio:.2g}"),
             Entry(f"{found[0].num_steps}/{found[0].whole_steps}"),
         )
         paper = (Entry(f"{published[task][name]:.1f}", "undecided") for name in published[task])
@@ -248,7 +248,7 @@ def table10(
     progress: bool | None = None,
 ) -> Result:
     """Scores with and without a partial vocabulary, for every model, task and seed; they must be equal."""
-    names = list(models or _in_folder(sources) or [model.checkpoint for model in MODELS])
+    names = list(models or _smallest_first(sources) or [model.checkpoint for model in MODELS])
     jobs = [(name, task, seed) for name in names for task in trainable_tasks(sources, tasks) for seed in range(seeds)]
     pairs = [
         _compare(sources, name, task, seed, limits) for name, task, seed in _with_progress(jobs, "table 10", progress)
@@ -391,8 +391,13 @@ def _seed_grid(pairs: Sequence[Pair]) -> Grid:
 # -------------------------------------------------------------------------------------------------------- helpers
 
 
-def _in_folder(sources: Sources) -> list[str]:
-    return sources.local_models()
+def _smallest_first(sources: Sources) -> list[str]:
+    """The models in the folder, by the size of their files."""
+
+    def num_bytes(name: str) -> int:
+        return sum(path.stat().st_size for path in Path(sources.model(name)).glob("*.safetensors"))
+
+    return sorted(sources.local_models(), key=num_bytes)
 
 
 def _with_progress(jobs: Sequence[Any], label: str, progress: bool | None) -> Iterator[Any]:
