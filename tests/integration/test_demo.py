@@ -25,7 +25,7 @@ def test_the_demonstration_finds_no_difference_and_writes_a_figure(demo, tmp_pat
     shown = " ".join(capfd.readouterr().out.split())
     assert shown.count("✓") == 5
     assert "✗" not in shown
-    assert "all 2 losses are the same, bit for bit" in shown
+    assert "all 3 losses are the same, bit for bit" in shown
     assert f"all {FULL_SIZE} rows are there" in shown
     assert (tmp_path / "demo-output/demo.png").read_bytes().startswith(b"\x89PNG")
     files = [name for name in listing(tmp_path / "demo-output/partial") if not name.startswith("checkpoints/")]
