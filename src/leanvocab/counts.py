@@ -177,19 +177,21 @@ class _Tally:
             self._pieces.clear()  # all counted
         self._pieces.append((number, piece))
         for ids in piece.ids():
-            # Much of int64 is counted where it lies. Chunks of a data set are not: copied together they are counted
-            # faster, since bincount reads twice and pays for each id of the vocabulary in every call.
-            if ids.dtype == np.int64 and ids.flags.c_contiguous and len(ids) >= _LARGEST_BLOCK:
-                step = self._block_size()  # counting may enlarge it
-                for start in range(0, len(ids), step):
-                    self._count(ids[start : start + step])
+            # Blocks of int64 are counted where they lie. Smaller ones are not: copied together they are counted faster,
+            # since bincount reads its input twice and pays for each id of the vocabulary in every call.
+            num_blocks = len(ids) // self._block_size()
+            if num_blocks and ids.dtype == np.int64 and ids.flags.c_contiguous:
+                self.flush()
+                for block in np.array_split(ids, num_blocks):
+                    self._count(block)
             else:
                 self._stage(ids)
 
     def flush(self) -> None:
         """Count what is staged."""
-        self._count(self._staged[: self._num_staged])
-        self._num_staged = 0
+        if self._num_staged:
+            self._count(self._staged[: self._num_staged])
+            self._num_staged = 0
         del self._pieces[:-1]  # the last one may still be under way
 
     def result(self) -> TokenCounts:

@@ -37,7 +37,7 @@ class Piece:
     """Some rows of one column, read when a thread gets to them.
 
     `load` gives them as an Arrow or numpy array; `row_number` tells the caller's row for one of the piece; `where` says
-    in messages where the rows come from. `load_flat` is a faster way to all ids at once, where there is one.
+    in messages where the rows come from. `load_flat` is a faster way to all ids at once, or gives None.
     """
 
     load: Callable[[], Any]
@@ -45,11 +45,12 @@ class Piece:
     where: str
     row_number: Callable[[int], int]
     columns: tuple[str, ...] = ()
-    load_flat: Callable[[], NDArray[Any]] | None = None
+    load_flat: Callable[[], list[NDArray[Any]] | None] | None = None
 
     def ids(self) -> Iterator[NDArray[Any]]:
         """The integers in it, as 1-D arrays; nulls are left out."""
-        return flat(self.load()) if self.load_flat is None else iter([self.load_flat()])
+        ids = None if self.load_flat is None else self.load_flat()
+        return flat(self.load()) if ids is None else iter(ids)
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,7 @@ def find_sources(data: Any, columns: list[str] | None, where: str) -> Iterator[S
         yield from _table_sources(data, columns, where)
     elif is_arrow(data, "ChunkedArray", "Array"):
         _refuse_columns(columns, data)
-        chunks = data.chunks if is_arrow(data, "ChunkedArray") else [data]
-        yield _arrow_source(chunks, data.type, where)
+        yield _arrow_source(data, where)
     elif is_tensor(data) or (isinstance(data, np.ndarray) and data.dtype != object):
         _refuse_columns(columns, data)
         yield _array_source(data, where)
@@ -115,13 +115,13 @@ def _dataset_sources(dataset: Any, columns: list[str] | None, where: str) -> Ite
         raise
     for name in names:
         column = dataset.data.column(name)
-        chunks, here = column.chunks, f" of column {name!r}{where}"
+        here = f" of column {name!r}{where}"
         if dataset._indices is None:
-            yield _arrow_source(chunks, column.type, here, name)
+            yield _arrow_source(column, here, name)
         else:
             indices = dataset._indices.column(0)
-            num_ids = sum(map(_num_ids, chunks)) * len(indices) // max(len(column), 1)
-            yield Source(_selected_pieces(chunks, indices, here), len(indices), num_ids, (name,))
+            num_ids = _num_ids(column) * len(indices) // max(len(column), 1)
+            yield Source(_selected_pieces(column, indices, here), len(indices), num_ids, (name,))
 
 
 def _iterable_dataset_source(dataset: Any, columns: list[str] | None, where: str) -> Source:
@@ -148,69 +148,59 @@ def _batch_pieces(tables: Iterable[Any], columns: list[str] | None, where: str) 
 def _table_sources(table: Any, columns: list[str] | None, where: str, first_row: int = 0) -> Iterator[Source]:
     kinds = {name: arrow_kind(table.schema.field(name).type) for name in table.schema.names}
     for name in choose_columns(kinds, columns, where=where):
-        column = table.column(name)
-        chunks = column.chunks if is_arrow(column, "ChunkedArray") else [column]
-        yield _arrow_source(chunks, column.type, f" of column {name!r}{where}", name, first_row)
+        yield _arrow_source(table.column(name), f" of column {name!r}{where}", name, first_row)
 
 
-def _arrow_source(
-    chunks: list[Any], arrow_type: Any, where: str, column: str | None = None, first_row: int = 0
-) -> Source:
-    check_kind(arrow_kind(arrow_type), f"the data{where}")
-    columns = () if column is None else (column,)
-    sizes = [_num_ids(chunk) for chunk in chunks]
-    return Source(_arrow_pieces(chunks, sizes, where, first_row), sum(map(len, chunks)), sum(sizes), columns)
+def _arrow_source(column: Any, where: str, name: str | None = None, first_row: int = 0) -> Source:
+    check_kind(arrow_kind(column.type), f"the data{where}")
+    names = () if name is None else (name,)
+    column = _as_chunked(column)
+    return Source(_arrow_pieces(column, where, first_row), len(column), _num_ids(column), names)
 
 
-def _arrow_pieces(chunks: list[Any], sizes: list[int], where: str, first_row: int) -> Iterator[Piece]:
-    """Small chunks together, large ones in parts: a data set has one chunk for every thousand rows or so."""
-    group: list[Any] = []
-    num_grouped = 0
-    for chunk, num_ids in zip(chunks, sizes, strict=True):
-        if group and num_grouped + num_ids > _PIECE_IDS:
-            yield _grouped(group, where, first_row)
-            first_row += sum(map(len, group))
-            group, num_grouped = [], 0
-        if num_ids <= _PIECE_IDS:
-            group.append(chunk)
-            num_grouped += num_ids
-            continue
-        step = max(1, _PIECE_IDS * len(chunk) // num_ids)
-        for start in range(0, len(chunk), step):
-            yield _grouped([chunk.slice(start, step)], where, first_row + start)
-        first_row += len(chunk)
-    if group:
-        yield _grouped(group, where, first_row)
-
-
-def _grouped(chunks: list[Any], where: str, first_row: int) -> Piece:
+def _as_chunked(column: Any) -> Any:
     import pyarrow as pa
 
-    return Piece(partial(pa.chunked_array, chunks), sum(map(len, chunks)), where, partial(int.__add__, first_row))
+    return column if isinstance(column, pa.ChunkedArray) else pa.chunked_array([column])
 
 
-def _num_ids(array: Any) -> int:
+def _arrow_pieces(column: Any, where: str, first_row: int) -> Iterator[Piece]:
+    step = _num_rows_of(_PIECE_IDS, column)
+    for start in range(0, len(column), step):
+        rows = partial(column.slice, start, step)
+        yield Piece(rows, min(step, len(column) - start), where, partial(int.__add__, first_row + start))
+
+
+def _num_ids(column: Any) -> int:
     """About how many ids lie in an Arrow array: from its bytes, which are known without reading them."""
     try:
-        return int(array.nbytes) // 4
+        return int(column.nbytes) // 4
     except TypeError:  # lists of the view kind, in older versions of pyarrow
-        return int(array.get_total_buffer_size()) // 4
+        return int(column.get_total_buffer_size()) // 4
 
 
-def _selected_pieces(chunks: list[Any], indices: Any, where: str) -> Iterator[Piece]:
+def _num_rows_of(num_ids: int, column: Any) -> int:
+    """How many rows hold about so many ids."""
+    return max(1, num_ids * len(column) // max(_num_ids(column), 1))
+
+
+def _selected_pieces(column: Any, indices: Any, where: str) -> Iterator[Piece]:
     """The selected rows, in the order in which they are stored: counting does not mind, and the disk is read once."""
-    starts = np.cumsum([0, *map(len, chunks)])
+    step = _num_rows_of(_PIECE_IDS_COPIED, column)
+    starts = np.arange(0, len(column) + step, step)
     for block in range(0, len(indices), _ROWS_SORTED):
-        rows = _sorted(indices.slice(block, _ROWS_SORTED).to_numpy().astype(np.int64, copy=False), int(starts[-1]))
+        rows = _sorted(indices.slice(block, _ROWS_SORTED).to_numpy().astype(np.int64, copy=False), len(column))
         edges = np.searchsorted(rows, starts)
         for number in np.flatnonzero(np.diff(edges)):
-            chunk, local = chunks[number], rows[edges[number] : edges[number + 1]] - starts[number]
-            step = max(1, _PIECE_IDS_COPIED * len(chunk) // max(_num_ids(chunk), 1))
-            for first in range(0, len(local), step):
-                part = local[first : first + step]
-                number_of = partial(_selected_row, indices, part + starts[number])
-                load_flat = partial(_take_flat, chunk, part) if _can_be_masked(chunk, part) else None
-                yield Piece(partial(_take, chunk, part), len(part), where, number_of, load_flat=load_flat)
+            for first in range(edges[number], edges[number + 1], step):
+                part = rows[first : min(first + step, edges[number + 1])]
+                yield Piece(
+                    partial(_take, column, part),
+                    len(part),
+                    where,
+                    partial(_selected_row, indices, part),
+                    load_flat=partial(_take_flat, column, part),
+                )
 
 
 def _sorted(rows: NDArray[np.int64], num_rows: int) -> NDArray[np.int64]:
@@ -224,36 +214,38 @@ def _sorted(rows: NDArray[np.int64], num_rows: int) -> NDArray[np.int64]:
     return np.sort(rows)
 
 
-def _can_be_masked(chunk: Any, rows: NDArray[np.int64]) -> bool:
-    """Whether most rows of a stretch are taken, each once, and their ids lie side by side without nulls."""
+def _take(column: Any, rows: NDArray[np.int64]) -> Any:
+    """Sorted rows of a column, near each other, as an Arrow array."""
     import pyarrow as pa
 
+    stretch = column.slice(rows[0], rows[-1] - rows[0] + 1)
+    if len(stretch) == len(rows) and (np.diff(rows) == 1).all():
+        return stretch
+    if len(stretch) > 8 * len(rows):  # what lies between them is better not read
+        return pa.chunked_array([stretch.slice(row, 1).chunk(0) for row in (rows - rows[0]).tolist()])
+    return stretch.take(pa.array(rows - rows[0]))
+
+
+def _take_flat(column: Any, rows: NDArray[np.int64]) -> list[NDArray[Any]] | None:
+    """The ids in most rows of a stretch: a mask over them is two to four times as fast as taking row by row.
+
+    None where the rows are few, all or repeated, or have nulls.
+    """
     num_rows = int(rows[-1] - rows[0]) + 1
-    return (
-        len(rows) < num_rows < 4 * len(rows)
-        and isinstance(chunk, pa.ListArray | pa.LargeListArray)
-        and pa.types.is_integer(chunk.type.value_type)
-        and chunk.null_count == 0
-        and chunk.values.null_count == 0
-        and bool((np.diff(rows) > 0).all())
-    )
-
-
-def _take_flat(chunk: Any, rows: NDArray[np.int64]) -> NDArray[Any]:
-    # A mask over the ids is two to four times as fast as taking row by row.
-    offsets = chunk.offsets.to_numpy()[rows[0] : rows[-1] + 2]
-    taken = np.zeros(len(offsets) - 1, dtype=np.bool_)
-    taken[rows - rows[0]] = True
-    ids: NDArray[Any] = chunk.values.to_numpy()[offsets[0] : offsets[-1]]
-    return ids[np.repeat(taken, np.diff(offsets))]
-
-
-def _take(chunk: Any, rows: NDArray[np.int64]) -> Any:
-    import pyarrow as pa
-
-    if rows[-1] - rows[0] + 1 == len(rows) and (np.diff(rows) == 1).all():
-        return chunk.slice(rows[0], len(rows))
-    return chunk.take(pa.array(rows))
+    if not len(rows) < num_rows < 4 * len(rows) or not (np.diff(rows) > 0).all():
+        return None
+    stretch = column.slice(rows[0], num_rows)
+    if not _is_list_of_integers(column.type) or stretch.null_count or any(c.values.null_count for c in stretch.chunks):
+        return None
+    is_taken = np.zeros(num_rows, dtype=np.bool_)
+    is_taken[rows - rows[0]] = True
+    found = []
+    for chunk in stretch.chunks:
+        offsets = chunk.offsets.to_numpy()
+        taken, is_taken = np.split(is_taken, [len(chunk)])
+        ids = chunk.values.to_numpy()[offsets[0] : offsets[-1]]
+        found.append(ids[np.repeat(taken, np.diff(offsets))])
+    return found
 
 
 def _selected_row(indices: Any, rows: NDArray[np.int64], row: int) -> int:
@@ -385,9 +377,13 @@ class _Gathered:
             (column, dtype), numbers = key, self._numbers[key]
             where = self._where if column is None else f" of column {column!r}{self._where}"
             load = partial(_arrow_of_plain, values, numbers, where) if dtype is None else partial(list, values)
-            load_flat = None if dtype is None else partial(np.concatenate, values)
+            load_flat = None if dtype is None else partial(_concatenated, values)
             columns = () if column is None else (column,)
             yield Piece(load, len(values), where, partial(_item, numbers), columns, load_flat)
+
+
+def _concatenated(arrays: list[NDArray[Any]]) -> list[NDArray[Any]]:
+    return [np.concatenate(arrays)]
 
 
 def _item(numbers: list[int], row: int) -> int:
@@ -414,8 +410,7 @@ def flat(array: Any) -> Iterator[NDArray[Any]]:
         for part in array:
             yield from _flat_numpy(part)
     elif is_arrow(array, "ChunkedArray"):
-        for chunk in array.chunks:
-            yield from _flat_arrow(chunk)
+        yield from _flat_chunks(array)
     else:
         yield from _flat_arrow(array)
 
@@ -433,6 +428,23 @@ def _flat_numpy(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
                 yield from _flat_numpy(part[0])
             else:
                 yield part.reshape(-1)
+
+
+def _flat_chunks(array: Any) -> Iterator[NDArray[Any]]:
+    lies_flat = _is_list_of_integers(array.type) and array.null_count == 0
+    for chunk in array.chunks:
+        if lies_flat and (values := chunk.values).null_count == 0:
+            # What `flatten` gives, in half its time: a data set may have a chunk for every few thousand ids.
+            offsets = chunk.offsets
+            yield values.to_numpy()[offsets[0].as_py() : offsets[-1].as_py()]
+        else:
+            yield from _flat_arrow(chunk)
+
+
+def _is_list_of_integers(arrow_type: Any) -> bool:
+    import pyarrow as pa
+
+    return isinstance(arrow_type, pa.ListType | pa.LargeListType) and pa.types.is_integer(arrow_type.value_type)
 
 
 def _flat_arrow(array: Any) -> Iterator[NDArray[Any]]:
