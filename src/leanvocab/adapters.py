@@ -8,9 +8,9 @@ from torch import nn
 
 from leanvocab.checkpoint import written_whole
 from leanvocab.delta import find_base, write_delta
-from leanvocab.embedding import RemapEmbedding
 from leanvocab.errors import MissingExtraError, ModelError
 from leanvocab.layout import read_delta
+from leanvocab.partial_module import PartialModule
 from leanvocab.tensorfiles import read_tensor
 
 _WEIGHTS = "adapter_model.safetensors"
@@ -51,7 +51,7 @@ def export_trainable_tokens(
             raise ModelError(
                 f"an adapter of trainable tokens has one list of ids, found tables with {len(digests)} vocabularies"
             )
-        paths = {path: module for path, module in model.named_modules() if isinstance(module, RemapEmbedding)}
+        paths = {path: module for path, module in model.named_modules() if isinstance(module, PartialModule)}
         names = {id(paths[name.removesuffix(".weight")].table): name for name in said.tables}
         tensors = {
             f"base_model.model.{path}.trainable_tokens_delta": read_tensor(file, names[id(module.table)])

@@ -20,7 +20,6 @@ from torch.optim import Optimizer
 from leanvocab.bytestreams import Progress, copy_range, sha256_of_range
 from leanvocab.checkpoint import is_weights_file, written_whole
 from leanvocab.compare import rest_sha256
-from leanvocab.embedding import RemapEmbedding
 from leanvocab.errors import CheckpointError, LeanVocabWarning, ModelError, NotShrunkError
 from leanvocab.headers import (
     SINGLE,
@@ -46,6 +45,7 @@ from leanvocab.layout import (
 )  # fmt: skip
 from leanvocab.model import merge_, shrink_
 from leanvocab.optimizerstates import write_states
+from leanvocab.partial_module import PartialModule
 from leanvocab.plan import Partial, make_plan, read_partial
 from leanvocab.rowbytes import gaps
 from leanvocab.rows import same_bits
@@ -110,7 +110,7 @@ def find_base(model: nn.Module | None, base: str | os.PathLike[str] | None = Non
     revision = getattr(config, "_commit_hash", None) if base is None else None
     if not name:
         modules = () if model is None else model.modules()
-        stores = [module.table.store for module in modules if isinstance(module, RemapEmbedding)]
+        stores = [module.table.store for module in modules if isinstance(module, PartialModule)]
         name = next((os.path.dirname(store.path) for store in stores if not store.temporary), "")
     if not name:
         raise CheckpointError(
@@ -206,7 +206,7 @@ def _tables(model: nn.Module, tensors: str) -> dict[Table, str]:
         raise ModelError(f"tensors={tensors!r}: expected 'changed' or 'all'")
     tables: dict[Table, str] = {}
     for path, module in model.named_modules():
-        if isinstance(module, RemapEmbedding):
+        if isinstance(module, PartialModule):
             tables.setdefault(module.table, path)
     if not tables:
         raise NotShrunkError(
@@ -221,7 +221,7 @@ def _tables(model: nn.Module, tensors: str) -> dict[Table, str]:
 
 def _table_parameters(model: nn.Module, kept: dict[str, Table]) -> dict[int, tuple[str, Table]]:
     names = {id(table): name for name, table in kept.items()}
-    modules = [each for each in model.modules() if isinstance(each, RemapEmbedding) and id(each.table) in names]
+    modules = [each for each in model.modules() if isinstance(each, PartialModule) and id(each.table) in names]
     return {id(each.weight): (names[id(each.table)], each.table) for each in modules}
 
 
@@ -469,7 +469,7 @@ def check_vocabularies(model: nn.Module, said: Description, paths: dict[str, str
 
 def paths_of_tables(model: nn.Module, said: Description) -> dict[str, str]:
     """Name of each table of a delta → path of the shrunk module in the model."""
-    shrunk = {path: module for path, module in model.named_modules() if isinstance(module, RemapEmbedding)}
+    shrunk = {path: module for path, module in model.named_modules() if isinstance(module, PartialModule)}
     if not shrunk:
         raise NotShrunkError(
             f"{type(model).__name__} is not shrunk; shrink_(model, vocabulary) first, or make a checkpoint: leanvocab merge"
@@ -488,9 +488,9 @@ def paths_of_tables(model: nn.Module, said: Description) -> dict[str, str]:
     return paths
 
 
-def _shrunk(model: nn.Module, path: str) -> RemapEmbedding:
+def _shrunk(model: nn.Module, path: str) -> PartialModule:
     module = model.get_submodule(path)
-    assert isinstance(module, RemapEmbedding)
+    assert isinstance(module, PartialModule)
     return module
 
 
@@ -532,7 +532,7 @@ def _state(
     model: nn.Module, base: Base, said: Description, file: SafetensorsFile, partial: Partial, paths: dict[str, str]
 ) -> dict[str, Tensor]:
     """Every other tensor of the model: the delta's where it has it, the base's elsewhere."""
-    tables = {f"{path}.weight" for path, module in model.named_modules() if isinstance(module, RemapEmbedding)}
+    tables = {f"{path}.weight" for path, module in model.named_modules() if isinstance(module, PartialModule)}
     names = _Names(model, base.weights)
     state: dict[str, Tensor] = {}
     own = [

@@ -1,4 +1,4 @@
-"""Finds a model's input tables and everything that shares their memory. By storage, never by name: ties stay ties."""
+"""Finds a model's vocabulary matrices and everything that shares their memory. By storage, never by name: ties stay ties."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -6,9 +6,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from leanvocab.embedding import RemapEmbedding
 from leanvocab.errors import AlreadyShrunkError, BypassError, ModelError, TiedOutputError, VocabularyError
 from leanvocab.inserted import model_full_size
+from leanvocab.output import OutputMode
+from leanvocab.partial_module import PartialModule
 from leanvocab.vocabulary import PartialVocabulary
 
 # Adapters that look rows up in the weight itself, with ids of the full vocabulary.
@@ -16,12 +17,13 @@ _WRAPPERS_AROUND_THE_LOOKUP = {"TrainableTokensLayer", "TrainableTokensWrapper"}
 
 
 @dataclass(frozen=True)
-class InputTable:
-    """One vocabulary matrix and every embedding module that holds it."""
+class Matrix:
+    """One vocabulary matrix to shrink and every module that holds it: input tables, output layers, or both where tied."""
 
     paths: tuple[str, ...]
-    modules: tuple[nn.Embedding, ...]
+    modules: tuple[nn.Embedding | nn.Linear, ...]
     vocabulary: PartialVocabulary
+    output: OutputMode | None = None  # what becomes of the scores, where an output layer holds it
 
     @property
     def name(self) -> str:
@@ -32,51 +34,136 @@ class InputTable:
         return weight_of(self.modules[0])
 
 
-def find_tables(
+def find_matrices(
     model: nn.Module,
     vocabulary: PartialVocabulary | Mapping[str, PartialVocabulary],
     embedding: str | Iterable[str] | None,
-) -> list[InputTable]:
-    """The tables to shrink and their vocabularies, checked; nothing is changed.
+    output: OutputMode | None = None,
+) -> list[Matrix]:
+    """The matrices to shrink and their vocabularies, checked; nothing is changed.
 
     Raises `ModelError` (or `TiedOutputError`, `AlreadyShrunkError`, `BypassError`) where the model cannot be shrunk in
-    this way, and `VocabularyError` where a vocabulary is of another size than its table.
+    this way, and `VocabularyError` where a vocabulary is of another size than its matrix.
     """
-    shrunk = [path for path, module in model.named_modules() if isinstance(module, RemapEmbedding)]
+    shrunk = [path for path, module in model.named_modules() if isinstance(module, PartialModule)]
     if shrunk:
         raise AlreadyShrunkError(
             f"{type(model).__name__} is shrunk already ({', '.join(shrunk)}); call merge_(model) first"
         )
-    chosen = [(module, each.fitted_to(module.num_embeddings)) for module, each in _chosen(model, vocabulary, embedding)]
+    chosen = [(module, each.fitted_to(_rows(module))) for module, each in _chosen(model, vocabulary, embedding, output)]
+    layer = output_layer(model, [module for module, _ in chosen])
+    mode = output or ("frozen" if layer is not None and _is_held(layer, chosen) else "full")
+    if mode != "full":
+        chosen = _with_output(model, layer, chosen, mode, vocabulary)
     paths = {id(module): path for path, module in model.named_modules()}
-    tables: dict[int, InputTable] = {}
+    found: dict[int, Matrix] = {}
     for module, its_vocabulary in chosen:
         _check_module(paths[id(module)], module)
-        holders = {path: each for path, each in model.named_modules() if _holds(each, weight_of(module))}
-        table = InputTable(tuple(holders), tuple(holders.values()), its_vocabulary)
-        known = tables.setdefault(id(module.weight), table)
+        matrix = _matrix(model, weight_of(module), its_vocabulary, mode)
+        known = found.setdefault(id(module.weight), matrix)
         if known.vocabulary != its_vocabulary:
             raise VocabularyError(
                 f"{known.name} and {paths[id(module)]} are tied, and were given different vocabularies"
             )
-    for table in tables.values():
-        for path, each in zip(table.paths, table.modules, strict=True):
-            _check_module(path, each)
-        _check_size(table)
-        _check_ties(model, table)
-        _check_wrappers(model, table)
-    return list(tables.values())
+    for matrix in found.values():
+        _check_matrix(model, matrix)
+    return list(found.values())
+
+
+def _matrix(model: nn.Module, weight: nn.Parameter, vocabulary: PartialVocabulary, mode: OutputMode) -> Matrix:
+    tables = {path: each for path, each in model.named_modules() if _holds(each, weight)}
+    layers = {path: each for path, each in model.named_modules() if isinstance(each, nn.Linear) and _has(each, weight)}
+    if mode == "full" or not layers:
+        return Matrix(tuple(tables), tuple(tables.values()), vocabulary)
+    both = tables | layers
+    return Matrix(tuple(both), tuple(both.values()), vocabulary, mode)
+
+
+def _check_matrix(model: nn.Module, matrix: Matrix) -> None:
+    for path, each in zip(matrix.paths, matrix.modules, strict=True):
+        _check_module(path, each)
+    _check_size(matrix)
+    _check_ties(model, matrix)
+    _check_wrappers(model, matrix)
+
+
+# --- the output layer -------------------------------------------------------------------------------------------------
+
+
+def output_layer(model: nn.Module, tables: Iterable[nn.Module]) -> nn.Module | None:
+    """What scores the vocabulary: what the model names, or else a linear layer that is tied to one of the tables."""
+    named = _ask(model, "get_output_embeddings")
+    if isinstance(named, nn.Module) and getattr(named, "weight", None) is not None:
+        return named
+    inside = [each for each in named.modules() if isinstance(each, nn.Linear)] if isinstance(named, nn.Module) else []
+    weights = {id(each.weight) for each in tables}
+    tied = [each for each in model.modules() if isinstance(each, nn.Linear) and id(each.weight) in weights]
+    return next(iter([*inside[:1], *tied]), None)
+
+
+def _is_held(layer: nn.Module, chosen: list[tuple[Any, PartialVocabulary]]) -> bool:
+    return any(layer.weight is module.weight for module, _ in chosen)
+
+
+def _with_output(
+    model: nn.Module,
+    layer: nn.Module | None,
+    chosen: list[tuple[nn.Embedding | nn.Linear, PartialVocabulary]],
+    mode: OutputMode,
+    vocabulary: PartialVocabulary | Mapping[str, PartialVocabulary],
+) -> list[tuple[nn.Embedding | nn.Linear, PartialVocabulary]]:
+    """The output layer beside the tables, if it has a matrix of its own."""
+    if layer is None:
+        raise ModelError(
+            f'{type(model).__name__} has no output layer over the vocabulary, so output="{mode}" means nothing; leave output out'
+        )
+    path = next(path for path, each in model.named_modules() if each is layer)
+    if not isinstance(layer, nn.Linear):
+        raise ModelError(
+            f'{path} is a {type(layer).__name__}, expected a torch.nn.Linear for output="{mode}"; this output layer can only '
+            'stay whole: output="full"'
+        )
+    if _is_held(layer, chosen):
+        return chosen
+    given = vocabulary.get(path) if isinstance(vocabulary, Mapping) else vocabulary
+    rows = _rows(layer)
+    fitting = [each for _, each in chosen if each.full_size == rows] or [
+        each for _, each in chosen if each.full_size > rows
+    ]
+    own = given.fitted_to(rows) if given is not None and given.fitted_to(rows).full_size == rows else None
+    if own is None and fitting:
+        own = _cut(fitting[-1], rows)
+    if own is None:
+        raise VocabularyError(
+            f"{path} scores {rows:,} tokens, and no vocabulary of that size was given; name one: "
+            f"{{…, {path!r}: PartialVocabulary}}"
+        )
+    return [*chosen, (layer, own)]
+
+
+def _cut(vocabulary: PartialVocabulary, rows: int) -> PartialVocabulary:
+    """The vocabulary's ids that an output layer of fewer rows than the input table scores."""
+    if vocabulary.full_size == rows:
+        return vocabulary
+    ids = vocabulary.token_ids
+    return PartialVocabulary(ids[ids < rows], rows)
+
+
+# --- the input tables -------------------------------------------------------------------------------------------------
 
 
 def _chosen(
     model: nn.Module,
     vocabulary: PartialVocabulary | Mapping[str, PartialVocabulary],
     embedding: str | Iterable[str] | None,
-) -> list[tuple[nn.Embedding, PartialVocabulary]]:
+    output: OutputMode | None,
+) -> list[tuple[nn.Embedding | nn.Linear, PartialVocabulary]]:
     if isinstance(vocabulary, Mapping):
         if embedding is not None:
             raise ModelError("embedding= was given beside a mapping {table: vocabulary}, which names the tables itself")
-        return [(_at(model, path), its_vocabulary) for path, its_vocabulary in vocabulary.items()]
+        layer = output_layer(model, ())
+        tables = {path: each for path, each in vocabulary.items() if _find(model, path) is not layer or layer is None}
+        return [(_at(model, path), its_vocabulary) for path, its_vocabulary in tables.items()]
     if not isinstance(vocabulary, PartialVocabulary):
         raise VocabularyError(
             f"expected a PartialVocabulary or a mapping {{table: PartialVocabulary}}, found {type(vocabulary).__name__}; "
@@ -86,7 +173,7 @@ def _chosen(
         names = [embedding] if isinstance(embedding, str) else list(embedding)
         return [(_at(model, path), vocabulary) for path in names]
     full_size = vocabulary.fitted_to(model_full_size(model) or 0).full_size
-    return [(module, vocabulary) for module in _input_embeddings(model, full_size)]
+    return [(module, vocabulary) for module in _input_embeddings(model, full_size, takes_tied=output != "full")]
 
 
 def _at(model: nn.Module, path: str) -> nn.Embedding:
@@ -106,7 +193,7 @@ def _as_embedding(path: str, module: nn.Module) -> nn.Embedding:
     return module
 
 
-def _input_embeddings(model: nn.Module, full_size: int) -> list[nn.Embedding]:
+def _input_embeddings(model: nn.Module, full_size: int, takes_tied: bool) -> list[nn.Embedding]:
     """What the model itself calls its input embeddings, the decoder's own table too; elsewhere the one table of that size."""
     named = _ask(model, "get_input_embeddings")
     found = _tables_in(named, full_size)
@@ -129,7 +216,7 @@ def _input_embeddings(model: nn.Module, full_size: int) -> list[nn.Embedding]:
     for side in ("get_encoder", "get_decoder"):
         for each in _tables_in(_ask(_ask(model, side), "get_input_embeddings"), full_size):
             tied_to_output = any(id(p) == id(each.weight) for p in _parameters_outside_embeddings(model))
-            if id(each.weight) not in main and each.num_embeddings == full_size and not tied_to_output:
+            if id(each.weight) not in main and each.num_embeddings == full_size and (takes_tied or not tied_to_output):
                 found.append(each)
                 main.add(id(each.weight))
     return found
@@ -161,7 +248,16 @@ def _parameters_outside_embeddings(model: nn.Module) -> list[nn.Parameter]:
     ]
 
 
-def weight_of(module: nn.Embedding) -> nn.Parameter:
+def _find(model: nn.Module, path: str) -> nn.Module | None:
+    return dict(model.named_modules()).get(path)
+
+
+def _rows(module: nn.Module) -> int:
+    """As many ids as the module takes or scores."""
+    return int(module.num_embeddings if isinstance(module, nn.Embedding) else module.out_features)  # type: ignore[arg-type]
+
+
+def weight_of(module: nn.Module) -> nn.Parameter:
     """The weight as the parameter that it is; torch annotates it as a tensor."""
     weight = module.weight
     assert isinstance(weight, nn.Parameter)
@@ -169,13 +265,17 @@ def weight_of(module: nn.Embedding) -> nn.Parameter:
 
 
 def _holds(module: nn.Module, weight: nn.Parameter) -> bool:
-    return isinstance(module, nn.Embedding) and module._parameters.get("weight") is weight
+    return isinstance(module, nn.Embedding) and _has(module, weight)
+
+
+def _has(module: nn.Module, weight: nn.Parameter) -> bool:
+    return module._parameters.get("weight") is weight
 
 
 # --- checks -----------------------------------------------------------------------------------------------------------
 
 
-def _check_module(path: str, module: nn.Embedding) -> None:
+def _check_module(path: str, module: nn.Embedding | nn.Linear) -> None:
     weight = module._parameters.get("weight")
     if weight is None:
         raise ModelError(f"{path}: its weight is computed (parametrized), and has no rows to take; remove that first")
@@ -184,29 +284,32 @@ def _check_module(path: str, module: nn.Embedding) -> None:
             f"{path}: its weight is {weight.dtype} of shape {tuple(weight.shape)}, expected rows of a floating dtype; "
             "shrink before quantizing"
         )
-    if weight.shape[0] != module.num_embeddings:
-        raise ModelError(
-            f"{path}: num_embeddings is {module.num_embeddings:,}, its weight has {weight.shape[0]:,} rows"
-        )
-    looked_up = _own_lookup(type(module))
-    if looked_up is not None:
+    if weight.shape[0] != _rows(module):
+        size = "num_embeddings" if isinstance(module, nn.Embedding) else "out_features"
+        raise ModelError(f"{path}: {size} is {_rows(module):,}, its weight has {weight.shape[0]:,} rows")
+    base = nn.Embedding if isinstance(module, nn.Embedding) else nn.Linear
+    own = _own_forward(type(module), base)
+    if own is not None:
+        does = "looks rows up in" if base is nn.Embedding else "multiplies by"
         raise BypassError(
-            f"{path}: {looked_up.__name__}.forward looks rows up in the weight itself, not through torch.nn.Embedding.forward, "
-            "so that ids cannot be remapped there; this table cannot be shrunk"
+            f"{path}: {own.__name__}.forward {does} the weight itself, not through torch.nn.{base.__name__}.forward, "
+            "so that ids cannot be remapped there; this matrix cannot be shrunk"
         )
     _check_shadowing(path, module)
 
 
-def _own_lookup(cls: type) -> type | None:
-    """The class between `cls` and nn.Embedding whose forward does not call super(): a lookup of its own."""
-    for each in cls.__mro__[: cls.__mro__.index(nn.Embedding)]:
+def _own_forward(cls: type, base: type[nn.Module]) -> type | None:
+    """The class between `cls` and the torch class `base` whose forward does not call super(): one of its own."""
+    for each in cls.__mro__[: cls.__mro__.index(base)]:
         forward = each.__dict__.get("forward")
         if forward is not None:
             code = getattr(_unwrapped(forward), "__code__", None)
             names = () if code is None else code.co_names + code.co_freevars
-            if "super" not in names and "__class__" not in names and "Embedding" not in names:
+            if "super" not in names and "__class__" not in names and base.__name__ not in names:
                 return each
-            if "embedding" in names:  # F.embedding beside super(): which of the two sees an id is not ours to know
+            if (
+                base.__name__.lower() in names
+            ):  # F.embedding beside super(): which of the two sees an id is not ours to know
                 return each
     return None
 
@@ -217,7 +320,7 @@ def _unwrapped(function: Any) -> Any:
     return function
 
 
-def _check_shadowing(path: str, module: nn.Embedding) -> None:
+def _check_shadowing(path: str, module: nn.Module) -> None:
     hook = getattr(module, "_hf_hook", None)
     if any(getattr(each, "offload", False) for each in getattr(hook, "hooks", [hook])):
         raise ModelError(f"{path}: its weight is offloaded by accelerate; shrink the model before it is dispatched")
@@ -228,7 +331,7 @@ def _check_shadowing(path: str, module: nn.Embedding) -> None:
         )
 
 
-def _check_size(table: InputTable) -> None:
+def _check_size(table: Matrix) -> None:
     rows = table.weight.shape[0]
     if table.vocabulary.full_size != rows:
         raise VocabularyError(
@@ -239,18 +342,18 @@ def _check_size(table: InputTable) -> None:
         raise VocabularyError(f"{table.name}: the vocabulary is empty; a table of no rows cannot be trained")
 
 
-def _check_ties(model: nn.Module, table: InputTable) -> None:
+def _check_ties(model: nn.Module, table: Matrix) -> None:
     for path, owner in model.named_modules():
         for name, tensor in (*owner._parameters.items(), *owner._buffers.items()):
-            if tensor is None or not _overlap(tensor, table.weight) or _holds(owner, table.weight):
+            if tensor is None or not _overlap(tensor, table.weight) or owner in table.modules:
                 continue
             where = f"{path}.{name}" if path else name
             if isinstance(owner, nn.Linear) or owner is _ask(model, "get_output_embeddings"):
                 raise TiedOutputError(
                     f"{type(model).__name__}: the input table {table.name}.weight is tied to the output layer {where}, which "
-                    f"scores all {table.weight.shape[0]:,} tokens, so that no row can leave one without the other. The mode for "
-                    'tied models is output="frozen" (unused rows stay in the softmax); this version does not offer it yet. '
-                    "Load a model class without this head, or untie the two (tie_word_embeddings=False)"
+                    f"scores all {table.weight.shape[0]:,} tokens, so that no row can leave one without the other. "
+                    'output="frozen" keeps unused rows in the softmax without training them, and is the default here; '
+                    'output="full" needs an untied model (tie_word_embeddings=False)'
                 )
             raise ModelError(
                 f"{table.name}.weight shares its memory with {where} ({type(owner).__name__}), which has to stay whole"
@@ -269,7 +372,7 @@ def _overlap(first: Tensor, second: Tensor) -> bool:
     return starts[0] < starts[1] + second.nbytes and starts[1] < starts[0] + first.nbytes
 
 
-def _check_wrappers(model: nn.Module, table: InputTable) -> None:
+def _check_wrappers(model: nn.Module, table: Matrix) -> None:
     for path in table.paths:
         parts = path.split(".")
         for depth in range(1, len(parts)):

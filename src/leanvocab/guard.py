@@ -15,6 +15,9 @@ from torch.overrides import TorchFunctionMode
 
 from leanvocab.embedding import RemapEmbedding
 from leanvocab.errors import BypassError
+from leanvocab.lazy_logits import LazyLogits
+from leanvocab.output import RemapLinear
+from leanvocab.partial_module import PartialModule
 
 # What asks about a weight and reads none of its rows.
 _HARMLESS = {
@@ -24,9 +27,11 @@ _HARMLESS = {
     torch.is_floating_point, torch.is_complex, torch.numel, torch.is_tensor,
 }  # fmt: skip
 
+_OWN_ROOMS = {RemapEmbedding.__module__, RemapLinear.__module__, LazyLogits.__module__}
+
 
 class _Watch(TorchFunctionMode):
-    def __init__(self, modules: list[RemapEmbedding]):
+    def __init__(self, modules: list[PartialModule]):
         super().__init__()
         self.modules = {id(module.weight): module for module in modules}
 
@@ -36,11 +41,11 @@ class _Watch(TorchFunctionMode):
                 self._refuse_unless_lookup(func, self.modules[id(value)])
         return func(*args, **(kwargs or {}))
 
-    def _refuse_unless_lookup(self, func: Any, module: RemapEmbedding) -> None:
+    def _refuse_unless_lookup(self, func: Any, module: PartialModule) -> None:
         caller = None
         frame: FrameType | None = sys._getframe(2)
         while frame is not None:
-            if frame.f_code is RemapEmbedding._lookup.__code__:
+            if frame.f_globals.get("__name__") in _OWN_ROOMS:
                 return
             owner = frame.f_locals.get("self")
             if caller is None and isinstance(owner, nn.Module):
@@ -63,12 +68,13 @@ def _is_harmless(func: Any) -> bool:
 class Guard:
     """Watches the forwards of the modules above the shrunk tables until one has passed in each mode."""
 
-    def __init__(self, root: nn.Module, modules: list[RemapEmbedding], paths: list[str]):
+    def __init__(self, root: nn.Module, modules: list[PartialModule], paths: list[str]):
         self.modules = modules
         self._handles: list[Any] = []
         self._passed: set[bool] = set()
         self._watch: _Watch | None = None
         self._owner: nn.Module | None = None
+        self._calls: dict[int, int] = {}
         self._sites: list[tuple[nn.Module, str, nn.Module]] = []
         above: dict[int, nn.Module] = {}
         for path, module in zip(paths, modules, strict=True):
@@ -94,6 +100,7 @@ class Guard:
         if module.training in self._passed:
             return
         self._owner, self._watch = module, _Watch(self.modules)
+        self._calls = self._num_calls(module)
         self._watch.__enter__()
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
@@ -102,7 +109,22 @@ class Guard:
         self._watch.__exit__(None, None, None)
         self._owner = self._watch = None
         if output is not None:  # an always-called hook gets None where the forward raised
+            self._refuse_other_losses(module, output)
             self._passed.add(module.training)
+
+    def _num_calls(self, module: nn.Module) -> dict[int, int]:
+        """Of the output layers in a module, how often each was called."""
+        return {id(each): each.num_calls for each in module.modules() if isinstance(each, RemapLinear)}
+
+    def _refuse_other_losses(self, module: nn.Module, output: Any) -> None:
+        """A loss that was computed from the weight of the output layer, and not by calling it, is of the wrong rows."""
+        if self._calls and self._calls == self._num_calls(module) and getattr(output, "loss", None) is not None:
+            layer = next(each for each in module.modules() if isinstance(each, RemapLinear))
+            raise BypassError(
+                f"{type(module).__name__} gave a loss without calling its output layer {layer.table.name}, as fused losses do "
+                "(Liger, CCE, TRL's chunked loss): they would read the rows of a partial vocabulary as those of the full one. "
+                "Switch that loss off: leanvocab's own is computed in chunks too"
+            )
 
     def _rearm(self) -> None:
         """Something has been wrapped around a table since (an adapter, say): watch again, and know the wrapper by then."""
@@ -115,17 +137,17 @@ class Guard:
 def refuse_merging_adapters(wrapper: nn.Module | None) -> None:
     """Makes an adapter on a shrunk table refuse to merge itself into it: its update has full rows, the table partial ones."""
     table = getattr(wrapper, "base_layer", None)
-    if isinstance(table, RemapEmbedding) and hasattr(wrapper, "merge"):
+    if isinstance(table, PartialModule) and hasattr(wrapper, "merge"):
         object.__setattr__(wrapper, "merge", _RefuseMerge(table))
 
 
 class _RefuseMerge:
-    def __init__(self, module: RemapEmbedding):
+    def __init__(self, module: PartialModule):
         self._module = [module]  # in a list, so that it does not register as a submodule anywhere
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
         module = self._module[0]
-        name = module.table.name if isinstance(module, RemapEmbedding) else "the embedding"
+        name = module.table.name if isinstance(module, PartialModule) else "the embedding"
         raise BypassError(
             f"{name}: an adapter on a partial vocabulary matrix cannot be merged into it, since its update has all rows; "
             "call leanvocab.merge_(model) first, then merge the adapter"

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from torch import nn
 
-    from leanvocab.embedding import RemapEmbedding
+    from leanvocab.partial_module import PartialModule
 
 Precision: TypeAlias = Literal["fp32", "bf16", "mixed"]
 Kept: TypeAlias = "PartialVocabulary | TokenCounts | int"
@@ -283,10 +283,10 @@ class _Table:
 
 def _find_tables(module: "nn.Module", vocabulary: Any, embedding: Any) -> list[_Table]:
     """The tables that are shrunk, or that `shrink_` would shrink; it refuses the same models."""
-    from leanvocab.discovery import find_tables
-    from leanvocab.embedding import RemapEmbedding
+    from leanvocab.discovery import find_matrices
+    from leanvocab.partial_module import PartialModule
 
-    shrunk = [each for each in module.modules() if isinstance(each, RemapEmbedding)]
+    shrunk = [each for each in module.modules() if isinstance(each, PartialModule)]
     if shrunk:
         return _shrunk_tables(shrunk, vocabulary)
     if vocabulary is None:
@@ -302,11 +302,11 @@ def _find_tables(module: "nn.Module", vocabulary: Any, embedding: Any) -> list[_
         _Table(
             TableRows(found.name, found.vocabulary.full_size, len(found.vocabulary)), found.weight, len(found.modules)
         )
-        for found in find_tables(module, kept, embedding)
+        for found in find_matrices(module, kept, embedding)
     ]
 
 
-def _shrunk_tables(shrunk: "list[RemapEmbedding]", vocabulary: Any) -> list[_Table]:
+def _shrunk_tables(shrunk: "list[PartialModule]", vocabulary: Any) -> list[_Table]:
     tables = []
     for weight in {id(each.weight): each.weight for each in shrunk}.values():
         holders = [each for each in shrunk if each.weight is weight]

@@ -1,4 +1,4 @@
-"""shrink_ ↔ merge_: a model's input tables to the rows of a partial vocabulary, and back (paper, Section 4).
+"""shrink_ ↔ merge_: a model's vocabulary matrices to the rows of a partial vocabulary, and back (paper, Section 4).
 
 `shrink_` plans and checks first, writes what has to be written, and only then changes the model, which no failure can
 leave half shrunk.
@@ -6,6 +6,7 @@ leave half shrunk.
 
 import contextlib
 import types
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -17,10 +18,19 @@ from torch.optim import Optimizer
 
 from leanvocab import steps
 from leanvocab.decay import DecayReplay
-from leanvocab.discovery import InputTable, find_tables, weight_of
-from leanvocab.embedding import RemapEmbedding, restore_class, switch_class
-from leanvocab.errors import BypassError, ModelError, NotShrunkError, OptimizerError, VocabularyError
+from leanvocab.discovery import Matrix, find_matrices, output_layer, weight_of
+from leanvocab.embedding import RemapEmbedding
+from leanvocab.errors import (
+    BypassError,
+    LeanVocabWarning,
+    ModelError,
+    NotShrunkError,
+    OptimizerError,
+    VocabularyError,
+)
 from leanvocab.guard import Guard, refuse_merging_adapters
+from leanvocab.output import FROZEN_PLACES, OUTPUT_MODES, FrozenPlace, OutputMode, RemapLinear
+from leanvocab.partial_module import PartialModule, restore_class, switch_class
 from leanvocab.rows import RowStore, put_rows, take_rows, zero_pages
 from leanvocab.table import Ids, OnMissing, Table
 from leanvocab.vocabulary import PartialVocabulary
@@ -32,7 +42,8 @@ def shrink_(
     model: M,
     vocabulary: PartialVocabulary | Mapping[str, PartialVocabulary],
     *,
-    output: str | None = None,
+    output: OutputMode | None = None,
+    frozen_rows: FrozenPlace = "device",
     embedding: str | Iterable[str] | None = None,
     ids: Ids = "full",
     on_missing: OnMissing | None = None,
@@ -40,14 +51,17 @@ def shrink_(
     decay_unused_rows: bool = False,
     store_dir: str | None = None,
 ) -> M:
-    """Keeps only the rows of `vocabulary` in the model's input tables, in place, and returns the model.
+    """Keeps only the rows of `vocabulary` in the model's vocabulary matrices, in place, and returns the model.
 
     Everything else stays: token ids, tokenizer, data, config, and what `state_dict()` and `save_pretrained` give, which is
     the full vocabulary. Call it before the optimizer is built, or hand the optimizer over.
 
     Args:
         vocabulary: the rows to keep, or a mapping {module path: vocabulary} for several tables.
-        output: what becomes of the output layer; "full" (it stays whole), which is the default, is all there is so far.
+        output: what becomes of the output layer. "full": it stays whole and trains, which is the paper's method and the
+            default where it is not tied to an input table. "frozen": kept rows train, the others stay in the softmax; the
+            default where it is tied. "restricted": the softmax is over the kept rows alone, which is another objective.
+        frozen_rows: where the frozen rows are: on the model's "device", or in "host" memory, streamed in blocks.
         embedding: path or paths of the tables, where the model does not say itself (any nn.Module).
         ids: "full" (remapped in the lookup), or "partial" for data that `vocabulary.remap_dataset` made (the paper's D').
         on_missing: "error" or "base" (rows from the base) for ids outside the vocabulary; by default an error in training
@@ -61,12 +75,13 @@ def shrink_(
         VocabularyError: the vocabulary does not fit the table.
         OptimizerError: the optimizer's states would be lost.
     """
-    _check_options(output, ids, on_missing)
-    tables = find_tables(model, vocabulary, embedding)
+    _check_options(output, frozen_rows, ids, on_missing)
+    tables = find_matrices(model, vocabulary, embedding, output)
+    _check_modes(model, tables, ids, decay_unused_rows)
     optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
     if ids == "partial":
         _check_inserted_ids_stay(model, tables)
-    made = [_make_table(each, ids, on_missing, decay_unused_rows, store_dir) for each in tables]
+    made = [_make_table(each, frozen_rows, ids, on_missing, decay_unused_rows, store_dir) for each in tables]
     weights = [_partial_weight(each, table) for each, table in zip(tables, made, strict=True)]
     for each, table in zip(tables, made, strict=True):
         if optimizer is not None:
@@ -75,6 +90,7 @@ def shrink_(
         _put_in_place(each, table, weight, optimizer)
     _watch(model, tables)
     steps.install()
+    _announce(model, tables)
     return model
 
 
@@ -83,7 +99,7 @@ def merge_(model: M, *, optimizer: Optimizer | None = None) -> M:
 
     `optimizer` is one to go on training with; its parameters and states become full too. Raises `NotShrunkError`.
     """
-    shrunk = [module for module in model.modules() if isinstance(module, RemapEmbedding)]
+    shrunk = [module for module in model.modules() if isinstance(module, PartialModule)]
     if not shrunk:
         raise NotShrunkError(f"{type(model).__name__} is not shrunk: there is nothing to merge; call shrink_ first")
     for module in shrunk:
@@ -127,7 +143,7 @@ def shrunk(
 @contextlib.contextmanager
 def partial_state_dicts(model: M) -> Iterator[M]:
     """Within the block state dicts hold the partial rows as they are (for FSDP, deltas); they carry the vocabulary's digest."""
-    tables = [module.table for module in model.modules() if isinstance(module, RemapEmbedding)]
+    tables = [module.table for module in model.modules() if isinstance(module, PartialModule)]
     if not tables:
         raise NotShrunkError(f"{type(model).__name__} is not shrunk: its state dict is full in any case")
     before = [table.gives_partial_state_dicts for table in tables]
@@ -158,6 +174,7 @@ class TableStatus:
     on_missing: str | None
     decay_unused_rows: bool
     store: str  # the file that holds the full rows
+    output: str | None = None  # "frozen" or "restricted", where an output layer holds the matrix
 
 
 @dataclass(frozen=True)
@@ -165,6 +182,7 @@ class Status:
     """What `status(model)` found; false where the model is not shrunk."""
 
     tables: tuple[TableStatus, ...]
+    output: str | None = None  # the mode of the output layer; None where the model has none, or is not shrunk
 
     def __bool__(self) -> bool:
         return bool(self.tables)
@@ -180,16 +198,19 @@ class Status:
 
 def status(model: nn.Module) -> Status:
     """Which tables of a model are shrunk, to what, and how often rows were served from the base."""
-    found: dict[int, list[tuple[str, RemapEmbedding]]] = {}
+    found: dict[int, list[tuple[str, PartialModule]]] = {}
     for path, module in model.named_modules():
-        if isinstance(module, RemapEmbedding):
+        if isinstance(module, PartialModule):
             found.setdefault(id(module.weight), []).append((path, module))
-    return Status(tuple(_table_status(holders) for holders in found.values()))
+    tables = tuple(_table_status(holders) for holders in found.values())
+    modes = {table.output for table in tables if table.output is not None}
+    has_output = bool(tables) and output_layer(model, ()) is not None
+    return Status(tables, next(iter(modes), "full" if has_output else None))
 
 
-def _table_status(holders: list[tuple[str, RemapEmbedding]]) -> TableStatus:
+def _table_status(holders: list[tuple[str, PartialModule]]) -> TableStatus:
     module = holders[0][1]
-    table, dim = module.table, module.embedding_dim
+    table, dim = module.table, module.weight.shape[1]
     return TableStatus(
         paths=tuple(path for path, _ in holders),
         num_rows=table.num_rows,
@@ -202,28 +223,55 @@ def _table_status(holders: list[tuple[str, RemapEmbedding]]) -> TableStatus:
         on_missing=table.on_missing,
         decay_unused_rows=table.decay is not None,
         store="a temporary file" if table.store.temporary else table.store.path,
+        output=table.output,
     )
 
 
 # --- plan -------------------------------------------------------------------------------------------------------------
 
 
-def _check_options(output: str | None, ids: str, on_missing: str | None) -> None:
-    if output in ("frozen", "restricted"):
-        raise ModelError(
-            f'output="{output}" is not offered by this version; output="full" keeps the output layer whole'
-        )
-    if output not in (None, "full"):
-        raise ModelError(f"output={output!r}: expected None or 'full'")
-    if ids not in ("full", "partial"):
-        raise ModelError(f"ids={ids!r}: expected 'full' or 'partial'")
-    if on_missing not in (None, "error", "base"):
-        raise ModelError(f"on_missing={on_missing!r}: expected None, 'error' or 'base'")
+def _check_options(output: str | None, frozen_rows: str, ids: str, on_missing: str | None) -> None:
+    for name, value, allowed in (
+        ("output", output, (None, *OUTPUT_MODES)),
+        ("frozen_rows", frozen_rows, FROZEN_PLACES),
+        ("ids", ids, ("full", "partial")),
+        ("on_missing", on_missing, (None, "error", "base")),
+    ):
+        if value not in allowed:
+            *others, last = map(repr, allowed)
+            raise ModelError(f"{name}={value!r}: expected {', '.join(others)} or {last}")
     if ids == "partial" and on_missing == "base":
         raise ModelError("on_missing='base' needs full ids: a partial id outside the vocabulary names no row")
 
 
-def _check_inserted_ids_stay(model: nn.Module, tables: list[InputTable]) -> None:
+def _check_modes(model: nn.Module, matrices: list[Matrix], ids: str, decay_unused_rows: bool) -> None:
+    for matrix in matrices:
+        if matrix.output is not None and ids == "partial":
+            raise ModelError(
+                f'{matrix.name}: output="{matrix.output}" takes labels and gives logits in full ids, and ids="partial" would '
+                'have partial ones; leave ids="full", which needs no rewritten data'
+            )
+        if matrix.output == "frozen" and decay_unused_rows:
+            raise ModelError(
+                f'{matrix.name}: decay_unused_rows=True moves the rows that output="frozen" keeps as they are; leave one of '
+                "the two out"
+            )
+
+
+def _announce(model: nn.Module, matrices: list[Matrix]) -> None:
+    for matrix in matrices:
+        if matrix.output == "restricted":
+            warnings.warn(
+                f'{type(model).__name__}: output="restricted" trains a softmax over {len(matrix.vocabulary):,} of '
+                f"{matrix.vocabulary.full_size:,} tokens ({matrix.paths[-1]}), which is another objective than the full "
+                "model's: losses are smaller, and probabilities of the merged model are not those that were trained "
+                '(docs/output.md). output="frozen" trains the full model\'s objective',
+                LeanVocabWarning,
+                stacklevel=3,
+            )
+
+
+def _check_inserted_ids_stay(model: nn.Module, tables: list[Matrix]) -> None:
     """With partial ids, a model that compares ids (padding, pooling at a token) is right only if those ids keep their places."""
     for table in tables:
         size, places = table.vocabulary.full_size, {int(i): place for place, i in enumerate(table.vocabulary.token_ids)}
@@ -238,7 +286,12 @@ def _check_inserted_ids_stay(model: nn.Module, tables: list[InputTable]) -> None
 
 
 def _make_table(
-    found: InputTable, ids: Ids, on_missing: OnMissing | None, decay_unused_rows: bool, store_dir: str | None
+    found: Matrix,
+    frozen_rows: FrozenPlace,
+    ids: Ids,
+    on_missing: OnMissing | None,
+    decay_unused_rows: bool,
+    store_dir: str | None,
 ) -> Table:
     if found.weight.grad is not None:
         _check_gradient(found)
@@ -250,14 +303,16 @@ def _make_table(
         ids=ids,
         store_dir=store_dir,
         decay=DecayReplay() if decay_unused_rows else None,
+        output=found.output,
+        frozen_rows_place=frozen_rows,
     )
 
 
-def _store(found: InputTable, store_dir: str | None) -> RowStore:
+def _store(found: Matrix, store_dir: str | None) -> RowStore:
     return RowStore.of(found.weight.detach(), torch.tensor(found.vocabulary.token_ids), store_dir)
 
 
-def _check_gradient(found: InputTable) -> None:
+def _check_gradient(found: Matrix) -> None:
     gradient = found.weight.grad
     assert gradient is not None
     touched = gradient.coalesce().indices()[0] if gradient.is_sparse else gradient.abs().sum(1).nonzero()[:, 0]
@@ -269,7 +324,7 @@ def _check_gradient(found: InputTable) -> None:
         )
 
 
-def _partial_weight(found: InputTable, table: Table) -> nn.Parameter:
+def _partial_weight(found: Matrix, table: Table) -> nn.Parameter:
     full = found.weight
     partial = nn.Parameter(take_rows(full.detach(), table.token_ids), requires_grad=full.requires_grad)
     if full.grad is not None:
@@ -279,7 +334,7 @@ def _partial_weight(found: InputTable, table: Table) -> nn.Parameter:
     return partial
 
 
-def _full_weight(module: RemapEmbedding) -> nn.Parameter:
+def _full_weight(module: PartialModule) -> nn.Parameter:
     partial, table = weight_of(module), module.table
     full = nn.Parameter(table.full_rows(partial).to(partial.device), requires_grad=partial.requires_grad)
     if partial.grad is not None:
@@ -307,10 +362,11 @@ def _like(value: Any, other: Any) -> Any:
 # --- carry out --------------------------------------------------------------------------------------------------------
 
 
-def _put_in_place(found: InputTable, table: Table, weight: nn.Parameter, optimizer: Optimizer | None) -> None:
+def _put_in_place(found: Matrix, table: Table, weight: nn.Parameter, optimizer: Optimizer | None) -> None:
     full = found.weight
     for module in found.modules:
-        switch_class(module, table, weight)
+        kind = RemapEmbedding if isinstance(module, nn.Embedding) else RemapLinear
+        switch_class(module, kind, table, weight)
         _rebind_forward(module, type(module))
     steps.retire(full, "the model was shrunk")
     if optimizer is not None:
@@ -352,21 +408,21 @@ class _FullNumParameters:
         )
         if exclude_embeddings:
             return count
-        weights = {id(module.weight): module for module in self.model.modules() if isinstance(module, RemapEmbedding)}
+        weights = {id(module.weight): module for module in self.model.modules() if isinstance(module, PartialModule)}
         absent = (
-            (module.table.full_size - module.table.num_rows) * module.embedding_dim
+            (module.table.full_size - module.table.num_rows) * module.weight.shape[1]
             for module in weights.values()
             if module.weight.requires_grad or not only_trainable
         )
         return count + sum(absent)
 
 
-def _watch(model: nn.Module, tables: list[InputTable]) -> None:
+def _watch(model: nn.Module, tables: list[Matrix]) -> None:
     paths = [path for table in tables for path in table.paths]
     modules = [module for table in tables for module in table.modules]
     Guard(model, modules, paths)  # type: ignore[arg-type]
     for module in model.modules():
-        if any(isinstance(each, RemapEmbedding) for each in module.modules()):
+        if any(isinstance(each, PartialModule) for each in module.modules()):
             if hasattr(type(module), "resize_token_embeddings"):
                 object.__setattr__(module, "resize_token_embeddings", _RefuseResize(tables[0].name))
             if hasattr(type(module), "num_parameters"):

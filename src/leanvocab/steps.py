@@ -14,8 +14,9 @@ from torch import Tensor, nn, optim
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from leanvocab.decay import accepted, is_row_shaped, states_at_rest
-from leanvocab.embedding import RemapEmbedding, shrunk_modules
 from leanvocab.errors import LeanVocabWarning, OptimizerError
+from leanvocab.lazy_logits import keep_rows
+from leanvocab.partial_module import PartialModule, shrunk_modules
 from leanvocab.rows import RowStore, put_rows, take_rows, zero_pages
 from leanvocab.table import Table
 
@@ -49,7 +50,7 @@ def retire(parameter: Tensor, reason: str) -> None:
 
 
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    tables: dict[int, RemapEmbedding] = {}
+    tables: dict[int, PartialModule] = {}
     for module in shrunk_modules():
         module.raise_if_missing()
         tables.setdefault(id(module.weight), module)
@@ -58,6 +59,7 @@ def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         _checked[optimizer] = _num_retired
     if not tables:
         return
+    keep_rows()
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             module = tables.get(id(parameter))  # type: ignore[assignment]

@@ -28,8 +28,12 @@ class Table:
         ids: Ids,
         store_dir: str | None,
         decay: DecayReplay | None,
+        output: str | None = None,
+        frozen_rows_place: str = "device",
     ):
         self.name, self.vocabulary, self.on_missing, self.ids = name, vocabulary, on_missing, ids
+        self.output = output  # "frozen" or "restricted", where an output layer holds the matrix
+        self.frozen_rows_place = frozen_rows_place
         self.store_dir, self.decay = store_dir, decay
         self.token_ids = torch.tensor(vocabulary.token_ids, dtype=torch.int64)
         self.num_rows, self.full_size = len(vocabulary), vocabulary.full_size
@@ -63,6 +67,12 @@ class Table:
         """Rows that ordinary training would hold now for ids outside the vocabulary, on CPU."""
         self.settle_decay()
         return self._cast(self._store.rows(token_ids))
+
+    def frozen_rows(self) -> Tensor:
+        """All rows as the base has them, on CPU, mapped; those of kept ids are stale. Not to be written to."""
+        self.settle_decay()
+        self._settle_casts()
+        return self._store.private_view()
 
     def full_rows(self, partial: Tensor) -> Tensor:
         """All rows [full_size, dim] with the partial ones written over them, on CPU, as a copy-on-write mapping."""
@@ -98,3 +108,22 @@ class Table:
 
     def _cast(self, rows: Tensor) -> Tensor:
         return functools.reduce(lambda cast, dtype: cast.to(dtype), self._casts, rows)
+
+
+def describe_missing(table: Table, token_id: int, where: str) -> str:
+    """What is wrong with an id that was looked up at `where`, and what to do."""
+    if table.ids == "partial":
+        return (
+            f"{table.name}: id {token_id} at {where} is not a partial id: expected 0 … {table.num_rows - 1}, since the "
+            'model was shrunk with ids="partial"; give it the data set that vocabulary.remap_dataset made'
+        )
+    if not 0 <= token_id < table.full_size:
+        return (
+            f"{table.name}: id {token_id} at {where} is no token id: expected 0 … {table.full_size - 1}; "
+            "check the tokenizer, and that ignored labels (-100) do not reach the embedding"
+        )
+    return (
+        f"{table.name}: token {table.vocabulary.describe(token_id)} at {where} is outside the partial vocabulary "
+        f"({table.num_rows:,} of {table.full_size:,} rows); count the data that it comes from too, keep it with "
+        'PartialVocabulary.from_counts(…, always_keep=[…]), or shrink with on_missing="base" to read its row from the base'
+    )

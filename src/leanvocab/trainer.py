@@ -13,12 +13,12 @@ from transformers import Trainer, TrainerCallback
 
 from leanvocab.checkpoint import clear_leftovers, is_weights_file, sibling, written_whole
 from leanvocab.delta import check_vocabularies, find_base, load_delta, paths_of_tables, widen_tables, write_delta
-from leanvocab.embedding import RemapEmbedding
 from leanvocab.errors import NotShrunkError, OptimizerError, SettingsError
 from leanvocab.layout import CONFIG, FILES, OPTIMIZER, is_delta, read_delta
 from leanvocab.merge import merge_checkpoint
 from leanvocab.model import shrink_, status
 from leanvocab.optimizerstates import read_full_states
+from leanvocab.partial_module import PartialModule
 from leanvocab.vocabulary import PartialVocabulary
 
 _OPTIMIZER_STATES = "optimizer.pt"  # as the Trainer calls it
@@ -59,7 +59,7 @@ class LeanVocabCallback(TrainerCallback):
         model, optimizer = kwargs.get("model"), kwargs.get("optimizer")
         if model is None or optimizer is None:
             return
-        shrunk = [module for module in model.modules() if isinstance(module, RemapEmbedding)]
+        shrunk = [module for module in model.modules() if isinstance(module, PartialModule)]
         if not shrunk:
             raise NotShrunkError(
                 f"{type(model).__name__} is not shrunk, though LeanVocabCallback is there: give it a vocabulary, or call "

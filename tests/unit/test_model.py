@@ -351,7 +351,7 @@ def test_a_table_that_is_no_embedding_is_named_by_its_class() -> None:
         shrink_(Model(), PartialVocabulary([3], 9))
 
 
-def test_a_tied_output_layer_is_refused_with_the_mode_that_will_take_it() -> None:
+def test_a_tied_output_layer_cannot_stay_full_without_its_table() -> None:
     tied = [
         RobertaForMaskedLM(
             RobertaConfig(vocab_size=FULL_SIZE, hidden_size=48, num_hidden_layers=1, num_attention_heads=4)
@@ -361,16 +361,21 @@ def test_a_tied_output_layer_is_refused_with_the_mode_that_will_take_it() -> Non
     ]
     for model in tied:
         before = copy.deepcopy(model.state_dict())
-        with pytest.raises(TiedOutputError, match=r'is tied to the output layer .*output="frozen"'):
-            shrink_(model, used_vocabulary())
+        with pytest.raises(TiedOutputError, match=r'is tied to the output layer .*output="frozen" keeps unused rows'):
+            shrink_(model, used_vocabulary(), output="full")
         assert differing(before, model.state_dict()) == []
+        assert status(shrink_(model, used_vocabulary())).output == "frozen"
 
 
-def test_modes_of_the_output_side_are_refused_by_name() -> None:
-    with pytest.raises(ModelError, match='output="restricted" is not offered by this version'):
+def test_the_modes_of_the_output_side_are_checked() -> None:
+    with pytest.raises(
+        ModelError, match='has no output layer over the vocabulary, so output="restricted" means nothing'
+    ):
         shrink_(small_model(), used_vocabulary(), output="restricted")
-    with pytest.raises(ModelError, match="output='half': expected None or 'full'"):
-        shrink_(small_model(), used_vocabulary(), output="half")
+    with pytest.raises(ModelError, match="output='half': expected None, 'full', 'frozen' or 'restricted'"):
+        shrink_(small_model(), used_vocabulary(), output="half")  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match="frozen_rows='disk': expected 'device' or 'host'"):
+        shrink_(small_model(), used_vocabulary(), frozen_rows="disk")  # type: ignore[arg-type]
     assert status(shrink_(small_model(), used_vocabulary(), output="full"))
 
 

@@ -1,0 +1,63 @@
+"""Notes on a device which id was missing, without waiting for the device: read before the next optimizer step."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class MissingNote:
+    """The first missing id since the last look: int64 [3] on a device (whether, at which flat position, which id)."""
+
+    def __init__(self, device: torch.device):
+        self._note = torch.zeros(3, dtype=torch.int64, device=device)
+        self._noted = False  # whether anything was left to the device to notice
+        self._arrival: Any = None  # (pinned copy of the note, CUDA event that says when it has arrived)
+
+    def to(self, device: torch.device) -> None:
+        """Moves the note with its module."""
+        self._note = self._note.to(device)
+        self._arrival = None
+
+    def add(self, ids: Tensor, missing: Tensor) -> None:
+        """Notes the first of `ids` where `missing`, both of one shape; nothing waits."""
+        self._noted = True
+        if ids.numel() == 0:
+            return
+        position = missing.flatten().long().argmax(0, keepdim=True)
+        # index_select, since indexing with a scalar tensor would wait for its value
+        token_id = ids.flatten().index_select(0, position).long()
+        note = torch.cat([missing.any().long().view(1), position, token_id])
+        if self._note.device != note.device:
+            self._note = self._note.to(note.device)
+        self._note.copy_(torch.where(self._note[0] > 0, self._note, note))
+        if note.device.type == "cuda" and not torch.compiler.is_compiling():
+            self._send()
+
+    def take(self) -> tuple[int, int] | None:
+        """(flat position, id) of the first missing id, once; waits for the forward that noted it alone."""
+        if not self._noted:
+            return None
+        if self._arrival is not None:
+            note, event = self._arrival
+            event.synchronize()
+        else:
+            note = self._note
+        found, position, token_id = note.tolist()
+        if not found:
+            return None
+        self._note.zero_()
+        self._arrival = None
+        return position, token_id
+
+    def _send(self) -> None:
+        if torch.cuda.is_current_stream_capturing():
+            return
+        if self._arrival is None:
+            self._arrival = torch.empty(3, dtype=torch.int64, pin_memory=True), torch.cuda.Event()
+        note, event = self._arrival
+        note.copy_(self._note, non_blocking=True)
+        event.record()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_arrival": None}

@@ -1,0 +1,277 @@
+"""The cross-entropy over a vocabulary of which only some rows train, without a matrix of tokens × vocabulary.
+
+loss = logsumexp over all columns − the label's score, so the gradient of the scores is softmax − one-hot. Scores are computed
+for a few tokens at a time, turned into their gradient in place, and dropped: two products with the frozen rows where
+ordinary training has three, since nothing is computed for the gradient of rows that do not train. Tokens whose label is
+ignored are left out from the start.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from leanvocab.elementwise import Elementwise
+from leanvocab.projection import Projection
+
+# Scores that are held at once. Fewer tokens at a time read the frozen rows more often.
+CHUNK_BYTES = {"cpu": 128 << 20, "cuda": 512 << 20}
+
+Gradients = tuple[Tensor | None, ...]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns that the softmax is over: at once, or block by block where frozen rows are streamed to a device."""
+
+    whole: Callable[[], Projection]
+    blocks: Callable[[], Iterable[Projection]] | None
+    num_columns: int
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """What `torch.nn.functional.cross_entropy` is asked for."""
+
+    ignore_index: int = -100
+    reduction: str = "mean"
+    label_smoothing: float = 0.0
+
+
+def cross_entropy(
+    columns: Columns, elementwise: Elementwise, hidden: Tensor, weight: Tensor, labels: Tensor, asked: Reduction
+) -> Tensor:
+    """The loss of `labels` [n] (full ids) for hidden states [n, dim] and kept rows [len(vocabulary), dim].
+
+    Hidden states, kept rows and the operands of the elementwise operations get gradients. Equal to the full model's loss
+    with the other rows' gradients masked, up to the rounding of sums. A label that has no column has an infinite loss.
+    """
+    counted = (labels != asked.ignore_index).nonzero()[:, 0]
+    used, targets = hidden.index_select(0, counted), labels.index_select(0, counted)
+    kept = weight.to(hidden.dtype)  # under autocast
+    losses: Tensor = _CrossEntropy.apply(
+        columns,
+        elementwise,
+        targets,
+        asked.reduction != "none",
+        asked.label_smoothing,
+        used,
+        kept,
+        *elementwise.operands(),
+    )
+    dtype = elementwise.dtype(hidden)
+    if asked.reduction == "none":
+        return hidden.new_zeros(len(hidden), dtype=losses.dtype).index_copy(0, counted, losses).to(dtype)
+    return (losses / len(counted) if asked.reduction == "mean" else losses).to(dtype)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Losses [n], or their sum. The gradient of a sum is computed beside it, that of single losses when it is asked for."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        columns: Columns,
+        elementwise: Elementwise,
+        labels: Tensor,
+        is_sum: bool,
+        smoothing: float,
+        hidden: Tensor,
+        weight: Tensor,
+        *operands: Tensor,
+    ) -> Tensor:
+        wanted = any(ctx.needs_input_grad[5:])
+        # In fp16, what the loss is scaled with keeps gradients from vanishing, and it is known in the backward only.
+        at_once = is_sum and hidden.dtype != torch.float16
+        work = _Pass(columns, elementwise, labels, smoothing)
+        losses, gradients = work.run(hidden, weight, operands, _Scale(wanted and at_once, None))
+        ctx.gradients = gradients if wanted and at_once else None
+        if wanted and not at_once:
+            ctx.work = work
+            ctx.save_for_backward(hidden, weight, *operands)
+        return losses.sum() if is_sum else losses
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        if ctx.gradients is not None:
+            gradients: Sequence[Tensor | None] = [_times(each, gradient) for each in ctx.gradients]
+        else:
+            hidden, weight, *operands = ctx.saved_tensors
+            scale = gradient.expand(len(hidden)).unsqueeze(1)
+            _, gradients = ctx.work.run(hidden, weight, operands, _Scale(True, scale))
+        needed = [each if needs else None for each, needs in zip(gradients, ctx.needs_input_grad[5:], strict=True)]
+        return None, None, None, None, None, *needed
+
+
+def _times(value: Tensor | None, factor: Tensor) -> Tensor | None:
+    return None if value is None else (value * factor).to(value.dtype)
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """Whether gradients are wanted, and of how much of each token's loss: [n, 1], or None for all of it."""
+
+    wanted: bool
+    of_tokens: Tensor | None
+
+    def at(self, tokens: slice) -> Tensor | None:
+        return None if self.of_tokens is None else self.of_tokens[tokens]
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """One pass over the tokens: losses in fp32, and gradients of their sum."""
+
+    columns: Columns
+    elementwise: Elementwise
+    labels: Tensor
+    smoothing: float
+
+    def run(
+        self, hidden: Tensor, weight: Tensor, operands: Sequence[Tensor], scale: _Scale
+    ) -> tuple[Tensor, Gradients]:
+        """Losses [n]; gradients of hidden states, kept rows and operands, where they are wanted."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            summed = _Sums(hidden, weight, operands) if scale.wanted else None
+            run = self._at_once if self.columns.blocks is None else self._in_blocks
+            losses = run(hidden, weight, operands, scale, summed)
+            return losses, summed.gradients(hidden, weight) if summed else ()
+
+    def _at_once(
+        self, hidden: Tensor, weight: Tensor, operands: Sequence[Tensor], scale: _Scale, summed: "_Sums | None"
+    ) -> Tensor:
+        projection = self.columns.whole()
+        places = projection.columns_of(self.labels)
+        losses = hidden.new_empty(len(hidden), dtype=_wide(hidden.dtype))
+        for tokens in self._tokens(hidden, self.columns.num_columns):
+            scores = _Scores(projection, self.elementwise, hidden[tokens], weight, operands, scale.wanted)
+            losses[tokens] = scores.become_softmax(places[tokens], self.smoothing)
+            if summed is not None:
+                summed.add(tokens, scores, self._gradient(scores, places[tokens], scale.at(tokens)))
+        return losses
+
+    def _in_blocks(
+        self, hidden: Tensor, weight: Tensor, operands: Sequence[Tensor], scale: _Scale, summed: "_Sums | None"
+    ) -> Tensor:
+        """Twice over the blocks: the first time for the logsumexp, the second for the gradients."""
+        assert self.columns.blocks is not None
+        lse = hidden.new_full((len(hidden),), -torch.inf, dtype=_wide(hidden.dtype))
+        of_label, total = torch.full_like(lse, -torch.inf), torch.zeros_like(lse)
+        for projection, tokens, places in self._blocks(hidden):
+            wide = _Scores(projection, self.elementwise, hidden[tokens], weight, operands, False).wide
+            lse[tokens] = torch.logaddexp(lse[tokens], wide.logsumexp(-1))
+            of_label[tokens] = torch.maximum(of_label[tokens], _label_scores(wide, places))
+            if self.smoothing:
+                total[tokens] += wide.sum(-1)
+        if summed is not None:
+            for projection, tokens, places in self._blocks(hidden):
+                scores = _Scores(projection, self.elementwise, hidden[tokens], weight, operands, True)
+                scores.softmax = scores.wide.sub_(lse[tokens].unsqueeze(1)).exp_()
+                summed.add(tokens, scores, self._gradient(scores, places, scale.at(tokens)))
+        return _loss(lse, of_label, total / self.columns.num_columns, self.smoothing)
+
+    def _blocks(self, hidden: Tensor) -> Iterator[tuple[Projection, slice, Tensor]]:
+        assert self.columns.blocks is not None
+        for projection in self.columns.blocks():
+            places = projection.columns_of(self.labels)
+            for tokens in self._tokens(hidden, projection.num_columns):
+                yield projection, tokens, places[tokens]
+
+    def _tokens(self, hidden: Tensor, num_columns: int) -> Iterator[slice]:
+        limit = CHUNK_BYTES.get(hidden.device.type, CHUNK_BYTES["cuda"])
+        step = max(1, limit // (max(4, hidden.element_size()) * num_columns))
+        return (slice(start, min(start + step, len(hidden))) for start in range(0, len(hidden), step))
+
+    def _gradient(self, scores: "_Scores", places: Tensor, scale: Tensor | None) -> Tensor:
+        """softmax − one-hot (smoothed), times the scale; overwrites the softmax."""
+        gradient = scores.softmax
+        here = places >= 0
+        step = here.to(gradient.dtype).mul_(self.smoothing - 1)
+        gradient.scatter_add_(1, places.clamp(min=0).unsqueeze(1), step.unsqueeze(1))
+        if self.smoothing:
+            gradient.sub_(self.smoothing / self.columns.num_columns)
+        return gradient if scale is None else gradient.mul_(scale)
+
+
+class _Scores:
+    """Scores of a few tokens: as the projection gives them, and as the model's operations leave them."""
+
+    def __init__(
+        self,
+        projection: Projection,
+        elementwise: Elementwise,
+        hidden: Tensor,
+        weight: Tensor,
+        operands: Sequence[Tensor],
+        with_graph: bool,
+    ):
+        self.projection, self.hidden, self.weight = projection, hidden, weight
+        self._raw = projection.project(hidden, weight)
+        self._has_graph = with_graph and not elementwise.only_casts
+        if self._has_graph:
+            self._raw.requires_grad_()
+            self._operands = [each.detach().requires_grad_(each.is_floating_point()) for each in operands]
+        else:
+            self._operands = list(operands)
+        with torch.set_grad_enabled(self._has_graph):
+            self._final = elementwise.with_operands(self._operands)(self._raw, projection.arrange)
+        wide = self._final.detach().to(_wide(self._final.dtype))
+        self.wide = wide.clone() if self._has_graph and wide.data_ptr() == self._final.data_ptr() else wide
+        self.softmax = self.wide
+
+    def become_softmax(self, places: Tensor, smoothing: float) -> Tensor:
+        """The losses; what was the scores is the softmax then."""
+        top, where = self.wide.max(-1, keepdim=True)
+        of_label = _label_scores(self.wide, places)
+        mean = self.wide.mean(-1) if smoothing else torch.zeros_like(of_label)
+        self.softmax = torch.softmax(self.wide, -1, out=self.wide)
+        lse = (top - self.softmax.gather(1, where).log()).squeeze(1)
+        return _loss(lse, of_label, mean, smoothing)
+
+    def pull_back(self, gradient: Tensor) -> tuple[Tensor, list[Tensor | None]]:
+        """The gradient of the projection's scores and of the operands, from that of the final scores."""
+        if not self._has_graph:
+            return gradient.to(self._raw.dtype), [None] * len(self._operands)
+        inputs = [self._raw, *(each for each in self._operands if each.requires_grad)]
+        found = iter(torch.autograd.grad(self._final, inputs, gradient.to(self._final.dtype), allow_unused=True))
+        of_raw = next(found)
+        return of_raw, [next(found) if each.requires_grad else None for each in self._operands]
+
+
+class _Sums:
+    """Gradients, added up over tokens and blocks."""
+
+    def __init__(self, hidden: Tensor, weight: Tensor, operands: Sequence[Tensor]):
+        self.of_hidden = torch.zeros_like(hidden, dtype=_wide(hidden.dtype))
+        self.of_weight = torch.zeros_like(weight, dtype=_wide(weight.dtype))
+        self.of_operands = [torch.zeros_like(each, dtype=_wide(each.dtype)) for each in operands]
+        self._dtypes = [each.dtype for each in operands]
+
+    def add(self, tokens: slice, scores: _Scores, gradient: Tensor) -> None:
+        of_raw, of_operands = scores.pull_back(gradient)
+        of_hidden, of_weight = scores.projection.backproject(of_raw, scores.hidden, scores.weight)
+        self.of_hidden[tokens] += of_hidden
+        self.of_weight[scores.projection.kept] += of_weight
+        for total, each in zip(self.of_operands, of_operands, strict=True):
+            if each is not None:
+                total += each
+
+    def gradients(self, hidden: Tensor, weight: Tensor) -> Gradients:
+        operands = (total.to(dtype) for total, dtype in zip(self.of_operands, self._dtypes, strict=True))
+        return self.of_hidden.to(hidden.dtype), self.of_weight.to(weight.dtype), *operands
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32) if dtype.is_floating_point else torch.float32
+
+
+def _label_scores(wide: Tensor, places: Tensor) -> Tensor:
+    """Scores of the labels, −inf for those that have no column."""
+    found = wide.gather(1, places.clamp(min=0).unsqueeze(1)).squeeze(1)
+    return found.masked_fill(places < 0, -torch.inf)
+
+
+def _loss(lse: Tensor, of_label: Tensor, mean: Tensor, smoothing: float) -> Tensor:
+    return lse - of_label if not smoothing else lse - (1 - smoothing) * of_label - smoothing * mean

@@ -1,0 +1,231 @@
+"""Hidden states → scores of tokens, over rows of which only some train, and back.
+
+A projection covers a set of columns (token ids) in an order of its own. Kept rows are those that train; frozen rows are all
+others. None of them ever makes one matrix of the two.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from leanvocab.table import Table
+
+STREAMED_BYTES = 64 << 20  # one block of frozen rows on its way to a device
+
+
+class Projection(Protocol):
+    """Scores of some columns, and what flows back from them."""
+
+    @property
+    def kept(self) -> slice:
+        """Which of the kept rows have columns here."""
+
+    @property
+    def num_columns(self) -> int:
+        """How many columns there are."""
+
+    def project(self, hidden: Tensor, weight: Tensor) -> Tensor:
+        """Scores [n, columns] of hidden states [n, dim]; `weight` [len(vocabulary), dim] are all kept rows."""
+
+    def backproject(self, gradient: Tensor, hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of hidden states [n, dim] and of the kept rows here. Overwrites `gradient` [n, columns]."""
+
+    def columns_of(self, token_ids: Tensor) -> Tensor:
+        """The column of each token id; -1 where there is none."""
+
+    def arrange(self, values: Tensor) -> Tensor:
+        """Values of all ids [full_size] in the order of the columns."""
+
+    def in_full_order(self, scores: Tensor) -> Tensor:
+        """Scores [..., columns] as [..., full_size] in the order of ids."""
+
+
+@dataclass(frozen=True)
+class KeptRows:
+    """The kept rows alone: the softmax of the restricted objective."""
+
+    token_ids: Tensor
+    full_size: int
+
+    @property
+    def kept(self) -> slice:
+        return slice(0, len(self.token_ids))
+
+    @property
+    def num_columns(self) -> int:
+        return len(self.token_ids)
+
+    def project(self, hidden: Tensor, weight: Tensor) -> Tensor:
+        return hidden @ weight.t()
+
+    def backproject(self, gradient: Tensor, hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        return gradient @ weight, gradient.t() @ hidden
+
+    def columns_of(self, token_ids: Tensor) -> Tensor:
+        places = torch.searchsorted(self.token_ids, token_ids).clamp_(max=len(self.token_ids) - 1)
+        return torch.where(self.token_ids[places] == token_ids, places, -1)
+
+    def arrange(self, values: Tensor) -> Tensor:
+        return values.index_select(0, self.token_ids)
+
+    def in_full_order(self, scores: Tensor) -> Tensor:
+        full = scores.new_full((*scores.shape[:-1], self.full_size), -torch.inf)
+        return full.index_copy(-1, self.token_ids, scores)
+
+
+@dataclass(frozen=True)
+class MappedRows:
+    """All rows from `start` on, in the order of ids, as the base has them; columns of kept rows are computed anew.
+
+    Nothing is copied, so that the rows may lie in a mapped file; scores of kept rows are computed twice.
+    """
+
+    rows: Tensor  # [columns, dim], frozen; those of kept ids are stale
+    token_ids: Tensor  # of the kept rows here, counted from `start`
+    kept: slice
+    start: int = 0
+
+    @property
+    def num_columns(self) -> int:
+        return len(self.rows)
+
+    def project(self, hidden: Tensor, weight: Tensor) -> Tensor:
+        scores = hidden @ self.rows.t()
+        return scores.index_copy_(1, self.token_ids, hidden @ weight[self.kept].t())
+
+    def backproject(self, gradient: Tensor, hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        of_kept = gradient.index_select(1, self.token_ids)
+        gradient.index_fill_(1, self.token_ids, 0)
+        of_hidden = torch.addmm(gradient @ self.rows, of_kept, weight[self.kept])
+        return of_hidden, of_kept.t() @ hidden
+
+    def columns_of(self, token_ids: Tensor) -> Tensor:
+        columns = token_ids - self.start
+        return torch.where((columns >= 0) & (columns < len(self.rows)), columns, -1)
+
+    def arrange(self, values: Tensor) -> Tensor:
+        return values[self.start : self.start + len(self.rows)]
+
+    def in_full_order(self, scores: Tensor) -> Tensor:
+        return scores
+
+
+@dataclass(frozen=True)
+class CompactRows:
+    """Kept rows, then frozen ones in a matrix of their own: no row is held or computed twice."""
+
+    rows: Tensor  # [full_size - len(vocabulary), dim]
+    order: Tensor  # [full_size]: the id of each column
+    places: Tensor  # [full_size]: the column of each id
+
+    @property
+    def kept(self) -> slice:
+        return slice(0, len(self.order) - len(self.rows))
+
+    @property
+    def num_columns(self) -> int:
+        return len(self.order)
+
+    def project(self, hidden: Tensor, weight: Tensor) -> Tensor:
+        scores = hidden.new_empty(len(hidden), len(self.order))
+        torch.mm(hidden, weight.t(), out=scores[:, : len(weight)])
+        torch.mm(hidden, self.rows.t(), out=scores[:, len(weight) :])
+        return scores
+
+    def backproject(self, gradient: Tensor, hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        of_kept, of_frozen = gradient[:, : len(weight)], gradient[:, len(weight) :]
+        return torch.addmm(of_frozen @ self.rows, of_kept, weight), of_kept.t() @ hidden
+
+    def columns_of(self, token_ids: Tensor) -> Tensor:
+        return self.places[token_ids]
+
+    def arrange(self, values: Tensor) -> Tensor:
+        return values.index_select(0, self.order)
+
+    def in_full_order(self, scores: Tensor) -> Tensor:
+        return scores.index_select(-1, self.places)
+
+
+class FrozenRows:
+    """The rows of a table that do not train, where and in the dtype in which they are multiplied.
+
+    On a CPU they are a view of the table's store, which may be a mapped file. On another device they are held there, without
+    the kept ones, or brought there block by block.
+    """
+
+    def __init__(self, table: Table, device: torch.device, dtype: torch.dtype):
+        self.table, self.device, self.dtype = table, device, dtype
+        self._source = table.frozen_rows()
+        self._store = table.store
+        self._whole: Projection | None = None
+
+    def fits(self, table: Table, device: torch.device, dtype: torch.dtype) -> bool:
+        """Whether these are still the rows of the table, for this device and dtype."""
+        return self._store is table.store and self.device == device and self.dtype == dtype
+
+    def whole(self) -> Projection:
+        """All columns at once."""
+        if self._whole is None:
+            self._whole = self._mapped() if self.device.type == "cpu" else self._compact()
+        return self._whole
+
+    def blocks(self) -> Iterator[Projection]:
+        """All columns, one block after the other."""
+        step = max(1, STREAMED_BYTES // max(1, self._source.shape[1] * self.dtype.itemsize))
+        ids = self.table.token_ids
+        for start in range(0, len(self._source), step):
+            rows = self._source[start : start + step]
+            first, last = (int(place) for place in torch.searchsorted(ids, torch.tensor([start, start + len(rows)])))
+            here = (ids[first:last] - start).to(self.device)
+            yield MappedRows(self._brought(rows), here, slice(first, last), start)
+
+    def _brought(self, rows: Tensor) -> Tensor:
+        if self.device.type == "cuda":
+            return rows.pin_memory().to(self.device, self.dtype, non_blocking=True)
+        return rows.to(self.device, self.dtype)
+
+    def _mapped(self) -> Projection:
+        return MappedRows(self._source.to(self.dtype), self.table.token_ids, slice(0, self.table.num_rows))
+
+    def _compact(self) -> Projection:
+        kept = torch.zeros(self.table.full_size, dtype=torch.bool)
+        kept[self.table.token_ids] = True
+        others = (~kept).nonzero()[:, 0]
+        order = torch.cat([self.table.token_ids, others])
+        places = torch.empty_like(order)
+        places[order] = torch.arange(len(order))
+        rows = torch.empty(len(others), self._source.shape[1], device=self.device, dtype=self.dtype)
+        step = max(1, STREAMED_BYTES // max(1, self._source.shape[1] * self._source.element_size()))
+        for start in range(0, len(others), step):
+            rows[start : start + step] = self._source[others[start : start + step]].to(self.device, self.dtype)
+        return CompactRows(rows, order.to(self.device), places.to(self.device))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "FrozenRows":
+        return self  # read-only, so copies of a model share it
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()  # made anew from the table
+
+
+class _Project(torch.autograd.Function):
+    """Scores in the order of the columns, as part of a graph."""
+
+    @staticmethod
+    def forward(ctx: Any, projection: Projection, hidden: Tensor, weight: Tensor) -> Tensor:
+        ctx.projection = projection
+        ctx.save_for_backward(hidden, weight)
+        return projection.project(hidden, weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, Tensor]:
+        hidden, weight = ctx.saved_tensors
+        return None, *ctx.projection.backproject(gradient.clone(), hidden, weight)
+
+
+def project(projection: Projection, hidden: Tensor, weight: Tensor) -> Tensor:
+    """Scores [n, columns] of hidden states [n, dim], with gradients for these and for the kept rows."""
+    result: Tensor = _Project.apply(projection, hidden, weight)
+    return result
