@@ -1,7 +1,8 @@
-"""The main job: labelled text + a pretrained model → a fine-tuned full model. Short enough to read as an example.
+"""The main job: text + a pretrained model → a fine-tuned full model. Short enough to read as an example.
 
 `finetune` tokenizes, counts, shrinks, trains with transformers' own Trainer, validates and saves. The model that it
-leaves in the output directory is full, and bit for bit the one that the same run with `full_vocabulary=True` leaves.
+leaves in the output directory is full, and bit for bit the one that the same run with `full_vocabulary=True` leaves,
+unless an output layer is frozen in part or restricted (`output`).
 """
 
 import json
@@ -16,20 +17,24 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import DataCollatorWithPadding, PrinterCallback, ProgressCallback, Trainer, TrainingArguments
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from leanvocab.checkpoint import save_full
+from leanvocab.collators import EpochCallback, MaskingCollator, choose_collator, mask_to_validate
 from leanvocab.counts import count_tokens
 from leanvocab.data import load_splits
 from leanvocab.errors import CheckpointError, SettingsError
 from leanvocab.extras import require
+from leanvocab.language import LanguageTask, encode_language, find_language_task
 from leanvocab.memory import MemoryEstimate, estimate_memory
 from leanvocab.metrics import classification_scores, regression_scores, without_prefix
-from leanvocab.model import shrunk
+from leanvocab.model import shrunk, status
 from leanvocab.pretrained import find_pretrained
-from leanvocab.settings import FineTuneSettings
+from leanvocab.probes import check_causal, check_packed_examples_are_apart
+from leanvocab.settings import CAUSAL_LM, MASKED_LM, FineTuneSettings
 from leanvocab.task import Task, encode, find_task, select_samples
+from leanvocab.token_scores import TOKEN_LOSS, TokenScores, sums_by_example
 from leanvocab.vocabulary import PartialVocabulary
 
 require("accelerate", extra="finetune")  # the Trainer needs it
@@ -37,17 +42,24 @@ require("accelerate", extra="finetune")  # the Trainer needs it
 RESULT_FILE = "finetune.json"
 VOCABULARY_FILE = "partial_vocabulary.json"
 CHECKPOINTS_FOLDER = "checkpoints"
+RESTRICTED_NOTE = (
+    "The output layer was restricted: the softmax knew the kept rows alone, which is another objective than that of the full "
+    "model; loss and perplexity are over these rows too, and compare with no other mode's."
+)
 
 
 @dataclass(frozen=True)
 class FineTuneResult:
     """What a run did. `vocabulary` and `memory` are None with the full vocabulary.
 
-    The bytes are what this run's training held; `losses` are (step, loss) as logged, `scores` those of validation.
+    `output` is what became of a language model's output layer: "full", "frozen" or "restricted"; None where it is that of
+    ordinary training. The bytes are what this run's training held; `losses` are (step, loss) as logged, `scores` those of
+    validation.
     """
 
     output_dir: Path
-    task: Task
+    task: Task | LanguageTask
+    output: str | None
     vocabulary: PartialVocabulary | None
     memory: MemoryEstimate | None
     num_parameters: int
@@ -80,13 +92,14 @@ def finetune(
     *,
     progress: bool | None = None,
 ) -> FineTuneResult:
-    """Fine-tunes a pretrained model on labelled text, and writes the whole model and its tokenizer.
+    """Fine-tunes a pretrained model on text, and writes the whole model and its tokenizer.
 
     Args:
-        model: a folder or a name on the hub; any model that AutoModelForSequenceClassification takes.
+        model: a folder or a name on the hub; any model that AutoModelForSequenceClassification takes, or, by the task,
+            AutoModelForCausalLM, AutoModelForSeq2SeqLM or AutoModelForMaskedLM.
         data: whatever `leanvocab.data.load_splits` takes. The tokens of all its splits are counted.
         output_dir: a folder that is empty, or not there yet.
-        settings: the knobs; None: the paper's (Table 8).
+        settings: the knobs; None: the paper's (Table 8), for classification and regression.
         progress: whether to show progress bars; None: on a terminal.
 
     Raises:
@@ -98,41 +111,49 @@ def finetune(
     last_checkpoint = _check_output_dir(output_dir, Path(model), settings)
     pretrained = find_pretrained(model, settings)
     splits = select_samples(load_splits(data, settings.config_name), settings)
-    task = find_task(splits, settings)
+    task = find_language_task(splits, settings) if settings.is_language_model else find_task(splits, settings)
     if settings.best and task.eval_split is None:
         raise SettingsError("best needs a validation split: name one (eval_split), or hold one out (validation_ratio)")
     seconds: dict[str, float] = {}
     with _timed(seconds, "tokenizing"):
-        encoded = encode(splits, task, pretrained.tokenizer, settings.max_length)
+        encoded, notes = _encode(splits, task, pretrained.tokenizer, settings)
     transformers.set_seed(settings.seed)  # the new head is the same with and without the full vocabulary
-    network = pretrained.load(task)
-
-    vocabulary = memory = None
+    network, loading_notes = pretrained.load(task)
+    if settings.task == CAUSAL_LM:
+        check_causal(network)
+    if isinstance(task, LanguageTask) and settings.packing and task.source != "text":
+        check_packed_examples_are_apart(network)
+    vocabulary = memory = output = None
+    if not settings.full_vocabulary or settings.task == MASKED_LM:  # random words come from the kept ids in any case
+        with _timed(seconds, "counting"):
+            counts = count_tokens(encoded, task.token_columns)
+            vocabulary = PartialVocabulary.from_counts(counts, tokenizer=pretrained.tokenizer, model=network)
+    collator = choose_collator(task, network, pretrained.tokenizer, vocabulary, settings)
+    if isinstance(collator, MaskingCollator) and task.eval_split:
+        encoded[task.eval_split] = mask_to_validate(encoded[task.eval_split], collator)
     with ExitStack() as undone_at_the_end:
         if not settings.full_vocabulary:
-            with _timed(seconds, "counting"):
-                counts = count_tokens(encoded, "input_ids")
-                vocabulary = PartialVocabulary.from_counts(counts, tokenizer=pretrained.tokenizer, model=network)
+            assert vocabulary is not None
             memory = estimate_memory(network, vocabulary, precision="mixed" if settings.bf16 else None)
             with _timed(seconds, "shrinking"):
-                undone_at_the_end.enter_context(
-                    shrunk(network, vocabulary, decay_unused_rows=settings.weight_decay > 0)
-                )
-        trainer = _make_trainer(network, encoded, task, pretrained.tokenizer, output_dir, settings, progress)
+                undone_at_the_end.enter_context(shrunk(network, vocabulary, **_shrinking_options(settings)))
+            output = status(network).output if settings.is_language_model else None
+        trainer = _make_trainer(network, encoded, task, pretrained.tokenizer, collator, output_dir, settings, progress)
         with _timed(seconds, "training"):
             trainer.train(resume_from_checkpoint=last_checkpoint)
-        scores = without_prefix(trainer.evaluate()) if task.eval_split else {}
+        scores = _scores(trainer.evaluate()) if task.eval_split else {}
         result = FineTuneResult(
             output_dir=output_dir,
             task=task,
-            vocabulary=vocabulary,
+            output=output,
+            vocabulary=None if settings.full_vocabulary else vocabulary,
             memory=memory,
             **_held(network, trainer.optimizer),
             num_steps=trainer.state.global_step,
             seconds=seconds,
             losses=tuple((int(log["step"]), log["loss"]) for log in trainer.state.log_history if "loss" in log),
             scores=scores,
-            notes=pretrained.notes,
+            notes=(*pretrained.notes, *loading_notes, *notes, *([RESTRICTED_NOTE] if output == "restricted" else [])),
         )
         _save(network, pretrained.tokenizer, result)  # full while shrunk
     return result
@@ -158,11 +179,27 @@ def _check_output_dir(output_dir: Path, model: Path, settings: FineTuneSettings)
     return None
 
 
+def _encode(
+    splits: Any, task: Task | LanguageTask, tokenizer: Any, settings: FineTuneSettings
+) -> tuple[Any, tuple[str, ...]]:
+    if isinstance(task, LanguageTask):
+        return encode_language(splits, task, tokenizer, settings)
+    return encode(splits, task, tokenizer, settings.max_length), ()
+
+
+def _shrinking_options(settings: FineTuneSettings) -> dict[str, Any]:
+    options: dict[str, Any] = {"decay_unused_rows": settings.weight_decay > 0}
+    if settings.is_language_model:
+        options |= {"output": settings.output, "frozen_rows": settings.frozen_rows}
+    return options
+
+
 def _make_trainer(
     network: Any,
     encoded: Any,
-    task: Task,
+    task: Task | LanguageTask,
     tokenizer: Any,
+    collator: Any,
     output_dir: Path,
     settings: FineTuneSettings,
     progress: bool | None,
@@ -176,11 +213,12 @@ def _make_trainer(
         _training_arguments(task, output_dir / CHECKPOINTS_FOLDER, settings, network.config.model_type),
         train_dataset=encoded[task.train_split],
         eval_dataset=encoded[task.eval_split] if task.eval_split else None,
-        data_collator=DataCollatorWithPadding(tokenizer),
+        data_collator=collator,
         processing_class=tokenizer,
-        compute_metrics=_scoring(task),
-        preprocess_logits_for_metrics=_logits_alone,
+        **_scoring(task),
     )
+    if isinstance(collator, MaskingCollator):
+        trainer.add_callback(EpochCallback(collator))
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     if sys.stderr.isatty() if progress is None else progress:
@@ -188,7 +226,10 @@ def _make_trainer(
     return trainer
 
 
-def _training_arguments(task: Task, folder: Path, settings: FineTuneSettings, model_type: str) -> TrainingArguments:
+def _training_arguments(
+    task: Task | LanguageTask, folder: Path, settings: FineTuneSettings, model_type: str
+) -> TrainingArguments:
+    best = TOKEN_LOSS if settings.best == "loss" and settings.is_language_model else settings.best
     return TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=settings.epochs,
@@ -214,26 +255,36 @@ def _training_arguments(task: Task, folder: Path, settings: FineTuneSettings, mo
         save_steps=settings.save_steps,
         save_total_limit=settings.save_total_limit,
         load_best_model_at_end=settings.best is not None,
-        metric_for_best_model=settings.best,
-        greater_is_better=settings.best != "loss",
+        metric_for_best_model=best,
+        greater_is_better=best not in ("loss", TOKEN_LOSS, "perplexity"),
+        batch_eval_metrics=settings.is_language_model,  # predictions over a vocabulary are not held
         logging_steps=settings.logging_steps,
         report_to="none",
         dataloader_pin_memory=torch.cuda.is_available(),
     )
 
 
-def _scoring(task: Task) -> Any:
+def _scoring(task: Task | LanguageTask) -> dict[str, Any]:
+    """How the Trainer makes scores of what the model gives; encoder-decoder models give hidden states beside the logits."""
+    if isinstance(task, LanguageTask):
+        predicts_next = task.kind == CAUSAL_LM
+
+        def sums(given: Any, labels: Any) -> Any:
+            logits = given[0] if isinstance(given, tuple) else given
+            return sums_by_example(logits, labels, predicts_next=predicts_next)
+
+        return {"compute_metrics": TokenScores(), "preprocess_logits_for_metrics": sums}
     scores = regression_scores if task.is_regression else classification_scores
+    return {
+        "compute_metrics": lambda evaluated: scores(evaluated.predictions, evaluated.label_ids),
+        "preprocess_logits_for_metrics": lambda given, labels: given[0] if isinstance(given, tuple) else given,
+    }
 
-    def compute(evaluated: Any) -> dict[str, float]:
-        return scores(evaluated.predictions, evaluated.label_ids)
 
-    return compute
-
-
-def _logits_alone(logits: Any, labels: Any) -> Any:
-    """Encoder-decoder models give their hidden states beside the logits."""
-    return logits[0] if isinstance(logits, tuple) else logits
+def _scores(evaluated: dict[str, float]) -> dict[str, float]:
+    """A language model's loss is the mean over tokens; the Trainer's own is a mean over batches."""
+    scores = without_prefix(evaluated)
+    return scores | {"loss": scores.pop(TOKEN_LOSS)} if TOKEN_LOSS in scores else scores
 
 
 class _Progress(ProgressCallback):

@@ -5,11 +5,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 
 from leanvocab.errors import ModelError, SettingsError
-from leanvocab.settings import FineTuneSettings
+from leanvocab.language import LanguageTask
+from leanvocab.settings import CAUSAL_LM, MASKED_LM, SEQ2SEQ_LM, FineTuneSettings
 from leanvocab.task import Task
+
+# By task: the class of transformers, and what to call its head.
+_HEADS: dict[str, tuple[Any, str]] = {
+    CAUSAL_LM: (AutoModelForCausalLM, "causal language model"),
+    SEQ2SEQ_LM: (AutoModelForSeq2SeqLM, "sequence-to-sequence language model"),
+    MASKED_LM: (AutoModelForMaskedLM, "masked language model"),
+}
+_CLASSIFIER = (AutoModelForSequenceClassification, "sequence classification")
 
 # Where configs keep the dropout of hidden states and of attention.
 _DROPOUT_NAMES = (
@@ -27,19 +43,31 @@ class Pretrained:
     tokenizer: Any
     notes: tuple[str, ...]
 
-    def load(self, task: Task) -> Any:
-        """The model in fp32, on CPU, with a head for the task: a new one where the checkpoint has none of that size.
+    def load(self, task: Task | LanguageTask) -> tuple[Any, tuple[str, ...]]:
+        """The model in fp32, on CPU, with a head for the task, and what a user should know about it.
+
+        A classification head is new where the checkpoint has none of that size. A language model's is the checkpoint's own;
+        weights of it that are not there start anew, and are named.
 
         Raises:
-            ModelError: the weights are not there or not readable, or there is no sequence classification of this kind.
+            ModelError: the weights are not there or not readable, or there is no head of this kind.
         """
-        _set_labels(self.config, task)
+        is_language_model = isinstance(task, LanguageTask)
+        if isinstance(task, Task):
+            _set_labels(self.config, task)
+        auto_class, _ = _HEADS[task.kind] if isinstance(task, LanguageTask) else _CLASSIFIER
         try:
-            return AutoModelForSequenceClassification.from_pretrained(
-                self.name, config=self.config, dtype=torch.float32, ignore_mismatched_sizes=True
+            network, said = auto_class.from_pretrained(
+                self.name,
+                config=self.config,
+                dtype=torch.float32,
+                ignore_mismatched_sizes=not is_language_model,
+                output_loading_info=True,
             )
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise ModelError(f"the model {self.name!r} cannot be loaded: {_first_line(error)}") from error
+        new = sorted(said["missing_keys"]) if is_language_model else []
+        return network, tuple(f"The checkpoint has no {name}; it starts anew." for name in new)
 
 
 def find_pretrained(name: str | Path, settings: FineTuneSettings) -> Pretrained:
@@ -55,10 +83,15 @@ def find_pretrained(name: str | Path, settings: FineTuneSettings) -> Pretrained:
     except (OSError, ValueError, KeyError) as error:
         where = "is no folder here, and the hub did not give it" if not Path(name).is_dir() else "cannot be read"
         raise ModelError(f"the model {str(name)!r} {where}: {_first_line(error)}") from error
-    if type(config) not in AutoModelForSequenceClassification._model_mapping:
-        raise ModelError(f"transformers has no sequence classification for models of the type {config.model_type!r}")
-    _check_length(config, tokenizer, settings.max_length)
-    notes = _set_padding(config, tokenizer, str(name))
+    auto_class, head = _HEADS.get(settings.task or "", _CLASSIFIER)
+    if type(config) not in auto_class._model_mapping:
+        raise ModelError(f"transformers has no {head} for models of the type {config.model_type!r}")
+    if settings.task == MASKED_LM and tokenizer.mask_token is None:
+        raise ModelError(f"the tokenizer of {str(name)!r} has no mask token, which masked-lm needs")
+    _check_length(config, tokenizer, "max_length", settings.max_length)
+    if settings.task == SEQ2SEQ_LM:
+        _check_length(config, tokenizer, "max_target_length", settings.max_target_length)
+    notes = () if settings.task == CAUSAL_LM else _set_padding(config, tokenizer, str(name), settings.is_language_model)
     if settings.dropout >= 0:
         for part in {id(part): part for part in (config, config.get_text_config())}.values():
             for field in _DROPOUT_NAMES:
@@ -77,7 +110,8 @@ def _set_labels(config: Any, task: Task) -> None:
         config.label2id = {label: position for position, label in enumerate(task.label_names)}
 
 
-def _set_padding(config: Any, tokenizer: Any, name: str) -> tuple[str, ...]:
+def _set_padding(config: Any, tokenizer: Any, name: str, is_language_model: bool) -> tuple[str, ...]:
+    """Something to pad with. Causal language models need none: their padding is masked by its place, whatever its id."""
     notes: tuple[str, ...] = ()
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
@@ -87,17 +121,18 @@ def _set_padding(config: Any, tokenizer: Any, name: str) -> tuple[str, ...]:
             )
         tokenizer.pad_token = tokenizer.eos_token
         notes = (f"The tokenizer has no padding token; its end of sequence {tokenizer.eos_token!r} pads.",)
-    if getattr(config.get_text_config(), "pad_token_id", None) is None:
-        # Decoder models find the last token of a text by it.
+    if not is_language_model and getattr(config.get_text_config(), "pad_token_id", None) is None:
+        # Decoder models find the last token of a text by it. (An embedding would not train the row of its padding_idx, which
+        # a language model that ends its texts with that token needs.)
         config.pad_token_id = config.get_text_config().pad_token_id = tokenizer.pad_token_id
     return notes
 
 
-def _check_length(config: Any, tokenizer: Any, max_length: int) -> None:
+def _check_length(config: Any, tokenizer: Any, name: str, max_length: int) -> None:
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     limits = [limit for limit in (tokenizer.model_max_length, positions) if isinstance(limit, int) and limit > 0]
     if limits and max_length > min(limits):
-        raise SettingsError(f"max_length is {max_length}, but the model takes {min(limits)} tokens at most")
+        raise SettingsError(f"{name} is {max_length}, but the model takes {min(limits)} tokens at most")
 
 
 def _first_line(error: BaseException) -> str:

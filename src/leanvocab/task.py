@@ -38,6 +38,11 @@ class Task:
     def num_labels(self) -> int:
         return len(self.label_names) or 1
 
+    @property
+    def token_columns(self) -> tuple[str, ...]:
+        """Columns of the encoded data with ids to count; its labels are classes."""
+        return ("input_ids",)
+
     def label_ids(self, values: Iterable[Any]) -> np.ndarray[Any, Any]:
         """Labels as the model takes them: int64 class ids, or float32 scores for regression."""
         if self.is_regression:
@@ -55,12 +60,12 @@ def select_samples(splits: Any, settings: FineTuneSettings) -> Any:
     splits, train = datasets.DatasetDict(splits), settings.train_split
     if train not in splits:
         raise DataError(f"there is no split {train!r} to train on (train_split); the data set has {', '.join(splits)}")
-    if settings.validation_ratio and _eval_split(splits, settings) is None:
+    if settings.validation_ratio and find_eval_split(splits, settings) is None:
         held_out = round(len(splits[train]) * settings.validation_ratio)
         order = np.random.default_rng(settings.seed).permutation(len(splits[train]))
         splits["validation"] = _rows(splits[train], order[:held_out])
         splits[train] = _rows(splits[train], order[held_out:])
-    limits = {train: settings.max_train_samples, _eval_split(splits, settings): settings.max_eval_samples}
+    limits = {train: settings.max_train_samples, find_eval_split(splits, settings): settings.max_eval_samples}
     for name, most in limits.items():
         if name is not None and most is not None and most < len(splits[name]):
             chosen = np.random.default_rng(settings.seed).choice(len(splits[name]), most, replace=False)
@@ -74,7 +79,7 @@ def find_task(splits: Any, settings: FineTuneSettings) -> Task:
     Raises:
         DataError: a column is missing, holds something else, or has gaps; or there are fewer than two classes.
     """
-    train, evaluation = settings.train_split, _eval_split(splits, settings)
+    train, evaluation = settings.train_split, find_eval_split(splits, settings)
     text_columns = find_text_columns(splits[train], settings.text_columns)
     wanted = (settings.label_column,) if settings.label_column else ()
     (label_column,) = choose_columns("label", wanted, _LABEL_COLUMNS, splits[train].column_names)
@@ -112,7 +117,12 @@ def _rows(split: Any, positions: np.ndarray[Any, Any]) -> Any:
     return split.select(np.sort(positions), keep_in_memory=True)
 
 
-def _eval_split(splits: Any, settings: FineTuneSettings) -> str | None:
+def find_eval_split(splits: Any, settings: FineTuneSettings) -> str | None:
+    """The split to validate on: the one that is named, or the first whose name begins with validation; else None.
+
+    Raises:
+        DataError: there is no split of the name that was given.
+    """
     if settings.eval_split is None:
         return next((name for name in sorted(splits) if name.startswith("validation")), None)
     if settings.eval_split not in splits:

@@ -13,6 +13,12 @@ if TYPE_CHECKING:
 
     from leanvocab.finetune import FineTuneResult
 
+_OUTPUTS = {
+    "full": "full: stays whole",
+    "frozen": "frozen: unused rows stay in the softmax",
+    "restricted": "restricted: ANOTHER OBJECTIVE, over used rows alone",
+}
+
 
 @with_settings
 def finetune(
@@ -21,8 +27,8 @@ def finetune(
     data: Annotated[
         str,
         typer.Argument(
-            help="Labelled text: a CSV, JSON lines or Parquet file, a folder of them with splits in their names, or a "
-            "name on the hub."
+            help="Text, with labels for classification: a CSV, JSON lines or Parquet file, a folder of them with splits in "
+            "their names, or a name on the hub."
         ),
     ],
     output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="Where the fine-tuned full model goes.")],
@@ -31,9 +37,10 @@ def finetune(
     as_json: AsJson = False,
     **knobs: Any,
 ) -> None:
-    """Fine-tune a model on labelled text with a partial vocabulary, and save the whole model.
+    """Fine-tune a model on text with a partial vocabulary, and save the whole model.
 
-    Classification and regression, of single texts or pairs. The defaults are those of the paper (Table 8).
+    Classification and regression, of single texts or pairs, with the paper's defaults (Table 8); and language models:
+    --task causal-lm (texts, prompts with completions, or chats), seq2seq-lm (prompts with completions) or masked-lm (texts).
     """
     with clean_errors(as_json):
         settings = settings_from(knobs)
@@ -70,6 +77,8 @@ def _summary(result: "FineTuneResult") -> "list[Table | str]":
         saved_parameters = all_parameters - result.num_parameters
         table.add_row("vocabulary used", f"{kept:,} of {full:,} rows ({kept / full:.1%})")
         table.add_row("parameters trained", f"{result.num_parameters:,} of {all_parameters:,}")
+        if result.output is not None:
+            table.add_row("output layer", _OUTPUTS[result.output])
         table.add_row("parameters saved", f"{saved_parameters:,} ({saved_parameters / all_parameters:.1%})")
         saved, saved_ratio = result.memory.saved_bytes, result.memory.saved_ratio
         table.add_row(
