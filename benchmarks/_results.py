@@ -1,21 +1,31 @@
-"""What the benchmarks share: figures beside their bars, the machine that they were measured on, and bootstrap intervals."""
+"""What a benchmark found: series of values beside one another, figures beside their bars, and where they were measured.
 
+A result is one JSON file, named by benchmark, subject, hardware and date. Nothing in it is estimated: what could not be
+measured is named in `open`, with the reason.
+"""
+
+import datetime
+import functools
 import json
+import os
 import platform
 import random
+import re
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
+FOLDER = Path(__file__).parent / "results"
+OURS = "leanvocab"
+_PACKAGES = ("leanvocab", "torch", "transformers", "datasets", "numpy", "pyarrow", "peft", "polars", "torchao")
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One measured figure; `bar` is the largest value that it should have, None where it is for reading only."""
+    """One derived figure; `bar` is the largest value that it should have, None where it is for reading only."""
 
     what: str
     value: float
@@ -27,33 +37,118 @@ class Figure:
         return None if self.bar is None else self.value <= self.bar
 
 
-def show(title: str, figures: Sequence[Figure], as_json: bool, **details: Any) -> None:
-    """Prints figures as a table, or with `as_json` as one JSON object for machines."""
-    if as_json:
-        content = {"title": title, "machine": machine(), "figures": [asdict(f) | {"holds": f.holds} for f in figures]}
-        print(json.dumps(content | details))
-        return
-    table = Table(
-        "what", "figure", "at most", "", title=title, caption=", ".join(f"{k} {v}" for k, v in machine().items())
-    )
-    for figure in figures:
-        bar = "" if figure.bar is None else f"{figure.bar:,.4g} {figure.unit}"
-        verdict = {None: "", True: "[green]holds[/]", False: "[red]falls short[/]"}[figure.holds]
-        table.add_row(figure.what, f"{figure.value:,.4g} {figure.unit}", bar, verdict)
-    Console(width=140).print(table)
+@dataclass(frozen=True)
+class Series:
+    """The values of one program in one case, a value a round.
+
+    `beside` holds what leanvocab took in the same rounds, so that ratios are taken pair by pair; empty for leanvocab
+    itself and where the two did not take turns. `who` begins with "limit" where it is no program but what none can beat.
+    """
+
+    measure: str
+    case: str
+    who: str
+    values: tuple[float, ...]
+    unit: str
+    beside: tuple[float, ...] = ()
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.values)
+
+    @property
+    def is_limit(self) -> bool:
+        return self.who.startswith("limit")
+
+    @property
+    def ratio(self) -> float | None:
+        """This program's value over leanvocab's: the median of the pairs' ratios, None where there are no pairs."""
+        pairs = [value / ours for value, ours in zip(self.values, self.beside, strict=False) if ours > 0]
+        return statistics.median(pairs) if pairs else None
 
 
+@dataclass(frozen=True)
+class Result:
+    """What one run of a benchmark found about one subject (a model, a data set) on one machine."""
+
+    benchmark: str
+    title: str
+    subject: str
+    device: str
+    series: tuple[Series, ...] = ()
+    figures: tuple[Figure, ...] = ()
+    open: tuple[str, ...] = ()  # what was not measured, and why
+    seconds: float = 0.0
+    budget_seconds: float | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+    machine: dict[str, str] = field(default_factory=lambda: machine())
+    date: str = field(default_factory=lambda: datetime.date.today().isoformat())
+
+    @property
+    def file_name(self) -> str:
+        return "--".join(map(_slug, (self.benchmark, self.subject, self.hardware, self.date))) + ".json"
+
+    @property
+    def hardware(self) -> str:
+        if self.device == "cpu":
+            return f"{self.machine['processor']} {self.machine['cores']} cores"
+        return self.machine.get("gpu", self.device)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON; the figures also say whether they hold."""
+        content = asdict(self)
+        content["figures"] = [asdict(figure) | {"holds": figure.holds} for figure in self.figures]
+        return content
+
+    def write(self, folder: Path) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / self.file_name
+        path.write_text(json.dumps(_rounded(self.to_dict()), indent=1) + "\n")
+        return path
+
+    @classmethod
+    def read(cls, path: Path) -> "Result":
+        content = json.loads(path.read_text())
+        content["series"] = tuple(
+            Series(**each | {"values": tuple(each["values"]), "beside": tuple(each["beside"])})
+            for each in content["series"]
+        )
+        content["figures"] = tuple(
+            Figure(**{name: value for name, value in each.items() if name != "holds"}) for each in content["figures"]
+        )
+        return cls(**content | {"open": tuple(content["open"])})
+
+
+def beside_ours(measure: str, case: str, unit: str, found: dict[str, list[float]]) -> list[Series]:
+    """Series of programs that took turns with leanvocab: what each took in each round."""
+    ours = tuple(found.get(OURS, ()))
+    return [
+        Series(measure, case, who, tuple(values), unit, () if who == OURS else ours)
+        for who, values in found.items()
+        if values
+    ]
+
+
+@functools.cache
 def machine() -> dict[str, str]:
-    """What a figure depends on: processor, cores that were used, versions."""
+    """What a figure depends on: processor, cores, memory, versions of what was used."""
     import torch
 
-    names = {"torch": version("torch"), "transformers": version("transformers"), "leanvocab": version("leanvocab")}
-    return {
+    found = {
         "processor": _processor(),
+        "cores": str(len(os.sched_getaffinity(0))),
+        "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB",
         "threads": str(torch.get_num_threads()),
         "Python": platform.python_version(),
-        **names,
     }
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
 
 
 def _processor() -> str:
@@ -69,3 +164,16 @@ def median_interval(values: Sequence[float], rounds: int = 10_000) -> tuple[floa
     chance = random.Random(0)
     medians = sorted(statistics.median(chance.choices(values, k=len(values))) for _ in range(rounds))
     return medians[int(0.025 * rounds)], medians[int(0.975 * rounds)]
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")
+
+
+def _rounded(value: Any) -> Any:
+    """Five digits are more than any of these figures is good for."""
+    if isinstance(value, float):
+        return float(f"{value:.5g}")
+    if isinstance(value, dict):
+        return {name: _rounded(each) for name, each in value.items()}
+    return [_rounded(each) for each in value] if isinstance(value, list | tuple) else value

@@ -1,188 +1,246 @@
-"""Counting tokens against one `np.bincount` over the same ids, flat and as int64, in the same process; and its peak memory.
+"""Counting tokens beside the authors' counter, `datasets.map` with numpy, polars, and `np.bincount` on the flat ids.
 
-    python -m benchmarks.counting [--num-tokens 50000000] [--vocabulary-sizes 50257 250002] [--rounds 9] [--json]
-
-Data sets of rows of 128 tokens and of ragged rows (1 to 255), as int32 (what tokenizers give) and int64, are read from disk
-(mapped, a chunk for every thousand rows, as `datasets` writes them). Ids are drawn by Zipf's law. Rounds alternate between
-the two; a figure is the median of the ratio of their times. The bar is 0.8 of bincount's speed, 1.25 of its time. Each case
-is a process of its own, and memory is measured in another one, where nothing else was done.
+Data sets of 10⁶ to 10⁹ tokens (int32, as tokenizers give them; ids by Zipf's law) in rows of 128 and in ragged rows of 1 to
+255 are read from disk, mapped. Every program gives the same counts, which is checked. They take turns in one process, which
+has read the data before; memory is that of a fresh process that counts for the first time. The authors' counter takes rows
+of equal length alone; it runs as it comes, and with the batch size and number of processes that were fastest for it here.
 """
 
 import argparse
+import functools
 import json
-import statistics
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks._results import Figure, median_interval, show
+from benchmarks._command import About, finish, parser, read_options
+from benchmarks._peers import AUTHORS, NO_AUTHORS_CODE, authors_module, installed
+from benchmarks._results import OURS, Figure, Result, Series, beside_ours
+from benchmarks._rounds import Budget, child_arguments, run_child, seconds_of, take_turns
+from benchmarks._token_data import ROW_LENGTH, load_rows, write_ids, write_rows
 
-MEBIBYTE = 2**20
-ROW_LENGTH = 128
-CASES = [(rows, dtype) for rows in ("equal", "ragged") for dtype in ("int32", "int64")]
-DERIVED = ["shuffled", "split", "labels"]
+ABOUT = About(
+    name="counting",
+    measures="Counting 10⁶ to 10⁹ tokens in equal-length and ragged rows: time and memory.",
+    beside="the authors' token counter, datasets.map with numpy, polars, np.bincount on the flat ids",
+    limit="one pass over the ids at memory bandwidth",
+    budget_seconds=420,
+)
+SIZES = {"full": [10**6, 10**7, 10**8, 10**9], "small": [20_000]}
+BINCOUNT = "np.bincount, flat ids"
+BINCOUNT_BLOCKS = "np.bincount, flat ids in blocks"
+MAP_ARROW, MAP_NUMPY = "datasets.map + numpy, arrow format", "datasets.map + numpy, numpy format"
+LIMIT = "limit: one pass over the ids"
+AUTHORS_TUNED = f"{AUTHORS}, best settings"
+AUTHORS_DEFAULT = (1000, None)  # batch size, processes
+AUTHORS_SETTINGS = [(10_000, None), (100_000, None), (100_000, 2)]
+_POWERS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+_BLOCK = 1 << 20
 
 
-def draw_ids(num_tokens: int, vocabulary_size: int) -> Any:
-    """Token ids by Zipf's law, int64; frequent ids lie anywhere in the vocabulary."""
+def bincount_in_blocks(ids: Any, vocabulary_size: int) -> Any:
+    """What a user writes who knows that bincount makes int64 of int32 first: in blocks that fit in the cache."""
     import numpy as np
 
-    rng = np.random.default_rng(0)
-    share = 1 / np.arange(1, vocabulary_size + 1)
-    ranks = np.searchsorted(np.cumsum(share / share.sum()), rng.random(num_tokens)).clip(max=vocabulary_size - 1)
-    return rng.permutation(vocabulary_size)[ranks]
+    counts = np.zeros(vocabulary_size, np.int64)
+    for start in range(0, len(ids), _BLOCK):
+        counts += np.bincount(ids[start : start + _BLOCK], minlength=vocabulary_size)
+    return counts
 
 
-def make_dataset(folder: Path, num_tokens: int, vocabulary_size: int, rows: str, dtype: str) -> None:
-    """A data set on disk, and the flat ids beside it."""
-    import datasets
+def with_map(dataset: Any, vocabulary_size: int, style: str) -> Any:
+    """`datasets.map` over batches of ten thousand rows, adding up outside, so that nothing is written."""
     import numpy as np
-    import pyarrow as pa
 
-    ids = draw_ids(num_tokens, vocabulary_size)
-    np.save(folder / "ids.npy", ids)
-    lengths = np.full(num_tokens // ROW_LENGTH + 1, ROW_LENGTH)
-    if rows == "ragged":
-        lengths = np.random.default_rng(1).integers(1, 2 * ROW_LENGTH, 2 * len(lengths))
-    offsets = np.append(0, np.cumsum(lengths).clip(max=num_tokens))
-    offsets = offsets[: np.searchsorted(offsets, num_tokens) + 1]
-    values = ids.astype(dtype)
-    chunks = []
-    for start in range(0, len(offsets) - 1, 1000):
-        part = offsets[start : start + 1001]
-        chunks.append(
-            pa.ListArray.from_arrays(pa.array(part - part[0], pa.int32()), pa.array(values[part[0] : part[-1]]))
-        )
-    datasets.disable_progress_bars()
-    datasets.Dataset(pa.table({"input_ids": pa.chunked_array(chunks)})).save_to_disk(folder / "data")
+    counts = np.zeros(vocabulary_size, np.int64)
+
+    def add(batch: Any) -> None:
+        column = batch["input_ids"]
+        if style == "arrow":
+            ids = column.combine_chunks().flatten().to_numpy()
+        else:
+            ids = column.reshape(-1) if column.ndim > 1 else np.concatenate(column)
+        counts[:] += np.bincount(ids, minlength=vocabulary_size)
+
+    dataset.with_format(style).map(add, batched=True, batch_size=10_000, load_from_cache_file=False)
+    return counts
 
 
-def load(folder: Path, derived: str | None) -> Any:
-    """The data set as it lies on disk, or one derived from it."""
-    import datasets
+def with_polars(dataset: Any, vocabulary_size: int) -> Any:
+    import numpy as np
+    import polars
 
-    dataset = datasets.load_from_disk(folder / "data")
-    if derived == "shuffled":
-        return dataset.shuffle(seed=0, keep_in_memory=True)
-    if derived == "split":
-        return dataset.train_test_split(0.2, seed=0)["train"]
-    return dataset
-
-
-def seconds(work: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+    ids = polars.Series(polars.from_arrow(dataset.data.table.column("input_ids"))).explode()
+    found = ids.value_counts()
+    counts = np.zeros(vocabulary_size, np.int64)
+    counts[found[:, 0].to_numpy()] = found[:, 1].to_numpy()
+    return counts
 
 
-def time_case(folder: Path, derived: str | None, rounds: int) -> dict[str, list[float]]:
-    """Seconds of bincount, of `count_tokens` as it comes, and with one worker, in turn."""
+def with_authors(dataset: Any, vocabulary_size: int, code: Path, settings: tuple[int, int | None]) -> Any:
+    """The authors' counter, made to count anew each time; it sets the data set's format, so it gets one of its own."""
+    counter = authors_module(code, "data.token_counter").TokenCounter(
+        batch_size=settings[0], num_proc=settings[1], load_from_cache_file=False
+    )
+    return counter.count(dataset.with_format(None), vocabulary_size, ["input_ids"])
+
+
+def programs(folder: Path, case: dict[str, Any]) -> dict[str, Callable[[], Any]]:
+    """Each program that can take these rows, as a function that gives the counts."""
     import numpy as np
 
     from leanvocab import count_tokens
 
-    ids = np.load(folder / "ids.npy")
-    data = load(folder, derived)
-    if derived == "labels":  # the first half of each row is a prompt, masked out
-        masked = np.where(np.arange(len(ids)) % ROW_LENGTH < ROW_LENGTH // 2, -100, ids).astype(np.int32)
-        data = {"labels": masked[: len(ids) // ROW_LENGTH * ROW_LENGTH].reshape(-1, ROW_LENGTH)}
-        ids = data["labels"].reshape(-1).astype(np.int64) + 100  # as bincount needs them
-    elif derived == "split":
-        selected = data.with_format("arrow")[:]["input_ids"]
-        ids = np.concatenate([chunk.flatten().to_numpy() for chunk in selected.chunks]).astype(np.int64)
-    counted = count_tokens(data).counts
-    offset = 100 if derived == "labels" else 0
-    assert np.array_equal(counted, np.bincount(ids, minlength=len(counted) + offset)[offset:])
-    found: dict[str, list[float]] = {"bincount": [], "count_tokens": [], "one worker": []}
-    for _ in range(rounds):
-        found["bincount"].append(seconds(lambda: np.bincount(ids)))
-        found["count_tokens"].append(seconds(lambda: count_tokens(data)))
-        found["one worker"].append(seconds(lambda: count_tokens(data, num_workers=1)))
-    found["num_tokens"] = [len(ids)]
+    size = case["vocabulary_size"]
+    dataset = load_rows(folder / case["rows"])
+    flat = np.load(folder / "ids.npy", mmap_mode="r")
+    flat = flat[: len(flat) // ROW_LENGTH * ROW_LENGTH] if case["rows"] == "equal" else flat
+    found: dict[str, Callable[[], Any]] = {OURS: lambda: count_tokens(dataset, full_size=size, progress=False).counts}
+    if len(flat) <= 10**8:  # larger ones, made int64, do not fit beside the rest
+        wide = np.asarray(flat, np.int64)
+        found[BINCOUNT] = lambda: np.bincount(wide, minlength=size)
+    found[BINCOUNT_BLOCKS] = functools.partial(bincount_in_blocks, flat, size)
+    found[MAP_ARROW] = functools.partial(with_map, dataset, size, "arrow")
+    found[MAP_NUMPY] = functools.partial(with_map, dataset, size, "numpy")
+    if installed("polars"):
+        found["polars"] = functools.partial(with_polars, dataset, size)
+    if case["authors_code"] and case["rows"] == "equal":
+        run = functools.partial(with_authors, dataset, size, case["authors_code"])
+        if not case["authors_settings"]:
+            run(AUTHORS_DEFAULT)  # the first run imports
+            case["authors_settings"] = min(AUTHORS_SETTINGS, key=lambda each: seconds_of(lambda: run(each)))
+        found[AUTHORS] = functools.partial(run, AUTHORS_DEFAULT)
+        found[AUTHORS_TUNED] = functools.partial(run, tuple(case["authors_settings"]))
+    found[LIMIT] = lambda: int(flat.view(np.int64).sum())  # reads every byte once, does next to nothing with it
     return found
 
 
-def measure_memory(folder: Path, in_memory: bool) -> dict[str, float]:
+def time_case(folder: Path, case: dict[str, Any]) -> dict[str, Any]:
+    """Seconds of each program, in turn, and those left out since ten times the last size's time is over the budget."""
+    import datasets
+    import numpy as np
+
+    datasets.disable_progress_bars()
+    budget = Budget(case["seconds"])
+    ready = programs(folder, case)
+    late = [name for name in ready if case["last_seconds"].get(name, 0.0) * 10 > case["seconds"] / 2]
+    ready = {name: program for name, program in ready.items() if name not in late}
+    expected = ready[OURS]()
+    if len(load_rows(folder / case["rows"])) < 10**6:  # which also warms up; checked at the smaller sizes
+        for name, program in ready.items():
+            assert name == LIMIT or np.array_equal(program(), expected), f"{name} counts otherwise"
+    found = take_turns(ready, case["rounds"], budget)
+    return {"seconds": found, "late": late, "authors_settings": case["authors_settings"]}
+
+
+def memory_of(folder: Path, case: dict[str, Any], name: str) -> dict[str, int]:
     """Growth of this process while it counts, which it does for the first time."""
     import datasets
 
-    from leanvocab import count_tokens
     from leanvocab.peak import record_peak
 
-    dataset = datasets.load_from_disk(folder / "data", keep_in_memory=in_memory)
+    datasets.disable_progress_bars()
+    program = programs(folder, case)[name]
     with record_peak(0.0005) as peak:
-        count_tokens(dataset)
-    return {"anonymous": peak.anonymous_growth_bytes / MEBIBYTE, "resident": peak.rss_growth_bytes / MEBIBYTE}
+        program()
+    return {"anonymous": peak.anonymous_growth_bytes, "resident": peak.rss_growth_bytes}
 
 
-def run_child(*arguments: Any) -> Any:
-    command = [sys.executable, "-m", "benchmarks.counting", "--child", *map(str, arguments)]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+def child(what: str, folder: str, case: str, *rest: str) -> Any:
+    path, settings = Path(folder), json.loads(case)
+    if what == "time":
+        return time_case(path, settings)
+    if what == "memory":
+        return memory_of(path, settings, rest[0])
+    if what == "ids":
+        return write_ids(path / "ids.npy", settings["num_tokens"], settings["vocabulary_size"])
+    return write_rows(path / settings["rows"], path / "ids.npy", settings["rows"])
 
 
-def child(what: str, folder: str, *rest: str) -> None:
-    path = Path(folder)
-    if what == "make":
-        make_dataset(path, int(rest[0]), int(rest[1]), rest[2], rest[3])
-        print("null")
-    elif what == "time":
-        print(json.dumps(time_case(path, None if rest[0] == "None" else rest[0], int(rest[1]))))
-    else:
-        print(json.dumps(measure_memory(path, rest[0] == "True")))
-
-
-def ratio_figures(name: str, found: dict[str, list[float]], barred: bool) -> list[Figure]:
-    figures = []
-    for who in ("count_tokens", "one worker"):
-        ratios = [ours / its for ours, its in zip(found[who], found["bincount"], strict=True)]
-        low, high = median_interval(ratios)
-        label = f"{name}: {who}, time / bincount's ({low:.2f} to {high:.2f})"
-        figures.append(
-            Figure(label, statistics.median(ratios), "×", 1.25 if barred and who == "count_tokens" else None)
-        )
-    speed = found["num_tokens"][0] / statistics.median(found["count_tokens"]) / 1e6
-    return [*figures, Figure(f"{name}: count_tokens", speed, "M tokens/s")]
-
-
-def measure(num_tokens: int, vocabulary_size: int, rounds: int) -> list[Figure]:
-    figures: list[Figure] = []
-    for rows, dtype in CASES:
+def measure(options: argparse.Namespace) -> Iterator[Result]:
+    budget = Budget(options.seconds)
+    series: list[Series] = []
+    late: list[str] = []
+    last: dict[str, dict[str, float]] = {"equal": {}, "ragged": {}}
+    case: dict[str, Any] = {"authors_settings": None, "rounds": options.rounds or 9}
+    case |= {"authors_code": options.authors_code and str(options.authors_code)}
+    case |= {"vocabulary_size": options.vocabulary_size}
+    small, sizes = options.size == "small", options.num_tokens or SIZES[options.size]
+    for number, num_tokens in enumerate(sizes):
         with tempfile.TemporaryDirectory() as folder:
-            run_child("make", folder, num_tokens, vocabulary_size, rows, dtype)
-            name = f"{vocabulary_size:,} ids, {rows} {dtype}"
-            figures += ratio_figures(name, run_child("time", folder, None, rounds), barred=True)
-            mapped, held = (run_child("memory", folder, in_memory) for in_memory in (False, True))
-            figures.append(Figure(f"{name}: mapped, anonymous memory", mapped["anonymous"], "MiB", 64))
-            figures.append(Figure(f"{name}: mapped, resident (with the file's pages)", mapped["resident"], "MiB"))
-            figures.append(Figure(f"{name}: in memory, resident", held["resident"], "MiB", 64))
-            if (rows, dtype) == ("ragged", "int32"):
-                for derived in DERIVED:
-                    found = run_child("time", folder, derived, rounds)
-                    figures += ratio_figures(f"{name}, {derived}", found, barred=False)
-    return figures
+            case |= {"num_tokens": num_tokens}
+            if number and budget.left < options.seconds / 4:
+                late.append(f"{num_tokens:,} tokens: over the time budget of {options.seconds:.0f} s")
+                continue
+            run_child("benchmarks.counting", "ids", folder, json.dumps(case))
+            for rows in ("equal", "ragged"):
+                share = budget.left / 2 / (len(sizes) - number) / (2 if rows == "equal" else 1)
+                case |= {"rows": rows, "seconds": share, "last_seconds": last[rows]}
+                measured = () if num_tokens != sizes[min(1, len(sizes) - 1)] else (OURS,) if small else None
+                series += run_case(folder, case, late, last, measured)
+    yield Result(
+        ABOUT.name,
+        f"Counting tokens, {options.vocabulary_size:,} rows",
+        f"zipf {options.vocabulary_size}",
+        "cpu",
+        tuple(series),
+        tuple(bars(series)),
+        (*([] if options.authors_code else [NO_AUTHORS_CODE]), *late),
+        budget.spent,
+        options.seconds,
+        {"authors' batch size and processes": case["authors_settings"]},
+    )
 
 
-def main() -> None:
-    if "--child" in sys.argv:
-        child(*sys.argv[sys.argv.index("--child") + 1 :])
-        return
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num-tokens", type=int, default=50_000_000)
-    parser.add_argument("--vocabulary-sizes", type=int, nargs="+", default=[50_257, 250_002])
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
-    figures = [
-        figure
-        for size in arguments.vocabulary_sizes
-        for figure in measure(arguments.num_tokens, size, arguments.rounds)
-    ]
-    show(f"Counting {arguments.num_tokens:,} tokens", figures, arguments.json, num_tokens=arguments.num_tokens)
+def power_of_ten(number: int) -> str:
+    """1_000_000 → 10⁶; other numbers in digits."""
+    power = len(str(number)) - 1
+    return f"10{str(power).translate(_POWERS)}" if number == 10**power else f"{number:,}"
+
+
+def run_case(
+    folder: str,
+    case: dict[str, Any],
+    late: list[str],
+    last: dict[str, dict[str, float]],
+    measured: tuple[str, ...] | None,
+) -> list[Series]:
+    """Times of one size and shape of rows, and the memory of the programs in `measured` (None: of all)."""
+    run_child("benchmarks.counting", "rows", folder, json.dumps(case))
+    found = run_child("benchmarks.counting", "time", folder, json.dumps(case))
+    case["authors_settings"] = found["authors_settings"]
+    name = f"{power_of_ten(case['num_tokens'])} tokens, {case['rows']}"
+    late += [f"{who} at {name}: over the time budget (by its time at a tenth of the size)" for who in found["late"]]
+    times = found["seconds"]
+    last[case["rows"]] = {who: min(values) for who, values in times.items()}
+    series = beside_ours("time", name, "s", times)
+    for who in (who for who in times if who != LIMIT and (measured is None or who in measured)):
+        grown = run_child("benchmarks.counting", "memory", folder, json.dumps(case), who)
+        for kind, growth in grown.items():
+            series.append(Series(f"{kind} memory of a fresh process, growth", name, who, (growth,), "bytes"))
+    return series
+
+
+def bars(series: list[Series]) -> Iterator[Figure]:
+    """Beside the authors: at least ten times as fast on rows of equal length. Beside the limit: for reading."""
+    for each in series:
+        if each.ratio and each.who in (AUTHORS, AUTHORS_TUNED):
+            yield Figure(f"time / {each.who}, {each.case}", 1 / each.ratio, "×", bar=0.1)
+        if each.ratio and each.is_limit:
+            yield Figure(f"time / one pass over the ids, {each.case}", 1 / each.ratio, "×")
+
+
+def main(arguments: list[str] | None = None) -> list[Result]:
+    made = parser(ABOUT, peers=True)
+    made.add_argument("--num-tokens", type=int, nargs="+", help="sizes of the data sets, the smallest first")
+    made.add_argument("--vocabulary-size", type=int, default=250_002)
+    options = read_options(made, arguments)
+    return finish(measure(options), options)
 
 
 if __name__ == "__main__":
-    main()
+    if (given := child_arguments()) is not None:
+        print("\n" + json.dumps(child(*given)))
+    else:
+        main()

@@ -1,136 +1,437 @@
-"""One training step with a partial and with the full vocabulary, interleaved on CPU, as ratios pair by pair.
+"""One training step: time and memory with a partial and the full vocabulary, and what else people use to save memory.
 
-    python -m benchmarks.training_step [--case xlm-r-base | bert-qqp] [--pairs 60] [--json]
-
-xlm-r-base  250,002 rows, 6,000 kept, batch 8 × 64: much is saved
-bert-qqp    30,522 rows, 27,012 kept (11.5 % less, the paper's Table 2): little is saved, so nothing may be lost
-Both models take the same steps, which must give the same losses. Limit: the step without any vocabulary matrix.
+A checkpoint of random weights and a published size is made once. Each program is a process that loads it and takes steps of
+the same batches (fused AdamW, gradients clipped to norm 1 as the Trainer does). leanvocab's process takes a step before or
+after each step of a peer's, in turn, so that ratios are taken pair by pair. Full fine-tuning, leanvocab and the authors' code
+must give equal losses on CPU. Memory is taken over two further steps: on CPU the growth of the process beyond what it held
+before the model was loaded, on CUDA what torch allocated and reserved; weights, gradients and states are added up tensor by
+tensor, and activations are what is left of the peak.
 """
 
 import argparse
-import copy
+import gc
+import json
 import statistics
+import sys
+import tempfile
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from benchmarks._results import Figure, median_interval, show
+from benchmarks._command import About, finish, parser, read_options
+from benchmarks._models import SHAPES, kept_ids, make_model, save_model
+from benchmarks._peers import AUTHORS, NO_AUTHORS_CODE, NO_GPU, authors_module, installed
+from benchmarks._results import OURS, Figure, Result, Series, median_interval
+from benchmarks._rounds import Budget, Worker, answer, child_arguments, worker
 
-CASES: dict[str, dict[str, Any]] = {
-    "xlm-r-base": {"rows": 250_002, "kept": 6_000, "hidden": 768, "layers": 12, "bar": 0.5, "pairs": 12},
-    "bert-qqp": {"rows": 30_522, "kept": 27_012, "hidden": 768, "layers": 12, "bar": None, "pairs": 60},
-    "tiny": {"rows": 900, "kept": 300, "hidden": 48, "layers": 1, "bar": None, "pairs": 4},
+ABOUT = About(
+    name="training_step",
+    measures="One training step: time, peak memory, and its split into weights, gradients, states and activations.",
+    beside="full fine-tuning, the authors' code, frozen embeddings, PEFT trainable tokens, LoRA, 8-bit Adam, sparse gradients",
+    limit="16 bytes × parameters that remain + activations",
+    budget_seconds=480,
+)
+MODULE = "benchmarks.training_step"
+FULL, FROZEN, TOKENS = "full fine-tuning", "frozen embeddings", "PEFT trainable tokens"
+LORA, LORA_LEAN = "LoRA", "LoRA under leanvocab"
+ADAM8, ADAM8_LEAN = "8-bit Adam", "8-bit Adam under leanvocab"
+SPARSE, OFFLOAD = "sparse embedding gradients", "optimizer offload"
+CASES = {  # programs beside leanvocab, the most pairs beside full fine-tuning, its bar, its share of the time
+    "xlm-r-base": ([FULL, AUTHORS, FROZEN, TOKENS, LORA, LORA_LEAN, SPARSE, OFFLOAD, ADAM8, ADAM8_LEAN], 12, 0.5, 0.6),
+    "bert-qqp": ([FULL, AUTHORS], 60, None, 0.4),
+    "tiny": ([FULL, AUTHORS, FROZEN, LORA_LEAN, SPARSE], 4, None, 1.0),
+}
+SIZES = {"full": ["xlm-r-base", "bert-qqp"], "small": ["tiny"]}
+
+
+@dataclass
+class Program:
+    """A model ready to train: its optimizers, and what stands between a batch's ids and the model."""
+
+    model: Any
+    optimizers: list[Any]
+    remap: Callable[[Any], Any] = lambda ids: ids
+    losses: list[float] = field(default_factory=list)
+
+
+def adamw(model: Any) -> list[Any]:
+    import torch
+
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [torch.optim.AdamW(trained, lr=1e-5, weight_decay=0.0, fused=True)]
+
+
+def shrunk(model: Any, ids: Any) -> Any:
+    import leanvocab as lv
+
+    lv.shrink_(model, lv.PartialVocabulary(ids, model.get_input_embeddings().num_embeddings))
+    return model
+
+
+def with_authors(model: Any, ids: Any, options: dict[str, Any]) -> Program:
+    """The authors rewrite the data: batches come in partial ids, which here is no part of the step."""
+    import torch
+
+    pruner = authors_module(options["authors_code"], "embedding_pruner").EmbeddingPruner()
+    remap = torch.full((model.get_input_embeddings().num_embeddings,), -1, device=model.device)
+    remap[torch.from_numpy(ids)] = torch.arange(len(ids), device=model.device)
+    pruner.prepare(model, model.get_input_embeddings(), torch.from_numpy(ids))
+    return Program(model, adamw(model), lambda batch: remap[batch])
+
+
+def with_frozen_embeddings(model: Any, ids: Any, options: dict[str, Any]) -> Program:
+    model.get_input_embeddings().weight.requires_grad_(False)
+    return Program(model, adamw(model))
+
+
+def with_trainable_tokens(model: Any, ids: Any, options: dict[str, Any]) -> Program:
+    """Only the kept rows train, and the classifier: what PEFT's method does by itself."""
+    import peft
+
+    name = next(name for name, module in model.named_modules() if module is model.get_input_embeddings())
+    config = peft.TrainableTokensConfig(target_modules=[name], token_indices=ids.tolist(), task_type="SEQ_CLS")
+    model = peft.get_peft_model(model, config)
+    return Program(model, adamw(model))
+
+
+def with_lora(model: Any, ids: Any, options: dict[str, Any]) -> Program:
+    import peft
+
+    model = peft.get_peft_model(model, peft.LoraConfig(r=8, task_type="SEQ_CLS"))
+    return Program(model, adamw(model))
+
+
+def with_8bit_adam(model: Any, ids: Any, options: dict[str, Any]) -> Program:
+    """torchao's on CPU (its kernels are compiled in the first step), bitsandbytes' or torchao's on CUDA."""
+    if options["device"] == "cuda" and installed("bitsandbytes"):
+        import bitsandbytes
+
+        return Program(model, [bitsandbytes.optim.AdamW8bit(model.parameters(), lr=1e-5, weight_decay=0.0)])
+    sys.path += [options["torchao"]] if options["torchao"] else []
+    import torchao.optim
+
+    return Program(model, [torchao.optim.AdamW8bit(model.parameters(), lr=1e-5, weight_decay=0.0)])
+
+
+def with_sparse_gradients(model: Any, ids: Any, options: dict[str, Any]) -> Program:
+    """torch's own: a sparse gradient, and SparseAdam (whose moments are not dense Adam's) for the table."""
+    import torch
+
+    table = model.get_input_embeddings()
+    table.sparse = True
+    others = [parameter for parameter in model.parameters() if parameter is not table.weight]
+    dense = torch.optim.AdamW(others, lr=1e-5, weight_decay=0.0, fused=True)
+    return Program(model, [dense, torch.optim.SparseAdam([table.weight], lr=1e-5)])
+
+
+def with_offload(model: Any, ids: Any, options: dict[str, Any]) -> Program:
+    """torchao's: states and the step on the host."""
+    import torch
+    import torchao.optim
+
+    optimizer = torchao.optim.CPUOffloadOptimizer(model.parameters(), torch.optim.AdamW, lr=1e-5, weight_decay=0.0)
+    return Program(model, [optimizer])
+
+
+MAKERS: dict[str, Callable[[Any, Any, dict[str, Any]], Program]] = {
+    OURS: lambda model, ids, options: Program(shrunk(model, ids), adamw(model)),
+    FULL: lambda model, ids, options: Program(model, adamw(model)),
+    AUTHORS: with_authors,
+    FROZEN: with_frozen_embeddings,
+    TOKENS: with_trainable_tokens,
+    LORA: with_lora,
+    LORA_LEAN: lambda model, ids, options: with_lora(shrunk(model, ids), ids, options),
+    ADAM8: with_8bit_adam,
+    ADAM8_LEAN: lambda model, ids, options: with_8bit_adam(shrunk(model, ids), ids, options),
+    SPARSE: with_sparse_gradients,
+    OFFLOAD: with_offload,
 }
 
 
-def build(case: dict[str, Any]) -> tuple[Any, Any, Any]:
-    """(full model, shrunk model, vocabulary): the same weights."""
-    import numpy as np
-    import torch
-    from transformers import BertConfig, BertForSequenceClassification
-
-    import leanvocab as lv
-
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=case["rows"],
-        hidden_size=case["hidden"],
-        num_hidden_layers=case["layers"],
-        num_attention_heads=12,
-        intermediate_size=4 * case["hidden"],
-    )
-    full = BertForSequenceClassification(config)
-    shrunk = copy.deepcopy(full)
-    kept = np.sort(np.random.default_rng(0).choice(case["rows"], case["kept"], replace=False))
-    vocabulary = lv.PartialVocabulary(kept, case["rows"])
-    lv.shrink_(shrunk, vocabulary)
-    return full, shrunk, vocabulary
-
-
-def stepper(model: Any, vocabulary: Any, batch_size: int, length: int) -> Callable[[], float]:
-    """A function that takes one step (AdamW, the Trainer's clipping) and returns the loss; its data are the same for all."""
+def make_batches(ids: Any, options: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
+    """Ids and labels, the same for every program."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
-    token_ids = torch.tensor(vocabulary.token_ids)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.0)
-    model.train()
-
-    def step() -> float:
-        ids = token_ids[torch.randint(0, len(token_ids), (batch_size, length), generator=generator)]
-        labels = torch.randint(0, 2, (batch_size,), generator=generator)
-        torch.manual_seed(0)
-        loss = model(input_ids=ids, labels=labels).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        return float(loss.item())
-
-    return step
+    kept = torch.from_numpy(ids)
+    shape = options["batch_size"], options["length"]
+    while True:
+        drawn = kept[torch.randint(2, len(kept), shape, generator=generator)]
+        labels = torch.randint(0, 2, shape[:1], generator=generator)
+        yield drawn.to(options["device"]), labels.to(options["device"])
 
 
-def timed(function: Callable[[], Any]) -> tuple[float, Any]:
-    start = time.perf_counter()
-    value = function()
-    return time.perf_counter() - start, value
-
-
-def remapping_seconds(shrunk: Any, vocabulary: Any, batch_size: int, length: int, rounds: int = 200) -> float:
-    """What the lookup takes beyond looking the same partial ids up directly: the median difference."""
+def clip(parameters: list[Any]) -> None:
+    """To norm 1, as the Trainer does; torch's own function takes no sparse gradients."""
     import torch
-    import torch.nn.functional as F
 
-    table = shrunk.bert.embeddings.word_embeddings
-    ids = torch.tensor(vocabulary.token_ids)[torch.randint(0, len(vocabulary), (batch_size, length))]
-    partial_ids = vocabulary.to_partial(ids)
-    differences = []
-    for _ in range(rounds):
-        remapped, _ = timed(lambda: table(ids))
-        direct, _ = timed(lambda: F.embedding(partial_ids, table.weight, table._partial_padding_idx))
-        differences.append(remapped - direct)
-    return statistics.median(differences)
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if not any(gradient.is_sparse for gradient in gradients):
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        return
+    for parameter in parameters:
+        if parameter.grad is not None and parameter.grad.is_sparse:
+            parameter.grad = parameter.grad.coalesce()
+    values = [p.grad._values() if p.grad.is_sparse else p.grad for p in parameters if p.grad is not None]
+    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(each) for each in values]))
+    for each in values:
+        each.mul_((1.0 / (norm + 1e-6)).clamp(max=1.0))
 
 
-def main(arguments: list[str] | None = None) -> list[Figure]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--case", choices=CASES, default="xlm-r-base")
-    parser.add_argument("--pairs", type=int, help="interleaved pairs of steps")
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--length", type=int, default=64)
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args(arguments)
-    case = CASES[options.case]
-    full, shrunk, vocabulary = build(case)
-    steps = [stepper(model, vocabulary, options.batch_size, options.length) for model in (full, shrunk)]
-    seconds: list[tuple[float, float]] = []
-    for pair in range(-2, options.pairs or case["pairs"]):  # two to warm up
-        order = (0, 1) if pair % 2 else (1, 0)
-        found: dict[int, tuple[float, float]] = {each: timed(steps[each]) for each in order}
-        assert found[0][1] == found[1][1], f"losses differ: {found}"
-        if pair >= 0:
-            seconds.append((found[0][0], found[1][0]))
-    ratios = [partial / whole for whole, partial in seconds]
-    low, high = median_interval(ratios)
-    step_seconds = statistics.median(partial for _, partial in seconds)
-    share = remapping_seconds(shrunk, vocabulary, options.batch_size, options.length) / step_seconds
-    figures = [
-        Figure("partial / full, median of the pairs' ratios", statistics.median(ratios), "", case["bar"]),
-        Figure("the ratio's 95 % interval reaches down to", low, "", None if case["bar"] else 1.02),
-        Figure("the ratio's 95 % interval reaches up to", high, ""),
-        Figure("remapping alone, share of a step", 100 * share, "%", 0.5),
-        Figure("a step with the full vocabulary, median", statistics.median(whole for whole, _ in seconds), "s"),
-        Figure("a step with the partial vocabulary, median", step_seconds, "s"),
-        Figure("pairs, all of equal losses", len(seconds), ""),
-    ]
-    show(
-        f"A training step: {options.case}, {case['kept']:,} of {case['rows']:,} rows",
-        figures,
-        options.json,
-        seconds=seconds,
+def take_step(program: Program, batches: Iterator[tuple[Any, Any]], split: dict[str, int] | None = None) -> float:
+    """Forward, backward, clipping, step; the loss. `split` is filled with bytes just before gradients are let go."""
+    import torch
+
+    token_ids, labels = next(batches)
+    torch.manual_seed(0)
+    loss = program.model(input_ids=program.remap(token_ids), labels=labels).loss
+    loss.backward()
+    clip([parameter for parameter in program.model.parameters() if parameter.requires_grad])
+    for optimizer in program.optimizers:
+        optimizer.step()
+    if split is not None:
+        split |= bytes_of(program)
+    for optimizer in program.optimizers:
+        optimizer.zero_grad()
+    return float(loss.item())
+
+
+def bytes_of(program: Program) -> dict[str, int]:
+    """Bytes of weights, gradients and optimizer states, tensor by tensor; a sparse gradient's values and indices."""
+    parameters = {id(parameter): parameter for parameter in program.model.parameters()}.values()
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    states = [state for optimizer in program.optimizers for state in optimizer.state.values()]
+    return {
+        "weights": sum(parameter.nbytes for parameter in parameters),
+        "gradients": sum(map(_num_bytes, gradients)),
+        "states": sum(_num_bytes(value) for state in states for value in state.values()),
+    }
+
+
+def _num_bytes(value: Any) -> int:
+    if not hasattr(value, "element_size"):
+        return 0
+    if value.is_sparse:
+        return _num_bytes(value._values()) + _num_bytes(value._indices())
+    if hasattr(value, "__tensor_flatten__"):  # 8-bit states: codes and scales
+        return sum(_num_bytes(getattr(value, name)) for name in value.__tensor_flatten__()[0])
+    return int(value.nbytes)
+
+
+def memory_of(program: Program, batches: Iterator[Any], start: dict[str, int], device: str) -> dict[str, int]:
+    """Peaks over two steps beyond what the process held before the model was loaded, and the split."""
+    from leanvocab.peak import record_peak
+
+    split: dict[str, int] = {}
+    with record_peak() as peak:
+        for _ in range(2):
+            take_step(program, batches, split)
+    if device == "cuda":
+        found = {"peak": peak.peak_cuda_allocated_bytes, "reserved": peak.peak_cuda_reserved_bytes}
+    else:
+        found = {
+            "peak": peak.peak_anonymous_bytes - start["anonymous"],
+            "resident": peak.peak_rss_bytes - start["resident"],
+        }
+    return found | split | {"rest": found["peak"] - sum(split.values())}
+
+
+def serve(who: str, folder: str, size: str, options: dict[str, Any]) -> None:
+    """A worker: loads the checkpoint, makes the program, and takes steps when asked."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    from leanvocab.peak import record_peak
+
+    warnings.simplefilter("ignore")  # that 8-bit states mix rows is said once, in the documentation
+    warm_up(who, options)
+    with record_peak() as before:
+        gc.collect()
+    start = {"anonymous": before.end_anonymous_bytes, "resident": before.end_rss_bytes}
+    dtype = getattr(torch, options["dtype"])
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype).train().to(options["device"])
+    ids = kept_ids(size, options["kept"])
+    program = MAKERS[who](model, ids, options)
+    del model
+    batches = make_batches(ids, options)
+
+    def step() -> dict[str, float]:
+        synchronize(options["device"])
+        begin = time.perf_counter()
+        loss = take_step(program, batches)
+        synchronize(options["device"])
+        return {"seconds": time.perf_counter() - begin, "loss": loss}
+
+    trained = sum(parameter.numel() for parameter in program.model.parameters() if parameter.requires_grad)
+    memory = lambda: memory_of(program, batches, start, options["device"])  # noqa: E731
+    answer({"step": step, "memory": memory}, {"trained": trained})
+
+
+def warm_up(who: str, options: dict[str, Any]) -> None:
+    """A step of the same program with a tiny model: what it imports is no part of what a model takes."""
+    program = MAKERS[who](make_model("tiny", options["dtype"], options["device"]), kept_ids("tiny"), options)
+    take_step(program, make_batches(kept_ids("tiny"), options | {"length": 8}))
+
+
+def synchronize(device: str) -> None:
+    if device == "cuda":
+        import torch
+
+        torch.cuda.synchronize()
+
+
+@dataclass
+class Pairs:
+    """What leanvocab and a peer took in the same rounds, and the memory of the peer's process."""
+
+    ours: list[float] = field(default_factory=list)
+    theirs: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    memory: dict[str, int] = field(default_factory=dict)
+
+
+def beside(lean: Worker, who: str, words: list[Any], budget: Budget, num_pairs: int) -> Pairs:
+    """Steps of leanvocab and of a peer in turn, after two of the peer's alone; then the peer's memory."""
+    found = Pairs()
+    with worker(MODULE, who, *words) as peer:
+        for _ in range(2):
+            found.losses.append(peer.ask("step")["loss"])
+        longest = 0.0
+        for pair in range(num_pairs):
+            if pair and budget.left < 2 * longest:  # the memory takes two more steps
+                break
+            begin = budget.spent
+            for one in (lean, peer) if pair % 2 == 0 else (peer, lean):
+                taken = one.ask("step")
+                (found.ours if one is lean else found.theirs).append(taken["seconds"])
+                if one is peer:
+                    found.losses.append(taken["loss"])
+            longest = max(longest, budget.spent - begin)
+        found.memory = peer.ask("memory")
+    return found
+
+
+def why_open(who: str, options: argparse.Namespace) -> str | None:
+    """Why a program cannot run here, None where it can."""
+    if who == AUTHORS and not options.authors_code:
+        return NO_AUTHORS_CODE
+    if who == OFFLOAD and options.device == "cpu":
+        return f"{OFFLOAD}: {NO_GPU}; on CPU the states lie in host memory anyway"
+    if who in (OFFLOAD, ADAM8, ADAM8_LEAN) and not (options.torchao or installed("torchao")):
+        return f"{who}: open: torchao is not here; install it, or give --torchao, a folder that holds it"
+    return None
+
+
+def measure_case(options: argparse.Namespace, size: str, budget: Budget) -> Result:
+    names, most_pairs, bar, _ = CASES[size] if size in CASES else CASES["xlm-r-base"]
+    settings = {"batch_size": options.batch_size, "length": options.length, "kept": options.kept}
+    settings |= {"device": options.device, "dtype": options.dtype}
+    settings |= {"authors_code": str(options.authors_code or ""), "torchao": str(options.torchao or "")}
+    missing = [reason for who in names if (reason := why_open(who, options))]
+    names = [who for who in names if not why_open(who, options)]
+    found: dict[str, Pairs] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(size, Path(folder, "base"))
+        words = [str(Path(folder, "base")), size, json.dumps(settings)]
+        with worker(MODULE, OURS, *words) as lean:
+            losses = [lean.ask("step")["loss"]]
+            ours = lean.ask("memory")
+            for number, who in enumerate(names):
+                share = budget.left / (len(names) - number) * (2 if who == FULL and len(names) > 2 else 1)
+                pairs = options.rounds or (most_pairs if who == FULL else min(most_pairs, 9))
+                try:
+                    found[who] = beside(lean, who, words, Budget(share), pairs)
+                except (RuntimeError, BrokenPipeError) as error:
+                    missing.append(f"{who}: open: it failed: {error}")
+            trained = lean.ready["trained"]
+    check_losses(found, losses, options.device)
+    return Result(
+        ABOUT.name,
+        f"A training step: {size}, {settings['kept'] or SHAPES[size].kept:,} of {SHAPES[size].rows:,} rows, batch "
+        f"{options.batch_size} × {options.length}, {options.dtype} on {options.device}",
+        f"{size} {options.dtype}",
+        options.device,
+        (*time_series(found), *memory_series(found, ours, trained)),
+        tuple(figures_of(found, ours, trained, bar, options.device)),
+        tuple(missing) if options.device == "cuda" else (*missing, f"time and memory on CUDA: {NO_GPU} in this run"),
+        budget.spent,
+        budget.seconds,
     )
-    return figures
+
+
+def check_losses(found: dict[str, Pairs], losses: list[float], device: str) -> None:
+    """Those that are the same training must give the same numbers; leanvocab's first is before its memory steps."""
+    same = [found[who].losses for who in (FULL, AUTHORS) if who in found]
+    if device == "cpu" and same:
+        assert same[0][0] == losses[0], f"losses differ: {same[0][0]} and leanvocab's {losses[0]}"
+        assert all(a == b for a, b in zip(*same, strict=False)) if len(same) > 1 else True, same
+
+
+def time_series(found: dict[str, Pairs]) -> Iterator[Series]:
+    yield Series("time", "a step", OURS, tuple(found[FULL].ours if FULL in found else ()), "s")
+    for who, pairs in found.items():
+        yield Series("time", "a step", who, tuple(pairs.theirs), "s", tuple(pairs.ours))
+
+
+def memory_series(found: dict[str, Pairs], ours: dict[str, int], trained: int) -> Iterator[Series]:
+    """Peaks and the split of every program, a case each."""
+    kinds = [kind for kind in ("peak", "resident", "reserved", "weights", "gradients", "states", "rest") if kind in ours]
+    names = {"rest": "activations and the rest", "peak": "peak", "resident": "peak resident"}
+    for kind in kinds:
+        case = names.get(kind, kind)
+        yield Series("memory", case, OURS, (ours[kind],), "bytes")
+        for who, pairs in found.items():
+            yield Series("memory", case, who, (pairs.memory[kind],), "bytes", (ours[kind],))
+    if FROZEN in found:
+        least = 16 * trained + found[FROZEN].memory["rest"]
+        yield Series("memory", "peak", "limit: 16 bytes a parameter + activations", (least,), "bytes", (ours["peak"],))
+
+
+def figures_of(
+    found: dict[str, Pairs], ours: dict[str, int], trained: int, bar: float | None, device: str
+) -> Iterator[Figure]:
+    """A step against full fine-tuning's, with the interval of the median; the peak against the limit."""
+    if FULL in found:
+        pairs = found[FULL]
+        ratios = [partial / whole for partial, whole in zip(pairs.ours, pairs.theirs, strict=True)]
+        low, high = median_interval(ratios)
+        yield Figure("leanvocab / full, median of the pairs' ratios", statistics.median(ratios), "×", bar)
+        yield Figure("the ratio's 95 % interval reaches down to", low, "×", None if bar else 1.0)
+        yield Figure("the ratio's 95 % interval reaches up to", high, "×")
+        yield Figure("pairs", len(ratios), "")
+    if FROZEN in found:
+        least = 16 * trained + found[FROZEN].memory["rest"]
+        yield Figure("peak / limit", ours["peak"] / least, "×", 1.05 if device == "cuda" else None)
+
+
+def measure(options: argparse.Namespace) -> Iterator[Result]:
+    budget = Budget(options.seconds)
+    sizes = options.models or SIZES[options.size]
+    shares = [CASES[size][3] if size in CASES else 1.0 for size in sizes]
+    for number, size in enumerate(sizes):
+        yield measure_case(options, size, Budget(budget.left * shares[number] / sum(shares[number:])))
+
+
+def main(arguments: list[str] | None = None) -> list[Result]:
+    made = parser(ABOUT, peers=True, devices=True)
+    classifiers = [name for name, shape in SHAPES.items() if shape.task == "classifier"]
+    made.add_argument("--models", nargs="+", choices=classifiers)
+    made.add_argument("--kept", type=int, help="rows to keep")
+    made.add_argument("--batch-size", type=int)
+    made.add_argument("--length", type=int)
+    made.add_argument("--torchao", type=Path, help="a folder that holds torchao, for 8-bit Adam and offload")
+    options = read_options(made, arguments)
+    small = options.size == "small"
+    options.batch_size = options.batch_size or (2 if small else 8)
+    options.length = options.length or (8 if small else 64)
+    return finish(measure(options), options)
 
 
 if __name__ == "__main__":
-    main()
+    if (given := child_arguments()) is not None:
+        serve(given[0], given[1], given[2], json.loads(given[3]))
+    else:
+        main()

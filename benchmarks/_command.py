@@ -1,0 +1,101 @@
+"""What every benchmark's command line shares."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks._results import FOLDER, Result
+from benchmarks._tables import compared, figure_rows
+
+
+@dataclass(frozen=True)
+class About:
+    """What a benchmark is: shown by `python -m benchmarks`, by its `--help`, and in docs/performance.md."""
+
+    name: str
+    measures: str
+    beside: str
+    limit: str
+    budget_seconds: float  # in full size on two cores; the benchmark keeps to it by taking fewer rounds
+
+    def __str__(self) -> str:
+        return (
+            f"{self.measures}\nbeside  {self.beside}\nlimit   {self.limit}\n"
+            f"budget  {self.budget_seconds:.0f} s in full size"
+        )
+
+
+def parser(about: About, *, peers: bool = False, devices: bool = False) -> argparse.ArgumentParser:
+    """A parser with the common options; `peers` adds where the peers' code lies."""
+    made = argparse.ArgumentParser(
+        prog=f"python -m benchmarks {about.name}",
+        description=str(about),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("--size", choices=("full", "small"), default="full", help="small: a few seconds, to see it work")
+    made.add_argument("--seconds", type=float, help=f"time budget ({about.budget_seconds:.0f}; small size: a tenth)")
+    made.add_argument("--rounds", type=int, help="at most so many rounds")
+    made.add_argument("--json", action="store_true", help="print one JSON object a result instead of tables")
+    made.add_argument(
+        "--results", type=Path, help="folder for result files (benchmarks/results; small size: not written)"
+    )
+    if peers:
+        made.add_argument("--authors-code", type=Path, help="checkout of mlsw/partial-embedding-matrix-adaptation")
+        made.add_argument(
+            "--smaller-vocab-python", type=Path, help="interpreter that has transformer-smaller-training-vocab"
+        )
+    if devices:
+        made.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+        made.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    made.set_defaults(about=about)
+    return made
+
+
+def read_options(made: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
+    """Options with defaults by size filled in."""
+    options = made.parse_args(arguments)
+    budget = options.about.budget_seconds
+    options.seconds = options.seconds or (budget if options.size == "full" else budget / 10)
+    if options.results is None and options.size == "full":
+        options.results = FOLDER
+    return options
+
+
+def finish(results: Iterable[Result], options: argparse.Namespace) -> list[Result]:
+    """Prints results as they come, as tables or one JSON object a line, and writes their files."""
+    done = []
+    for result in results:
+        done.append(result)
+        if options.json:
+            print(json.dumps(result.to_dict()), flush=True)
+        else:
+            show(result)
+        if options.results is not None:
+            path = result.write(options.results)
+            print(f"written: {path}", file=sys.stderr)
+    return done
+
+
+def show(result: Result) -> None:
+    """One table a measure, then the figures beside their bars, then what is open."""
+    console = Console(width=160)
+    console.rule(result.title)
+    for measure, columns, rows in compared(result.series):
+        table = Table(*columns, title=measure)
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+    if result.figures:
+        table = Table("what", "figure", "at most", "")
+        for row in figure_rows(result.figures):
+            table.add_row(*row)
+        console.print(table)
+    for reason in result.open:
+        console.print(f"open: {reason}", markup=False)
+    console.print(", ".join(f"{name} {value}" for name, value in result.machine.items()), style="dim", markup=False)

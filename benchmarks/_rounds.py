@@ -1,0 +1,118 @@
+"""How things are measured: programs take turns, within a budget of time; memory in processes where nothing else was done."""
+
+import contextlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+
+class Budget:
+    """Seconds that a benchmark may take; rounds go on while there are some left."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._start = time.perf_counter()
+
+    @property
+    def spent(self) -> float:
+        return time.perf_counter() - self._start
+
+    @property
+    def left(self) -> float:
+        return self.seconds - self.spent
+
+    def part(self, share: float) -> "Budget":
+        """A budget of its own that starts now: a share of the whole, and no more than what is left."""
+        return Budget(max(0.0, min(share * self.seconds, self.left)))
+
+
+def seconds_of(work: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def take_turns(
+    programs: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    budget: Budget,
+    measure: Callable[[Callable[[], Any]], float] = seconds_of,
+) -> dict[str, list[float]]:
+    """Seconds of each program in each round (A B C, C B A, …): one round at least, more while the budget lasts."""
+    found: dict[str, list[float]] = {name: [] for name in programs}
+    longest = 0.0
+    for turn in range(rounds):
+        if turn and budget.left < longest:
+            break
+        start = time.perf_counter()
+        names = list(programs) if turn % 2 == 0 else list(reversed(programs))
+        for name in names:
+            found[name].append(measure(programs[name]))
+        longest = max(longest, time.perf_counter() - start)
+    return found
+
+
+def run_child(module: str, *arguments: Any, python: str = sys.executable) -> Any:
+    """What `python -m module --child …` prints as JSON in its last line, in a process of its own."""
+    return last_line([python, "-m", module, "--child", *map(str, arguments)])
+
+
+def last_line(command: Sequence[str]) -> Any:
+    """The JSON in the last line that a command prints. Raises RuntimeError with the command's own last words."""
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command[:4])} … failed: {done.stderr.strip()[-2000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def child_arguments() -> list[str] | None:
+    """The arguments after `--child`, where this process is one."""
+    return sys.argv[sys.argv.index("--child") + 1 :] if "--child" in sys.argv else None
+
+
+class Worker:
+    """A process that keeps a program ready, so that several which need much memory can take turns in steps.
+
+    It answers each line of JSON on its input with one on its output; the first answer says that it is ready.
+    """
+
+    def __init__(self, module: str, *arguments: Any) -> None:
+        command = [sys.executable, "-m", module, "--child", *map(str, arguments)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.ready = self._answer()
+
+    def ask(self, question: str) -> Any:
+        assert self._process.stdin is not None
+        print(json.dumps(question), file=self._process.stdin, flush=True)
+        return self._answer()
+
+    def _answer(self) -> Any:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith("ANSWER "):
+                return json.loads(line.removeprefix("ANSWER "))
+        raise RuntimeError(f"a worker ended with code {self._process.wait()} before it answered")
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+@contextlib.contextmanager
+def worker(module: str, *arguments: Any) -> Iterator[Worker]:
+    made = Worker(module, *arguments)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def answer(questions: Mapping[str, Callable[[], Any]], ready: Any) -> None:
+    """The worker's side: answers until its input ends."""
+    print("ANSWER " + json.dumps(ready), flush=True)
+    for line in sys.stdin:
+        print("ANSWER " + json.dumps(questions[json.loads(line)]()), flush=True)
