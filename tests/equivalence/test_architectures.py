@@ -9,20 +9,13 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
-import transformers
-from tiny_models import AUTO_CLASSES, PAIRS, TABLES, UNBUILDABLE, Pair, Tiny
+from tiny_models import AUTO_CLASSES, PAIRS, TABLES, UNBUILDABLE, Pair, Tiny, build_or_reason, vocabularies
 from torch import nn
-from training import differing, outputs, same_bits, train
+from training import check_same, differing, outputs, same_bits, train
 
-from leanvocab.counts import count_tokens
 from leanvocab.embedding import RemapEmbedding
 from leanvocab.errors import BypassError, LeanVocabError, ModelError, TiedOutputError
 from leanvocab.model import merge_, shrink_
-from leanvocab.vocabulary import PartialVocabulary
-
-# Of transformers. What cannot be built there is listed in UNBUILDABLE, so that any other failure is one; what the
-# recipe cannot build in another version is skipped.
-KNOWN_VERSION = "5.23."
 
 pytestmark = [
     # EncoderDecoderModel, at every loss.
@@ -50,7 +43,7 @@ def _repeatable(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_shrunk_model_computes_trains_saves_and_merges_as_the_full_one(
     pair: Pair, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    tiny = build(pair)
+    tiny = build_or_reason(pair)
     if isinstance(tiny, str):
         pytest.skip(f"not built: {tiny}")
     full, inputs = tiny.model, tiny.inputs
@@ -108,23 +101,6 @@ def check_files(full: Any, lean: Any, folder: Path) -> None:
         assert (folder / "full" / name).read_bytes() == (folder / "lean" / name).read_bytes(), name
 
 
-def check_same(full: nn.Module, merged: nn.Module) -> None:
-    """Classes, sizes and ties of every module, parameters and buffers."""
-    assert layout_of(merged) == layout_of(full)
-    assert differing(dict(full.named_parameters()), dict(merged.named_parameters())) == []
-    assert differing(dict(full.named_buffers()), dict(merged.named_buffers())) == []
-
-
-def layout_of(model: nn.Module) -> list[Any]:
-    names: dict[int, str] = {}
-    ties = [(name, names.setdefault(id(p), name)) for name, p in model.named_parameters(remove_duplicate=False)]
-    modules = [
-        (path, type(each), getattr(each, "num_embeddings", None), getattr(each, "padding_idx", None))
-        for path, each in model.named_modules()
-    ]
-    return [modules, ties, [p.requires_grad for p in model.parameters()]]
-
-
 def check_refusal(tiny: Tiny, lean: Any, error: type[LeanVocabError], message: str) -> None:
     """Refused when shrunk, or at the first forward; either way the model is whole (again)."""
 
@@ -137,34 +113,6 @@ def check_refusal(tiny: Tiny, lean: Any, error: type[LeanVocabError], message: s
     if any(isinstance(each, RemapEmbedding) for each in lean.modules()):
         merge_(lean)
     check_same(tiny.model, lean)
-
-
-def vocabularies(tiny: Tiny) -> Any:
-    """What `shrink_` takes: a vocabulary of the ids in data and configs; by table where the model names none."""
-    counts = count_tokens({n: ids for n, ids in tiny.inputs.items() if n in ("input_ids", "labels") and ids.ndim > 1})
-    paths = TABLES.get(tiny.pair.model_type)
-    table = tiny.model.get_submodule(paths[0]) if paths else tiny.model.get_input_embeddings()
-    vocabulary = PartialVocabulary.from_counts(
-        counts, full_size=len(table.weight), model=tiny.model, always_keep=tiny.made_up_ids
-    )
-    ids = vocabulary.token_ids
-    assert len(ids) < vocabulary.full_size / 2
-    assert (ids >= len(ids)).any(), "ids above the partial size"
-    assert (ids < len(ids)).any(), "ids below the partial size"
-    assert np.mean(ids != np.arange(len(ids))) > 0.7, "most ids move"
-    return dict.fromkeys(paths, vocabulary) if paths else vocabulary
-
-
-def build(pair: Pair, *, tied: bool = False) -> Tiny | str:
-    """The tiny model, or the reason why there is none."""
-    if str(pair) in UNBUILDABLE:
-        return UNBUILDABLE[str(pair)]
-    try:
-        return tiny_models.build(pair, tied=tied)
-    except Exception as error:
-        if transformers.__version__.startswith(KNOWN_VERSION):
-            raise
-        return f"{type(error).__name__}: {str(error).splitlines()[0]}"
 
 
 def test_a_bound_on_what_cannot_be_built() -> None:
@@ -183,7 +131,7 @@ def test_a_model_whose_output_layer_is_tied_is_refused_and_left_alone(
             continue
         if pair.model_type == "dbrx" or pair.model_type in TABLES:
             continue  # a config that refuses ties; tables that `vocabularies` names one by one
-        tiny = build(pair, tied=True)
+        tiny = build_or_reason(pair, tied=True)
         if isinstance(tiny, str):
             continue
         table = tiny.model.get_input_embeddings().weight
@@ -191,7 +139,7 @@ def test_a_model_whose_output_layer_is_tied_is_refused_and_left_alone(
             continue
         before = copy.deepcopy(tiny.model)
         try:
-            shrink_(tiny.model, vocabularies(tiny))
+            shrink_(tiny.model, vocabularies(tiny), output="full")
             wrong.append(f"{pair}: shrunk")
         except TiedOutputError:
             num_refused += 1

@@ -20,11 +20,18 @@ import transformers
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
+from leanvocab.counts import count_tokens
+from leanvocab.vocabulary import PartialVocabulary
+
 VOCAB_SIZE = 300
 BATCH, LENGTH = 3, 12
 NUM_LABELS = 3
 NUM_DATA_IDS = 24  # how many different ids the data draws from
 DROPOUT = 0.1
+
+# Of transformers. What cannot be built there is listed in UNBUILDABLE, so that any other failure is one; what the
+# recipe cannot build in another version is skipped.
+KNOWN_VERSION = "5.23."
 
 AUTO_CLASSES = {
     "sequence-classification": modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
@@ -64,6 +71,11 @@ ALWAYS: list[tuple[str, Any]] = [
     # Where heads and their size are left out they follow from others in most architectures, but not in all.
     (r"^head_dim$", 8),
     (r"^num_key_value_heads$", 4),
+    # What is done to logits: by default it is nothing, or too little to show at tiny sizes.
+    (r"^final_logit_softcapping$|^(output_)?logits?_soft_cap$", 0.4),
+    (r"^(logit_scale|logits_scaling|lm_head_multiplier|logits_mup_width_multiplier)$", 1.7),
+    (r"^dim_model_base$", 20),
+    (r"^lm_head_bias$", True),
     # Dropout is on wherever the config has it; what drops whole layers or paths stays as it is.
     (r"layer_?drop$|drop_path", KEEP),
     (r"drop_?out|pdrop$|^dropout", DROPOUT),
@@ -374,7 +386,28 @@ def build(pair: Pair, seed: int = 0, *, tied: bool = False, overrides: dict[str,
     model = model_class(config).train()
     if not tied:
         untie(model)
+    stir_biases(model)
     return Tiny(pair, model, make_inputs(pair, config, special), MADE_UP_IDS.get(pair.model_type, []))
+
+
+def build_or_reason(pair: Pair, *, tied: bool = False) -> Tiny | str:
+    """The tiny model, or the reason why there is none."""
+    if str(pair) in UNBUILDABLE:
+        return UNBUILDABLE[str(pair)]
+    try:
+        return build(pair, tied=tied)
+    except Exception as error:
+        if transformers.__version__.startswith(KNOWN_VERSION):
+            raise
+        return f"{type(error).__name__}: {str(error).splitlines()[0]}"
+
+
+def stir_biases(model: PreTrainedModel) -> None:
+    """Gives biases of the vocabulary's size, parameters and buffers, values that show: most are zero at first."""
+    generator = torch.Generator().manual_seed(2)
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point() and tensor.shape[-1:] == (VOCAB_SIZE,) and tensor.numel() == VOCAB_SIZE:
+            tensor.detach().copy_(torch.randn(tensor.shape, generator=generator))
 
 
 def untie(model: PreTrainedModel) -> None:
@@ -439,3 +472,19 @@ def rows(rng: np.random.Generator, ids: np.ndarray, eos: Any, pad: int) -> tuple
         mask[row, end:] = 0
     tokens[1, 2] = pad
     return tokens, mask
+
+
+def vocabularies(tiny: Tiny) -> Any:
+    """What `shrink_` takes: a vocabulary of the ids in data and configs; by table where the model names none."""
+    counts = count_tokens({n: ids for n, ids in tiny.inputs.items() if n in ("input_ids", "labels") and ids.ndim > 1})
+    paths = TABLES.get(tiny.pair.model_type)
+    table = tiny.model.get_submodule(paths[0]) if paths else tiny.model.get_input_embeddings()
+    vocabulary = PartialVocabulary.from_counts(
+        counts, full_size=len(table.weight), model=tiny.model, always_keep=tiny.made_up_ids
+    )
+    ids = vocabulary.token_ids
+    assert len(ids) < vocabulary.full_size / 2
+    assert (ids >= len(ids)).any(), "ids above the partial size"
+    assert (ids < len(ids)).any(), "ids below the partial size"
+    assert np.mean(ids != np.arange(len(ids))) > 0.7, "most ids move"
+    return dict.fromkeys(paths, vocabulary) if paths else vocabulary

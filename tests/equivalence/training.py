@@ -72,3 +72,39 @@ def differing(first: dict[str, Tensor], second: dict[str, Tensor]) -> list[str]:
     """The names that only one of two dictionaries has, or under which the bits differ."""
     names = first.keys() | second.keys()
     return sorted(n for n in names if n not in first or n not in second or not same_bits(first[n], second[n]))
+
+
+def check_same(full: nn.Module, merged: nn.Module) -> None:
+    """Classes, sizes and ties of every module, parameters and buffers."""
+    assert layout_of(merged) == layout_of(full)
+    assert differing(dict(full.named_parameters()), dict(merged.named_parameters())) == []
+    assert differing(dict(full.named_buffers()), dict(merged.named_buffers())) == []
+
+
+def layout_of(model: nn.Module) -> list[Any]:
+    names: dict[int, str] = {}
+    ties = [(name, names.setdefault(id(p), name)) for name, p in model.named_parameters(remove_duplicate=False)]
+    modules = [
+        (path, type(each), *(getattr(each, name, None) for name in ("num_embeddings", "padding_idx", "out_features")))
+        for path, each in model.named_modules()
+    ]
+    return [modules, ties, [p.requires_grad for p in model.parameters()]]
+
+
+def far_apart(
+    expected: dict[str, Tensor], found: dict[str, Tensor], relative: float, floor: float = 1e-3
+) -> list[str]:
+    """The names under which tensors differ by more than `relative` of their norm, or that only one of the two has.
+
+    Tensors whose norm is below `floor` of the largest one are measured by that: some are zero but for rounding.
+    """
+    if expected.keys() != found.keys():
+        return sorted(expected.keys() ^ found.keys())
+    norms = {name: tensor.double().norm().item() for name, tensor in expected.items() if tensor.numel()}
+    least = floor * max(norms.values(), default=0.0)
+    return [
+        f"{name}: {difference:.1e} of {norm:.1e}"
+        for name, norm in norms.items()
+        if not (difference := (found[name].double() - expected[name].double()).norm().item())
+        <= relative * max(norm, least)
+    ]
