@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leanvocab.errors import CheckpointError
+from leanvocab.layout import TRAINING_NOTE, write_training_note
 
 if TYPE_CHECKING:  # merging on disk needs this module, and no torch
     from torch import nn
@@ -37,12 +38,20 @@ def save_full(model: "nn.Module", directory: str | os.PathLike[str], **options: 
 
     Other files that lie there (tokenizer, notes) stay; weights of an earlier save do not. Saving over the folder that the
     model came from is safe, whatever its sharding. `options` go to `save_pretrained` (`max_shard_size=`, …); a model without
-    that method is written as `model.safetensors`.
+    that method is written as `model.safetensors`. Beside a model that is shrunk with output="restricted", which is another
+    objective, `leanvocab_training.json` says so.
 
     Raises `CheckpointError` where `directory` is no folder, `OSError` where it cannot be written; then nothing has changed.
     """
-    with written_whole(directory) as (folder, target):
+    with written_whole(directory, keeps=lambda name: not (_WEIGHTS.fullmatch(name) or name == TRAINING_NOTE)) as (
+        folder,
+        target,
+    ):
         _write_model(model, folder, options)
+        tables: list[Any] = [getattr(module, "table", None) for module in model.modules()]
+        restricted = {each.name: each.vocabulary for each in tables if getattr(each, "output", None) == "restricted"}
+        if restricted:
+            write_training_note(folder, restricted)
     return target
 
 

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -43,8 +43,9 @@ from leanvocab.layout import (
     read_delta,
     write_signs,
 )  # fmt: skip
-from leanvocab.model import merge_, shrink_
+from leanvocab.model import merge_, shrink_, status
 from leanvocab.optimizerstates import write_states
+from leanvocab.output import FrozenPlace, OutputMode
 from leanvocab.partial_module import PartialModule
 from leanvocab.plan import Partial, make_plan, read_partial
 from leanvocab.rowbytes import gaps
@@ -146,7 +147,8 @@ def write_delta(
     progress: bool | None = None,
 ) -> None:
     """Writes the files of a delta into `folder`, which is fresh."""
-    tables = _tables(model, tensors)
+    tables = _tables(model)
+    _check_can_be_saved(model, tables, tensors)
     entries = base.weights.tensors
     bar = Progress("digests of the base", base.weights.num_bytes, progress)
     base_tensors = {
@@ -190,6 +192,7 @@ def write_delta(
             name for name in entries if name not in {each for targets in matched.values() for each in targets}
         ),
         renamed=names.renamed,
+        output=(mode := status(model).output or "full"),
         decay_unused_rows=any(table.decay is not None for table in tables),
     ).write(folder)
     if (parts / CONFIG).exists():
@@ -197,17 +200,21 @@ def write_delta(
     shutil.rmtree(parts)
     if optimizer is not None:
         write_states(optimizer, folder, _table_parameters(model, kept))
-    write_signs(folder, base.name)
+    write_signs(folder, base.name, mode)
 
 
-def _tables(model: nn.Module, tensors: str) -> dict[Table, str]:
-    """Table → path of the first module that holds it; raises where the model cannot be saved as a delta."""
+def _tables(model: nn.Module) -> dict[Table, str]:
+    """Table → path of the first module that holds it, an input table where there is one."""
+    tables: dict[Table, str] = {}
+    shrunk = [(path, each) for path, each in model.named_modules() if isinstance(each, PartialModule)]
+    for path, module in sorted(shrunk, key=lambda found: not isinstance(found[1], nn.Embedding)):
+        tables.setdefault(module.table, path)
+    return tables
+
+
+def _check_can_be_saved(model: nn.Module, tables: dict[Table, str], tensors: str) -> None:
     if tensors not in ("changed", "all"):
         raise ModelError(f"tensors={tensors!r}: expected 'changed' or 'all'")
-    tables: dict[Table, str] = {}
-    for path, module in model.named_modules():
-        if isinstance(module, PartialModule):
-            tables.setdefault(module.table, path)
     if not tables:
         raise NotShrunkError(
             f"{type(model).__name__} is not shrunk, so that nothing says which rows were trained; call shrink_ first"
@@ -216,7 +223,6 @@ def _tables(model: nn.Module, tensors: str) -> dict[Table, str]:
         raise ModelError(
             "a model with adapters saves those by itself; merge them first (merge_and_unload) for a delta of the model"
         )
-    return tables
 
 
 def _table_parameters(model: nn.Module, kept: dict[str, Table]) -> dict[int, tuple[str, Table]]:
@@ -412,8 +418,11 @@ def load_delta(
 ) -> nn.Module:
     """Gives a shrunk model what a delta holds, in place: kept rows, the other trained tensors, and the base's for the rest.
 
-    With `widen` a model that was shrunk to another vocabulary is shrunk to the union of both first; build the optimizer after
-    that. Optimizer states are not loaded here (`leanvocab.trainer.resume_from_delta`).
+    A matrix that the delta carries whole (an output layer that was trained in full, decayed rows) loads whole, its other rows
+    into the model's store. Rows that were trained for another objective load with a warning.
+
+    With `widen` a model that was shrunk to another vocabulary is shrunk to the union of both first, in the mode that it has;
+    build the optimizer after that. Optimizer states are not loaded here (`leanvocab.trainer.resume_from_delta`).
 
     Raises:
         NotShrunkError: the model is not shrunk.
@@ -440,6 +449,7 @@ def load_delta(
                 f"{source.folder}: {name!r}: other rows than in the base that the delta was made from"
             )
     state = _state(model, source, said, file, partial, paths)
+    warn_of_another_mode(model, said)
     if widen:
         widen_tables(model, said, paths)
     for name, path in paths.items():
@@ -483,9 +493,27 @@ def paths_of_tables(model: nn.Module, said: Description) -> dict[str, str]:
             if f"{path}.weight" in names or any(each.endswith(f".{path}.weight") for each in names)
         ]
         if not found:
-            raise CheckpointError(f"expected a shrunk table for {name!r}, found {', '.join(shrunk)}")
-        paths[name] = found[0]
+            mode = (
+                ""
+                if said.output == "full"
+                else f'; the delta was trained with output="{said.output}": '
+                + (f'shrink_(model, vocabulary, output="{said.output}"), or make a checkpoint: leanvocab merge')
+            )
+            raise CheckpointError(f"expected a shrunk table for {name!r}, found {', '.join(shrunk)}{mode}")
+        paths[name] = next((path for path in found if isinstance(shrunk[path], nn.Embedding)), found[0])
     return paths
+
+
+def warn_of_another_mode(model: nn.Module, said: Description) -> None:
+    """Rows are rows, but what they were trained for should not change without a word."""
+    mode = status(model).output or "full"
+    if mode != said.output:
+        warnings.warn(
+            f'the delta was trained with output="{said.output}", {type(model).__name__} is shrunk with output="{mode}": its rows '
+            "load as they are, and training goes on with the other objective",
+            LeanVocabWarning,
+            stacklevel=3,
+        )
 
 
 def _shrunk(model: nn.Module, path: str) -> PartialModule:
@@ -495,18 +523,22 @@ def _shrunk(model: nn.Module, path: str) -> PartialModule:
 
 
 def widen_tables(model: nn.Module, said: Description, paths: dict[str, str]) -> None:
-    """Shrinks a model to the union of its vocabularies and a delta's, in place."""
-    vocabularies = {
-        path: _shrunk(model, path).table.vocabulary | said.tables[name].vocabulary for name, path in paths.items()
-    }
-    tables = [_shrunk(model, path).table for path in paths.values()]
-    if all(_shrunk(model, path).table.vocabulary == each for path, each in vocabularies.items()):
+    """Shrinks a model to the union of its vocabularies and a delta's, in place and in the mode that it has."""
+    tables = _tables(model)
+    vocabularies = {path: table.vocabulary for table, path in tables.items()}
+    for name, path in paths.items():
+        own = tables[_shrunk(model, path).table]
+        vocabularies[own] |= said.tables[name].vocabulary
+    if all(table.vocabulary == vocabularies[path] for table, path in tables.items()):
         return
-    options = tables[0]
+    options, mode = next(iter(tables)), status(model).output
+    place: FrozenPlace = "host" if any(table.frozen_rows_place == "host" for table in tables) else "device"
     merge_(model)
     shrink_(
         model,
         vocabularies,
+        output=cast(OutputMode | None, mode),
+        frozen_rows=place,
         on_missing=options.on_missing,
         decay_unused_rows=options.decay is not None,
         store_dir=options.store_dir,
@@ -531,8 +563,11 @@ def _rows_for(table: Table, delta: DeltaTable, rows: Tensor, base: Base, said: D
 def _state(
     model: nn.Module, base: Base, said: Description, file: SafetensorsFile, partial: Partial, paths: dict[str, str]
 ) -> dict[str, Tensor]:
-    """Every other tensor of the model: the delta's where it has it, the base's elsewhere."""
-    tables = {f"{path}.weight" for path, module in model.named_modules() if isinstance(module, PartialModule)}
+    """Every other tensor of the model: the delta's where it has it, the base's elsewhere; whole matrices once."""
+    covered = {_shrunk(model, path).table for path in paths.values()}
+    shrunk = [(path, each) for path, each in model.named_modules() if isinstance(each, PartialModule)]
+    whole = {table: path for table, path in _tables(model).items() if table not in covered}
+    tables = {f"{path}.weight" for path, each in shrunk if path != whole.get(each.table)}
     names = _Names(model, base.weights)
     state: dict[str, Tensor] = {}
     own = [

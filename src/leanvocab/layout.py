@@ -8,6 +8,8 @@
 | config.json | makes a plain `from_pretrained` fail with the command to run |
 | optimizer.safetensors, optimizer.json | the optimizer's states, partial (checkpoints of a training run) |
 | README.md | one line for a person |
+
+A full checkpoint whose training had another objective has `leanvocab_training.json` beside its weights, which says so.
 """
 
 import hashlib
@@ -29,6 +31,8 @@ DESCRIPTION, TENSORS, MODEL_CONFIG, CONFIG, README = (
 )  # fmt: skip
 OPTIMIZER_TENSORS, OPTIMIZER = "optimizer.safetensors", "optimizer.json"
 FILES = (DESCRIPTION, TENSORS, MODEL_CONFIG, CONFIG, README, OPTIMIZER_TENSORS, OPTIMIZER)
+TRAINING_NOTE = "leanvocab_training.json"  # beside a full checkpoint
+OUTPUTS = ("full", "frozen", "restricted")  # what became of the output layer; "full" also where there is none
 
 
 @dataclass(frozen=True)
@@ -154,7 +158,7 @@ def read_description(folder: Path) -> Description:
         tensors=tensors,
         absent=tuple(reader.texts(found, "absent")),
         renamed=reader.text_map(found, "renamed"),
-        output=reader.of(found, "output", str),
+        output=reader.one_of(found, "output", OUTPUTS),
         decay_unused_rows=reader.of(found, "decay_unused_rows", bool),
     )
     _check_names(path, description)
@@ -233,6 +237,14 @@ class _Reader:
             raise CheckpointError(f"{self.path}: {key}: expected {kind.__name__}, found {value!r:.60}")
         return value
 
+    def one_of(self, owner: dict[str, Any], key: str, allowed: tuple[str, ...]) -> str:
+        value = owner.get(key)
+        if value not in allowed:
+            raise CheckpointError(
+                f"{self.path}: {key}: expected one of {', '.join(allowed)}, found {value!r:.60}; a newer leanvocab may read it"
+            )
+        return str(value)
+
     def objects(self, owner: dict[str, Any], key: str) -> Iterator[tuple[str, dict[str, Any]]]:
         for name, value in self.of(owner, key, dict).items():
             if not isinstance(value, dict):
@@ -272,7 +284,7 @@ def merge_command(base_name: str) -> str:
     return f"leanvocab merge {base_name} DELTA OUTPUT"
 
 
-def write_signs(folder: Path, base_name: str) -> None:
+def write_signs(folder: Path, base_name: str, output: str = "full") -> None:
     """`config.json` and `README.md`: what tells a person, and transformers, that this is no checkpoint.
 
     An unknown model type stops the Auto classes, and a name of a weights file that is none stops a model's own class; each
@@ -285,7 +297,39 @@ def write_signs(folder: Path, base_name: str) -> None:
         "A leanvocab delta: the trained rows and tensors alone, without the rest of the model. To make a checkpoint that loads "
         f"anywhere, run `{merge_command(base_name)}` with this folder as DELTA; `{DESCRIPTION}` says what it holds.\n"
     )
-    (folder / README).write_text(line, encoding="utf-8")
+    objective = f'\nTrained with output="restricted": {RESTRICTED}.\n' if output == "restricted" else ""
+    (folder / README).write_text(line + objective, encoding="utf-8")
+
+
+# --- what a full checkpoint says of its training ----------------------------------------------------------------------
+
+RESTRICTED = (
+    "the softmax was over the rows of the partial vocabulary alone, which is another objective than the full model's"
+)
+
+
+def write_training_note(folder: Path, tables: Mapping[str, PartialVocabulary]) -> None:
+    """Says beside a full checkpoint that it was trained with a restricted softmax: over which rows of which matrices.
+
+    A file of its own, so that the folder loads anywhere, and its other files are byte for byte the merged model's.
+    """
+    said = {
+        "format": "leanvocab training",
+        "version": VERSION,
+        "output": "restricted",
+        "meaning": RESTRICTED,
+        "tables": {
+            name: {"num_rows": len(each), "full_size": each.full_size, "digest": each.digest}
+            for name, each in tables.items()
+        },
+    }
+    (folder / TRAINING_NOTE).unlink(missing_ok=True)  # a link that a base had there is not followed
+    (folder / TRAINING_NOTE).write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
+
+
+def read_training_note(folder: Path) -> dict[str, Any] | None:
+    """What `write_training_note` said of the checkpoint in a folder; None where nothing is said."""
+    return read_json(folder, TRAINING_NOTE)[1] if (folder / TRAINING_NOTE).is_file() else None
 
 
 def digest_of(*parts: bytes) -> str:

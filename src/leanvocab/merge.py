@@ -21,7 +21,7 @@ from leanvocab.checkpoint import clear_leftovers, is_weights_file, written_whole
 from leanvocab.compare import first_difference, is_merged_already
 from leanvocab.errors import CheckpointError
 from leanvocab.headers import INDEX, Weights, opened, read_json, read_weights, resolve_in
-from leanvocab.layout import CONFIG, MODEL_CONFIG, is_delta
+from leanvocab.layout import CONFIG, MODEL_CONFIG, is_delta, write_training_note
 from leanvocab.plan import FilePlan, Partial, Plan, TensorPlan, make_plan, read_partial
 from leanvocab.rowbytes import convert, first_nan_row, row_blocks, runs
 from leanvocab.vocabulary import PartialVocabulary
@@ -101,6 +101,8 @@ def merge_checkpoint(
                 _copy_side_files(source, folder, sides)
             if config is not None:
                 (folder / CONFIG).write_bytes(config)
+            if rows.restricted:
+                write_training_note(folder, rows.restricted)
             if verify:
                 _verify(folder, plan, rows)
     except FileExistsError:

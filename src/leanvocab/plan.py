@@ -33,6 +33,7 @@ class Partial:
     rest_sha256: Mapping[str, str] = field(default_factory=dict)  # of the base's other rows, of each table
     absent: tuple[str, ...] = ()
     renamed: Mapping[str, str] = field(default_factory=dict)
+    restricted: Mapping[str, PartialVocabulary] = field(default_factory=dict)  # of tables whose softmax was restricted
 
     @property
     def files(self) -> tuple[SafetensorsFile, ...]:
@@ -146,6 +147,7 @@ def _read_delta(folder: Path, vocabulary: PartialVocabulary | None) -> Partial:
         rest_sha256={name: table.rest_sha256 for name, table in said.tables.items()},
         absent=said.absent,
         renamed=said.renamed,
+        restricted={name: table.vocabulary for name, table in said.tables.items() if said.output == "restricted"},
     )
 
 

@@ -12,7 +12,15 @@ from torch import nn
 from transformers import Trainer, TrainerCallback
 
 from leanvocab.checkpoint import clear_leftovers, is_weights_file, sibling, written_whole
-from leanvocab.delta import check_vocabularies, find_base, load_delta, paths_of_tables, widen_tables, write_delta
+from leanvocab.delta import (
+    check_vocabularies,
+    find_base,
+    load_delta,
+    paths_of_tables,
+    warn_of_another_mode,
+    widen_tables,
+    write_delta,
+)
 from leanvocab.errors import NotShrunkError, OptimizerError, SettingsError
 from leanvocab.layout import CONFIG, FILES, OPTIMIZER, is_delta, read_delta
 from leanvocab.merge import merge_checkpoint
@@ -125,6 +133,7 @@ def resume_from_delta(
     said, _ = read_delta(Path(os.path.realpath(checkpoint)))
     paths = paths_of_tables(model, said)
     check_vocabularies(model, said, paths, widen)
+    warn_of_another_mode(model, said)
     if widen and trainer.optimizer is not None:
         raise OptimizerError(
             "widen=True makes new tables, and the trainer has an optimizer already: let the trainer build it"
