@@ -12,7 +12,10 @@ AUTHORS = "the authors' code"
 NO_AUTHORS_CODE = (
     f"{AUTHORS}: open: not here; give --authors-code, a checkout of mlsw/partial-embedding-matrix-adaptation"
 )
-NO_SMALLER_VOCAB = f"{SMALLER_VOCAB}: open: not here; it needs transformers < 5: give --smaller-vocab-python, an interpreter that has it"
+NO_SMALLER_VOCAB = (
+    f"{SMALLER_VOCAB}: open: not here; it needs transformers < 5: give --smaller-vocab-python, the path of an "
+    "interpreter that has both"
+)
 NO_GPU = "open: no GPU"
 
 

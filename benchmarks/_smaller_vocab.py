@@ -23,8 +23,8 @@ def load_peak():
 
 def stages(folder, ids, out):
     """Shrinking, merging and saving: nothing can be saved while shrunk, so the save comes after the merge."""
-    from transformers import AutoModelForSequenceClassification
     from transformer_smaller_training_vocab.modify_model import recreate_embedding, reduce_embedding
+    from transformers import AutoModelForSequenceClassification
 
     record_peak = load_peak()
     model = AutoModelForSequenceClassification.from_pretrained(folder)
@@ -52,8 +52,8 @@ def stages(folder, ids, out):
 
 
 def tokens(tokenizer, texts, rounds, seconds):
-    from transformers import AutoTokenizer
     from transformer_smaller_training_vocab.token_stats import get_token_stats
+    from transformers import AutoTokenizer
 
     loaded = AutoTokenizer.from_pretrained(tokenizer)
     rows = [row[0] if len(row) == 1 else tuple(row) for row in json.loads(Path(texts).read_text())]

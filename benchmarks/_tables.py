@@ -41,7 +41,7 @@ def compared(series: Iterable[Series]) -> Iterator[tuple[str, list[str], list[li
 
 
 def _place(who: str) -> int:
-    return 2 if who.startswith("limit") else 0 if who == OURS else 1
+    return 2 if who.startswith("limit") else 0 if who.startswith(OURS) else 1
 
 
 def figure_rows(figures: Iterable[Figure]) -> list[list[str]]:
@@ -63,5 +63,5 @@ def where_a_peer_is_better(series: Iterable[Series], margin: float = 0.98) -> li
     return [
         f"{each.case}, {each.measure}: {each.who} takes {_digits(each.ratio)} of leanvocab's"
         for each in series
-        if each.ratio is not None and each.ratio < margin and not each.is_limit
+        if each.ratio is not None and each.ratio < margin and not each.is_limit and OURS not in each.who
     ]

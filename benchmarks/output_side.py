@@ -3,8 +3,8 @@
 Hidden states of random numbers and labels among the kept rows go through an output layer tied to an input table of random
 weights. Full losses: torch's plain cross-entropy, and its chunked one with several options (a whole batch in one chunk, and
 chunks of a quarter, of 128 rows, and of its own choice). Gradients of the hidden states and of the matrix are made by all;
-leanvocab's have the kept rows alone. Programs take turns in one process; memory is the peak of a fresh process in one forward and backward.
-Liger and CCE run on CUDA only. Cases go from small to large while the budget lasts.
+leanvocab's have the kept rows alone. Programs take turns in one process; memory is the peak of a fresh process in one
+forward and backward. Liger and CCE run on CUDA only. Cases go from small to large while the budget lasts.
 """
 
 import argparse
@@ -41,9 +41,14 @@ CHUNKED = {  # of tokens → options of torch's chunked loss
 }
 DIM, KEPT = 640, 5_000
 BAR_CASE = (262_144, 512)
-CASES = {
-    "full": [BAR_CASE, (32_768, 1024), (131_072, 1024), (262_144, 1024), (32_768, 4096), (131_072, 4096)]
-    + [(32_768, 16_384), (262_144, 4096), (131_072, 16_384), (262_144, 16_384)],
+ROWS = (32_768, 131_072, 262_144)
+CASES = {  # the bar's case, then by work
+    "full": [
+        BAR_CASE,
+        *sorted(
+            ((rows, tokens) for rows in ROWS for tokens in (1024, 4096, 16_384)), key=lambda case: case[0] * case[1]
+        ),
+    ],
     "small": [(600, 32)],
 }
 

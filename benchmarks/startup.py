@@ -1,52 +1,60 @@
-"""How long `import leanvocab` and `leanvocab --help` take, beside an empty typer app; interleaved, in fresh processes.
-
-    python -m benchmarks.startup [--rounds 15] [--json]
-
-Limit: `--help` takes at most 0.1 s more than the empty app's.
-"""
+"""How long `import leanvocab` and `leanvocab --help` take, beside an empty typer app; interleaved, in fresh processes."""
 
 import argparse
 import statistics
 import subprocess
 import sys
-import time
+from collections.abc import Iterator
 
-from benchmarks._results import Figure, show
+from benchmarks._command import About, finish, parser, read_options
+from benchmarks._results import Figure, Result, Series
+from benchmarks._rounds import Budget, take_turns
 
-_EMPTY = "import typer; app = typer.Typer(); app.command()(lambda: None); app(['--help'])"
+ABOUT = About(
+    name="startup",
+    measures="Importing leanvocab and asking its command for help: time.",
+    beside="an empty typer app",
+    limit="the empty app's time, and 0.1 s",
+    budget_seconds=30,
+)
+EMPTY, HELP = "an empty typer app, --help", "leanvocab --help"
 _HELP = "import sys; sys.argv = ['leanvocab', '--help']; from leanvocab.cli import main; main()"
 CASES = {
     "python, nothing imported": "pass",
     "import leanvocab": "import leanvocab",
-    "an empty typer app, --help": _EMPTY,
-    "leanvocab --help": _HELP,
+    EMPTY: "import typer; app = typer.Typer(); app.command()(lambda: None); app(['--help'])",
+    HELP: _HELP,
     "leanvocab finetune --help": _HELP.replace("'--help'", "'finetune', '--help'"),
 }
 
 
-def measure(rounds: int) -> dict[str, list[float]]:
-    """Seconds of each case in each round; the cases take turns, so that a busy machine slows all of them."""
-    seconds: dict[str, list[float]] = {name: [] for name in CASES}
-    for turn in range(rounds + 1):
-        for name, code in CASES.items():
-            start = time.perf_counter()
-            subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
-            if turn > 0:  # the first round warms the disk cache
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
+def run(code: str) -> None:
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
-    seconds = measure(arguments.rounds)
-    figures = [Figure(name, statistics.median(values), "s") for name, values in seconds.items()]
-    pairs = zip(seconds["leanvocab --help"], seconds["an empty typer app, --help"], strict=True)
-    more = statistics.median(ours - empty for ours, empty in pairs)
-    figures.append(Figure("leanvocab --help, more than the empty app", more, "s", bar=0.1))
-    show("Starting up", figures, arguments.json, rounds=arguments.rounds, seconds=seconds)
+def measure(options: argparse.Namespace) -> Iterator[Result]:
+    budget = Budget(options.seconds)
+    programs = {name: lambda code=code: run(code) for name, code in CASES.items()}  # type: ignore[misc]
+    for program in programs.values():  # warms the disk cache
+        program()
+    seconds = take_turns(programs, options.rounds or 15, budget)
+    more = statistics.median(ours - empty for ours, empty in zip(seconds[HELP], seconds[EMPTY], strict=True))
+    yield Result(
+        ABOUT.name,
+        "Starting up",
+        "command line",
+        "cpu",
+        tuple(Series("time", "a fresh process", name, tuple(values), "s") for name, values in seconds.items()),
+        (Figure("leanvocab --help, more than the empty app", more, "s", bar=0.1),),
+        (),
+        budget.spent,
+        options.seconds,
+    )
+
+
+def main(arguments: list[str] | None = None) -> list[Result]:
+    options = read_options(parser(ABOUT), arguments)
+    return finish(measure(options), options)
 
 
 if __name__ == "__main__":

@@ -378,7 +378,9 @@ def time_series(found: dict[str, Pairs]) -> Iterator[Series]:
 
 def memory_series(found: dict[str, Pairs], ours: dict[str, int], trained: int) -> Iterator[Series]:
     """Peaks and the split of every program, a case each."""
-    kinds = [kind for kind in ("peak", "resident", "reserved", "weights", "gradients", "states", "rest") if kind in ours]
+    kinds = [
+        kind for kind in ("peak", "resident", "reserved", "weights", "gradients", "states", "rest") if kind in ours
+    ]
     names = {"rest": "activations and the rest", "peak": "peak", "resident": "peak resident"}
     for kind in kinds:
         case = names.get(kind, kind)

@@ -1,5 +1,6 @@
 """Which columns of a data set are texts, and their token ids."""
 
+import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -85,5 +86,7 @@ def tokenize(
         remove_columns=split.column_names,
         keep_in_memory=True,
         load_from_cache_file=False,
+        # By default it is a digest of the pickled tokenizer, which takes seconds for a large vocabulary; nothing is cached.
+        new_fingerprint=uuid.uuid4().hex[:16],
         desc=f"tokenizing {name}",
     )
