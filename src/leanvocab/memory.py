@@ -7,22 +7,36 @@ Counted, for each parameter of the model:
 - optimizer states: what the optimizer allocates at its first step, for what trains (`OPTIMIZERS`);
 - autocast copies: in `"mixed"` precision only, the bf16 copies of the layers' weights that live while a batch runs;
 - buffers: what the modules register beside parameters;
-- the map with which a partial table finds its rows.
+- the map with which a partial table finds its rows;
+- frozen rows: those of a `"frozen"` output layer, without gradients and states, in the dtype in which they are multiplied. On
+  a CPU they are a mapped file, whose pages the kernel can drop; they are counted all the same;
+- the loss of a language model at its peak, where a number of tokens is given: of logits that are scores alone, without the
+  copies that soft-capping keeps for its gradient, and of a chunk as large as on a GPU.
 
-Not counted: activations and logits, temporary tensors of a step, what the allocator and the libraries hold besides.
+Not counted: activations, temporary tensors of a step, what the allocator and the libraries hold besides.
 
 Nothing here imports torch before it is needed.
 """
 
-import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from leanvocab.counts import TokenCounts
 from leanvocab.errors import ModelError, SettingsError, VocabularyError
+from leanvocab.footprint import (
+    BF16_BYTES,
+    FP32_BYTES,
+    OPTIMIZERS,
+    Footprint,
+    Parameter,
+    chunked_loss_bytes,
+    footprint_dict,
+    make_footprint,
+    plain_loss_bytes,
+)
 from leanvocab.vocabulary import PartialVocabulary
 
 if TYPE_CHECKING:
@@ -30,103 +44,11 @@ if TYPE_CHECKING:
     from rich.table import Table
     from torch import nn
 
+    from leanvocab.output import FrozenPlace, OutputMode
     from leanvocab.partial_module import PartialModule
 
 Precision: TypeAlias = Literal["fp32", "bf16", "mixed"]
 Kept: TypeAlias = "PartialVocabulary | TokenCounts | int"
-
-
-@dataclass(frozen=True)
-class _Parameter:
-    """What a parameter's bytes depend on."""
-
-    shape: tuple[int, ...]
-    value_bytes: int  # bytes of one value
-    trains: bool
-    in_embedding: bool  # held by an nn.Embedding, be it for tokens or for positions
-    in_layer: bool  # held by a linear layer or a convolution, which autocast runs in bf16
-    is_table: bool
-
-    @property
-    def num_values(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def num_bytes(self) -> int:
-        return self.num_values * self.value_bytes
-
-
-_FP32_BYTES = 4
-_BF16_BYTES = 2
-_STEP_BYTES = 4  # one fp32 number a parameter, which counts the steps
-_INT8_BLOCK = 256  # values that share one fp32 scale in bitsandbytes' block-wise states
-_INT8_MIN_VALUES = 4096  # smaller parameters keep fp32 states
-_INT8_MAPS_BYTES = 2 * 256 * _FP32_BYTES  # the two code books, shared by all parameters
-
-
-def _adamw_bytes(parameter: _Parameter) -> int:
-    return 2 * parameter.num_bytes + _STEP_BYTES
-
-
-def _factored_values(shape: tuple[int, ...]) -> int:
-    """Values that Adafactor keeps of the second moment: a row and a column of sums, or all of a vector."""
-    if len(shape) < 2:
-        return math.prod(shape)
-    return math.prod(shape[:-1]) + math.prod(shape[:-2]) * shape[-1]
-
-
-def _adafactor_bytes(parameter: _Parameter) -> int:
-    """transformers' Adafactor keeps fp32 states whatever the weights are, and one fp32 norm a parameter."""
-    return _factored_values(parameter.shape) * _FP32_BYTES + _FP32_BYTES
-
-
-def _torch_adafactor_bytes(parameter: _Parameter) -> int:
-    return _factored_values(parameter.shape) * parameter.value_bytes + _STEP_BYTES
-
-
-def _adamw_8bit_bytes(parameter: _Parameter) -> int:
-    """bitsandbytes under the Trainer, which has every nn.Embedding keep 32-bit states."""
-    if _keeps_32_bit_states(parameter):
-        return 2 * parameter.num_values * _FP32_BYTES
-    return 2 * (parameter.num_values + math.ceil(parameter.num_values / _INT8_BLOCK) * _FP32_BYTES)
-
-
-def _keeps_32_bit_states(parameter: _Parameter) -> bool:
-    return parameter.in_embedding or parameter.num_values < _INT8_MIN_VALUES
-
-
-OPTIMIZERS: Mapping[str, Callable[[_Parameter], int]] = {
-    "adamw": _adamw_bytes,  # torch.optim.AdamW and Adam: two moments
-    "sgd": lambda _: 0,  # torch.optim.SGD
-    "sgd_momentum": lambda parameter: parameter.num_bytes,  # torch.optim.SGD(momentum=…)
-    "adafactor": _adafactor_bytes,  # transformers.Adafactor, which the Trainer uses; without a first moment
-    "torch_adafactor": _torch_adafactor_bytes,  # torch.optim.Adafactor
-    "adamw_8bit": _adamw_8bit_bytes,  # bitsandbytes
-}
-"""Bytes of states of one trained parameter, by the name of the optimizer."""
-
-
-@dataclass(frozen=True)
-class Footprint:
-    """What training holds in parameters and what belongs to them, in bytes."""
-
-    num_parameters: int
-    num_vocabulary_parameters: int
-    weights_bytes: int
-    gradients_bytes: int
-    optimizer_bytes: int
-    autocast_bytes: int
-    buffers_bytes: int
-    remap_bytes: int
-    """The map from token ids to rows that each shrunk module holds on its device."""
-    vocabulary_bytes: int
-    """Of the weights, gradients and states above, those of the vocabulary tables."""
-
-    @property
-    def total_bytes(self) -> int:
-        """Weights, gradients, optimizer states, autocast copies, buffers and the map."""
-        trained_bytes = self.weights_bytes + self.gradients_bytes + self.optimizer_bytes
-        return trained_bytes + self.autocast_bytes + self.buffers_bytes + self.remap_bytes
 
 
 @dataclass(frozen=True)
@@ -145,6 +67,8 @@ class MemoryEstimate:
     model: str
     optimizer: str
     precision: str
+    output: str | None
+    """What becomes of the output layer; None where there is none."""
     tables: tuple[TableRows, ...]
     full: Footprint
     partial: Footprint
@@ -170,9 +94,10 @@ class MemoryEstimate:
             "model": self.model,
             "optimizer": self.optimizer,
             "precision": self.precision,
+            "output": self.output,
             "tables": [asdict(table) for table in self.tables],
-            "full": _footprint_dict(self.full),
-            "partial": _footprint_dict(self.partial),
+            "full": footprint_dict(self.full),
+            "partial": footprint_dict(self.partial),
             "saved_bytes": self.saved_bytes,
             "saved_ratio": self.saved_ratio,
             "vocabulary_ratio": self.vocabulary_ratio,
@@ -198,6 +123,9 @@ def estimate_memory(
     precision: Precision | None = None,
     auto_class: Any = None,
     embedding: str | Iterable[str] | None = None,
+    output: "OutputMode | None" = None,
+    frozen_rows: "FrozenPlace" = "device",
+    num_tokens: int | None = None,
 ) -> MemoryEstimate:
     """Bytes of weights, gradients and optimizer states, full beside partial, without loading a weight.
 
@@ -214,30 +142,59 @@ def estimate_memory(
         auto_class: the transformers auto class, or its name, that a name or config becomes. None:
             `AutoModelForSequenceClassification`, as in the paper.
         embedding: path or paths of the tables in a module that does not name its own, as for `shrink_`.
+        output: what becomes of the output layer, as for `shrink_`: by default "full", or "frozen" where it is tied.
+        frozen_rows: where the frozen rows are. With "host" none are counted: they lie in host memory, or a mapped file.
+        num_tokens: tokens in a batch (sequences × length), for the loss of a language model. None: the loss is not counted.
 
     Raises:
         VocabularyError: the vocabulary is not of the table's size.
-        SettingsError: an unknown optimizer or precision.
+        SettingsError: an unknown optimizer or precision, or no number of tokens.
         ModelError: an unknown class; or what `shrink_` refuses, `TiedOutputError` among them.
 
     Source: Tables 2 and 5 of the paper count parameters in the same way.
     """
-    if optimizer not in OPTIMIZERS:
-        raise SettingsError(f"unknown optimizer {optimizer!r}: expected one of {', '.join(OPTIMIZERS)}")
-    if precision not in (None, "fp32", "bf16", "mixed"):
-        raise SettingsError(f"unknown precision {precision!r}: expected fp32, bf16, mixed or None (as the model is)")
+    _check_settings(optimizer, precision, num_tokens)
     module, label = _as_module(model, auto_class)
-    tables = _find_tables(module, vocabulary, embedding)
+    tables = _find_tables(module, vocabulary, embedding, output, frozen_rows)
+    scorers = _find_scorers(module, tables, precision)
     full, partial = (_parameters(module, tables, kept, precision) for kept in (False, True))
     buffers_bytes = sum(buffer.nbytes for buffer in module.buffers())
+    losses = [scorer.loss_bytes(num_tokens) for scorer in scorers if num_tokens is not None]  # one after the other
+    mixed = precision == "mixed"
     return MemoryEstimate(
         model=label,
         optimizer=optimizer,
         precision=precision or _dtype_names(module),
+        output=next((scorer.mode for scorer in scorers), None),
         tables=tuple(table.rows for table in tables),
-        full=_footprint(full, optimizer, precision, buffers_bytes, 0),
-        partial=_footprint(partial, optimizer, precision, buffers_bytes, _remap_bytes(tables)),
+        full=make_footprint(
+            full,
+            optimizer,
+            mixed,
+            buffers_bytes=buffers_bytes,
+            loss_bytes=max((full_loss for full_loss, _ in losses), default=0),
+        ),
+        partial=make_footprint(
+            partial,
+            optimizer,
+            mixed,
+            buffers_bytes=buffers_bytes,
+            remap_bytes=sum(table.remap_bytes for table in tables),
+            frozen_bytes=sum(table.frozen_bytes(precision) for table in tables),
+            loss_bytes=max((partial_loss for _, partial_loss in losses), default=0),
+        ),
     )
+
+
+def _check_settings(optimizer: str, precision: str | None, num_tokens: int | None) -> None:
+    if optimizer not in OPTIMIZERS:
+        raise SettingsError(f"unknown optimizer {optimizer!r}: expected one of {', '.join(OPTIMIZERS)}")
+    if precision not in (None, "fp32", "bf16", "mixed"):
+        raise SettingsError(f"unknown precision {precision!r}: expected fp32, bf16, mixed or None (as the model is)")
+    if num_tokens is not None and num_tokens < 1:
+        raise SettingsError(
+            f"num_tokens={num_tokens}: expected 1 or more tokens in a batch, or None (leave the loss out)"
+        )
 
 
 def _as_module(model: Any, auto_class: Any) -> "tuple[nn.Module, str]":
@@ -274,21 +231,91 @@ def _as_module(model: Any, auto_class: Any) -> "tuple[nn.Module, str]":
 
 @dataclass(frozen=True)
 class _Table:
-    """A vocabulary table and the modules that look its rows up."""
+    """A vocabulary matrix, and the modules that look its rows up or multiply by them."""
 
     rows: TableRows
     weight: "torch.Tensor"
-    num_holders: int
+    num_inputs: int
+    num_outputs: int
+    mode: str | None  # "frozen" or "restricted", where an output layer holds it
+    place: str
+
+    @property
+    def has_frozen_rows(self) -> bool:
+        """Whether rows that do not train lie on the device."""
+        return self.mode == "frozen" and self.place == "device"
+
+    @property
+    def remap_bytes(self) -> int:
+        """Each input holds int64 [full_rows + 2], which remaps; each output its ids; each int64 [3], a missing id."""
+        inputs = self.num_inputs * (self.rows.full_rows + 2 + 3)
+        return 8 * (inputs + self.num_outputs * (self.rows.partial_rows + 3))
+
+    def frozen_bytes(self, precision: Precision | None) -> int:
+        """The rows themselves, and two orders int64 [full_rows]: of the columns, and back."""
+        if not self.has_frozen_rows:
+            return 0
+        num_values = (self.rows.full_rows - self.rows.partial_rows) * self.weight.shape[1]
+        return num_values * _computed_bytes(self.weight, precision) + 2 * 8 * self.rows.full_rows
 
 
-def _find_tables(module: "nn.Module", vocabulary: Any, embedding: Any) -> list[_Table]:
-    """The tables that are shrunk, or that `shrink_` would shrink; it refuses the same models."""
+@dataclass(frozen=True)
+class _Scorer:
+    """The output layer: how many rows it scores with, and what becomes of them."""
+
+    full_rows: int
+    dim: int
+    value_bytes: int
+    mode: str
+    table: _Table | None  # where it is made partial
+
+    def loss_bytes(self, num_tokens: int) -> tuple[int, int]:
+        """Of an ordinary loss, and of the one that training with a partial vocabulary has."""
+        from leanvocab.output_loss import CHUNK_BYTES
+        from leanvocab.projection import STREAMED_BYTES
+
+        plain = plain_loss_bytes(num_tokens, self.full_rows)
+        if self.table is None:
+            return plain, plain
+        kept_rows, streamed_bytes = self.table.rows.partial_rows, 0
+        num_columns = self.full_rows if self.mode == "frozen" else kept_rows
+        if self.mode == "frozen" and self.table.place == "host":
+            num_columns = max(1, min(num_columns, STREAMED_BYTES // (self.dim * self.value_bytes)))
+            streamed_bytes = num_columns * self.dim * self.value_bytes
+        again = min(kept_rows, num_columns) if self.mode == "frozen" else 0
+        lean = chunked_loss_bytes(
+            num_tokens, num_columns, again, kept_rows, self.dim, self.value_bytes, CHUNK_BYTES["cuda"]
+        )
+        return plain, lean + streamed_bytes
+
+
+def _find_scorers(module: "nn.Module", tables: list[_Table], precision: Precision | None) -> list[_Scorer]:
+    from torch import nn
+
+    from leanvocab.discovery import output_layers
+
+    weights = {id(table.weight) for table in tables}
+    inputs = [each for each in module.modules() if isinstance(each, nn.Embedding) and id(each.weight) in weights]
+    scorers = []
+    for weight in (each.weight for each in output_layers(module, inputs)):
+        assert isinstance(weight, nn.Parameter)
+        table = next((each for each in tables if each.weight is weight and each.mode is not None), None)
+        full_rows = weight.shape[0] if table is None else table.rows.full_rows
+        mode = "full" if table is None or table.mode is None else table.mode
+        scorers.append(_Scorer(full_rows, weight.shape[-1], _computed_bytes(weight, precision), mode, table))
+    return scorers
+
+
+def _find_tables(module: "nn.Module", vocabulary: Any, embedding: Any, output: Any, frozen_rows: str) -> list[_Table]:
+    """The matrices that are shrunk, or that `shrink_` would shrink; it refuses the same models."""
+    from torch import nn
+
     from leanvocab.discovery import find_matrices
     from leanvocab.partial_module import PartialModule
 
     shrunk = [each for each in module.modules() if isinstance(each, PartialModule)]
     if shrunk:
-        return _shrunk_tables(shrunk, vocabulary)
+        return _shrunk_tables(shrunk, vocabulary, output)
     if vocabulary is None:
         raise VocabularyError(
             f"{type(module).__name__} is not shrunk: give its vocabulary, or the number of rows to keep"
@@ -298,22 +325,32 @@ def _find_tables(module: "nn.Module", vocabulary: Any, embedding: Any) -> list[_
         kept = {path: _as_vocabulary(each, module, path) for path, each in vocabulary.items()}
     else:
         kept = _as_vocabulary(vocabulary, module, embedding)
-    return [
-        _Table(
-            TableRows(found.name, found.vocabulary.full_size, len(found.vocabulary)), found.weight, len(found.modules)
-        )
-        for found in find_matrices(module, kept, embedding)
-    ]
+    tables = []
+    for found in find_matrices(module, kept, embedding, output):
+        rows = TableRows(found.name, found.vocabulary.full_size, len(found.vocabulary))
+        num_inputs = sum(isinstance(each, nn.Embedding) for each in found.modules)
+        num_outputs = len(found.modules) - num_inputs
+        tables.append(_Table(rows, found.weight, num_inputs, num_outputs, found.output, frozen_rows))
+    return tables
 
 
-def _shrunk_tables(shrunk: "list[PartialModule]", vocabulary: Any) -> list[_Table]:
+def _shrunk_tables(shrunk: "list[PartialModule]", vocabulary: Any, output: str | None) -> list[_Table]:
+    from torch import nn
+
     tables = []
     for weight in {id(each.weight): each.weight for each in shrunk}.values():
         holders = [each for each in shrunk if each.weight is weight]
         table = holders[0].table
         kept = vocabulary.get(table.name) if isinstance(vocabulary, Mapping) else vocabulary
         partial_rows = table.num_rows if kept is None else len(_of_size(kept, table.full_size, table.name))
-        tables.append(_Table(TableRows(table.name, table.full_size, partial_rows), weight, len(holders)))
+        if output not in (None, table.output or "full"):
+            raise ModelError(
+                f'{table.name} is shrunk with output="{table.output or "full"}", and was to be estimated with '
+                f'output="{output}"; merge_(model) first, or leave output out'
+            )
+        num_inputs = sum(isinstance(each, nn.Embedding) for each in holders)
+        rows, place = TableRows(table.name, table.full_size, partial_rows), table.frozen_rows_place
+        tables.append(_Table(rows, weight, num_inputs, len(holders) - num_inputs, table.output, place))
     return tables
 
 
@@ -323,7 +360,7 @@ def _as_vocabulary(kept: "Kept", module: "nn.Module", path: Any) -> PartialVocab
         return kept  # knows its size, which is checked where the tables are found
     getter = getattr(module, "get_input_embeddings", lambda: None)
     table = dict(module.named_modules()).get(path) if isinstance(path, str) else getter()
-    full_rows = getattr(table, "num_embeddings", None)
+    full_rows = getattr(table, "num_embeddings", getattr(table, "out_features", None))
     if full_rows is None:
         name = type(module).__name__
         raise ModelError(f"{name}: found no table to take {kept!r} rows of; give its path, embedding='path.to.module'")
@@ -345,7 +382,7 @@ def _of_size(kept: "Kept", full_rows: int, name: str) -> PartialVocabulary:
     return PartialVocabulary(range(kept), full_rows)
 
 
-def _parameters(module: "nn.Module", tables: list[_Table], kept: bool, precision: Precision | None) -> list[_Parameter]:
+def _parameters(module: "nn.Module", tables: list[_Table], kept: bool, precision: Precision | None) -> list[Parameter]:
     """Every parameter once, its vocabulary tables with full rows, or with the kept ones."""
     from torch import nn
 
@@ -362,7 +399,7 @@ def _parameters(module: "nn.Module", tables: list[_Table], kept: bool, precision
         if rows is not None:
             shape = (rows.partial_rows if kept else rows.full_rows, *shape[1:])
         result.append(
-            _Parameter(
+            Parameter(
                 shape=shape,
                 value_bytes=_value_bytes(parameter, precision),
                 trains=parameter.requires_grad,
@@ -385,45 +422,16 @@ def _is_layer(module: "nn.Module") -> bool:
 def _value_bytes(parameter: "torch.Tensor", precision: Precision | None) -> int:
     if precision is None or not parameter.is_floating_point():  # quantised values stay as they are
         return parameter.element_size()
-    return _BF16_BYTES if precision == "bf16" else _FP32_BYTES
+    return BF16_BYTES if precision == "bf16" else FP32_BYTES
 
 
 def _dtype_names(module: "nn.Module") -> str:
     return ", ".join(sorted({str(parameter.dtype).removeprefix("torch.") for parameter in module.parameters()}))
 
 
-def _remap_bytes(tables: list[_Table]) -> int:
-    """Each module that looks partial rows up holds int64 [full_size + 2], which remaps, and int64 [3], a missing id."""
-    return sum(table.num_holders * 8 * (table.rows.full_rows + 2 + 3) for table in tables)
-
-
-def _footprint(
-    parameters: list[_Parameter], optimizer: str, precision: Precision | None, buffers_bytes: int, remap_bytes: int
-) -> Footprint:
-    trained = [parameter for parameter in parameters if parameter.trains]
-    layers = [parameter for parameter in parameters if parameter.in_layer and precision == "mixed"]
-    states_bytes = OPTIMIZERS[optimizer]
-    maps = optimizer == "adamw_8bit" and not all(_keeps_32_bit_states(parameter) for parameter in trained)
-
-    def held_bytes(parameter: _Parameter) -> int:
-        return parameter.num_bytes + (parameter.num_bytes + states_bytes(parameter) if parameter.trains else 0)
-
-    tables = [parameter for parameter in parameters if parameter.is_table]
-    return Footprint(
-        num_parameters=sum(parameter.num_values for parameter in parameters),
-        num_vocabulary_parameters=sum(parameter.num_values for parameter in tables),
-        weights_bytes=sum(parameter.num_bytes for parameter in parameters),
-        gradients_bytes=sum(parameter.num_bytes for parameter in trained),
-        optimizer_bytes=sum(map(states_bytes, trained)) + (_INT8_MAPS_BYTES if maps else 0),
-        autocast_bytes=sum(parameter.num_values * _BF16_BYTES for parameter in layers),
-        buffers_bytes=buffers_bytes,
-        remap_bytes=remap_bytes,
-        vocabulary_bytes=sum(map(held_bytes, tables)),
-    )
-
-
-def _footprint_dict(footprint: Footprint) -> dict[str, int]:
-    return {**asdict(footprint), "total_bytes": footprint.total_bytes}
+def _computed_bytes(weight: "torch.Tensor", precision: Precision | None) -> int:
+    """Bytes of one value of an output layer as it is multiplied: autocast does that in bf16."""
+    return BF16_BYTES if precision == "mixed" else _value_bytes(weight, precision)
 
 
 def format_bytes(num_bytes: float) -> str:
@@ -444,6 +452,8 @@ _ROWS = {
     "autocast copies": "autocast_bytes",
     "buffers": "buffers_bytes",
     "id map": "remap_bytes",
+    "frozen rows": "frozen_bytes",
+    "loss": "loss_bytes",
     "total": "total_bytes",
     "vocabulary's part": "vocabulary_bytes",
 }
@@ -453,7 +463,8 @@ def _table(estimate: MemoryEstimate) -> "Table":
     from rich.table import Table
 
     kept = ", ".join(f"{table.partial_rows:,} of {table.full_rows:,}" for table in estimate.tables)
-    table = Table(title=f"{estimate.model}: {kept} rows, {estimate.optimizer}, {estimate.precision}")
+    output = "" if estimate.output is None else f", output {estimate.output}"
+    table = Table(title=f"{estimate.model}: {kept} rows, {estimate.optimizer}, {estimate.precision}{output}")
     table.add_column("training holds")
     for heading in ("full", "partial", "saved"):
         table.add_column(heading, justify="right")
@@ -461,11 +472,13 @@ def _table(estimate: MemoryEstimate) -> "Table":
     table.add_row(
         "parameters", *(f"{count / 1e6:.1f} M" for count in parameters), _percent(*parameters), end_section=True
     )
+    shown = [field for field in _ROWS.values() if getattr(estimate.full, field) or getattr(estimate.partial, field)]
+    last = shown[-3]  # above the total
     for label, field in _ROWS.items():
         full, partial = (getattr(footprint, field) for footprint in (estimate.full, estimate.partial))
         if full or partial:
             style = "bold" if label == "total" else None
-            sections = label in ("id map", "total")
+            sections = label == "total" or field == last
             table.add_row(
                 label,
                 format_bytes(full),

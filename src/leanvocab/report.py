@@ -15,7 +15,8 @@ import numpy as np
 from leanvocab.counts import TokenCounts
 from leanvocab.errors import VocabularyError
 from leanvocab.extras import require
-from leanvocab.memory import Footprint, MemoryEstimate
+from leanvocab.footprint import Footprint
+from leanvocab.memory import MemoryEstimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,8 +12,9 @@ import transformers
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import leanvocab as lv
-from leanvocab.errors import ModelError, SettingsError, TiedOutputError, VocabularyError
-from leanvocab.memory import OPTIMIZERS, format_bytes
+from leanvocab.errors import ModelError, SettingsError, VocabularyError
+from leanvocab.footprint import OPTIMIZERS
+from leanvocab.memory import format_bytes
 from leanvocab.peak import record_peak
 
 FULL_ROWS, KEPT_ROWS = 300, 40

@@ -1,5 +1,6 @@
 """`leanvocab estimate`: what training holds in memory, with the full and with a partial vocabulary."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +19,15 @@ from leanvocab.cli.corpus import (
 )
 from leanvocab.cli.shell import AsJson, clean_errors, print_json, print_rich, quiet_libraries
 from leanvocab.errors import ModelError, SettingsError
+
+# By task, as `leanvocab finetune` has them.
+_CLASSES = {
+    "classification": "AutoModelForSequenceClassification",
+    "regression": "AutoModelForSequenceClassification",
+    "causal-lm": "AutoModelForCausalLM",
+    "seq2seq-lm": "AutoModelForSeq2SeqLM",
+    "masked-lm": "AutoModelForMaskedLM",
+}
 
 
 def estimate(
@@ -39,12 +49,28 @@ def estimate(
     auto_class: Annotated[
         str | None, typer.Option(help="What the model becomes. By default AutoModelForSequenceClassification.")
     ] = None,
+    task: Annotated[str | None, typer.Option(help=f"Or the task that it becomes: {', '.join(_CLASSES)}.")] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            help="Output layer of a language model: full, frozen or restricted. By default full, or frozen where it is tied."
+        ),
+    ] = None,
+    frozen_rows: Annotated[str, typer.Option(help="Where frozen rows are: device or host.")] = "device",
+    num_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens in a batch, to count what a language model's loss holds too.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Estimate bytes of weights, gradients and optimizer states, full beside partial, before any weight is loaded."""
     with clean_errors(as_json):
         if sum(each is not None for each in (vocabulary, data, rows)) != 1:
             raise SettingsError("say what is kept by one of --vocabulary, --data and --rows")
+        _check("task", task, _CLASSES)
+        _check("output", output, ("full", "frozen", "restricted"))
+        _check("frozen-rows", frozen_rows, ("device", "host"))
+        if task is not None and auto_class is not None:
+            raise SettingsError("--task and --auto-class both say what the model becomes: give one of them")
         quiet_libraries()
         from leanvocab.memory import estimate_memory
         from leanvocab.vocabulary import PartialVocabulary
@@ -61,9 +87,17 @@ def estimate(
         else:
             assert rows is not None
             kept = rows
-        options: Any = {"optimizer": optimizer, "precision": precision, "auto_class": auto_class}
+        options: Any = {
+            "optimizer": optimizer, "precision": precision, "auto_class": auto_class or _CLASSES.get(task or ""),
+            "output": output, "frozen_rows": frozen_rows, "num_tokens": num_tokens,
+        }  # fmt: skip
         estimated = estimate_memory(model, kept, **options)
     if as_json:
         print_json(estimated.to_dict())
     else:
         print_rich(estimated)
+
+
+def _check(name: str, value: str | None, allowed: Iterable[str]) -> None:
+    if value is not None and value not in allowed:
+        raise SettingsError(f"--{name} {value}: expected one of {', '.join(allowed)}")

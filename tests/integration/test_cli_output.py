@@ -1,0 +1,80 @@
+"""Commands about language models: estimates of what their output layers hold, and what `info` says of them."""
+
+import json
+
+import pytest
+import transformers
+from typer.testing import CliRunner
+
+from leanvocab.cli.app import app
+
+ROWS, KEPT = 320, 40
+
+
+def run(*words, code=0):
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    if result.exit_code != code:
+        raise AssertionError(f"exit code {result.exit_code}: {result.output}") from result.exception
+    return result
+
+
+def json_of(*words, code=0):
+    return json.loads(run(*words, "--json", code=code).stdout)
+
+
+def text_of(*words):
+    return " ".join(run(*words).stdout.replace("│", " ").replace("┃", " ").split())
+
+
+@pytest.fixture(autouse=True)
+def loud_libraries_afterwards():
+    """Commands silence transformers; the tests after these are not to notice."""
+    verbosity = transformers.logging.get_verbosity()
+    yield
+    transformers.logging.set_verbosity(verbosity)
+    transformers.logging.enable_progress_bar()
+
+
+def save_llama(folder, **changes):
+    sizes = {
+        "vocab_size": ROWS, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+    }  # fmt: skip
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes | changes))
+    model.save_pretrained(folder)
+    return folder
+
+
+# --- estimate --------------------------------------------------------------------------------------------------------
+
+
+def test_an_estimate_is_of_a_task_and_an_output_mode(tmp_path):
+    base = save_llama(tmp_path / "base", tie_word_embeddings=True)
+    of_lm = ("estimate", base, "--rows", KEPT, "--task", "causal-lm")
+    frozen = json_of(*of_lm)
+    assert frozen["output"] == "frozen"
+    assert frozen["partial"]["frozen_bytes"] == (ROWS - KEPT) * 16 * 4 + 2 * 8 * ROWS
+    assert json_of(*of_lm, "--frozen-rows", "host")["partial"]["frozen_bytes"] == 0
+    restricted = json_of(*of_lm, "--output", "restricted")
+    assert (restricted["output"], restricted["partial"]["frozen_bytes"]) == ("restricted", 0)
+    assert frozen["full"]["loss_bytes"] == 0
+    assert json_of(*of_lm, "--num-tokens", 100)["full"]["loss_bytes"] == 3 * 4 * 100 * ROWS
+    assert "40 of 320 rows, adamw, float32, output frozen" in text_of(*of_lm)
+    assert "frozen rows" in text_of(*of_lm)
+    assert json_of("estimate", base, "--rows", KEPT)["output"] is None
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (("--task", "chatting"), 2, "--task chatting: expected one of classification, regression, causal-lm"),
+        (("--output", "small"), 2, "--output small: expected one of full, frozen, restricted"),
+        (("--frozen-rows", "disk"), 2, "--frozen-rows disk: expected one of device, host"),
+        (("--task", "causal-lm", "--auto-class", "AutoModelForCausalLM"), 2, "give one of them"),
+        (("--task", "causal-lm", "--output", "full"), 1, 'output="full" needs an untied model'),
+        (("--output", "restricted"), 1, "has no output layer over the vocabulary"),
+    ],
+)
+def test_an_estimate_that_cannot_be_is_an_error(tmp_path, words, code, message):
+    base = save_llama(tmp_path / "base", tie_word_embeddings=True)
+    assert message in run("estimate", base, "--rows", KEPT, *words, code=code).stderr
