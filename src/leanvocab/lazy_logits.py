@@ -5,9 +5,11 @@ hidden states that they come from and what the model does to them one by one, an
 tokens. Whatever else touches it gets the logits themselves, with their gradients, as the full model has them.
 """
 
+import sys
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from leanvocab.elementwise import Elementwise, casting
-from leanvocab.errors import BypassError
+from leanvocab.errors import BypassError, ModelError
 from leanvocab.output_loss import Columns, Reduction, cross_entropy
 from leanvocab.projection import project
 
@@ -54,6 +56,10 @@ class Origin:
         return self.weight
 
 
+_SMOOTHING = (
+    '{name}: label smoothing spreads probability over all tokens, and with output="restricted" those outside the vocabulary '
+    'have none: the loss would be infinite. Leave label smoothing out, or use output="frozen"'
+)
 _alive: "weakref.WeakValueDictionary[int, LazyLogits]" = weakref.WeakValueDictionary()
 
 
@@ -128,6 +134,8 @@ class LazyLogits(torch.Tensor):
 
     def loss(self, labels: Tensor, asked: Reduction) -> Tensor:
         """The cross-entropy of labels (full ids)."""
+        if asked.label_smoothing and self._origin.columns.num_columns < self._elementwise.full_size:
+            raise ModelError(_SMOOTHING.format(name=self._origin.name))
         flat = self._hidden.reshape(-1, self._hidden.shape[-1])
         labels = labels.reshape(-1)
         self._origin.check_labels(labels.masked_fill(labels == asked.ignore_index, -1))
@@ -297,12 +305,23 @@ def _at_once(logits: LazyLogits | None, func: Any, args: tuple[Any, ...], kwargs
         return value.compute() if isinstance(value, LazyLogits) else value
 
     name = getattr(func, "__name__", "")
+    if name == "log_softmax" and logits is not None:
+        _refuse_smoothing(logits)
     writes = args and args[0] is logits and (_is_in_place(name) or name in _WRITING)
     result = func(*tree_map(computed, args), **tree_map(computed, dict(kwargs)))
     if writes and logits is not None:
         logits._value, logits._is_changed = logits._value, True
         return logits if result is logits._value else result
     return result
+
+
+def _refuse_smoothing(logits: LazyLogits) -> None:
+    """The Trainer's label smoother sums log-probabilities over all tokens."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and logits._origin.columns.num_columns < logits._elementwise.full_size:
+        if type(frame.f_locals.get("self")).__name__ == "LabelSmoother":
+            raise ModelError(_SMOOTHING.format(name=logits._origin.name))
+        frame = frame.f_back
 
 
 def _is_in_place(name: str) -> bool:

@@ -56,6 +56,14 @@ class RemapLinear(PartialModule, nn.Linear):
         self.num_calls = self.__dict__.get("num_calls", 0)
 
     def forward(self, input: Tensor) -> Tensor:
+        return self._computed(input) if torch.compiler.is_compiling() else self._lazy(input)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _computed(self, input: Tensor) -> Tensor:
+        """A compiled model gets the logits themselves: a compiler would look into what makes them lazy."""
+        return self._lazy(input).compute()
+
+    def _lazy(self, input: Tensor) -> LazyLogits:
         self.check_length()
         self.num_calls += 1
         if torch.is_autocast_enabled(input.device.type):
@@ -64,8 +72,7 @@ class RemapLinear(PartialModule, nn.Linear):
         if self.bias is not None:
             elementwise = elementwise.plus(self.bias.to(input.dtype))
         origin = Origin(self.table.name, self.weight, self._columns(input), self._check_labels, torch.is_grad_enabled())
-        logits = LazyLogits(input, origin, elementwise)
-        return logits.compute() if torch.compiler.is_compiling() else logits
+        return LazyLogits(input, origin, elementwise)
 
     def raise_if_missing(self) -> None:
         """Raises `MissingTokenError` for a label that was missing since the last call."""

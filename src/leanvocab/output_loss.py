@@ -50,6 +50,8 @@ def cross_entropy(
     """
     counted = (labels != asked.ignore_index).nonzero()[:, 0]
     used, targets = hidden.index_select(0, counted), labels.index_select(0, counted)
+    if targets.device.type == "cpu":  # elsewhere looking would wait for the device
+        _check_targets(targets, elementwise.full_size)
     kept = weight.to(hidden.dtype)  # under autocast
     losses: Tensor = _CrossEntropy.apply(
         columns,
@@ -65,6 +67,12 @@ def cross_entropy(
     if asked.reduction == "none":
         return hidden.new_zeros(len(hidden), dtype=losses.dtype).index_copy(0, counted, losses).to(dtype)
     return (losses / len(counted) if asked.reduction == "mean" else losses).to(dtype)
+
+
+def _check_targets(targets: Tensor, full_size: int) -> None:
+    wrong = targets[(targets < 0) | (targets >= full_size)]
+    if len(wrong):
+        raise IndexError(f"Target {int(wrong[0])} is out of bounds: expected 0 … {full_size - 1}, or the ignored index")
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -150,6 +158,7 @@ class _Pass:
             losses[tokens] = scores.become_softmax(places[tokens], self.smoothing)
             if summed is not None:
                 summed.add(tokens, scores, self._gradient(scores, places[tokens], scale.at(tokens)))
+            del scores  # before the next ones are made, not after
         return losses
 
     def _in_blocks(
@@ -165,11 +174,13 @@ class _Pass:
             of_label[tokens] = torch.maximum(of_label[tokens], _label_scores(wide, places))
             if self.smoothing:
                 total[tokens] += wide.sum(-1)
+            del wide
         if summed is not None:
             for projection, tokens, places in self._blocks(hidden):
                 scores = _Scores(projection, self.elementwise, hidden[tokens], weight, operands, True)
                 scores.softmax = scores.wide.sub_(lse[tokens].unsqueeze(1)).exp_()
                 summed.add(tokens, scores, self._gradient(scores, places, scale.at(tokens)))
+                del scores
         return _loss(lse, of_label, total / self.columns.num_columns, self.smoothing)
 
     def _blocks(self, hidden: Tensor) -> Iterator[tuple[Projection, slice, Tensor]]:

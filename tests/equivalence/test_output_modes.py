@@ -1,0 +1,167 @@
+"""Frozen and restricted output layers against the full model: the same loss, the same gradients, over twenty steps."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from small_lm import (
+    NAMES,
+    check_close,
+    gradients,
+    lm_batch,
+    lm_vocabulary,
+    mask_gradients,
+    matrices,
+    reference,
+    small_lm,
+)
+from torch import nn
+
+from leanvocab import output_loss
+from leanvocab.lazy_logits import LazyLogits
+from leanvocab.model import merge_, shrink_, status
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*which is another objective:leanvocab.errors.LeanVocabWarning"),
+    # Generated ids are seldom all kept ones.
+    pytest.mark.filterwarnings("ignore:.*are served from the base:leanvocab.errors.LeanVocabWarning"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _few_tokens_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several chunks of tokens and several blocks of rows, as real sizes have them."""
+    monkeypatch.setitem(output_loss.CHUNK_BYTES, "cpu", 7 * 4 * 300)
+    monkeypatch.setattr("leanvocab.projection.STREAMED_BYTES", 77 * 32 * 4)
+
+
+@pytest.mark.parametrize("frozen_rows", ["device", "host"])
+@pytest.mark.parametrize("name", NAMES)
+def test_frozen_training_is_full_training_with_the_other_rows_gradients_masked(name: str, frozen_rows: str) -> None:
+    check_twenty_steps(name, "frozen", frozen_rows=frozen_rows)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_restricted_training_is_full_training_with_the_other_scores_at_minus_infinity(name: str) -> None:
+    check_twenty_steps(name, "restricted")
+
+
+def check_twenty_steps(name: str, output: Any, **options: Any) -> None:
+    vocabulary = lm_vocabulary()
+    base = small_lm(name)
+    full, lean = reference(base, output, vocabulary), copy.deepcopy(base)
+    shrink_(lean, vocabulary, output=output, **options)
+    assert status(lean).output == output
+    steppers = [torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9) for model in (full, lean)]
+    for step in range(20):
+        losses = []
+        for model, optimizer in zip((full, lean), steppers, strict=True):
+            optimizer.zero_grad()
+            loss = model(**lm_batch(step)).loss
+            loss.backward()
+            losses.append(loss.item())
+        mask_gradients(full, vocabulary)
+        assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+        check_close(gradients(lean, vocabulary), gradients(full, vocabulary), 1e-5)
+        for optimizer in steppers:
+            optimizer.step()
+    merge_(lean)
+    check_close(dict(lean.named_parameters()), dict(full.named_parameters()), 1e-5)
+    assert_unused_rows_are_the_bases(lean, base, vocabulary)
+
+
+def assert_unused_rows_are_the_bases(lean: nn.Module, base: nn.Module, vocabulary: Any) -> None:
+    outside = torch.ones(len(matrices(base)[0]), dtype=torch.bool)
+    outside[torch.tensor(vocabulary.token_ids)] = False
+    for first, second in zip(matrices(lean), matrices(base), strict=True):
+        assert torch.equal(first[outside], second[outside])
+
+
+@pytest.mark.parametrize("output", ["frozen", "restricted"])
+@pytest.mark.parametrize("name", NAMES)
+def test_in_bfloat16_the_lean_model_is_as_near_to_the_truth_as_the_full_one(name: str, output: Any) -> None:
+    vocabulary = lm_vocabulary()
+    base = small_lm(name).to(torch.bfloat16)
+    truth, full, lean = (reference(base, output, vocabulary) for _ in range(3))
+    truth, lean = truth.float(), shrink_(copy.deepcopy(base), vocabulary, output=output)
+    for model in (truth, full, lean):
+        model(**lm_batch()).loss.backward()
+    exact = gradients(truth, vocabulary)
+    errors = {
+        which: {key: float((value.float() - exact[key]).norm()) for key, value in gradients(model, vocabulary).items()}
+        for which, model in (("full", full), ("lean", lean))
+    }
+    largest = max(float(value.norm()) for value in exact.values())
+    for key, value in exact.items():
+        allowed = 1.5 * errors["full"][key] + 2**-9 * max(float(value.norm()), 0.01 * largest)
+        assert errors["lean"][key] <= allowed, key
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_training_step_makes_the_full_logits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: LazyLogits) -> None:
+        raise AssertionError("the full logits were made")
+
+    lean = shrink_(small_lm(name), lm_vocabulary(), output="frozen")
+    monkeypatch.setattr(LazyLogits, "compute", refuse)
+    for inputs in (lm_batch(), {**lm_batch(), "num_items_in_batch": torch.tensor(26)}):
+        if "num_items_in_batch" in inputs and name in ("bert-mlm", "bart-final-bias", "t5-tied"):
+            continue  # these do not take it
+        lean(**inputs).loss.backward()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_evaluation_gives_the_full_models_logits_in_its_own_order(name: str) -> None:
+    full = small_lm(name).eval()
+    lean = shrink_(copy.deepcopy(full), lm_vocabulary(), output="frozen").eval()
+    inputs = lm_batch()
+    expected, found = full(**inputs), lean(**inputs)
+    assert found.logits.shape == expected.logits.shape
+    torch.testing.assert_close(found.logits.clone(), expected.logits, rtol=1e-5, atol=1e-5)
+    assert found.loss.item() == pytest.approx(expected.loss.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_restricted_model_gives_minus_infinity_outside_its_vocabulary(name: str) -> None:
+    vocabulary = lm_vocabulary()
+    full = small_lm(name).eval()
+    lean = shrink_(copy.deepcopy(full), vocabulary, output="restricted").eval()
+    expected, found = full(**lm_batch()).logits, lean(**lm_batch()).logits.clone()
+    kept = torch.tensor(vocabulary.token_ids)
+    torch.testing.assert_close(found[..., kept], expected[..., kept], rtol=1e-5, atol=1e-5)
+    found[..., kept] = -torch.inf
+    assert bool((found == -torch.inf).all())
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "bert-mlm"])
+def test_generation_is_the_full_models(name: str, beams: int) -> None:
+    full = small_lm(name).eval()
+    prompt = {"input_ids": lm_batch()["input_ids"][:, :5]}
+    options = {"max_new_tokens": 8, "do_sample": False, "num_beams": beams, "pad_token_id": 0, "eos_token_id": None}
+    expected = full.generate(**prompt, **options)
+    lean = shrink_(copy.deepcopy(full), lm_vocabulary(), output="frozen", on_missing="base").eval()
+    assert torch.equal(lean.generate(**prompt, **options), expected)
+
+
+def test_a_restricted_model_generates_kept_ids_alone() -> None:
+    vocabulary = lm_vocabulary()
+    lean = shrink_(small_lm("llama-tied"), vocabulary, output="restricted").eval()
+    found = lean.generate(input_ids=lm_batch()["input_ids"], max_new_tokens=12, do_sample=True, pad_token_id=0)
+    assert set(found.flatten().tolist()) <= set(vocabulary)
+
+
+def test_the_full_mode_of_an_untied_model_is_ordinary_training_to_the_bit() -> None:
+    full = small_lm("llama-untied")
+    lean = shrink_(copy.deepcopy(full), lm_vocabulary())
+    assert status(lean).output == "full"
+    for model in (full, lean):
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0)
+        for step in range(20):
+            model(**lm_batch(step)).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    merge_(lean)
+    for first, second in zip(full.parameters(), lean.parameters(), strict=True):
+        assert torch.equal(first, second)
