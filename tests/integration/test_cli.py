@@ -8,6 +8,7 @@ from dataclasses import fields
 
 import pytest
 import transformers
+from small_language import pairs, save_language_model
 from small_text import FULL_SIZE, SPECIAL, WORDS, listing, rows, save_pretrained, write, write_splits
 from typer.main import get_command
 from typer.testing import CliRunner
@@ -16,6 +17,7 @@ from leanvocab import PartialVocabulary, count_tokens
 from leanvocab._version import __version__
 from leanvocab.cli.app import app
 from leanvocab.cli.shell import DEBUG_VARIABLE
+from leanvocab.errors import LeanVocabWarning
 from leanvocab.settings import FineTuneSettings
 
 QUICK = ["--epochs", "1", "--batch-size", "8", "--learning-rate", "1e-2", "--cpu"]
@@ -209,6 +211,30 @@ def test_files_of_splits_and_columns_may_be_named(base, tmp_path):
     assert len(SPECIAL) + 299 in PartialVocabulary.load(tmp_path / "out/partial_vocabulary.json")
 
 
+def test_finetune_trains_language_models_and_says_what_became_of_the_output_layer(tmp_path):
+    base = save_language_model(tmp_path / "base", "gpt2", tied=True)
+    train = write(tmp_path / "a.jsonl", pairs(18, names=("question", "answer")))
+    validation = write(tmp_path / "b.csv", pairs(6, seed=1, names=("question", "answer")))
+    words = ("finetune", base, train, "--validation", validation, "--task", "causal-lm", "--prompt-column", "question",
+             "--completion-column", "answer", "--max-length", "32", *QUICK)  # fmt: skip
+    shown = text_of(*words, "-o", tmp_path / "frozen")
+    assert "output layer frozen: unused rows stay in the softmax" in shown
+    assert "validation perplexity" in shown
+    with pytest.warns(LeanVocabWarning, match="objective"):
+        shown = text_of(*words, "--output", "restricted", "-o", tmp_path / "restricted")
+    assert "output layer restricted: ANOTHER OBJECTIVE" in shown
+    assert "compare with no other mode's" in shown
+    written = json.loads((tmp_path / "frozen/finetune.json").read_text())
+    assert written["output"] == "frozen"
+    assert written["task"] == {
+        "kind": "causal-lm",
+        "source": "prompts",
+        "columns": ["question", "answer"],
+        "train_split": "train",
+        "eval_split": "validation",
+    }
+
+
 # --- info ------------------------------------------------------------------------------------------------------------
 
 
@@ -245,6 +271,16 @@ def test_info_says_what_a_vocabulary_file_is(base, data, tmp_path):
         (("finetune", "BASE", "nothing.csv", "-o", "out"), 1, "nothing.csv does not exist"),
         (("finetune", "no/such", "DATA", "-o", "out"), 1, "'no/such' is no folder here"),
         (("finetune", "BASE", "DATA", "-o", "out", "--batch-size", "0"), 2, "batch_size must be above 0, got 0"),
+        (
+            ("finetune", "BASE", "DATA", "-o", "out", "--output", "frozen"),
+            2,
+            "output is for causal-lm and seq2seq-lm and",
+        ),
+        (
+            ("finetune", "BASE", "DATA", "-o", "out", "--task", "causal-lm", "--prompt-column", "text"),
+            2,
+            "prompt_column was given without completion_column",
+        ),
         (("count", "DATA", "--tokenizer", "no/such"), 1, "there is no tokenizer in 'no/such'"),
         (("count", "DATA", "--tokenizer", "BASE", "-o", "no/folder/v.json"), 1, "there is no folder no/folder"),
         (("estimate", "no/such", "--rows", "5"), 1, "'no/such' is no folder with a model here"),

@@ -26,9 +26,10 @@ def test_a_model_that_sees_what_it_is_to_predict_is_refused():
     check_causal(bert(is_decoder=True))
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_packed_examples_are_apart_where_the_mask_follows_the_positions(attention):
-    network = language_model("llama")
+def test_packed_examples_are_apart_where_the_mask_follows_the_positions(attention, family):
+    network = language_model(family)
     network.set_attn_implementation(attention)
     check_packed_examples_are_apart(network)
 
