@@ -3,13 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
-BENCHMARKS := $(patsubst benchmarks/%.py,%,$(wildcard benchmarks/[!_]*.py))
 # GPU builds of torch are gigabytes: where no CPU build is at hand, name the index that has one, e.g.
 #   make test PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install test check format demo test-slow fuzz benchmarks reproduce figures clean
+.PHONY: help install test check format demo test-slow fuzz doors benchmarks peers reproduce figures clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -35,13 +34,30 @@ demo: $(INSTALLED)  ## fine-tune a real model twice, with the full and a partial
 test-slow: $(INSTALLED)  ## the tests that take longer than CI allows
 	$(RUN) -m pytest -m slow --timeout 3600
 
+doors: $(INSTALLED)  ## every combination with trainers, adapters and optimizers, into docs/composability.md
+	$(RUN) -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -r doors/requirements.txt
+	$(RUN) -m doors
+
 FUZZ_SECONDS ?= 600
 fuzz: $(INSTALLED)  ## ten minutes of fuzzing the readers of what lies on disk (FUZZ_SECONDS=…)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt atheris
 	$(RUN) tests/fuzz/fuzz_readers.py --seconds $(FUZZ_SECONDS)
 
-benchmarks: $(INSTALLED)  ## every benchmark in turn; each prints its figures
-	@set -e; for name in $(BENCHMARKS); do echo "== python -m benchmarks.$$name"; $(RUN) -m benchmarks.$$name; done
+# BENCHMARK_FLAGS="--size small" to see that they work; --device cuda for the GPU's columns.
+BENCHMARK_FLAGS ?=
+benchmarks: $(INSTALLED)  ## every benchmark in turn, within half an hour, and docs/performance.md from what they found
+	$(RUN) -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e '.[dev,benchmarks]'
+	$(RUN) -m benchmarks all $(BENCHMARK_FLAGS)
+	$(if $(findstring small,$(BENCHMARK_FLAGS)),,$(RUN) -m benchmarks report)
+
+# Never a part of the project: a checkout, an environment of its own (transformers < 5), and a folder for one process alone.
+PEERS := .cache/peers
+peers: $(INSTALLED)  ## fetch what the benchmarks stand beside: the authors' code, two packages
+	test -d $(PEERS)/authors || git clone --quiet --depth 1 https://github.com/mlsw/partial-embedding-matrix-adaptation $(PEERS)/authors
+	test -d $(PEERS)/torchao || $(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --target $(PEERS)/torchao torchao
+	test -d $(PEERS)/smaller-vocab || $(PYTHON) -m venv $(PEERS)/smaller-vocab
+	$(PEERS)/smaller-vocab/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt \
+		'transformers<5' transformer-smaller-training-vocab sentencepiece
 
 # Real data beside the project, where there are any, at sizes that two cores manage. Otherwise everything comes from the
 # hub and is run whole, as in the paper, which takes a GPU.

@@ -1,0 +1,189 @@
+"""Pairs of runs: the same seed, data and settings, with leanvocab and without; what they hold and how they differ."""
+
+import contextlib
+import functools
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
+
+from doors.registry import Outcome, Verdict
+from leanvocab.errors import LeanVocabError
+
+_UNCOMPARED = {"README.md", "training_args.bin"}  # cards are dated; arguments hold the folder's own path
+
+
+@dataclass
+class Run:
+    """What one run gave: losses, tensors by name after merging, whatever else is to be equal, and what it held at a step."""
+
+    losses: list[float] = field(default_factory=list)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    others: dict[str, Any] = field(default_factory=dict)  # compared with ==: metrics, predictions as lists, trials
+    folder: Path | None = None  # whose files are to be byte-identical
+    held_bytes: int = 0  # weights, gradients and states at the largest step
+    num_table_elements: int = 0  # of the vocabulary matrices as they were held then
+
+
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of all tensors of a model, full ones while it is shrunk too."""
+    return {name: each.detach().cpu().clone() for name, each in model.state_dict().items() if isinstance(each, Tensor)}
+
+
+@contextlib.contextmanager
+def held_bytes(run: Run, model: nn.Module) -> Iterator[None]:
+    """Records weights of `model`, gradients and states of the optimizers that step on them, at the largest step."""
+
+    def note(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        tensors = {id(p): p for p in model.parameters()}
+        held = sum(_nbytes(p) + _nbytes(p.grad) for p in tensors.values())
+        states = (value for state in optimizer.state.values() for value in _tensors(state))
+        run.held_bytes = max(run.held_bytes, held + sum(_nbytes(value) for value in states))
+
+    handle = register_optimizer_step_post_hook(note)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for each in value.values():
+            yield from _tensors(each)
+
+
+def _nbytes(tensor: Tensor | None) -> int:
+    if tensor is None:
+        return 0
+    parts = getattr(tensor, "__tensor_flatten__", None)
+    if parts is not None:  # a quantized state of torchao: what it is made of
+        return sum(_nbytes(getattr(tensor, name)) for name in parts()[0])
+    return tensor.numel() * tensor.element_size()
+
+
+def compare(full: Run, lean: Run, left_out: int | None = None) -> Outcome:
+    """Bits first; where any differs, by how much and where. `left_out` is the number of elements that are not held."""
+    saved = (full.held_bytes - lean.held_bytes) / left_out if left_out else None
+    findings = [*_compare_tensors(full, lean), *_compare_losses(full, lean), *_compare_rest(full, lean)]
+    if not findings:
+        return Outcome("identical", saved_per_element=saved)
+    worst = max(difference for difference, _ in findings)
+    verdict: Verdict = "close" if worst < 0.01 else "different"
+    first = max(findings, key=lambda each: each[0])[1]
+    return Outcome(verdict, f"{first} ({len(findings)} things differ)", worst, saved)
+
+
+def _compare_tensors(full: Run, lean: Run) -> Iterator[tuple[float, str]]:
+    for name in [*full.tensors, *(each for each in lean.tensors if each not in full.tensors)]:
+        left, right = full.tensors.get(name), lean.tensors.get(name)
+        if left is None or right is None or left.shape != right.shape or left.dtype != right.dtype:
+            yield float("inf"), f"{name} is {_what(left)} and {_what(right)}"
+        elif not torch.equal(_bits(left), _bits(right)):
+            difference = relative_difference(left, right)
+            yield difference, f"{name} differs by {difference:.1e}"
+
+
+def relative_difference(left: Tensor, right: Tensor) -> float:
+    """Norm of the difference by the norm of the first; infinite where anything is not a number."""
+    if left.is_complex() or not left.is_floating_point():
+        left, right = left.to(torch.float64), right.to(torch.float64)
+    difference = float((left.double() - right.double()).norm() / left.double().norm().clamp(min=1e-30))
+    return difference if difference == difference else float("inf")
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().flatten().view(torch.uint8) if tensor.numel() else tensor
+
+
+def _what(tensor: Tensor | None) -> str:
+    return "absent" if tensor is None else f"{tensor.dtype} {tuple(tensor.shape)}"
+
+
+def _compare_losses(full: Run, lean: Run) -> Iterator[tuple[float, str]]:
+    if len(full.losses) != len(lean.losses) or not full.losses:
+        yield float("inf"), f"{len(full.losses)} losses and {len(lean.losses)}"
+        return
+    for step, (left, right) in enumerate(zip(full.losses, lean.losses, strict=True)):
+        if left != right and not (left != left and right != right):
+            difference = abs(left - right) / max(abs(left), 1e-30)
+            yield difference if difference == difference else float("inf"), f"loss {step}: {left!r} and {right!r}"
+
+
+def _compare_rest(full: Run, lean: Run) -> Iterator[tuple[float, str]]:
+    for name in full.others.keys() | lean.others.keys():
+        left, right = full.others.get(name), lean.others.get(name)
+        if left == right:
+            continue
+        numbers = isinstance(left, float) and isinstance(right, float)
+        difference = abs(left - right) / max(abs(left), 1e-30) if numbers else float("inf")
+        yield difference, f"{name}: {str(left)[:80]} and {str(right)[:80]}"
+    if full.folder is not None and lean.folder is not None:
+        for name in differing_files(full.folder, lean.folder):
+            yield _file_difference(full.folder / name, lean.folder / name), f"the file {name} differs"
+
+
+def differing_files(first: Path, second: Path) -> list[str]:
+    """Files that are not byte for byte the same in both folders."""
+    names = {str(path.relative_to(each)) for each in (first, second) for path in each.rglob("*") if path.is_file()}
+    return sorted(
+        name
+        for name in names
+        if Path(name).name not in _UNCOMPARED and _content(first / name, first) != _content(second / name, second)
+    )
+
+
+def _content(path: Path, root: Path) -> bytes | None:
+    if not path.exists():
+        return None
+    content = path.read_bytes()
+    if path.name == "trainer_state.json":  # its paths and its clock are the run's own
+        state = json.loads(content.replace(str(root.parent).encode(), b""))
+        for entry in state["log_history"]:
+            for clock in [key for key in entry if key.endswith(("runtime", "per_second"))]:
+                del entry[clock]
+        return json.dumps(state).encode()
+    return content
+
+
+def _file_difference(first: Path, second: Path) -> float:
+    """Of two safetensors files by their tensors; of any others, no number."""
+    if first.suffix != ".safetensors" or not (first.exists() and second.exists()):
+        return 0.0 if first.exists() and second.exists() else float("inf")
+    from safetensors.torch import load_file
+
+    left, right = load_file(first), load_file(second)
+    if left.keys() != right.keys():
+        return float("inf")
+    return max(relative_difference(left[name], right[name]) for name in left)
+
+
+def refused(run: Callable[[], Any]) -> Outcome:
+    """Runs what must be refused: the outcome is leanvocab's own error, by name, or "works" where nothing was raised."""
+    try:
+        run()
+    except LeanVocabError as error:
+        return Outcome("refused", f"{type(error).__name__}: {error}")
+    return Outcome("works", "nothing was raised")
+
+
+def one_thread(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same sums in the same order, whatever the machine."""
+
+    @functools.wraps(function)
+    def with_one(*args: Any, **kwargs: Any) -> Any:
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            torch.set_num_threads(before)
+
+    return with_one

@@ -1,0 +1,123 @@
+"""What a door is: a function that runs a pair of runs, with leanvocab and without, and says what came of it."""
+
+import importlib
+import importlib.metadata
+import importlib.util
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import doors
+
+Verdict = Literal["identical", "close", "different", "refused", "works"]
+_ROOMS = {"__main__", "registry", "pairs", "models", "results", "table"}  # modules of this package that hold no doors
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a door measured."""
+
+    verdict: Verdict
+    detail: str = ""  # by how much, in which tensor; or the text of the refusal
+    difference: float = 0.0  # largest relative difference of a tensor, by norm
+    saved_per_element: float | None = None  # bytes held less at a step, for each element of a row that is left out
+
+
+@dataclass(frozen=True)
+class Door:
+    """One combination. `expects` is what it must give: the tests and `python -m doors` fail where it gives another."""
+
+    name: str  # kind.function, unique
+    kind: str  # the file it stands in
+    combined: str  # what was combined, as the table says it
+    run: Callable[[Path], Outcome]
+    expects: Verdict
+    within: float  # for "close": the largest relative difference that is allowed
+    why: str  # which operation makes it close or different, or why it is refused
+    needs: tuple[str, ...]  # distributions beside leanvocab's own dependencies, as pip calls them
+    pip: str  # what to install for it
+    fast: bool  # whether `make test` runs it
+    gpu: bool  # whether it needs one
+    refuses: str = field(default="", repr=False)  # for "refused": a part of the error's text
+
+    def missing(self) -> str:
+        """Why it cannot run here, with the pip line; empty where it can."""
+        absent = [each for each in self.needs if not _is_installed(each)]
+        if absent:
+            return f"needs {', '.join(absent)}: pip install {self.pip or ' '.join(absent)}"
+        if self.gpu and not _has_gpu():
+            return "needs a GPU"
+        return ""
+
+    def versions(self) -> dict[str, str]:
+        """Versions of what was combined."""
+        return {each: importlib.metadata.version(each) for each in ("torch", "transformers", *self.needs)}
+
+
+_doors: dict[str, Door] = {}
+
+
+def door(
+    combined: str,
+    *,
+    expects: Verdict = "identical",
+    within: float = 0.0,
+    why: str = "",
+    refuses: str = "",
+    needs: str | tuple[str, ...] = (),
+    pip: str = "",
+    fast: bool = True,
+    gpu: bool = False,
+    name: str = "",
+) -> Callable[[Callable[[Path], Outcome]], Callable[[Path], Outcome]]:
+    """Registers a function that gets an empty folder and returns an `Outcome`; see README.md."""
+
+    def register(function: Callable[[Path], Outcome]) -> Callable[[Path], Outcome]:
+        kind = function.__module__.rpartition(".")[2]
+        full_name = f"{kind}.{name or function.__name__}"
+        if full_name in _doors:
+            raise ValueError(f"two doors are called {full_name}")
+        if expects in ("close", "different", "refused") and not why:
+            raise ValueError(f"{full_name} expects {expects!r}, and does not say why")
+        listed = (needs,) if isinstance(needs, str) else tuple(needs)
+        _doors[full_name] = Door(
+            full_name, kind, combined, function, expects, within, why, listed, pip, fast, gpu, refuses
+        )
+        return function
+
+    return register
+
+
+def all_doors() -> list[Door]:
+    """Every door, in the order of files and of lines. Files import what they need inside their functions."""
+    for module in pkgutil.iter_modules(doors.__path__):
+        if module.name not in _ROOMS:
+            importlib.import_module(f"doors.{module.name}")
+    return list(_doors.values())
+
+
+def problem(each: Door, outcome: Outcome) -> str:
+    """What is not as the door expects; empty where all is well."""
+    if outcome.verdict != each.expects and not (each.expects == "close" and outcome.verdict == "identical"):
+        return f"{each.name}: expected {each.expects}, found {outcome.verdict}: {outcome.detail}"
+    if outcome.verdict == "close" and outcome.difference > each.within:
+        return f"{each.name}: differs by {outcome.difference:.1e}, expected at most {each.within:.1e}: {outcome.detail}"
+    if each.refuses and each.refuses not in outcome.detail:
+        return f"{each.name}: expected a refusal that says {each.refuses!r}, found: {outcome.detail}"
+    return ""
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
