@@ -51,10 +51,10 @@ def find_matrices(
             f"{type(model).__name__} is shrunk already ({', '.join(shrunk)}); call merge_(model) first"
         )
     chosen = [(module, each.fitted_to(_rows(module))) for module, each in _chosen(model, vocabulary, embedding, output)]
-    layer = output_layer(model, [module for module, _ in chosen])
-    mode = output or ("frozen" if layer is not None and _is_held(layer, chosen) else "full")
+    layers = output_layers(model, [module for module, _ in chosen])
+    mode = output or ("frozen" if any(_is_held(layer, chosen) for layer in layers) else "full")
     if mode != "full":
-        chosen = _with_output(model, layer, chosen, mode, vocabulary)
+        chosen = _with_outputs(model, layers, chosen, mode, vocabulary)
     paths = {id(module): path for path, module in model.named_modules()}
     found: dict[int, Matrix] = {}
     for module, its_vocabulary in chosen:
@@ -90,55 +90,73 @@ def _check_matrix(model: nn.Module, matrix: Matrix) -> None:
 # --- the output layer -------------------------------------------------------------------------------------------------
 
 
-def output_layer(model: nn.Module, tables: Iterable[nn.Module]) -> nn.Module | None:
-    """What scores the vocabulary: what the model names, or else a linear layer that is tied to one of the tables."""
+def output_layers(model: nn.Module, tables: Iterable[nn.Module]) -> list[nn.Module]:
+    """What scores the vocabulary: what the model names, or else linear layers that are tied to one of the tables.
+
+    There are several in a model that scores several codebooks at once.
+    """
     named = _ask(model, "get_output_embeddings")
+    if isinstance(named, nn.Embedding):  # in FSMT, the table that its output layer is tied to
+        rows = named.num_embeddings
+        linear: list[nn.Module] = [each for each in model.modules() if isinstance(each, nn.Linear)]
+        return [each for each in linear if each.weight is named.weight or each.out_features == rows]
     if isinstance(named, nn.Module) and getattr(named, "weight", None) is not None:
-        return named
+        return [named]
     inside = [each for each in named.modules() if isinstance(each, nn.Linear)] if isinstance(named, nn.Module) else []
+    if inside:
+        return list(inside) if isinstance(named, nn.ModuleList) else list(inside[:1])
     weights = {id(each.weight) for each in tables}
-    tied = [each for each in model.modules() if isinstance(each, nn.Linear) and id(each.weight) in weights]
-    return next(iter([*inside[:1], *tied]), None)
+    return [each for each in model.modules() if isinstance(each, nn.Linear) and id(each.weight) in weights]
 
 
 def _is_held(layer: nn.Module, chosen: list[tuple[Any, PartialVocabulary]]) -> bool:
     return any(layer.weight is module.weight for module, _ in chosen)
 
 
-def _with_output(
+def _with_outputs(
     model: nn.Module,
-    layer: nn.Module | None,
+    layers: list[nn.Module],
     chosen: list[tuple[nn.Embedding | nn.Linear, PartialVocabulary]],
     mode: OutputMode,
     vocabulary: PartialVocabulary | Mapping[str, PartialVocabulary],
 ) -> list[tuple[nn.Embedding | nn.Linear, PartialVocabulary]]:
-    """The output layer beside the tables, if it has a matrix of its own."""
-    if layer is None:
+    """The output layers beside the tables, those that have a matrix of their own."""
+    if not layers:
         raise ModelError(
             f'{type(model).__name__} has no output layer over the vocabulary, so output="{mode}" means nothing; leave output out'
         )
-    path = next(path for path, each in model.named_modules() if each is layer)
-    if not isinstance(layer, nn.Linear):
-        raise ModelError(
-            f'{path} is a {type(layer).__name__}, expected a torch.nn.Linear for output="{mode}"; this output layer can only '
-            'stay whole: output="full"'
-        )
-    if _is_held(layer, chosen):
-        return chosen
-    given = vocabulary.get(path) if isinstance(vocabulary, Mapping) else vocabulary
-    rows = _rows(layer)
-    fitting = [each for _, each in chosen if each.full_size == rows] or [
-        each for _, each in chosen if each.full_size > rows
+    paths = {id(each): path for path, each in model.named_modules()}
+    own: list[tuple[nn.Embedding | nn.Linear, PartialVocabulary]] = []
+    for place, layer in enumerate(layers):
+        path = paths[id(layer)]
+        if not isinstance(layer, nn.Linear):
+            raise ModelError(
+                f'{path} is a {type(layer).__name__}, expected a torch.nn.Linear for output="{mode}"; this output layer can '
+                'only stay whole: output="full"'
+            )
+        if not _is_held(layer, chosen):
+            # As many layers as tables (codebooks, say): each has its table's vocabulary.
+            tables = chosen[place : place + 1] if len(layers) == len(chosen) else chosen
+            given = vocabulary.get(path) if isinstance(vocabulary, Mapping) else vocabulary
+            own.append((layer, _vocabulary_of(path, _rows(layer), given, [each for _, each in tables])))
+    return [*chosen, *own]
+
+
+def _vocabulary_of(
+    path: str, rows: int, given: PartialVocabulary | None, of_tables: list[PartialVocabulary]
+) -> PartialVocabulary:
+    """The one that was given for an output layer of so many rows, or else a table's."""
+    if given is not None and given.fitted_to(rows).full_size == rows:
+        return given.fitted_to(rows)
+    fitting = [each for each in of_tables if each.full_size == rows] or [
+        each for each in of_tables if each.full_size > rows
     ]
-    own = given.fitted_to(rows) if given is not None and given.fitted_to(rows).full_size == rows else None
-    if own is None and fitting:
-        own = _cut(fitting[-1], rows)
-    if own is None:
+    if not fitting:
         raise VocabularyError(
             f"{path} scores {rows:,} tokens, and no vocabulary of that size was given; name one: "
             f"{{…, {path!r}: PartialVocabulary}}"
         )
-    return [*chosen, (layer, own)]
+    return _cut(fitting[-1], rows)
 
 
 def _cut(vocabulary: PartialVocabulary, rows: int) -> PartialVocabulary:
@@ -161,8 +179,8 @@ def _chosen(
     if isinstance(vocabulary, Mapping):
         if embedding is not None:
             raise ModelError("embedding= was given beside a mapping {table: vocabulary}, which names the tables itself")
-        layer = output_layer(model, ())
-        tables = {path: each for path, each in vocabulary.items() if _find(model, path) is not layer or layer is None}
+        layers = {id(layer) for layer in output_layers(model, ())}
+        tables = {path: each for path, each in vocabulary.items() if id(_find(model, path)) not in layers}
         return [(_at(model, path), its_vocabulary) for path, its_vocabulary in tables.items()]
     if not isinstance(vocabulary, PartialVocabulary):
         raise VocabularyError(

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from leanvocab import steps
 from leanvocab.decay import DecayReplay
-from leanvocab.discovery import Matrix, find_matrices, output_layer, weight_of
+from leanvocab.discovery import Matrix, find_matrices, output_layers, weight_of
 from leanvocab.embedding import RemapEmbedding
 from leanvocab.errors import (
     BypassError,
@@ -204,7 +204,7 @@ def status(model: nn.Module) -> Status:
             found.setdefault(id(module.weight), []).append((path, module))
     tables = tuple(_table_status(holders) for holders in found.values())
     modes = {table.output for table in tables if table.output is not None}
-    has_output = bool(tables) and output_layer(model, ()) is not None
+    has_output = bool(tables) and bool(output_layers(model, ()))
     return Status(tables, next(iter(modes), "full" if has_output else None))
 
 
