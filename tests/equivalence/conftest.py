@@ -8,6 +8,8 @@ import pytest
 _pairs: dict[str, pytest.TestReport] = {}  # of one session: pair → its report
 _tied: list[str] = []  # how many tied models were refused, by task
 _norms: dict[bool, list[tuple[float, float]]] = defaultdict(list)  # whether the dimension is a multiple of 16 → norms
+_cases: dict[str, pytest.TestReport] = {}  # pair, tied or untied, mode → its report
+_CASE_TEST = "test_a_partial_output_layer_computes_trains_generates_saves_and_merges_as_the_full_one_masked["
 _PAIR_TEST = "test_a_shrunk_model_computes_trains_saves_and_merges_as_the_full_one["
 
 
@@ -15,6 +17,8 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     name = report.nodeid.rpartition("::")[2]
     if name.startswith(_PAIR_TEST) and (report.when == "call" or report.outcome == "skipped"):
         _pairs[name[len(_PAIR_TEST) : -1]] = report
+    if name.startswith(_CASE_TEST) and (report.when == "call" or report.outcome == "skipped"):
+        _cases[name[len(_CASE_TEST) : -1]] = report
     properties: dict[str, Any] = dict(report.user_properties) if report.when == "call" else {}
     if "norms" in properties:
         is_multiple, norms = properties["norms"]
@@ -30,6 +34,10 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
             terminalreporter.write_line(line)
     if _tied:
         terminalreporter.write_line(f"models with a tied output layer that were refused: {', '.join(_tied)}")
+    if _cases:
+        terminalreporter.section("output layers: frozen and restricted beside the full model, masked")
+        for line in _lines_on_cases():
+            terminalreporter.write_line(line)
     if _norms:
         terminalreporter.section("training with clipping: gradient norms, shrunk beside full")
         for line in _lines_on_norms():
@@ -60,6 +68,31 @@ def _lines_on_pairs() -> list[str]:
         f"dropout (or another draw of chance) was on in {flags['dropout'][True]} of {flags['dropout'].total()} models"
     )
     return lines + [f"{reason}\n    {' '.join(names)}" for reason, names in reasons.items()]
+
+
+def _lines_on_cases() -> list[str]:
+    """How many of how many held, by task, tie and mode; and what is true of some architectures alone."""
+    held: dict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
+    notes: dict[str, set[str]] = defaultdict(set)
+    for name, report in _cases.items():
+        pair, tie, mode = name.rsplit("-", 2)
+        properties: dict[str, Any] = dict(report.user_properties)
+        outcome, reason = _outcome(report, properties)
+        held[tie, mode, next(task for task in _tasks() if pair.endswith(task))][outcome] += 1
+        if reason:
+            notes[f"{outcome}: {reason}"].add(pair)
+        if properties.get("looked_at"):
+            notes[f"the full logits are made in training, by {', '.join(properties['looked_at'])}"].add(pair)
+        if properties.get("generates"):
+            notes[f"the full model does not generate: {properties['generates']}"].add(pair)
+    lines = []
+    for tie, mode in sorted({key[:2] for key in held}):
+        for task, counted in [(key[2], counted) for key, counted in held.items() if key[:2] == (tie, mode)]:
+            others = ", ".join(f"{number} {outcome}" for outcome, number in counted.items() if outcome != "held")
+            lines.append(
+                f"{tie:8} {mode:12} {task:12} {counted['held']:3} of {counted.total():3} held{others and '; ' + others}"
+            )
+    return lines + [f"{note}\n    {' '.join(sorted(pairs))}" for note, pairs in notes.items()]
 
 
 def _lines_on_norms() -> list[str]:

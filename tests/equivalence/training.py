@@ -82,21 +82,24 @@ def check_same(full: nn.Module, merged: nn.Module) -> None:
 
 
 def layout_of(model: nn.Module) -> list[Any]:
-    names: dict[int, str] = {}
-    ties = [(name, names.setdefault(id(p), name)) for name, p in model.named_parameters(remove_duplicate=False)]
     modules = [
         (path, type(each), *(getattr(each, name, None) for name in ("num_embeddings", "padding_idx", "out_features")))
         for path, each in model.named_modules()
     ]
-    return [modules, ties, [p.requires_grad for p in model.parameters()]]
+    return [modules, ties_of(model), [p.requires_grad for p in model.parameters()]]
 
 
-def far_apart(
-    expected: dict[str, Tensor], found: dict[str, Tensor], relative: float, floor: float = 1e-3
-) -> list[str]:
+def ties_of(model: nn.Module) -> list[tuple[str, str]]:
+    """Each name of a parameter, with the first name that it has."""
+    names: dict[int, str] = {}
+    return [(name, names.setdefault(id(p), name)) for name, p in model.named_parameters(remove_duplicate=False)]
+
+
+def far_apart(expected: dict[str, Tensor], found: dict[str, Tensor], relative: float, floor: float = 1e-2) -> list[str]:
     """The names under which tensors differ by more than `relative` of their norm, or that only one of the two has.
 
-    Tensors whose norm is below `floor` of the largest one are measured by that: some are zero but for rounding.
+    Tensors whose norm is below `floor` of the largest one are measured by that: some are zero but for rounding, which is
+    about 1e-7 of what was added up.
     """
     if expected.keys() != found.keys():
         return sorted(expected.keys() ^ found.keys())

@@ -1,0 +1,340 @@
+"""Every language model that transformers maps to a text task, with an output layer over a partial vocabulary.
+
+Each is built with its output layer tied to an input table, where it can be, and with one of its own. `output="frozen"` is
+the full model with the gradients of the unused rows masked; `output="restricted"` is the full model with −inf as the logits
+of the ids that are not kept, its gradients masked likewise. `output="full"` is in `test_architectures.py`.
+"""
+
+import contextlib
+import copy
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny_models import PAIRS, UNBUILDABLE, VOCAB_SIZE, Pair, Tiny, build_or_reason, tied_layers, vocabularies
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from training import check_same, differing, far_apart, layout_of, outputs, seed_everything, ties_of
+
+from leanvocab import lazy_logits
+from leanvocab.errors import BypassError, LeanVocabError, LeanVocabWarning, ModelError, TiedOutputError
+from leanvocab.model import merge_, shrink_, status
+from leanvocab.output import RemapLinear
+from leanvocab.partial_module import PartialModule
+
+CLOSE = 1e-5  # relative, in fp32
+NUM_STEPS = 3
+NUM_NEW_TOKENS = 3
+LEARNING_RATES = {"most": 1e-2, "small": 1e-4}  # of plain SGD, which does not blow up what is zero but for rounding
+
+
+@dataclass(frozen=True)
+class Case:
+    """A pair, whether its output layer is tied to an input table, and what becomes of it."""
+
+    pair: Pair
+    tied: bool
+    mode: str
+
+    def __str__(self) -> str:
+        return f"{self.pair}-{'tied' if self.tied else 'untied'}-{self.mode}"
+
+
+# Pairs whose output layer is never tied to an input table, whatever the config says.
+NEVER_TIED = {
+    "causal-lm": "bailing_hybrid bigbird_pegasus cpmant dbrx inkling2_text inkling_text kimi_linear mllama moshi "
+    "musicgen musicgen_melody nemotron_h reformer rembert xlstm",
+    "seq2seq-lm": "audioflamingo3 musicflamingo nemo_speechlm qwen2_audio vibevoice_asr voxtral",
+    "masked-lm": "esmc ibert luke perceiver reformer rembert",
+}
+
+CASES = [
+    Case(pair, tied, mode)
+    for pair in PAIRS
+    if pair.task != "sequence-classification" and str(pair) not in UNBUILDABLE
+    for tied in (True, False)
+    if not (tied and pair.model_type in NEVER_TIED[pair.task].split())
+    for mode in ("frozen", "restricted")
+]
+
+# What leanvocab refuses, in either mode: a table that is no torch.nn.Embedding, or code that reads a weight itself.
+REFUSED: dict[str, tuple[type[LeanVocabError], str]] = {
+    "ibert-masked-lm": (ModelError, "QuantEmbedding|does not say which table"),
+    "perceiver-masked-lm": (ModelError, "PerceiverForMaskedLM has no output layer over the vocabulary"),
+    "mobilebert-masked-lm": (BypassError, r"MobileBertLMPredictionHead.forward calls t on the weight"),
+}
+
+# Where what rounding changes in one step is a hundred times as much in the next: steps so small that this does not show.
+SMALL_STEPS = {"cpmant", "gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"}
+
+# Pairs of which transformers itself sets the pad row to zero when it loads them tied, whatever the file holds.
+PAD_ROW_IS_ZEROED_ON_LOADING = {"youtu-causal-lm", "funnel-masked-lm"}
+
+pytestmark = [
+    # EncoderDecoderModel, at every loss.
+    pytest.mark.filterwarnings("ignore:Version v4.12.0 introduces:FutureWarning"),
+    # In transformers 5.17: DeBERTa and GPTBigCode when imported, VibeVoice at every forward.
+    pytest.mark.filterwarnings("ignore:`torch.jit.script.* is deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:`acoustic_tokenizer_chunk_size` is deprecated:FutureWarning"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _repeatable(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_num_threads(1)
+    monkeypatch.setattr(torch, "seed", lambda: torch.manual_seed(1).initial_seed())  # Reformer draws new hashes with it
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_partial_output_layer_computes_trains_generates_saves_and_merges_as_the_full_one_masked(
+    case: Case, tmp_path: Path, record_property: Callable[[str, object], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = build_or_reason(case.pair, tied=case.tied)
+    if isinstance(tiny, str):
+        pytest.skip(f"not built: {tiny}")
+    assert is_tied(tiny) is case.tied
+    full, lean = tiny.model, copy.deepcopy(tiny.model)
+    if str(case.pair) in REFUSED:
+        check_refusal(case, tiny, lean, *REFUSED[str(case.pair)])
+        record_property("refused", REFUSED[str(case.pair)][0].__name__)
+        return
+    if case.tied and input_table_is_tied(full):
+        with pytest.raises(TiedOutputError, match='output="frozen" keeps unused rows'):
+            shrink_(lean, vocabularies(tiny), output="full")
+        check_same(full, lean)
+    shrink(case, tiny, lean)
+    assert status(lean).output == case.mode
+
+    looked_at = note_looks(monkeypatch)
+    check_training(case, tiny, lean)
+    record_property("looked_at", sorted(set(looked_at)))
+    check_evaluation(case, tiny, lean)
+    record_property("generates", check_generation(case, tiny, lean))
+    check_merging(case, full, lean, tmp_path)
+
+
+# --- shrinking --------------------------------------------------------------------------------------------------------
+
+
+def is_tied(tiny: Tiny) -> bool:
+    """Whether a layer that scores the vocabulary is tied to a table that takes ids."""
+    return any(len(layer.weight) == VOCAB_SIZE for layer in tied_layers(tiny.model))  # type: ignore[arg-type]
+
+
+def input_table_is_tied(model: Any) -> bool:
+    """False where an encoder's table takes the ids and the decoder's is tied: that one can stay whole."""
+    table = model.get_input_embeddings().weight
+    return any(layer.weight is table for layer in tied_layers(model))
+
+
+def shrink(case: Case, tiny: Tiny, lean: Any) -> None:
+    """Frozen is the default of what is tied."""
+    asked: Any = None if case.tied and case.mode == "frozen" else case.mode
+    with warnings.catch_warnings():
+        if case.mode == "restricted":
+            warnings.simplefilter("ignore", LeanVocabWarning)
+            with pytest.warns(LeanVocabWarning, match="which is another objective"):
+                shrink_(lean, vocabularies(tiny), output=asked)
+        else:
+            shrink_(lean, vocabularies(tiny), output=asked)
+
+
+def check_refusal(case: Case, tiny: Tiny, lean: Any, error: type[LeanVocabError], message: str) -> None:
+    """Refused when shrunk, or at the first forward; either way the model is whole (again)."""
+
+    def shrink_and_run() -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", LeanVocabWarning)
+            shrink_(lean, vocabularies(tiny), output=case.mode)  # type: ignore[arg-type]
+        lean(**tiny.inputs)
+
+    with pytest.raises(error, match=message):
+        shrink_and_run()
+    if any(isinstance(each, PartialModule) for each in lean.modules()):
+        merge_(lean)
+    check_same(tiny.model, lean)
+
+
+def shrunk_matrices(lean: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The names of the parameters that are partial, each under every name that it has, and their ids."""
+    for path, module in lean.named_modules():
+        if isinstance(module, PartialModule):
+            yield f"{path}.weight", module.table.token_ids
+
+
+# --- the reference ----------------------------------------------------------------------------------------------------
+
+
+class Restricted(TorchFunctionMode):
+    """Puts −inf on the logits of all ids but the kept ones before a loss looks at them."""
+
+    def __init__(self, lean: nn.Module) -> None:
+        super().__init__()
+        (self.outside, *others) = [outside_of(each) for each in lean.modules() if isinstance(each, RemapLinear)]
+        assert all(torch.equal(each, self.outside) for each in others)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (F.cross_entropy, F.log_softmax, torch.log_softmax, Tensor.log_softmax):
+            logits, *rest = args
+            if logits.shape[-1] == len(self.outside):
+                args = (logits.masked_fill(self.outside, -torch.inf), *rest)
+        return func(*args, **(kwargs or {}))
+
+
+def outside_of(layer: RemapLinear) -> Tensor:
+    """Which ids are not kept, bool [full_size]."""
+    outside = torch.ones(layer.table.full_size, dtype=torch.bool)
+    outside[layer.table.token_ids] = False
+    return outside
+
+
+def reference(case: Case, lean: nn.Module) -> contextlib.AbstractContextManager[Any]:
+    return Restricted(lean) if case.mode == "restricted" else contextlib.nullcontext()
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def check_training(case: Case, tiny: Tiny, lean: Any) -> None:
+    full, inputs = tiny.model.train(), tiny.inputs
+    lean.train()
+    before = {name: full.get_parameter(name).detach().clone() for name, _ in shrunk_matrices(lean)}
+    lr = LEARNING_RATES["small" if case.pair.model_type in SMALL_STEPS else "most"]
+    optimizers = [torch.optim.SGD(model.parameters(), lr=lr) for model in (full, lean)]
+    for step in range(NUM_STEPS):
+        with reference(case, lean):
+            loss = loss_of(full, inputs, step)
+        found = loss_of(lean, inputs, step)
+        assert torch.isfinite(loss)
+        assert found.item() == pytest.approx(loss.item(), rel=CLOSE)
+        loss.backward()
+        found.backward()
+        for name, token_ids in shrunk_matrices(lean):
+            mask_rows(full.get_parameter(name), token_ids)
+        assert far_apart(gradients(full, lean), gradients(lean, lean), CLOSE) == []
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    assert far_apart(dict(full.state_dict()), dict(lean.state_dict()), CLOSE) == []
+    for name, token_ids in shrunk_matrices(lean):
+        moved = (lean.state_dict()[name] != before[name]).any(1)
+        assert moved[token_ids].any(), f"{name} took part in training"
+        moved[token_ids] = False
+        assert not moved.any(), f"{name}: other rows stay as they are"
+
+
+def loss_of(model: Any, inputs: dict[str, Any], seed: int) -> Tensor:
+    seed_everything(seed)
+    loss: Tensor = model(**copy.deepcopy(inputs)).loss  # FSMT writes to its inputs
+    return loss
+
+
+def mask_rows(parameter: Tensor, token_ids: Tensor) -> None:
+    """Zero gradients for all rows but those of `token_ids`."""
+    if parameter.grad is not None:
+        kept = torch.zeros(len(parameter), 1)
+        kept[token_ids] = 1
+        parameter.grad *= kept
+
+
+def gradients(model: nn.Module, lean: nn.Module) -> dict[str, Tensor]:
+    """The gradients by name; of shrunk matrices, those of the kept rows."""
+    partial = dict(shrunk_matrices(lean))
+    found = {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
+    return {
+        name: grad[partial[name]] if model is not lean and name in partial else grad for name, grad in found.items()
+    }
+
+
+def note_looks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What made the full logits be computed in training, by the names of torch's functions; a list that grows."""
+    names: list[str] = []
+    compute, at_once = lazy_logits.LazyLogits.compute, lazy_logits._at_once
+    doing: list[str] = []
+
+    def note_function(logits: Any, func: Any, args: Any, kwargs: Any) -> Any:
+        doing.append(getattr(func, "__name__", str(func)))
+        try:
+            return at_once(logits, func, args, kwargs)
+        finally:
+            doing.pop()
+
+    def note_compute(logits: Any) -> Tensor:
+        if logits._origin.has_graph:
+            names.append(doing[-1] if doing else "?")
+        return compute(logits)
+
+    monkeypatch.setattr(lazy_logits, "_at_once", note_function)
+    monkeypatch.setattr(lazy_logits.LazyLogits, "compute", note_compute)
+    return names
+
+
+# --- evaluation and generation ----------------------------------------------------------------------------------------
+
+
+def check_evaluation(case: Case, tiny: Tiny, lean: Any) -> None:
+    full, inputs = tiny.model.eval(), tiny.inputs
+    lean.eval()
+    outside = next(outside_of(each) for each in lean.modules() if isinstance(each, RemapLinear))
+    with torch.no_grad():
+        with reference(case, lean):
+            expected = outputs(full, inputs, seed=7)
+        found = outputs(lean, inputs, seed=7)
+    assert len(expected) == len(found)
+    has_logits = False
+    for first, second in zip(expected, found, strict=True):
+        assert first.shape == second.shape
+        if first.shape[-1:] == outside.shape:
+            has_logits = True
+            if case.mode == "restricted":
+                assert (second[..., outside] == -torch.inf).all()
+                first, second = first[..., ~outside], second[..., ~outside]
+        assert far_apart({"output": first}, {"output": second}, CLOSE) == []
+    assert has_logits
+
+
+def check_generation(case: Case, tiny: Tiny, lean: Any) -> str:
+    """Whether the model generates: "" or the reason why the full one does not either."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            expected = generated(tiny.model, tiny.inputs)
+        except Exception as error:
+            return f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*served from the base", category=LeanVocabWarning)
+        found = generated(lean, tiny.inputs)
+    if case.mode == "frozen":
+        assert torch.equal(found, expected)
+        return ""
+    outside = next(outside_of(each) for each in lean.modules() if isinstance(each, RemapLinear))
+    assert not outside[found].any()
+    return ""
+
+
+def generated(model: Any, inputs: dict[str, Any]) -> Tensor:
+    seed_everything(7)
+    given = {name: value for name, value in inputs.items() if name != "labels"}
+    ids: Tensor = model.generate(**given, do_sample=False, num_beams=1, max_new_tokens=NUM_NEW_TOKENS)
+    return ids
+
+
+# --- saving and merging -----------------------------------------------------------------------------------------------
+
+
+def check_merging(case: Case, full: Any, lean: Any, folder: Path) -> None:
+    lean.save_pretrained(folder)
+    loaded = type(full).from_pretrained(folder)
+    merge_(lean)
+    assert layout_of(lean) == layout_of(full)
+    assert ties_of(loaded) == ties_of(full)
+    if case.tied and str(case.pair) in PAD_ROW_IS_ZEROED_ON_LOADING:
+        pad_id, rows = full.config.pad_token_id, loaded.get_input_embeddings().weight.detach()
+        rows[pad_id] = lean.get_input_embeddings().weight.detach()[pad_id]
+    assert differing(dict(loaded.state_dict()), dict(lean.state_dict())) == []
+    assert far_apart(dict(full.state_dict()), dict(lean.state_dict()), CLOSE) == []
