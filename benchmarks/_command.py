@@ -13,6 +13,8 @@ from rich.table import Table
 from benchmarks._results import FOLDER, Result
 from benchmarks._tables import compared, figure_rows
 
+PEERS = Path(__file__).resolve().parents[1] / ".cache" / "peers"
+
 
 @dataclass(frozen=True)
 class About:
@@ -31,8 +33,8 @@ class About:
         )
 
 
-def parser(about: About, *, peers: bool = False, devices: bool = False) -> argparse.ArgumentParser:
-    """A parser with the common options; `peers` adds where the peers' code lies."""
+def parser(about: About) -> argparse.ArgumentParser:
+    """A parser with the common options; those of peers and devices do nothing where a benchmark has no use for them."""
     made = argparse.ArgumentParser(
         prog=f"python -m benchmarks {about.name}",
         description=str(about),
@@ -45,16 +47,35 @@ def parser(about: About, *, peers: bool = False, devices: bool = False) -> argpa
     made.add_argument(
         "--results", type=Path, help="folder for result files (benchmarks/results; small size: not written)"
     )
-    if peers:
-        made.add_argument("--authors-code", type=Path, help="checkout of mlsw/partial-embedding-matrix-adaptation")
-        made.add_argument(
-            "--smaller-vocab-python", type=Path, help="interpreter that has transformer-smaller-training-vocab"
-        )
-    if devices:
-        made.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-        made.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    made.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    made.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    made.add_argument(
+        "--authors-code",
+        type=Path,
+        default=_there("authors"),
+        help="checkout of mlsw/partial-embedding-matrix-adaptation (.cache/peers/authors where it is there)",
+    )
+    made.add_argument(
+        "--smaller-vocab-python",
+        type=Path,
+        default=_there("smaller-vocab/bin/python"),
+        help="interpreter that has transformer-smaller-training-vocab (of the environment in .cache/peers/smaller-vocab)",
+    )
+    made.add_argument(
+        "--torchao",
+        type=Path,
+        default=_there("torchao"),
+        help="folder that holds torchao, for 8-bit Adam and offload (.cache/peers/torchao)",
+    )
+    made.add_argument("--no-peers", action="store_true", help="without the authors' code and packages of .cache/peers")
     made.set_defaults(about=about)
     return made
+
+
+def _there(name: str) -> Path | None:
+    """What `make peers` has put there, None where it has not."""
+    path = PEERS / name
+    return path if path.exists() else None
 
 
 def read_options(made: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
@@ -62,6 +83,8 @@ def read_options(made: argparse.ArgumentParser, arguments: list[str] | None) -> 
     options = made.parse_args(arguments)
     budget = options.about.budget_seconds
     options.seconds = options.seconds or (budget if options.size == "full" else budget / 10)
+    if options.no_peers:
+        options.authors_code = options.smaller_vocab_python = options.torchao = None
     if options.results is None and options.size == "full":
         options.results = FOLDER
     return options

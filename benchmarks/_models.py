@@ -56,6 +56,15 @@ _LLAMA = {
     "head_dim": 64,
     "tie_word_embeddings": True,
 }
+_SMOLLM2 = {
+    "vocab_size": 49_152,
+    "hidden_size": 576,
+    "num_hidden_layers": 30,
+    "intermediate_size": 1536,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "tie_word_embeddings": True,
+}
 _MT5 = {
     "vocab_size": 250_112,
     "d_model": 512,
@@ -84,6 +93,7 @@ SHAPES = {
     "xlm-r-large": Shape("XLMRobertaConfig", "classifier", {**_XLM_R, **_LARGE}, 6_000),
     "xlm-v-base": Shape("XLMRobertaConfig", "classifier", {**_XLM_R, **_BASE, "vocab_size": 901_629}, 8_000),
     "bge-m3": Shape("XLMRobertaConfig", "classifier", {**_XLM_R, **_LARGE, "max_position_embeddings": 8194}, 6_000),
+    "smollm2-135m": Shape("LlamaConfig", "causal-lm", _SMOLLM2, 5_000),
     "gemma-3-270m": Shape("Gemma3TextConfig", "causal-lm", _GEMMA_270M, 5_000),
     "gemma-3-270m-classifier": Shape("Gemma3TextConfig", "classifier", _GEMMA_270M, 5_000),
     "gemma-3-1b": Shape("Gemma3TextConfig", "causal-lm", _GEMMA_1B, 5_000),

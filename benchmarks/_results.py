@@ -23,6 +23,36 @@ OURS = "leanvocab"
 _PACKAGES = ("leanvocab", "torch", "transformers", "datasets", "numpy", "pyarrow", "peft", "polars", "torchao")
 
 
+@functools.cache
+def _machine() -> dict[str, str]:
+    """What a figure depends on: processor, cores, memory, versions of what was used."""
+    import torch
+
+    found = {
+        "processor": _processor(),
+        "cores": str(len(os.sched_getaffinity(0))),
+        "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB",
+        "threads": str(torch.get_num_threads()),
+        "Python": platform.python_version(),
+    }
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as lines:
+            return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
 @dataclass(frozen=True)
 class Figure:
     """One derived figure; `bar` is the largest value that it should have, None where it is for reading only."""
@@ -81,7 +111,7 @@ class Result:
     seconds: float = 0.0
     budget_seconds: float | None = None
     details: dict[str, Any] = field(default_factory=dict)
-    machine: dict[str, str] = field(default_factory=lambda: machine())
+    machine: dict[str, str] = field(default_factory=lambda: dict(_machine()))
     date: str = field(default_factory=lambda: datetime.date.today().isoformat())
 
     @property
@@ -127,36 +157,6 @@ def beside_ours(measure: str, case: str, unit: str, found: dict[str, list[float]
         for who, values in found.items()
         if values
     ]
-
-
-@functools.cache
-def machine() -> dict[str, str]:
-    """What a figure depends on: processor, cores, memory, versions of what was used."""
-    import torch
-
-    found = {
-        "processor": _processor(),
-        "cores": str(len(os.sched_getaffinity(0))),
-        "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB",
-        "threads": str(torch.get_num_threads()),
-        "Python": platform.python_version(),
-    }
-    if torch.cuda.is_available():
-        found["gpu"] = torch.cuda.get_device_name()
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo") as lines:
-            return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def median_interval(values: Sequence[float], rounds: int = 10_000) -> tuple[float, float]:

@@ -48,7 +48,7 @@ def take_turns(
         if turn and budget.left < longest:
             break
         start = time.perf_counter()
-        names = list(programs) if turn % 2 == 0 else list(reversed(programs))
+        names = list(programs)[:: 1 if turn % 2 == 0 else -1]
         for name in names:
             found[name].append(measure(programs[name]))
         longest = max(longest, time.perf_counter() - start)
@@ -66,6 +66,14 @@ def last_line(command: Sequence[str]) -> Any:
     if done.returncode:
         raise RuntimeError(f"{' '.join(command[:4])} … failed: {done.stderr.strip()[-2000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def run_module(child: Callable[..., Any], main: Callable[[], Any]) -> None:
+    """What a benchmark's module does when it is run: its command, or in a process of its own one part of the work."""
+    if (words := child_arguments()) is not None:
+        print("\n" + json.dumps(child(*words)))
+    else:
+        main()
 
 
 def child_arguments() -> list[str] | None:

@@ -58,10 +58,10 @@ def figure_rows(figures: Iterable[Figure]) -> list[list[str]]:
     ]
 
 
-def where_a_peer_is_better(series: Iterable[Series], margin: float = 0.98) -> list[str]:
-    """Sentences about programs whose value is below leanvocab's by more than the margin; limits are no programs."""
-    return [
-        f"{each.case}, {each.measure}: {each.who} takes {_digits(each.ratio)} of leanvocab's"
-        for each in series
-        if each.ratio is not None and each.ratio < margin and not each.is_limit and OURS not in each.who
-    ]
+def where_a_peer_is_better(series: Iterable[Series], margin: float = 0.98) -> list[list[str]]:
+    """(measure, program, cases with ratios) where a program's value is below leanvocab's by more than the margin."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for each in series:
+        if each.ratio is not None and each.ratio < margin and not each.is_limit and OURS not in each.who:
+            found.setdefault((each.measure, each.who), []).append(f"{each.case}: {_digits(each.ratio)} ×")
+    return [[measure, who, "; ".join(cases)] for (measure, who), cases in found.items()]

@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks._command import About, finish, parser, read_options
 from benchmarks._peers import AUTHORS, NO_AUTHORS_CODE, authors_module, installed
 from benchmarks._results import OURS, Figure, Result, Series, beside_ours
-from benchmarks._rounds import Budget, child_arguments, run_child, seconds_of, take_turns
+from benchmarks._rounds import Budget, run_child, run_module, seconds_of, take_turns
 from benchmarks._token_data import ROW_LENGTH, load_rows, write_ids, write_rows
 
 ABOUT = About(
@@ -25,7 +25,7 @@ ABOUT = About(
     measures="Counting 10⁶ to 10⁹ tokens in equal-length and ragged rows: time and memory.",
     beside="the authors' token counter, datasets.map with numpy, polars, np.bincount on the flat ids",
     limit="one pass over the ids at memory bandwidth",
-    budget_seconds=420,
+    budget_seconds=300,
 )
 SIZES = {"full": [10**6, 10**7, 10**8, 10**9], "small": [20_000]}
 BINCOUNT = "np.bincount, flat ids"
@@ -232,7 +232,7 @@ def bars(series: list[Series]) -> Iterator[Figure]:
 
 
 def main(arguments: list[str] | None = None) -> list[Result]:
-    made = parser(ABOUT, peers=True)
+    made = parser(ABOUT)
     made.add_argument("--num-tokens", type=int, nargs="+", help="sizes of the data sets, the smallest first")
     made.add_argument("--vocabulary-size", type=int, default=250_002)
     options = read_options(made, arguments)
@@ -240,7 +240,4 @@ def main(arguments: list[str] | None = None) -> list[Result]:
 
 
 if __name__ == "__main__":
-    if (given := child_arguments()) is not None:
-        print("\n" + json.dumps(child(*given)))
-    else:
-        main()
+    run_module(child, main)

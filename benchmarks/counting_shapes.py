@@ -6,16 +6,15 @@ measured in a fresh process that counts for the first time.
 """
 
 import argparse
-import json
 import statistics
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from benchmarks._command import About, finish, parser, read_options
 from benchmarks._results import OURS, Figure, Result, Series, beside_ours
-from benchmarks._rounds import Budget, child_arguments, run_child, take_turns
+from benchmarks._rounds import Budget, run_child, run_module, take_turns
 from benchmarks._token_data import ROW_LENGTH, load_rows, write_ids, write_rows
 
 ABOUT = About(
@@ -23,7 +22,7 @@ ABOUT = About(
     measures="Counting ids of every dtype and shape, and derived data sets: time, and memory of a fresh process.",
     beside="np.bincount on the flat ids as int64",
     limit="np.bincount on one core; 64 MiB",
-    budget_seconds=150,
+    budget_seconds=80,
 )
 BINCOUNT = "limit: np.bincount, flat int64"
 ONE_WORKER = "leanvocab, one worker"
@@ -85,6 +84,11 @@ def make_data(folder: str, num_tokens: str, vocabulary_size: str, rows: str, dty
     write_rows(Path(folder, "data"), Path(folder, "ids.npy"), rows, dtype)
 
 
+def child(what: str, *rest: str) -> Any:
+    programs: dict[str, Callable[..., Any]] = {"make": make_data, "time": time_case, "memory": memory_of}
+    return programs[what](*rest)
+
+
 def run_case(options: argparse.Namespace, vocabulary_size: int, rows: str, dtype: str, seconds: float) -> Iterator[Any]:
     """Series and figures of one data set."""
     name = f"{vocabulary_size:,} rows, {rows} {dtype}"
@@ -137,8 +141,4 @@ def main(arguments: list[str] | None = None) -> list[Result]:
 
 
 if __name__ == "__main__":
-    if (given := child_arguments()) is not None:
-        what, *rest = given
-        print("\n" + json.dumps({"make": make_data, "time": time_case, "memory": memory_of}[what](*rest)))
-    else:
-        main()
+    run_module(child, main)

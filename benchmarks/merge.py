@@ -23,7 +23,7 @@ import numpy as np
 from benchmarks._command import About, finish, parser, read_options
 from benchmarks._models import kept_ids, save_model
 from benchmarks._results import OURS, Figure, Result, Series, beside_ours
-from benchmarks._rounds import Budget, child_arguments, run_child, take_turns
+from benchmarks._rounds import Budget, run_child, run_module, take_turns
 from leanvocab.bytestreams import sha256_of_range
 from leanvocab.compare import rest_sha256
 from leanvocab.headers import make_header, opened, read_file, read_weights
@@ -36,7 +36,7 @@ ABOUT = About(
     measures="Merging trained rows into a full checkpoint on disk: time, memory, and the size of a delta.",
     beside="cp, safetensors load and save, PEFT merge and unload",
     limit="copying the bytes",
-    budget_seconds=120,
+    budget_seconds=90,
 )
 MODULE = "benchmarks.merge"
 COPY, SAFETENSORS, PEFT = "limit: cp --reflink=never", "safetensors load and save", "PEFT merge and unload"
@@ -197,7 +197,7 @@ def check(folder: Path, who: str) -> None:
         assert merged.get_tensor(name).equal(expected), f"{who} merged other rows"
 
 
-def memory_of(who: str, folder: str) -> int:
+def child(who: str, folder: str) -> int:
     """Growth of this process's anonymous bytes while it merges; for leanvocab while it verifies, too."""
     from leanvocab.peak import record_peak
 
@@ -285,7 +285,4 @@ def main(arguments: list[str] | None = None) -> list[Result]:
 
 
 if __name__ == "__main__":
-    if (given := child_arguments()) is not None:
-        print("\n" + json.dumps(memory_of(*given)))
-    else:
-        main()
+    run_module(child, main)

@@ -9,6 +9,7 @@ forward and backward. Liger and CCE run on CUDA only. Cases go from small to lar
 
 import argparse
 import gc
+import importlib
 import json
 import os
 import statistics
@@ -20,14 +21,14 @@ from typing import Any
 from benchmarks._command import About, finish, parser, read_options
 from benchmarks._peers import NO_GPU, installed
 from benchmarks._results import OURS, Figure, Result, Series
-from benchmarks._rounds import Budget, child_arguments, run_child, take_turns
+from benchmarks._rounds import Budget, run_child, run_module, take_turns
 
 ABOUT = About(
     name="output_side",
     measures="The output layer's loss and step at 32k to 256k rows and 1k to 16k tokens: time and memory.",
     beside="plain cross-entropy, torch's chunked loss, Liger and CCE (on CUDA)",
     limit="the matrix products' time; rows that remain",
-    budget_seconds=240,
+    budget_seconds=220,
 )
 MODULE = "benchmarks.output_side"
 FROZEN, HOST, RESTRICTED = f"{OURS}, frozen", f"{OURS}, frozen rows on the host", f"{OURS}, restricted"
@@ -53,7 +54,7 @@ CASES = {  # the bar's case, then by work
 }
 
 
-def make_layer(rows: int, options: dict[str, Any], mode: str | None = None, frozen_rows: str = "device") -> Any:
+def make_layer(rows: int, options: dict[str, Any], mode: Any = None, frozen_rows: Any = "device") -> Any:
     """An output layer tied to an input table, shrunk where a mode is given."""
     import torch
 
@@ -121,13 +122,10 @@ def losses(rows: int, tokens: int, options: dict[str, Any]) -> dict[str, Callabl
             chunks = torch.nn.LinearCrossEntropyOptions(**chosen(tokens))
             found[name] = full(lambda h, w, y, chunks=chunks: F.linear_cross_entropy(h, w, y, options=chunks))
     if options["device"] == "cuda" and installed("liger_kernel"):
-        from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
-
-        found[LIGER] = full(liger_fused_linear_cross_entropy)
+        liger = importlib.import_module("liger_kernel.transformers.functional")
+        found[LIGER] = full(liger.liger_fused_linear_cross_entropy)
     if options["device"] == "cuda" and installed("cut_cross_entropy"):
-        from cut_cross_entropy import linear_cross_entropy
-
-        found[CCE] = full(linear_cross_entropy)
+        found[CCE] = full(importlib.import_module("cut_cross_entropy").linear_cross_entropy)
     return found
 
 
@@ -256,6 +254,10 @@ def memory_of(rows: str, tokens: str, given: str, who: str) -> int:
     return int(peak.anonymous_growth_bytes)
 
 
+def child(what: str, *rest: str) -> Any:
+    return time_case(*rest) if what == "time" else memory_of(*rest)
+
+
 def case_name(rows: int, tokens: int) -> str:
     return f"{rows:,} rows, {tokens:,} tokens"
 
@@ -347,7 +349,7 @@ def size_of(text: str) -> tuple[int, int]:
 
 
 def main(arguments: list[str] | None = None) -> list[Result]:
-    made = parser(ABOUT, devices=True)
+    made = parser(ABOUT)
     made.add_argument("--cases", type=size_of, nargs="+", help="ROWSxTOKENS, such as 262144x512")
     made.add_argument("--dim", type=int)
     made.add_argument("--kept", type=int, default=KEPT)
@@ -357,7 +359,4 @@ def main(arguments: list[str] | None = None) -> list[Result]:
 
 
 if __name__ == "__main__":
-    if (words := child_arguments()) is not None:
-        print("\n" + json.dumps({"time": time_case, "memory": memory_of}[words[0]](*words[1:])))
-    else:
-        main()
+    run_module(child, main)

@@ -22,14 +22,14 @@ from benchmarks._command import About, finish, parser, read_options
 from benchmarks._models import SHAPES, kept_ids, save_model
 from benchmarks._peers import AUTHORS, NO_AUTHORS_CODE, NO_SMALLER_VOCAB, SMALLER_VOCAB, authors_module
 from benchmarks._results import OURS, Figure, Result, Series
-from benchmarks._rounds import Budget, child_arguments, last_line, run_child
+from benchmarks._rounds import Budget, last_line, run_child, run_module
 
 ABOUT = About(
     name="shrinking",
     measures="Shrinking, state dict, save and merge at the sizes of published models: time and extra memory.",
     beside="the authors' code, transformer-smaller-training-vocab, save_pretrained of the full model",
     limit="bytes of the kept rows; cp for saving",
-    budget_seconds=300,
+    budget_seconds=220,
 )
 MODULE = "benchmarks.shrinking"
 FULL, COPY = "the full model, never shrunk", "limit: cp --reflink=never"
@@ -78,7 +78,7 @@ def stages_of_full(model: Any, folder: Path, out: Path, ids: Any, code: str) -> 
 MAKERS = {OURS: stages_of_leanvocab, AUTHORS: stages_of_authors, FULL: stages_of_full}
 
 
-def one_round(who: str, folder: str, code: str) -> dict[str, float]:
+def child(who: str, folder: str, code: str) -> dict[str, float]:
     """Seconds and growth of anonymous memory of each stage, in this process; and of the stages in `TOTAL` together."""
     from transformers import AutoModelForSequenceClassification
 
@@ -167,8 +167,10 @@ def series_of(found: dict[str, list[dict[str, float]]], kept_bytes: float) -> It
     """Time and memory of every stage and program; the stages of shrinking, state dict and merging together."""
     for what, unit in (("time", "s"), ("memory", "bytes")):
         for stage in (*STAGES, TOGETHER):
-            values = {who: [value_of(each, stage, what) for each in rounds] for who, rounds in found.items()}
-            values = {who: each for who, each in values.items() if each and None not in each}
+            values: dict[str, list[float]] = {}
+            for who, rounds in found.items():
+                taken = [value_of(each, stage, what) for each in rounds]
+                values |= {who: [each for each in taken if each is not None]} if taken and taken[0] is not None else {}
             ours = tuple(values.get(OURS, ()))
             for who, each in values.items():
                 yield Series(what, stage, who, tuple(each), unit, () if who == OURS else ours)
@@ -241,7 +243,7 @@ def measure(options: argparse.Namespace) -> Iterator[Result]:
 
 
 def main(arguments: list[str] | None = None) -> list[Result]:
-    made = parser(ABOUT, peers=True)
+    made = parser(ABOUT)
     made.add_argument("--models", nargs="+", choices=SHAPES, help="sizes of published models")
     made.add_argument("--kept", type=int, help="rows to keep")
     options = read_options(made, arguments)
@@ -249,7 +251,4 @@ def main(arguments: list[str] | None = None) -> list[Result]:
 
 
 if __name__ == "__main__":
-    if (given := child_arguments()) is not None:
-        print("\n" + json.dumps(one_round(*given)))
-    else:
-        main()
+    run_module(child, main)

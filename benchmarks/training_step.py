@@ -10,6 +10,7 @@ tensor, and activations are what is left of the peak.
 
 import argparse
 import gc
+import importlib
 import json
 import statistics
 import sys
@@ -25,14 +26,14 @@ from benchmarks._command import About, finish, parser, read_options
 from benchmarks._models import SHAPES, kept_ids, make_model, save_model
 from benchmarks._peers import AUTHORS, NO_AUTHORS_CODE, NO_GPU, authors_module, installed
 from benchmarks._results import OURS, Figure, Result, Series, median_interval
-from benchmarks._rounds import Budget, Worker, answer, child_arguments, worker
+from benchmarks._rounds import Budget, Worker, answer, run_module, worker
 
 ABOUT = About(
     name="training_step",
     measures="One training step: time, peak memory, and its split into weights, gradients, states and activations.",
     beside="full fine-tuning, the authors' code, frozen embeddings, PEFT trainable tokens, LoRA, 8-bit Adam, sparse gradients",
     limit="16 bytes × parameters that remain + activations",
-    budget_seconds=480,
+    budget_seconds=400,
 )
 MODULE = "benchmarks.training_step"
 FULL, FROZEN, TOKENS = "full fine-tuning", "frozen embeddings", "PEFT trainable tokens"
@@ -107,13 +108,14 @@ def with_lora(model: Any, ids: Any, options: dict[str, Any]) -> Program:
 def with_8bit_adam(model: Any, ids: Any, options: dict[str, Any]) -> Program:
     """torchao's on CPU (its kernels are compiled in the first step), bitsandbytes' or torchao's on CUDA."""
     if options["device"] == "cuda" and installed("bitsandbytes"):
-        import bitsandbytes
+        optim = importlib.import_module("bitsandbytes.optim")
+        return Program(model, [optim.AdamW8bit(model.parameters(), lr=1e-5, weight_decay=0.0)])
+    return Program(model, [torchao_optim(options).AdamW8bit(model.parameters(), lr=1e-5, weight_decay=0.0)])
 
-        return Program(model, [bitsandbytes.optim.AdamW8bit(model.parameters(), lr=1e-5, weight_decay=0.0)])
+
+def torchao_optim(options: dict[str, Any]) -> Any:
     sys.path += [options["torchao"]] if options["torchao"] else []
-    import torchao.optim
-
-    return Program(model, [torchao.optim.AdamW8bit(model.parameters(), lr=1e-5, weight_decay=0.0)])
+    return importlib.import_module("torchao.optim")
 
 
 def with_sparse_gradients(model: Any, ids: Any, options: dict[str, Any]) -> Program:
@@ -130,9 +132,10 @@ def with_sparse_gradients(model: Any, ids: Any, options: dict[str, Any]) -> Prog
 def with_offload(model: Any, ids: Any, options: dict[str, Any]) -> Program:
     """torchao's: states and the step on the host."""
     import torch
-    import torchao.optim
 
-    optimizer = torchao.optim.CPUOffloadOptimizer(model.parameters(), torch.optim.AdamW, lr=1e-5, weight_decay=0.0)
+    optimizer = torchao_optim(options).CPUOffloadOptimizer(
+        model.parameters(), torch.optim.AdamW, lr=1e-5, weight_decay=0.0
+    )
     return Program(model, [optimizer])
 
 
@@ -239,13 +242,14 @@ def memory_of(program: Program, batches: Iterator[Any], start: dict[str, int], d
     return found | split | {"rest": found["peak"] - sum(split.values())}
 
 
-def serve(who: str, folder: str, size: str, options: dict[str, Any]) -> None:
-    """A worker: loads the checkpoint, makes the program, and takes steps when asked."""
+def prepare(who: str, folder: str, size: str, given: str) -> tuple[dict[str, Callable[[], Any]], dict[str, Any]]:
+    """A worker's answers to questions, and its first: it loads the checkpoint, makes the program, takes steps when asked."""
     import torch
     from transformers import AutoModelForSequenceClassification
 
     from leanvocab.peak import record_peak
 
+    options = json.loads(given)
     warnings.simplefilter("ignore")  # that 8-bit states mix rows is said once, in the documentation
     warm_up(who, options)
     with record_peak() as before:
@@ -267,7 +271,7 @@ def serve(who: str, folder: str, size: str, options: dict[str, Any]) -> None:
 
     trained = sum(parameter.numel() for parameter in program.model.parameters() if parameter.requires_grad)
     memory = lambda: memory_of(program, batches, start, options["device"])  # noqa: E731
-    answer({"step": step, "memory": memory}, {"trained": trained})
+    return {"step": step, "memory": memory}, {"trained": trained}
 
 
 def warm_up(who: str, options: dict[str, Any]) -> None:
@@ -418,13 +422,12 @@ def measure(options: argparse.Namespace) -> Iterator[Result]:
 
 
 def main(arguments: list[str] | None = None) -> list[Result]:
-    made = parser(ABOUT, peers=True, devices=True)
+    made = parser(ABOUT)
     classifiers = [name for name, shape in SHAPES.items() if shape.task == "classifier"]
     made.add_argument("--models", nargs="+", choices=classifiers)
     made.add_argument("--kept", type=int, help="rows to keep")
     made.add_argument("--batch-size", type=int)
     made.add_argument("--length", type=int)
-    made.add_argument("--torchao", type=Path, help="a folder that holds torchao, for 8-bit Adam and offload")
     options = read_options(made, arguments)
     small = options.size == "small"
     options.batch_size = options.batch_size or (2 if small else 8)
@@ -432,8 +435,9 @@ def main(arguments: list[str] | None = None) -> list[Result]:
     return finish(measure(options), options)
 
 
+def child(*words: str) -> None:
+    answer(*prepare(*words))
+
+
 if __name__ == "__main__":
-    if (given := child_arguments()) is not None:
-        serve(given[0], given[1], given[2], json.loads(given[3]))
-    else:
-        main()
+    run_module(child, main)

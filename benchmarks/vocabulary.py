@@ -20,14 +20,14 @@ from typing import Any
 from benchmarks._command import About, finish, parser, read_options
 from benchmarks._peers import NO_SMALLER_VOCAB, SMALLER_VOCAB
 from benchmarks._results import OURS, Figure, Result, Series, beside_ours
-from benchmarks._rounds import Budget, child_arguments, last_line, run_child, take_turns
+from benchmarks._rounds import Budget, last_line, run_child, run_module, take_turns
 
 ABOUT = About(
     name="vocabulary",
     measures="From text to vocabulary on GLUE tasks and XNLI: time.",
     beside="tokenizing with datasets.map, transformer-smaller-training-vocab's get_token_stats",
     limit="the tokenizer's own speed on all cores",
-    budget_seconds=150,
+    budget_seconds=110,
 )
 MODULE = "benchmarks.vocabulary"
 MAP, MAP_TUNED = "datasets.map + np.unique", "datasets.map + np.unique, no digest of the tokenizer"
@@ -108,7 +108,7 @@ def programs(task: str, where: str) -> dict[str, Callable[[], Any]]:
     }
 
 
-def time_task(task: str, where: str, rounds: str, seconds: str) -> dict[str, Any]:
+def child(task: str, where: str, rounds: str, seconds: str) -> dict[str, Any]:
     """Seconds of each program, in turn, and the ids that were found."""
     import datasets
     import numpy as np
@@ -164,14 +164,11 @@ def measure(options: argparse.Namespace) -> Iterator[Result]:
 
 
 def main(arguments: list[str] | None = None) -> list[Result]:
-    made = parser(ABOUT, peers=True)
+    made = parser(ABOUT)
     made.add_argument("--tasks", nargs="+", choices=[name for name in TASKS if name != "made"])
     options = read_options(made, arguments)
     return finish(measure(options), options)
 
 
 if __name__ == "__main__":
-    if (given := child_arguments()) is not None:
-        print("\n" + json.dumps(time_task(*given)))
-    else:
-        main()
+    run_module(child, main)

@@ -1,30 +1,246 @@
 """A small size of each benchmark runs and prints its figures; how fast it was is nobody's test."""
 
+import contextlib
+import importlib
 import json
+import math
+import re
 
 import pytest
 
-from benchmarks import shrinking, training_step
-from benchmarks._results import median_interval
+from benchmarks import _report, fits, output_side, training_step
+from benchmarks.__main__ import NAMES, abouts, main
+from benchmarks._models import SHAPES, kept_ids, make_model
+from benchmarks._results import FOLDER, OURS, Figure, Result, Series, beside_ours, median_interval
+from benchmarks._rounds import Budget, take_turns
+from benchmarks._tables import compared, quantity, where_a_peer_is_better
 
 
-@pytest.mark.parametrize(
-    ("benchmark", "arguments"),
-    [
-        (shrinking, ["--size", "tiny", "--kept", "100", "--rounds", "1"]),
-        (training_step, ["--case", "tiny", "--pairs", "2", "--batch-size", "2", "--length", "8"]),
-    ],
-    ids=["shrinking", "training_step"],
+class LocalWorker:
+    """A worker in this process instead of one of its own."""
+
+    def __init__(self, module, *words):
+        self.questions, self.ready = importlib.import_module(module).prepare(*map(str, words))
+
+    def ask(self, question):
+        return json.loads(json.dumps(self.questions[question]()))
+
+
+@contextlib.contextmanager
+def local_worker(module, *words):
+    yield LocalWorker(module, *words)
+
+
+def run_here(module, *words):
+    return json.loads(json.dumps(importlib.import_module(module).child(*map(str, words))))
+
+
+def check_small_size(name, capsys):
+    words = ["--size", "small", "--rounds", "1", "--json", "--no-peers"]
+    results = importlib.import_module(f"benchmarks.{name}").main(words)
+    printed = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    assert [each["benchmark"] for each in printed] == [name] * len(results)
+    for result, found in zip(results, printed, strict=True):
+        assert [each["what"] for each in found["figures"]] == [each.what for each in result.figures]
+        assert found["machine"]["torch"]
+        assert result.series or result.open
+        # Memory that a process takes for the first time may be given back by what this one did before.
+        assert all(math.isfinite(value) for each in result.series for value in each.values)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "language_step"])
+def test_a_small_size_of_every_benchmark_runs_and_prints_its_results_as_json(name, capsys, monkeypatch):
+    """Its processes are run here, one after the other, which saves importing everything in each."""
+    module = importlib.import_module(f"benchmarks.{name}")
+    if hasattr(module, "run_child"):
+        monkeypatch.setattr(module, "run_child", run_here)
+    if hasattr(module, "worker"):
+        monkeypatch.setattr(module, "worker", local_worker)
+    check_small_size(name, capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_a_small_size_of_every_benchmark_runs_in_processes_of_its_own(name, capsys, monkeypatch, repository):
+    monkeypatch.chdir(repository)  # children are found as modules of this folder
+    check_small_size(name, capsys)
+
+
+def test_the_command_lists_every_benchmark_with_its_limit_and_budget(capsys):
+    assert main([]) == 0
+    listed = capsys.readouterr().out
+    for about in abouts():
+        assert about.name in listed
+        assert about.limit in listed
+    assert main(["no-such-benchmark"]) == 2
+
+
+def test_every_module_of_benchmarks_is_listed(repository):
+    modules = {path.stem for path in (repository / "benchmarks").glob("[!_]*.py")}
+    assert modules == set(NAMES)
+
+
+def test_all_of_them_together_take_less_than_half_an_hour_on_cpu():
+    assert sum(about.budget_seconds for about in abouts() if about.name != "fits") <= 30 * 60
+
+
+# --- programs ----------------------------------------------------------------------------------------------------------
+
+OPTIONS = {"batch_size": 2, "length": 8, "device": "cpu", "dtype": "float32", "authors_code": "", "torchao": ""}
+RUN_HERE = [
+    who
+    for who in training_step.MAKERS
+    if who not in (training_step.AUTHORS, training_step.OFFLOAD, training_step.ADAM8, training_step.ADAM8_LEAN)
+]
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.*is_gradient_checkpointing.*:FutureWarning"  # peft 0.21 reads a name that transformers 5.23 has deprecated
 )
-def test_a_benchmark_prints_its_figures_as_json(benchmark, arguments, capsys, monkeypatch, repository) -> None:  # type: ignore[no-untyped-def]
-    monkeypatch.chdir(repository)  # its rounds are processes of their own: python -m benchmarks.NAME
-    figures = benchmark.main([*arguments, "--json"])
-    printed = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
-    assert [each["what"] for each in printed["figures"]] == [each.what for each in figures]
-    assert printed["machine"]["torch"]
+@pytest.mark.parametrize("who", RUN_HERE)
+def test_every_program_takes_a_step_and_its_bytes_are_added_up(who):
+    program = training_step.MAKERS[who](make_model("tiny"), kept_ids("tiny"), OPTIONS)
+    split: dict[str, int] = {}
+    loss = training_step.take_step(program, training_step.make_batches(kept_ids("tiny"), OPTIONS), split)
+    assert math.isfinite(loss)
+    trained = sum(each.numel() for each in program.model.parameters() if each.requires_grad)
+    if who != training_step.SPARSE:
+        assert split["gradients"] == 4 * trained
+        assert 8 * trained <= split["states"] <= 8 * trained + 1024  # and a step count a parameter
+    assert split["weights"] == sum(each.nbytes for each in program.model.parameters())
 
 
-def test_the_interval_of_a_median_holds_the_median_and_is_narrow_where_values_agree() -> None:
+def test_clipping_takes_sparse_gradients_and_dense_ones_to_the_same_norm():
+    import torch
+
+    losses, norms = [], []
+    for who in (training_step.FULL, training_step.SPARSE):
+        program = training_step.MAKERS[who](make_model("tiny"), kept_ids("tiny"), OPTIONS)
+        batches = training_step.make_batches(kept_ids("tiny"), OPTIONS)
+        token_ids, labels = next(batches)
+        torch.manual_seed(0)
+        loss = 1000 * program.model(input_ids=token_ids, labels=labels).loss  # so that there is something to clip
+        loss.backward()
+        parameters = list(program.model.parameters())
+        training_step.clip(parameters)
+        losses.append(loss.item())
+        norms.append(sum(float(each.grad.to_dense().square().sum()) for each in parameters) ** 0.5)
+    assert losses[0] == losses[1]
+    assert norms == pytest.approx([1.0, 1.0], rel=1e-4)
+
+
+def test_every_loss_of_the_output_side_gives_the_same_value_but_the_restricted_one():
+    options = {"device": "cpu", "dtype": "float32", "dim": 16, "kept": 100}
+    found = {
+        who: output_side.program(make, 600, 32, options)[0]()
+        for who, make in output_side.losses(600, 32, options).items()
+    }
+    restricted = found.pop(output_side.RESTRICTED)
+    assert all(value == pytest.approx(found[output_side.PLAIN], rel=1e-5) for value in found.values()), found
+    assert restricted < found[output_side.PLAIN]
+
+
+@pytest.mark.parametrize("limit", [0, 1, 2, 3, 7, 100, 5000])
+def test_the_largest_batch_is_found_to_within_an_eighth(limit):
+    found = fits.largest_that_fits(lambda batch: batch <= limit)
+    assert found <= min(limit, fits.LARGEST)
+    assert found >= min(limit, fits.LARGEST) * 7 / 8 - 1
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny-lm"])
+def test_models_have_the_same_weights_each_time_and_ids_that_lie_in_them(name):
+    first, second = make_model(name), make_model(name)
+    assert all(a.equal(b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    ids = kept_ids(name)
+    assert len(ids) == SHAPES[name].kept
+    assert ids[-1] < SHAPES[name].rows
+    assert (ids[1:] > ids[:-1]).all()
+
+
+# --- rounds, results, tables -------------------------------------------------------------------------------------------
+
+
+def test_programs_take_turns_in_alternating_order_until_the_budget_is_spent():
+    seen: list[str] = []
+    programs = {name: lambda name=name: seen.append(name) for name in "abc"}
+    found = take_turns(programs, 2, Budget(60))
+    assert seen == list("abccba")
+    assert {name: len(values) for name, values in found.items()} == {"a": 2, "b": 2, "c": 2}
+    assert all(len(values) == 1 for values in take_turns(programs, 9, Budget(0)).values())
+
+
+def test_the_interval_of_a_median_holds_the_median_and_is_narrow_where_values_agree():
     low, high = median_interval([1.0, 2.0, 3.0, 4.0, 100.0], rounds=1000)
     assert low <= 3.0 <= high
     assert median_interval([2.0] * 9, rounds=100) == (2.0, 2.0)
+
+
+def a_result(**changes):
+    series = beside_ours(
+        "time", "a case", "s", {OURS: [1.0, 2.0, 4.0], "a peer": [2.0, 1.0, 2.0], "limit: x": [0.1] * 3}
+    )
+    settings = {
+        "series": tuple(series),
+        "figures": (Figure("a figure", 2.0, "×", 1.0),),
+        "open": ("a GPU: open: none",),
+    }
+    names = {"benchmark": "epoch", "title": "One epoch", "subject": "a model", "device": "cpu"}
+    return Result(**names | settings | changes)
+
+
+def test_ratios_are_taken_pair_by_pair():
+    ours, peer, _ = a_result().series
+    assert ours.ratio is None
+    assert peer.ratio == 0.5  # of 2, 0.5 and 0.5; the medians' would be 1
+    assert where_a_peer_is_better(a_result().series) == [["time", "a peer", "a case: 0.5 ×"]]
+
+
+def test_a_result_is_read_as_it_was_written_and_named_by_benchmark_subject_hardware_and_date(tmp_path):
+    result = a_result()
+    path = result.write(tmp_path)
+    assert Result.read(path) == result
+    assert re.fullmatch(r"epoch--a-model--.+-cores--\d{4}-\d\d-\d\d\.json", path.name)
+
+
+def test_the_page_has_the_last_result_of_each_subject(tmp_path):
+    for date, title in (("2026-01-02", "New"), ("2026-01-01", "Old")):
+        a_result(date=date, title=title).write(tmp_path)
+    page = _report.render(abouts(), _report.read_all(tmp_path))
+    assert "### New" in page
+    assert "Old" not in page
+    assert "| a peer | 2 s (1 s – 2 s), 0.5 × |" in page
+    assert "| New | a figure | 2 × | 1 × | falls short |" in page
+    assert "- a GPU: open: none" in page
+
+
+def test_a_table_has_leanvocab_first_and_the_limit_last():
+    series = [Series("time", "x", who, (1.0,), "s") for who in ("limit: y", "a peer", OURS)]
+    ((_, header, rows),) = compared(series)
+    assert header == ["", "x"]
+    assert [row[0] for row in rows] == [OURS, "a peer", "limit: y"]
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [
+        (0.0123, "s", "12.3 ms"),
+        (3.5e9, "bytes", "3.5 GB"),
+        (12, "bytes", "0.012 kB"),
+        (0, "s", "0 µs"),
+        (1234.6, "×", "1,235 ×"),
+    ],
+)
+def test_quantities_are_shown_in_units_that_suit_them(value, unit, text):
+    assert quantity(value, unit) == text
+
+
+def test_the_plots_show_every_program(tmp_path):
+    result = a_result()
+    drawn = _report.plot(result, tmp_path).read_text()
+    assert all(each.who in drawn for each in result.series)
+
+
+def test_the_page_is_what_the_result_files_give(repository):
+    assert (repository / "docs" / "performance.md").read_text() == _report.render(abouts(), _report.read_all(FOLDER))
+    for result in _report.read_all(FOLDER):
+        assert not _report.plotted(result) or (repository / "docs" / "figures" / _report.plot_name(result)).exists()

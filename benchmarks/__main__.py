@@ -1,0 +1,62 @@
+"""`python -m benchmarks`: the list. `python -m benchmarks NAME …`: one of them; `all`: each in turn; `report`: the page."""
+
+import importlib
+import subprocess
+import sys
+import time
+
+from benchmarks import _report
+from benchmarks._command import About
+
+NAMES = (
+    "startup",
+    "counting",
+    "counting_shapes",
+    "vocabulary",
+    "shrinking",
+    "merge",
+    "training_step",
+    "epoch",
+    "output_side",
+    "language_step",
+    "language_step",
+    "fits",
+)
+
+
+def abouts() -> list[About]:
+    """What each benchmark is, in the order of the page."""
+    return [importlib.import_module(f"benchmarks.{name}").ABOUT for name in NAMES]
+
+
+def run_all(arguments: list[str]) -> int:
+    """Each in a process of its own, with the same options; the number that failed."""
+    failed = []
+    for name in NAMES:
+        print(f"== python -m benchmarks {name} {' '.join(arguments)}", flush=True)
+        start = time.perf_counter()
+        if subprocess.run([sys.executable, "-m", "benchmarks", name, *arguments]).returncode:
+            failed.append(name)
+        print(f"== {name}: {time.perf_counter() - start:.0f} s", flush=True)
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return len(failed)
+
+
+def main(arguments: list[str]) -> int:
+    name, rest = (arguments[0], arguments[1:]) if arguments else ("list", [])
+    if name in NAMES:
+        importlib.import_module(f"benchmarks.{name}").main(rest)
+        return 0
+    if name == "all":
+        return run_all(rest)
+    if name == "report":
+        return _report.main(abouts(), rest)
+    print("python -m benchmarks NAME [--size small] [--json] [--seconds BUDGET] … | all … | report\n")
+    for about in abouts():
+        print(f"{about.name}\n" + "\n".join(f"    {line}" for line in str(about).splitlines()))
+    return 0 if name in ("list", "-h", "--help") else 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
