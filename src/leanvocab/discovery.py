@@ -10,6 +10,7 @@ from leanvocab.errors import AlreadyShrunkError, BypassError, ModelError, TiedOu
 from leanvocab.inserted import model_full_size
 from leanvocab.output import OutputMode
 from leanvocab.partial_module import PartialModule
+from leanvocab.reads import reads_of
 from leanvocab.vocabulary import PartialVocabulary
 
 # Adapters that look rows up in the weight itself, with ids of the full vocabulary.
@@ -85,6 +86,7 @@ def _check_matrix(model: nn.Module, matrix: Matrix) -> None:
     _check_size(matrix)
     _check_ties(model, matrix)
     _check_wrappers(model, matrix)
+    _check_reads(model, matrix)
 
 
 # --- the output layer -------------------------------------------------------------------------------------------------
@@ -388,6 +390,17 @@ def _overlap(first: Tensor, second: Tensor) -> bool:
     except RuntimeError:  # tensors without storage of their own
         return False
     return starts[0] < starts[1] + second.nbytes and starts[1] < starts[0] + first.nbytes
+
+
+def _check_reads(model: nn.Module, matrix: Matrix) -> None:
+    """What only some forwards would come to is left to the guard."""
+    for read in reads_of(model, matrix.modules):
+        if read.is_certain:
+            raise BypassError(
+                f"{read} {matrix.name} itself (self.{'.'.join(read.attributes)}.weight), in every forward and around "
+                f"{'the lookup that remaps ids' if matrix.output is None else 'the layer'}: a partial matrix would have wrong "
+                "rows there. This matrix cannot be partial"
+            )
 
 
 def _check_wrappers(model: nn.Module, table: Matrix) -> None:

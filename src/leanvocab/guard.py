@@ -2,7 +2,8 @@
 
 `F.embedding(ids, module.weight)` in a model's own forward looks up row `id` of the partial matrix, silently where the id
 is small. No hook of a module sees that, so the first forward in each mode (training, evaluation) runs under a
-`TorchFunctionMode`, which sees every torch function and its arguments. Later forwards cost one comparison.
+`TorchFunctionMode`, which sees every torch function and its arguments. Later forwards cost one comparison; where the model's
+code reads a shrunk weight in some branch, which a later batch may be the first to come to, each forward is watched.
 """
 
 import sys
@@ -18,6 +19,7 @@ from leanvocab.errors import BypassError
 from leanvocab.lazy_logits import LazyLogits
 from leanvocab.output import RemapLinear
 from leanvocab.partial_module import PartialModule
+from leanvocab.reads import reads_of
 
 # What asks about a weight and reads none of its rows.
 _HARMLESS = {
@@ -75,6 +77,7 @@ class Guard:
         self._watch: _Watch | None = None
         self._owner: nn.Module | None = None
         self._calls: dict[int, int] = {}
+        self._may_come_later = bool(reads_of(root, modules))
         self._sites: list[tuple[nn.Module, str, nn.Module]] = []
         above: dict[int, nn.Module] = {}
         for path, module in zip(paths, modules, strict=True):
@@ -97,7 +100,7 @@ class Guard:
             return
         if any(parent._modules.get(name) is not child for parent, name, child in self._sites):
             self._rearm()
-        if module.training in self._passed:
+        if module.training in self._passed and not self._may_come_later:
             return
         self._owner, self._watch = module, _Watch(self.modules)
         self._calls = self._num_calls(module)
