@@ -134,9 +134,11 @@ def finetune(
     with ExitStack() as undone_at_the_end:
         if not settings.full_vocabulary:
             assert vocabulary is not None
-            memory = estimate_memory(network, vocabulary, precision="mixed" if settings.bf16 else None)
+            layer: dict[str, Any] = {"output": settings.output, "frozen_rows": settings.frozen_rows}
+            memory = estimate_memory(network, vocabulary, precision="mixed" if settings.bf16 else None, **layer)
             with _timed(seconds, "shrinking"):
-                undone_at_the_end.enter_context(shrunk(network, vocabulary, **_shrinking_options(settings)))
+                decays = settings.weight_decay > 0
+                undone_at_the_end.enter_context(shrunk(network, vocabulary, decay_unused_rows=decays, **layer))
             output = status(network).output if settings.is_language_model else None
         trainer = _make_trainer(network, encoded, task, pretrained.tokenizer, collator, output_dir, settings, progress)
         with _timed(seconds, "training"):
@@ -185,13 +187,6 @@ def _encode(
     if isinstance(task, LanguageTask):
         return encode_language(splits, task, tokenizer, settings)
     return encode(splits, task, tokenizer, settings.max_length), ()
-
-
-def _shrinking_options(settings: FineTuneSettings) -> dict[str, Any]:
-    options: dict[str, Any] = {"decay_unused_rows": settings.weight_decay > 0}
-    if settings.is_language_model:
-        options |= {"output": settings.output, "frozen_rows": settings.frozen_rows}
-    return options
 
 
 def _make_trainer(

@@ -1,5 +1,6 @@
 """What text asks of a language model: which columns hold it, and its token ids with the labels that are learned."""
 
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -182,6 +183,7 @@ def _map(split: Any, name: str, task: LanguageTask, to_rows: _ToRows, tally: _Ta
         features=_features(names),
         keep_in_memory=True,
         load_from_cache_file=False,
+        new_fingerprint=uuid.uuid4().hex[:16],  # by default a digest of the pickled tokenizer, which takes seconds
         desc=f"tokenizing {name}",
     )
 

@@ -73,6 +73,13 @@ def assert_same_run(full, partial):
         assert (full.output_dir / name).read_bytes() == (partial.output_dir / name).read_bytes(), name
 
 
+def assert_memory_is_what_was_held(result):
+    estimate = result.memory.partial
+    assert estimate.num_parameters == result.num_parameters
+    assert estimate.gradients_bytes == result.gradients_bytes
+    assert estimate.optimizer_bytes == result.optimizer_bytes
+
+
 def weights(folder):
     return load_file(folder / "model.safetensors")
 
@@ -88,6 +95,7 @@ def test_an_untied_model_with_a_full_output_layer_is_that_of_ordinary_fine_tunin
     assert (full.output, partial.output) == (None, "full")
     assert set(partial.scores) == {"loss", "perplexity", "accuracy"}
     assert partial.num_parameters < full.num_parameters
+    assert_memory_is_what_was_held(partial)
     assert len(partial.losses) == partial.num_steps == 4
     loaded = AUTO[task].from_pretrained(tmp_path / "partial")
     assert loaded.get_input_embeddings().num_embeddings == FULL_SIZE
@@ -142,6 +150,7 @@ def test_every_mode_trains_validates_saves_and_loads(tmp_path, task, family, mak
     assert result.output == (output or ("frozen" if tied else "full"))
     assert all(math.isfinite(loss) for _, loss in result.losses)
     assert all(math.isfinite(score) for score in result.scores.values())
+    assert_memory_is_what_was_held(result)
     losses = [loss for _, loss in result.losses]
     if task != "masked-lm":  # whose masks are others in each epoch, and whose few losses differ more than they fall
         assert np.mean(losses[-4:]) < np.mean(losses[:4])
