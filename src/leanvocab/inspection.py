@@ -1,4 +1,4 @@
-"""What lies in a folder or on the hub: a checkpoint's class, tensors and ties, and which rows were trained.
+"""What lies in a folder or on the hub: a checkpoint's class, its vocabulary-sized tensors, which rows were trained; a delta.
 
 Read from the config and the headers of the safetensors files; no weights are loaded, but for the input tables when two
 checkpoints are compared, block by block.
@@ -6,7 +6,7 @@ checkpoints are compared, block by block.
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from leanvocab.errors import CheckpointError
 from leanvocab.headers import DTYPE_BITS, read_weights
+from leanvocab.inventory import Inventory, VocabularyTensor, take_inventory
+from leanvocab.layout import OPTIMIZER, read_delta, read_training_note
 
 _BLOCK_ROWS = 8192
 
@@ -39,7 +41,8 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """What a checkpoint is. `ties` are groups of the model's names for one matrix."""
+    """What a checkpoint is. `ties` are groups of the model's names for one matrix; `inventory` is what the model makes of it,
+    with sizes as the files have them; `training` is what is said of another objective that it was trained for."""
 
     name: str
     model_class: str
@@ -51,11 +54,15 @@ class CheckpointInfo:
     input_table: TensorInfo
     vocabulary_tensors: tuple[TensorInfo, ...]
     ties: tuple[tuple[str, ...], ...]
+    inventory: Inventory
+    training: Mapping[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
-        return asdict(self) | {
+        plain = replace(self, inventory=Inventory((), 1, None, {}))  # has a dictionary of its own
+        return asdict(plain) | {
             "dtypes": dict(self.dtypes),
+            "inventory": self.inventory.to_dict(),
             "input_table": self.input_table.name,
             "vocabulary_tensors": [
                 {"name": each.name, "shape": list(each.shape), "dtype": each.dtype, "num_bytes": each.num_bytes}
@@ -79,7 +86,8 @@ def inspect_checkpoint(name: str | Path) -> CheckpointInfo:
         where = "holds no model" if folder.is_dir() else "is no folder here, and the hub gave no model of that name"
         raise CheckpointError(f"{str(name)!r} {where}: {_first_line(error)}") from error
     tensors = read_tensors(folder) if folder.is_dir() else _headers_on_hub(str(name))
-    model_class, names = _tables_of_class(config)
+    model_class, model = _empty_model(config)
+    names = _tables_of(model)
     table = next((each for each in tensors.values() if names and _same_tensor(each.name, names[0][0])), None)
     if table is None:
         raise CheckpointError(
@@ -100,6 +108,70 @@ def inspect_checkpoint(name: str | Path) -> CheckpointInfo:
         input_table=table,
         vocabulary_tensors=tuple(each for each in tensors.values() if table.shape[0] in each.shape),
         ties=tuple(group for group in names if len(group) > 1),
+        inventory=_as_in_files(take_inventory(model), tensors),
+        training=read_training_note(folder) if folder.is_dir() else None,
+    )
+
+
+def _as_in_files(inventory: Inventory, tensors: Mapping[str, TensorInfo]) -> Inventory:
+    """With dtypes and bytes of the files, for what is in them."""
+
+    def found(each: VocabularyTensor) -> VocabularyTensor:
+        for entry in tensors.values():
+            if entry.shape == each.shape and any(_same_tensor(entry.name, name) for name in each.names):
+                return replace(each, dtype=entry.dtype, num_bytes=entry.num_bytes)
+        return each
+
+    num_bytes = sum(each.num_bytes for each in tensors.values())
+    return replace(inventory, tensors=tuple(found(each) for each in inventory.tensors), num_bytes=num_bytes)
+
+
+@dataclass(frozen=True)
+class DeltaInfo:
+    """What a delta is: the base that it belongs to, how it was trained, and what it holds."""
+
+    name: str
+    base: str
+    revision: str | None
+    output: str
+    decay_unused_rows: bool
+    tables: Mapping[str, tuple[int, int, str]]  # name → rows held, of how many, digest of the vocabulary
+    tensors: tuple[str, ...]  # the others that it holds
+    new: tuple[str, ...]  # of these, those that the base does not have
+    absent: tuple[str, ...]  # tensors of the base that the model does not have
+    num_bytes: int
+    base_bytes: int
+    has_optimizer: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        tables = {
+            name: {"kept_rows": kept, "full_rows": full, "digest": digest}
+            for name, (kept, full, digest) in self.tables.items()
+        }
+        return asdict(self) | {"tables": tables}
+
+
+def inspect_delta(folder: Path) -> DeltaInfo:
+    """Describes the delta in a folder, each of its files checked against the other; raises `CheckpointError`."""
+    said, file = read_delta(folder)
+    base = said.base_tensors.items()
+    return DeltaInfo(
+        name=str(folder),
+        base=said.base_name,
+        revision=said.base_revision,
+        output=said.output,
+        decay_unused_rows=said.decay_unused_rows,
+        tables={
+            name: (len(each.vocabulary), each.vocabulary.full_size, each.vocabulary.digest)
+            for name, each in said.tables.items()
+        },
+        tensors=tuple(name for name in said.tensors if name not in said.tables),
+        new=tuple(name for name, each in said.tensors.items() if not each.replaces),
+        absent=said.absent,
+        num_bytes=sum(entry.num_bytes for entry in file.tensors.values()),
+        base_bytes=sum(TensorInfo(name, each.shape, each.dtype).num_bytes for name, each in base),
+        has_optimizer=(folder / OPTIMIZER).is_file(),
     )
 
 
@@ -161,27 +233,29 @@ def _headers_on_hub(name: str) -> dict[str, TensorInfo]:
     }
 
 
-def _tables_of_class(config: Any) -> tuple[str, list[tuple[str, ...]]]:
-    """The model's class, and its names for the input table (first) and for every other tied matrix."""
+def _empty_model(config: Any) -> tuple[str, Any]:
+    """The model's class, and one of it without memory; None where transformers has none."""
     import torch
     import transformers
 
     for class_name in config.architectures or ():
         if hasattr(transformers, class_name):
-            break
-    else:
-        return ", ".join(config.architectures or ()) or "unknown", []
-    with torch.device("meta"):
-        model = getattr(transformers, class_name)(config)
-    groups: dict[int, list[str]] = {}
-    for parameter_name, parameter in model.named_parameters(remove_duplicate=False):
-        groups.setdefault(id(parameter), []).append(parameter_name)
+            with torch.device("meta"):
+                return class_name, getattr(transformers, class_name)(config)
+    return ", ".join(config.architectures or ()) or "unknown", None
+
+
+def _tables_of(model: Any) -> list[tuple[str, ...]]:
+    """A model's names for the input table (first) and for every other tied matrix."""
     try:
         first = id(model.get_input_embeddings().weight)
     except (AttributeError, NotImplementedError):
-        return class_name, []
+        return []
+    groups: dict[int, list[str]] = {}
+    for parameter_name, parameter in model.named_parameters(remove_duplicate=False):
+        groups.setdefault(id(parameter), []).append(parameter_name)
     table = groups.pop(first)
-    return class_name, [tuple(table), *(tuple(group) for group in groups.values() if len(group) > 1)]
+    return [tuple(table), *(tuple(group) for group in groups.values() if len(group) > 1)]
 
 
 def _same_tensor(in_file: str, in_model: str) -> bool:

@@ -78,3 +78,71 @@ def test_an_estimate_is_of_a_task_and_an_output_mode(tmp_path):
 def test_an_estimate_that_cannot_be_is_an_error(tmp_path, words, code, message):
     base = save_llama(tmp_path / "base", tie_word_embeddings=True)
     assert message in run("estimate", base, "--rows", KEPT, *words, code=code).stderr
+
+
+# --- info ------------------------------------------------------------------------------------------------------------
+
+
+def test_info_lists_every_vocabulary_sized_tensor_and_what_becomes_of_it(tmp_path):
+    described = json_of("info", save_llama(tmp_path / "tied", tie_word_embeddings=True))
+    (only,) = described["inventory"]["tensors"]
+    assert only["names"] == ["model.embed_tokens.weight", "lm_head.weight"]
+    assert (only["dtype"], only["num_bytes"]) == ("F32", ROWS * 16 * 4)
+    assert only["ratio"] == ROWS * 16 * 4 / described["num_bytes"]
+    assert only["outcomes"] == {"frozen": "partial", "restricted": "partial"}
+    assert described["inventory"]["default_mode"] == "frozen"
+    shown = text_of("info", tmp_path / "tied")
+    assert "frozen*" in shown
+    assert "full: LlamaForCausalLM: the input table model.embed_tokens.weight is tied" in shown
+    untied = json_of("info", save_llama(tmp_path / "untied", tie_word_embeddings=False))["inventory"]["tensors"]
+    assert {each["names"][0]: each["outcomes"]["full"] for each in untied} == {
+        "model.embed_tokens.weight": "partial",
+        "lm_head.weight": "stays whole",
+    }
+
+
+@pytest.fixture
+def delta(tmp_path):
+    import leanvocab as lv
+
+    base = save_llama(tmp_path / "base", tie_word_embeddings=True)
+    model = lv.shrink_(transformers.LlamaForCausalLM.from_pretrained(base), lv.PartialVocabulary(range(KEPT), ROWS))
+    model.model.norm.weight.data.add_(1)
+    return lv.save_delta(model, tmp_path / "delta")
+
+
+def test_info_says_what_a_delta_is(delta, tmp_path):
+    described = json_of("info", delta)
+    assert (described["kind"], described["output"], described["base"]) == ("delta", "frozen", str(tmp_path / "base"))
+    table = described["tables"]["model.embed_tokens.weight"]
+    assert (table["kept_rows"], table["full_rows"], len(table["digest"])) == (KEPT, ROWS, 64)
+    assert (described["tensors"], described["new"]) == (["model.norm.weight"], [])
+    assert described["num_bytes"] == (KEPT * 16 + 16) * 4
+    assert described["base_bytes"] == json_of("info", tmp_path / "base")["num_bytes"]
+    assert described["has_optimizer"] is False
+    shown = text_of("info", delta)
+    assert 'output="frozen"' in shown
+    assert "40 of 320 rows (12.5%)" in shown
+    assert described["to_merge"] == f"leanvocab merge {tmp_path / 'base'} DELTA OUTPUT"
+
+
+def test_info_of_a_delta_takes_no_base_and_refuses_a_broken_one(delta, tmp_path):
+    assert "leave --base out" in run("info", delta, "--base", tmp_path / "base", code=2).stderr
+    (delta / "leanvocab.json").write_text("{}")
+    assert "leanvocab.json: expected format 'leanvocab delta'" in run("info", delta, code=1).stderr
+
+
+def test_info_says_that_a_merged_model_was_trained_for_another_objective(tmp_path):
+    import warnings
+
+    import leanvocab as lv
+
+    base = save_llama(tmp_path / "base", tie_word_embeddings=True)
+    model = transformers.LlamaForCausalLM.from_pretrained(base)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", lv.errors.LeanVocabWarning)  # what a restricted softmax is
+        lv.shrink_(model, lv.PartialVocabulary(range(KEPT), ROWS), output="restricted")
+    lv.save_full(model, tmp_path / "out")
+    assert json_of("info", tmp_path / "out")["training"]["output"] == "restricted"
+    assert json_of("info", base)["training"] is None
+    assert "another objective than the full model's" in text_of("info", tmp_path / "out")

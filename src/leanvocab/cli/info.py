@@ -1,4 +1,4 @@
-"""`leanvocab info`: what a checkpoint or a vocabulary file is."""
+"""`leanvocab info`: what a checkpoint, a delta or a vocabulary file is."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from leanvocab.cli.shell import AsJson, clean_errors, print_json, print_rich
+from leanvocab.errors import SettingsError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -14,7 +15,9 @@ _NUM_NAMED = 8
 
 
 def info(
-    path: Annotated[str, typer.Argument(help="Checkpoint folder, name on the hub, or vocabulary file (.json).")],
+    path: Annotated[
+        str, typer.Argument(help="Folder of a checkpoint or a delta, name on the hub, or vocabulary file (.json).")
+    ],
     base: Annotated[
         str | None, typer.Option(help="Pretrained checkpoint to compare with: which rows were trained?")
     ] = None,
@@ -23,14 +26,21 @@ def info(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what a checkpoint or a vocabulary file is, without loading weights."""
+    """Say what a checkpoint, a delta or a vocabulary file is, without loading weights.
+
+    Of a checkpoint, every vocabulary-sized tensor: its share, what it is tied to, and what becomes of it when it is shrunk.
+    """
     with clean_errors(as_json):
-        is_vocabulary = Path(path).is_file() and Path(path).suffix == ".json"
-        described = _vocabulary(path, tokenizer) if is_vocabulary else _checkpoint(path, base, tokenizer)
+        if Path(path).is_file() and Path(path).suffix == ".json":
+            described = _vocabulary(path, tokenizer)
+        elif (Path(path) / "leanvocab.json").is_file():
+            described = _delta(path, base, tokenizer)
+        else:
+            described = _checkpoint(path, base, tokenizer)
     if as_json:
         print_json(described)
     else:
-        print_rich(_table(described))
+        print_rich(_table(described), *([_inventory(described)] if described["kind"] == "checkpoint" else []))
 
 
 def _vocabulary(path: str, tokenizer: str | None) -> dict[str, Any]:
@@ -64,6 +74,20 @@ def _checkpoint(path: str, base: str | None, tokenizer: str | None) -> dict[str,
     return described
 
 
+def _delta(path: str, base: str | None, tokenizer: str | None) -> dict[str, Any]:
+    from leanvocab.inspection import inspect_delta
+    from leanvocab.layout import merge_command, read_description
+
+    if base is not None:
+        raise SettingsError("a delta says by itself which rows were trained, and from which base: leave --base out")
+    found = inspect_delta(Path(path))
+    described = {"kind": "delta", **found.to_dict(), "to_merge": merge_command(found.base)}
+    if tokenizer:
+        for name, table in read_description(Path(path)).tables.items():
+            described["tables"][name]["first_tokens"] = _tokens(table.vocabulary.token_ids, tokenizer)
+    return described
+
+
 def _tokens(token_ids: Any, tokenizer: str) -> list[str]:
     from transformers import AutoTokenizer
 
@@ -81,8 +105,8 @@ def _table(described: dict[str, Any]) -> "Table":
     table = Table(title=escape(described["name"]), show_header=False)
     table.add_column()
     table.add_column(overflow="fold")
-    rows = _vocabulary_rows(described) if described["kind"] == "vocabulary" else _checkpoint_rows(described)
-    for name, value in rows:
+    rows = {"vocabulary": _vocabulary_rows, "delta": _delta_rows, "checkpoint": _checkpoint_rows}
+    for name, value in rows[described["kind"]](described):
         table.add_row(name, escape(value))
     return table
 
@@ -106,14 +130,8 @@ def _checkpoint_rows(described: dict[str, Any]) -> list[tuple[str, str]]:
         ("dtypes", ", ".join(f"{dtype}: {number:,}" for dtype, number in described["dtypes"].items())),
         ("vocabulary", f"{described['full_size']:,} rows"),
     ]
-    for tensor in described["vocabulary_tensors"]:
-        shape = " × ".join(f"{size:,}" for size in tensor["shape"])
-        of_all = tensor["num_bytes"] / described["num_bytes"]
-        mark = ", input table" if tensor["name"] == described["input_table"] else ""
-        rows.append(
-            (tensor["name"], f"{shape} {tensor['dtype']}, {format_bytes(tensor['num_bytes'])} ({of_all:.1%}){mark}")
-        )
-    rows += [("tied", " = ".join(group)) for group in described["ties"]] or [("tied", "nothing")]
+    if training := described["training"]:
+        rows.append(("trained with", f'output="{training["output"]}": {training["meaning"]}'))
     if trained := described.get("trained"):
         named = " ".join(trained["first_tokens"])
         more = " …" if trained["num_rows"] > len(trained["first_tokens"]) else ""
@@ -123,3 +141,49 @@ def _checkpoint_rows(described: dict[str, Any]) -> list[tuple[str, str]]:
         if named:
             rows.append(("such as", named + more))
     return rows
+
+
+def _delta_rows(described: dict[str, Any]) -> list[tuple[str, str]]:
+    from leanvocab.memory import format_bytes
+
+    revision = f" at {described['revision']}" if described["revision"] else ""
+    rows = [
+        ("kind", "delta: for leanvocab alone"),
+        ("base", f"{described['base']}{revision}"),
+        ("trained with", f'output="{described["output"]}"'),
+    ]
+    for name, table in described["tables"].items():
+        kept, full = table["kept_rows"], table["full_rows"]
+        named = f", such as {' '.join(table['first_tokens'])}" if table.get("first_tokens") else ""
+        rows.append((name, f"{kept:,} of {full:,} rows ({kept / full:.1%}), vocabulary {table['digest'][:16]}…{named}"))
+    rows += [
+        ("other tensors", f"{len(described['tensors']):,}, of which {len(described['new']):,} are new"),
+        ("size", f"{format_bytes(described['num_bytes'])} beside a base of {format_bytes(described['base_bytes'])}"),
+        ("optimizer states", "with them" if described["has_optimizer"] else "none"),
+        ("to merge", described["to_merge"]),
+    ]
+    return rows
+
+
+def _inventory(described: dict[str, Any]) -> "Table":
+    """Every vocabulary-sized tensor, and what becomes of it in each mode that the model can be shrunk in."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from leanvocab.memory import format_bytes
+
+    found = described["inventory"]
+    modes = list(dict.fromkeys(mode for each in found["tensors"] for mode in each["outcomes"]))
+    table = Table(title="vocabulary-sized tensors")
+    for heading in ("names of one memory", "what", "shape", "size"):
+        table.add_column(heading, overflow="fold", justify="right" if heading == "size" else "left")
+    for mode in modes:
+        table.add_column(f"{mode}*" if mode == found["default_mode"] else mode)
+    for each in found["tensors"]:
+        shape = " × ".join(f"{size:,}" for size in each["shape"])
+        size = f"{format_bytes(each['num_bytes'])} ({each['ratio']:.1%})"
+        cells = [escape(" = ".join(each["names"])), each["kind"], f"{shape} {each['dtype']}", size]
+        table.add_row(*cells, *(each["outcomes"][mode] for mode in modes))
+    refusals = [f"{mode}: {escape(reason)}" for mode, reason in found["refusals"].items()]
+    table.caption = "\n".join([*(["* by default"] if found["default_mode"] else []), *refusals]) or None
+    return table
