@@ -6,6 +6,7 @@ With "library": false the run proves that leanvocab is not needed: it cannot be 
 
 import json
 import sys
+import warnings
 from typing import Any
 
 
@@ -19,20 +20,26 @@ def main(options: dict[str, Any]) -> None:
     if not options.get("library", True):
         sys.meta_path.insert(0, _NotInstalled())  # type: ignore[arg-type]
     import torch
-    from transformers import RobertaForSequenceClassification, Trainer, TrainingArguments
+    from transformers import LlamaForCausalLM, RobertaForSequenceClassification, Trainer, TrainingArguments
 
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(7)
     rows = torch.randint(3, 500, (32, 12), generator=generator)
     labels = torch.randint(0, 3, (32,), generator=generator)
     data = [{"input_ids": ids, "labels": label} for ids, label in zip(rows, labels, strict=True)]
-    model = RobertaForSequenceClassification.from_pretrained(options["base"])
+    if options.get("language_model"):
+        data = [{"input_ids": ids, "labels": ids} for ids in rows]
+    model_class = LlamaForCausalLM if options.get("language_model") else RobertaForSequenceClassification
+    model = model_class.from_pretrained(options["base"])
     if options.get("token_ids"):
         from leanvocab.model import shrink_
         from leanvocab.vocabulary import PartialVocabulary
 
         ids = rows.unique().tolist() if options["token_ids"] == "used" else options["token_ids"]
-        shrink_(model, PartialVocabulary(ids, 500), decay_unused_rows=options.get("decay", 0) > 0)
+        decays = options.get("decay", 0) > 0
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message='.*output="restricted" trains')
+            shrink_(model, PartialVocabulary(ids, 500), decay_unused_rows=decays, output=options.get("mode"))
     arguments = TrainingArguments(
         output_dir=options["output"],
         max_steps=options.get("max_steps", 8),

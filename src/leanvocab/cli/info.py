@@ -184,6 +184,7 @@ def _inventory(described: dict[str, Any]) -> "Table":
         size = f"{format_bytes(each['num_bytes'])} ({each['ratio']:.1%})"
         cells = [escape(" = ".join(each["names"])), each["kind"], f"{shape} {each['dtype']}", size]
         table.add_row(*cells, *(each["outcomes"][mode] for mode in modes))
-    refusals = [f"{mode}: {escape(reason)}" for mode, reason in found["refusals"].items()]
+    refusals = [f"{mode}: {escape(reason.partition('. ')[0])}" for mode, reason in found["refusals"].items()]
+    table.caption_justify = "left"
     table.caption = "\n".join([*(["* by default"] if found["default_mode"] else []), *refusals]) or None
     return table
