@@ -67,13 +67,19 @@ def _is_harmless(func: Any) -> bool:
     return func in _HARMLESS
 
 
+def _forward_of(module: nn.Module) -> tuple[Any, ...]:
+    """The mode, and the code that a library has put in the place of the forward: a new one is watched anew."""
+    forward = module.__dict__.get("forward")
+    return module.training, getattr(getattr(forward, "__func__", forward), "__code__", None)
+
+
 class Guard:
     """Watches the forwards of the modules above the shrunk tables until one has passed in each mode."""
 
     def __init__(self, root: nn.Module, modules: list[PartialModule], paths: list[str]):
         self.modules = modules
         self._handles: list[Any] = []
-        self._passed: set[bool] = set()
+        self._passed: set[tuple[Any, ...]] = set()
         self._watch: _Watch | None = None
         self._owner: nn.Module | None = None
         self._calls: dict[int, int] = {}
@@ -100,7 +106,7 @@ class Guard:
             return
         if any(parent._modules.get(name) is not child for parent, name, child in self._sites):
             self._rearm()
-        if module.training in self._passed and not self._may_come_later:
+        if _forward_of(module) in self._passed and not self._may_come_later:
             return
         self._owner, self._watch = module, _Watch(self.modules)
         self._calls = self._num_calls(module)
@@ -113,7 +119,7 @@ class Guard:
         self._owner = self._watch = None
         if output is not None:  # an always-called hook gets None where the forward raised
             self._refuse_other_losses(module, output)
-            self._passed.add(module.training)
+            self._passed.add(_forward_of(module))
 
     def _num_calls(self, module: nn.Module) -> dict[int, int]:
         """Of the output layers in a module, how often each was called."""
@@ -125,7 +131,7 @@ class Guard:
             layer = next(each for each in module.modules() if isinstance(each, RemapLinear))
             raise BypassError(
                 f"{type(module).__name__} gave a loss without calling its output layer {layer.table.name}, as fused losses do "
-                "(Liger, CCE, TRL's chunked loss): they would read the rows of a partial vocabulary as those of the full one. "
+                "(Liger, CCE): they would read the rows of a partial vocabulary as those of the full one. "
                 "Switch that loss off: leanvocab's own is computed in chunks too"
             )
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from leanvocab import steps
+from leanvocab import fused_head, steps
 from leanvocab.decay import DecayReplay
 from leanvocab.discovery import Matrix, find_matrices, output_layers, weight_of
 from leanvocab.embedding import RemapEmbedding
@@ -428,9 +428,11 @@ def _watch(model: nn.Module, tables: list[Matrix]) -> None:
             if hasattr(type(module), "num_parameters"):
                 object.__setattr__(module, "num_parameters", _FullNumParameters(module))
         refuse_merging_adapters(module)
+    fused_head.serve(model)
 
 
 def _unwatch(model: nn.Module) -> None:
+    fused_head.stop_serving(model)
     for module in model.modules():
         for name in ("resize_token_embeddings", "num_parameters", "merge"):
             if type(module.__dict__.get(name)).__module__.startswith("leanvocab."):
