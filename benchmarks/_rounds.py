@@ -22,11 +22,11 @@ class Budget:
 
     @property
     def left(self) -> float:
-        return self.seconds - self.spent
+        return max(0.0, self.seconds - self.spent)
 
     def part(self, share: float) -> "Budget":
         """A budget of its own that starts now: a share of the whole, and no more than what is left."""
-        return Budget(max(0.0, min(share * self.seconds, self.left)))
+        return Budget(min(share * self.seconds, self.left))
 
 
 def seconds_of(work: Callable[[], Any]) -> float:

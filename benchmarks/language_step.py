@@ -27,7 +27,7 @@ ABOUT = About(
     measures="A language model's training step in every output mode: time, peak memory, bytes of the vocabulary matrix.",
     beside="full fine-tuning with transformers' loss, and with torch's chunked loss",
     limit="16 bytes × kept rows; activations",
-    budget_seconds=420,
+    budget_seconds=230,
 )
 MODULE = "benchmarks.language_step"
 FULL, CHUNKED = "full fine-tuning", "full fine-tuning, torch's chunked loss"
