@@ -19,10 +19,14 @@ _BART: dict[str, Any] = {
     "decoder_attention_heads": 4, "encoder_ffn_dim": 128, "decoder_ffn_dim": 128, "pad_token_id": PAD, "bos_token_id": 0,
     "eos_token_id": 2, "decoder_start_token_id": 2, "max_position_embeddings": 64,
 }  # fmt: skip
+_T5: dict[str, Any] = {
+    "vocab_size": FULL_SIZE, "d_model": DIM, "d_kv": 16, "d_ff": 128, "num_layers": 1, "num_heads": 4, "pad_token_id": PAD,
+    "eos_token_id": 2, "decoder_start_token_id": PAD,
+}  # fmt: skip
 
 
 def make_model(family: str, **changes: Any) -> nn.Module:
-    """The same random model at each call: "roberta" and "llama" classify, "llama-untied", "llama-tied", "bart" generate."""
+    """The same random model at each call: "roberta" and "llama" classify, the others are language models."""
     import transformers as hf
 
     torch.manual_seed(0)
@@ -34,8 +38,10 @@ def make_model(family: str, **changes: Any) -> nn.Module:
     if family in ("llama-untied", "llama-tied"):
         tied = {"tie_word_embeddings": family == "llama-tied"}
         return hf.LlamaForCausalLM(hf.LlamaConfig(**_LLAMA | tied | changes))
-    if family == "bart":
-        return hf.BartForConditionalGeneration(hf.BartConfig(**_BART | changes))
+    if family == "t5":
+        return hf.T5ForConditionalGeneration(hf.T5Config(**_T5 | changes))
+    if family == "bart-untied":
+        return hf.BartForConditionalGeneration(hf.BartConfig(**_BART | {"tie_word_embeddings": False} | changes))
     raise ValueError(family)
 
 

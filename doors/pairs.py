@@ -14,6 +14,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from doors.registry import Outcome, Verdict
 from leanvocab.errors import LeanVocabError
+from leanvocab.output import RemapLinear
 
 _UNCOMPARED = {"README.md", "training_args.bin"}  # cards are dated; arguments hold the folder's own path
 
@@ -27,7 +28,6 @@ class Run:
     others: dict[str, Any] = field(default_factory=dict)  # compared with ==: metrics, predictions as lists, trials
     folder: Path | None = None  # whose files are to be byte-identical
     held_bytes: int = 0  # weights, gradients and states at the largest step
-    num_table_elements: int = 0  # of the vocabulary matrices as they were held then
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:
@@ -42,6 +42,7 @@ def held_bytes(run: Run, model: nn.Module) -> Iterator[None]:
     def note(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         tensors = {id(p): p for p in model.parameters()}
         held = sum(_nbytes(p) + _nbytes(p.grad) for p in tensors.values())
+        held += sum(map(_frozen_nbytes, model.modules()))
         states = (value for state in optimizer.state.values() for value in _tensors(state))
         run.held_bytes = max(run.held_bytes, held + sum(_nbytes(value) for value in states))
 
@@ -50,6 +51,14 @@ def held_bytes(run: Run, model: nn.Module) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+def _frozen_nbytes(module: nn.Module) -> int:
+    """Rows that do not train and are still in the softmax: no parameter, and held all the same."""
+    if not isinstance(module, RemapLinear) or module.__dict__.get("_frozen") is None:
+        return 0
+    table = module.table
+    return (table.full_size - table.num_rows) * module.weight.shape[1] * module.weight.element_size()
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -122,12 +131,19 @@ def _compare_rest(full: Run, lean: Run) -> Iterator[tuple[float, str]]:
         left, right = full.others.get(name), lean.others.get(name)
         if left == right:
             continue
-        numbers = isinstance(left, float) and isinstance(right, float)
-        difference = abs(left - right) / max(abs(left), 1e-30) if numbers else float("inf")
-        yield difference, f"{name}: {str(left)[:80]} and {str(right)[:80]}"
+        yield _numbers_differ(left, right), f"{name}: {str(left)[:80]} and {str(right)[:80]}"
     if full.folder is not None and lean.folder is not None:
         for name in differing_files(full.folder, lean.folder):
             yield _file_difference(full.folder / name, lean.folder / name), f"the file {name} differs"
+
+
+def _numbers_differ(left: Any, right: Any) -> float:
+    """The relative difference of numbers, or of lists of numbers by norm; infinite for anything else."""
+    try:
+        first, second = torch.tensor(left, dtype=torch.float64), torch.tensor(right, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        return float("inf")
+    return relative_difference(first, second) if first.shape == second.shape else float("inf")
 
 
 def differing_files(first: Path, second: Path) -> list[str]:
@@ -145,7 +161,7 @@ def _content(path: Path, root: Path) -> bytes | None:
         return None
     content = path.read_bytes()
     if path.name == "trainer_state.json":  # its paths and its clock are the run's own
-        state = json.loads(content.replace(str(root.parent).encode(), b""))
+        state = json.loads(content.replace(str(root).encode(), b""))
         for entry in state["log_history"]:
             for clock in [key for key in entry if key.endswith(("runtime", "per_second"))]:
                 del entry[clock]

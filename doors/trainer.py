@@ -1,6 +1,5 @@
 """transformers' Trainer and Seq2SeqTrainer."""
 
-import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,10 @@ from torch import nn
 from doors import models, pairs
 from doors.registry import Outcome, door
 
-Make = Callable[[], nn.Module]
+_FROZEN = 1e-4  # six steps of AdamW at a learning rate of 1e-2, which divides by small numbers at first
+_CHUNKS = "the loss and its gradient are computed in chunks over tokens, with other roundings of one softmax"
+_CHUNKS_BF16 = _CHUNKS + "; logits are rounded to bf16 in other places"
+_GPU_SUMS = "a GPU adds up an embedding's gradient in an order that varies"
 
 
 def arguments(folder: Path, *, seq2seq: bool = False, **options: Any) -> Any:
@@ -31,6 +33,7 @@ def train(model: nn.Module, folder: Path, *, task: str = "classification", **opt
 
     seq2seq = task == "seq2seq-lm"
     extra = {name: options.pop(name) for name in ("callbacks", "compute_metrics", "optimizers") if name in options}
+    resume, after = options.pop("resume", {}), options.pop("after", None)
     trainer = (hf.Seq2SeqTrainer if seq2seq else hf.Trainer)(
         model,
         arguments(folder, seq2seq=seq2seq, **options),
@@ -40,13 +43,17 @@ def train(model: nn.Module, folder: Path, *, task: str = "classification", **opt
     )
     run = pairs.Run(folder=folder)
     with pairs.held_bytes(run, model):
-        trainer.train()
+        trainer.train(**resume)
     trainer.save_model(str(folder / "final"))
     history = trainer.state.log_history
     run.losses = [entry["loss"] for entry in history if "loss" in entry]
     run.others["norms"] = [entry["grad_norm"] for entry in history if "grad_norm" in entry]
     run.others["scores"] = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
     run.tensors = pairs.state_of(trainer.model)
+    if seq2seq and trainer.args.predict_with_generate:
+        run.others["generated"] = trainer.predict(models.examples(task)[:4]).predictions.tolist()
+    if after is not None:
+        run.others |= after(trainer)
     return run
 
 
@@ -57,21 +64,320 @@ def pair(
     *,
     tables: int = 1,
     output: str | None = None,
-    change: Any = None,
+    shrink: dict[str, Any] | None = None,
+    make: dict[str, Any] | None = None,
+    change: Callable[[nn.Module], nn.Module] | None = None,
     **options: Any,
 ) -> Outcome:
     """The same settings on the full model and on the shrunk one; for frozen rows the reference masks their gradients."""
 
     def made() -> nn.Module:
-        model = models.make_model(family)
+        model = models.make_model(family, **make or {})
         return change(model) if change else model
 
     reference = models.mask_gradients(made()) if output == "frozen" else made()
     full = train(reference, folder / "full", **options)
-    lean = train(models.lean(made(), output=output), folder / "lean", **options)
+    lean = train(models.lean(made(), output=output, **shrink or {}), folder / "lean", **options)
     return pairs.compare(full, lean, models.left_out(tables))
+
+
+_GENERATES = {"predict_with_generate": True, "generation_max_length": 10}
 
 
 @door("Trainer, its defaults (AdamW, clipping)")
 def defaults(folder: Path) -> Outcome:
     return pair(folder)
+
+
+@door("Trainer, a decoder with a classification head")
+def decoder(folder: Path) -> Outcome:
+    return pair(folder, "llama")
+
+
+@door("Trainer, LeanVocabCallback in place of shrink_")
+@pairs.one_thread
+def callback(folder: Path) -> Outcome:
+    import leanvocab as lv
+
+    full = train(models.make_model("roberta"), folder / "full")
+    lean = train(models.make_model("roberta"), folder / "lean", callbacks=[lv.LeanVocabCallback(models.vocabulary())])
+    return pairs.compare(full, lean, models.left_out())
+
+
+@door("Trainer, bf16 autocast")
+def bf16(folder: Path) -> Outcome:
+    return pair(folder, bf16=True)
+
+
+@door("Trainer, fp16 autocast and a gradient scaler", gpu=True, expects="close", within=1e-2, why=_GPU_SUMS)
+def fp16(folder: Path) -> Outcome:
+    return pair(folder, fp16=True, use_cpu=False)
+
+
+@door("Trainer, a model in fp16 (SGD)")
+def half_weights(folder: Path) -> Outcome:
+    return pair(folder, change=lambda model: model.half(), optim="sgd", learning_rate=1e-1)
+
+
+@door("Trainer, a model in bf16")
+def bf16_weights(folder: Path) -> Outcome:
+    return pair(folder, change=lambda model: model.bfloat16())
+
+
+@door("Trainer, gradient accumulation")
+def accumulation(folder: Path) -> Outcome:
+    return pair(folder, per_device_train_batch_size=2, gradient_accumulation_steps=2)
+
+
+@door("Trainer, gradient checkpointing")
+def checkpointing(folder: Path) -> Outcome:
+    return pair(folder, gradient_checkpointing=True)
+
+
+@door("Trainer, gradient checkpointing (reentrant)")
+def reentrant_checkpointing(folder: Path) -> Outcome:
+    return pair(folder, gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": True})
+
+
+@door("Trainer, torch_compile (inductor)", fast=False)
+def compiled(folder: Path) -> Outcome:
+    return pair(folder, torch_compile=True)
+
+
+@door("Trainer, group_by_length")
+def grouped_by_length(folder: Path) -> Outcome:
+    return pair(folder, train_sampling_strategy="group_by_length")
+
+
+@door("Trainer, auto_find_batch_size (a first size that does not fit)", fast=False)
+def auto_find_batch_size(folder: Path) -> Outcome:
+    return pair(folder, change=_out_of_memory_above(4), per_device_train_batch_size=8, auto_find_batch_size=True)
+
+
+def _out_of_memory_above(rows: int) -> Callable[[nn.Module], nn.Module]:
+    def limited(model: nn.Module) -> nn.Module:
+        def refuse(module: nn.Module, args: Any, kwargs: Any) -> None:
+            if module.training and kwargs["input_ids"].shape[0] > rows:
+                raise RuntimeError("CUDA out of memory. Tried to allocate")
+
+        model.register_forward_pre_hook(refuse, with_kwargs=True)
+        return model
+
+    return limited
+
+
+@door("Trainer, weight decay (decay_unused_rows=True)")
+def weight_decay(folder: Path) -> Outcome:
+    return pair(folder, shrink={"decay_unused_rows": True}, weight_decay=0.1)
+
+
+@door(
+    "Trainer, weight decay (default)",
+    expects="different",
+    why="ordinary training decays unused rows too, and here they stay as they were, which is announced",
+)
+def weight_decay_unused(folder: Path) -> Outcome:
+    return pair(folder, weight_decay=0.1)
+
+
+@door("Trainer, label smoothing")
+def label_smoothing(folder: Path) -> Outcome:
+    return pair(folder, label_smoothing_factor=0.1)
+
+
+@door("Trainer, NEFTune noise")
+def neftune(folder: Path) -> Outcome:
+    return pair(folder, neftune_noise_alpha=5.0)
+
+
+@door("Trainer, checkpoints, early stopping and load_best_model_at_end")
+def best_model(folder: Path) -> Outcome:
+    import transformers as hf
+
+    saving = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
+    stopping = hf.EarlyStoppingCallback(early_stopping_patience=2)
+    return pair(folder, **saving, max_steps=12, load_best_model_at_end=True, callbacks=[stopping], learning_rate=5e-2)
+
+
+@door("Trainer, resumed from a checkpoint of itself")
+@pairs.one_thread
+def resumed(folder: Path) -> Outcome:
+    """Two runs that stop after three steps and go on, the shrunk one from the ordinary run's checkpoint."""
+    runs = {}
+    for name in ("full", "lean"):
+        saving = {"save_strategy": "steps", "save_steps": 3, "max_steps": 6}
+        train(_maybe_lean(name), folder / name, **saving)
+        resume = {"resume_from_checkpoint": str(folder / "full" / "checkpoint-3")}
+        runs[name] = train(_maybe_lean(name), folder / name, resume=resume, **saving)
+    return pairs.compare(runs["full"], runs["lean"], models.left_out())
+
+
+def _maybe_lean(name: str, family: str = "roberta") -> nn.Module:
+    model = models.make_model(family)
+    return models.lean(model) if name == "lean" else model
+
+
+@door("Trainer.predict and evaluate, with ids that were not counted")
+def predict(folder: Path) -> Outcome:
+    import torch
+
+    unseen = [{**row, "input_ids": torch.arange(3, 15) + place} for place, row in enumerate(models.examples())]
+
+    def predictions(trainer: Any) -> dict[str, Any]:
+        found = trainer.predict(unseen)
+        return {"predictions": found.predictions.tolist(), "loss": found.metrics["test_loss"]}
+
+    return pair(folder, after=predictions)
+
+
+@door("Trainer.hyperparameter_search (optuna)", needs="optuna", fast=False)
+@pairs.one_thread
+def hyperparameter_search(folder: Path) -> Outcome:
+    import optuna
+    import transformers as hf
+
+    def search(name: str) -> pairs.Run:
+        made: list[nn.Module] = []
+
+        def model_init() -> nn.Module:
+            made.append(_maybe_lean(name))
+            return made[-1]
+
+        trainer = hf.Trainer(
+            model_init=model_init,
+            args=arguments(folder / name, eval_strategy="steps", eval_steps=6),
+            train_dataset=models.examples(),
+            eval_dataset=models.examples()[:8],
+        )
+        best = trainer.hyperparameter_search(
+            hp_space=lambda trial: {"learning_rate": trial.suggest_float("learning_rate", 1e-4, 1e-1, log=True)},
+            sampler=optuna.samplers.RandomSampler(seed=0),
+            n_trials=3,
+            backend="optuna",
+            direction="minimize",
+        )
+        return pairs.Run([best.objective], pairs.state_of(made[-1]), {"best": best.hyperparameters})
+
+    return pairs.compare(search("full"), search("lean"))
+
+
+@door("Trainer.push_to_hub (its local part: what would be uploaded)")
+def push_to_hub(folder: Path) -> Outcome:
+    return pair(folder, after=_pushed)
+
+
+def _pushed(trainer: Any) -> dict[str, Any]:
+    """Calls push_to_hub with the client of the hub replaced: the files that it is handed are kept by their digests."""
+    import hashlib
+    from unittest import mock
+
+    trainer.hub_model_id = "someone/tuned"
+    with mock.patch("transformers.trainer.hf_api") as client:
+        trainer.push_to_hub()
+    uploaded = Path(client().upload_folder.call_args.kwargs["folder_path"])
+    files = [path for path in uploaded.iterdir() if path.is_file()]
+    unstable = ("README.md", "training_args.bin")  # a card with a date, a pickle with the folder's path
+    return {each.name: hashlib.sha256(each.read_bytes()).hexdigest() for each in files if each.name not in unstable}
+
+
+@door("Trainer, a saved model loaded in its own dtype")
+def loaded(folder: Path) -> Outcome:
+    return _pair_loaded(folder)
+
+
+@door("Trainer, a saved fp32 model loaded in bf16")
+def loaded_in_bf16(folder: Path) -> Outcome:
+    return _pair_loaded(folder, dtype="bfloat16")
+
+
+@door('Trainer, a model loaded with device_map="cpu"')
+def device_map(folder: Path) -> Outcome:
+    return _pair_loaded(folder, device_map="cpu")
+
+
+@door('Trainer, a model loaded with device_map="auto"')
+def device_map_auto(folder: Path) -> Outcome:
+    return _pair_loaded(folder, device_map="auto")
+
+
+def _pair_loaded(folder: Path, **options: Any) -> Outcome:
+    models.make_model("roberta").save_pretrained(folder / "base")
+
+    def load(model: nn.Module) -> nn.Module:
+        return type(model).from_pretrained(folder / "base", **options)  # type: ignore[attr-defined, no-any-return]
+
+    return pair(folder, change=load)
+
+
+# --- language models --------------------------------------------------------------------------------------------------
+
+
+@door('Trainer, causal language model, untied (output="full")')
+def causal_full(folder: Path) -> Outcome:
+    return pair(folder, "llama-untied", task="causal-lm")
+
+
+@door('Trainer, causal language model, tied (output="frozen")', expects="close", within=_FROZEN, why=_CHUNKS)
+def causal_tied(folder: Path) -> Outcome:
+    return pair(folder, "llama-tied", task="causal-lm", output="frozen")
+
+
+@door('Trainer, causal language model, untied (output="frozen")', expects="close", within=_FROZEN, why=_CHUNKS)
+def causal_frozen(folder: Path) -> Outcome:
+    return pair(folder, "llama-untied", tables=2, task="causal-lm", output="frozen")
+
+
+@door(
+    'Trainer, causal language model (output="restricted")',
+    expects="different",
+    why="the softmax is over the kept rows alone: another objective, announced when the model is shrunk",
+)
+def causal_restricted(folder: Path) -> Outcome:
+    return pair(folder, "llama-tied", task="causal-lm", output="restricted")
+
+
+@door(
+    'Trainer, causal language model, tied, bf16 autocast (output="frozen")',
+    expects="close",
+    within=5e-2,
+    why=_CHUNKS_BF16,
+)
+def causal_bf16(folder: Path) -> Outcome:
+    return pair(folder, "llama-tied", task="causal-lm", output="frozen", bf16=True, learning_rate=1e-3)
+
+
+@door(
+    'Trainer, causal language model, tied, gradient checkpointing and accumulation (output="frozen")',
+    expects="close",
+    within=_FROZEN,
+    why=_CHUNKS,
+)
+def causal_checkpointing(folder: Path) -> Outcome:
+    both = {"gradient_checkpointing": True, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}
+    return pair(folder, "llama-tied", task="causal-lm", output="frozen", **both)
+
+
+@door(
+    'Trainer, causal language model, tied, torch_compile (output="frozen")',
+    expects="close",
+    within=_FROZEN,
+    why=_CHUNKS,
+    fast=False,
+)
+def causal_compiled(folder: Path) -> Outcome:
+    return pair(folder, "llama-tied", task="causal-lm", output="frozen", torch_compile=True)
+
+
+@door('Seq2SeqTrainer with predict_with_generate, untied (output="full")')
+def seq2seq_full(folder: Path) -> Outcome:
+    return pair(folder, "bart-untied", tables=3, task="seq2seq-lm", **_GENERATES)  # one of the three gets no gradient
+
+
+@door(
+    'Seq2SeqTrainer with predict_with_generate and beams, tied (output="frozen")',
+    expects="close",
+    within=_FROZEN,
+    why=_CHUNKS,
+)
+def seq2seq_tied(folder: Path) -> Outcome:
+    return pair(folder, "t5", task="seq2seq-lm", output="frozen", **_GENERATES, generation_num_beams=2)
