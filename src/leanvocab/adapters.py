@@ -10,6 +10,7 @@ from leanvocab.checkpoint import written_whole
 from leanvocab.delta import find_base, write_delta
 from leanvocab.errors import MissingExtraError, ModelError
 from leanvocab.layout import read_delta
+from leanvocab.output import RemapLinear
 from leanvocab.partial_module import PartialModule
 from leanvocab.tensorfiles import read_tensor
 
@@ -24,7 +25,8 @@ def export_trainable_tokens(
     Such an adapter holds rows alone, so nothing else may have been trained.
 
     Raises:
-        ModelError: other tensors than the rows were trained, or the tables have different vocabularies.
+        ModelError: other tensors than the rows were trained, the tables have different vocabularies, or an output layer has
+            a bias, which peft leaves out.
         NotShrunkError, CheckpointError: as `save_delta` does.
         MissingExtraError: peft is not installed.
     """
@@ -35,6 +37,7 @@ def export_trainable_tokens(
     from safetensors.torch import save_file
 
     found = find_base(model, base)
+    _check_biases(model)
     with written_whole(directory) as (folder, target):
         parts = folder / "delta"
         parts.mkdir()
@@ -51,8 +54,9 @@ def export_trainable_tokens(
             raise ModelError(
                 f"an adapter of trainable tokens has one list of ids, found tables with {len(digests)} vocabularies"
             )
-        paths = {path: module for path, module in model.named_modules() if isinstance(module, PartialModule)}
-        names = {id(paths[name.removesuffix(".weight")].table): name for name in said.tables}
+        paths = _targets(model)
+        shrunk = {path: each for path, each in model.named_modules() if isinstance(each, PartialModule)}
+        names = {id(shrunk[name.removesuffix(".weight")].table): name for name in said.tables}
         tensors = {
             f"base_model.model.{path}.trainable_tokens_delta": read_tensor(file, names[id(module.table)])
             for path, module in paths.items()
@@ -69,3 +73,23 @@ def export_trainable_tokens(
         save_file(tensors, folder / _WEIGHTS, metadata={"format": "pt"})
         shutil.rmtree(parts)
     return target
+
+
+def _targets(model: nn.Module) -> dict[str, PartialModule]:
+    """The modules that the adapter names. Where the config says that weights are tied, peft itself finds what is tied to the
+    input embeddings, and an adapter that names it too cannot be loaded."""
+    shrunk = {path: each for path, each in model.named_modules() if isinstance(each, PartialModule)}
+    if not getattr(getattr(model, "config", None), "tie_word_embeddings", False):
+        return shrunk
+    inputs = model.get_input_embeddings()  # type: ignore[operator]
+    return {path: each for path, each in shrunk.items() if each is inputs or each.weight is not inputs.weight}
+
+
+def _check_biases(model: nn.Module) -> None:
+    for path, each in model.named_modules():
+        bias = each.bias if isinstance(each, RemapLinear) else None
+        if bias is not None and bool(bias.any()):
+            raise ModelError(
+                f"{path} has a bias, which peft's trainable tokens leave out of the output layer: the adapter would score "
+                "otherwise. Save a delta (save_delta) or the whole model (save_full)"
+            )

@@ -13,8 +13,9 @@ from small_outputs import lm_batch, lm_vocabulary, small_lm
 from torch import nn
 
 import leanvocab as lv
+from leanvocab.adapters import export_trainable_tokens
 from leanvocab.delta import load_delta
-from leanvocab.errors import CheckpointError, LeanVocabWarning
+from leanvocab.errors import CheckpointError, LeanVocabWarning, ModelError
 from leanvocab.merge import merge_checkpoint
 from leanvocab.model import merge_, shrink_
 from leanvocab.vocabulary import PartialVocabulary
@@ -238,3 +239,38 @@ def test_what_is_saved_over_a_restricted_model_does_not_say_so_any_more(tmp_path
     lv.save_full(trained(tmp_path, "llama-tied", "frozen"), tmp_path / "saved")
     assert "leanvocab_training.json" not in listing(tmp_path / "saved")
     assert "notes.txt" in listing(tmp_path / "saved")
+
+
+@pytest.mark.parametrize("family", ["llama-tied", "llama-untied", "bert-mlm", "bart-lm"])
+def test_the_rows_of_a_language_model_are_an_adapter_that_peft_loads_to_the_same_logits(
+    tmp_path: Path, family: str
+) -> None:
+    small_lm(family).save_pretrained(tmp_path / "base")
+    model = shrink_(type(small_lm(family)).from_pretrained(tmp_path / "base"), lm_vocabulary(), output="frozen")
+    rows = {id(each.weight) for each in (model.get_input_embeddings(), model.get_output_embeddings())}
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in rows)
+    train(model, **lm_batch())
+    export_trainable_tokens(model, tmp_path / "adapter")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft reads deprecated attributes of transformers
+        from peft import PeftModel
+
+        adapted = PeftModel.from_pretrained(type(model).from_pretrained(tmp_path / "base"), tmp_path / "adapter").eval()
+    with torch.no_grad():
+        assert bits(adapted(**lm_batch()).logits) == bits(merge_(model).eval()(**lm_batch()).logits)
+        merged = adapted.merge_and_unload()
+    assert differing(merged, model) == []
+    assert shared_weights(merged) == shared_weights(small_lm(family))
+
+
+def test_an_adapter_of_an_output_layer_with_a_bias_is_refused_since_peft_leaves_it_out(tmp_path: Path) -> None:
+    model = small_lm("bert-mlm")
+    model.cls.predictions.bias.data.normal_()
+    model.save_pretrained(tmp_path / "base")
+    model = shrink_(type(model).from_pretrained(tmp_path / "base"), lm_vocabulary())
+    with pytest.raises(
+        ModelError, match=r"cls.predictions.decoder has a bias, which peft's trainable tokens leave out"
+    ):
+        export_trainable_tokens(model, tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
