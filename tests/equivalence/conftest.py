@@ -84,7 +84,7 @@ def _lines_on_cases() -> list[str]:
         if properties.get("looked_at"):
             notes[f"the full logits are made in training, by {', '.join(properties['looked_at'])}"].add(pair)
         if properties.get("generates"):
-            notes[f"the full model does not generate: {properties['generates']}"].add(pair)
+            notes[f"not generated with: {properties['generates']}"].add(pair)
     lines = []
     for tie, mode in sorted({key[:2] for key in held}):
         for task, counted in [(key[2], counted) for key, counted in held.items() if key[:2] == (tie, mode)]:
