@@ -101,7 +101,8 @@ def output_layers(model: nn.Module, tables: Iterable[nn.Module]) -> list[nn.Modu
     if isinstance(named, nn.Embedding):  # in FSMT, the table that its output layer is tied to
         rows = named.num_embeddings
         linear: list[nn.Module] = [each for each in model.modules() if isinstance(each, nn.Linear)]
-        return [each for each in linear if each.weight is named.weight or each.out_features == rows]
+        tied = [each for each in linear if each.weight is named.weight]
+        return tied or [each for each in linear if each.out_features == rows]  # untied by hand
     if isinstance(named, nn.Module) and getattr(named, "weight", None) is not None:
         return [named]
     inside = [each for each in named.modules() if isinstance(each, nn.Linear)] if isinstance(named, nn.Module) else []
