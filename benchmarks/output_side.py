@@ -16,6 +16,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from benchmarks._command import About, finish, parser, read_options
@@ -33,6 +34,7 @@ ABOUT = About(
 MODULE = "benchmarks.output_side"
 FROZEN, HOST, RESTRICTED = f"{OURS}, frozen", f"{OURS}, frozen rows on the host", f"{OURS}, restricted"
 PLAIN, LIGER, CCE = "plain cross-entropy", "Liger", "CCE"
+ORDER = [RESTRICTED, PLAIN, LIGER, CCE, "torch chunked, one chunk", "torch chunked, four chunks", HOST]
 PRODUCTS = "limit: the full layer's matrix products"
 CHUNKED = {  # of tokens → options of torch's chunked loss
     "torch chunked, as it comes": lambda tokens: {},
@@ -40,6 +42,7 @@ CHUNKED = {  # of tokens → options of torch's chunked loss
     "torch chunked, four chunks": lambda tokens: {"batch_chunk_size": -(-tokens // 4), "chunking_method": None},
     "torch chunked, chunks of 128": lambda tokens: {"batch_chunk_size": 128, "chunking_method": None},
 }
+ORDER += [name for name in CHUNKED if name not in ORDER]  # the fastest first, for the budget's sake
 DIM, KEPT = 640, 5_000
 BAR_CASE = (262_144, 512)
 ROWS = (32_768, 131_072, 262_144)
@@ -143,15 +146,29 @@ def does_not_fit(who: str, rows: int, tokens: int, options: dict[str, Any]) -> s
     return None
 
 
-def program(make: Callable[[], tuple[Any, Callable[..., Any]]], rows: int, tokens: int, options: dict[str, Any]) -> Any:
-    """(a forward and backward, the optimizer's step of the matrix, which lets go of the gradients)."""
+@dataclass
+class Program:
+    """A forward and backward, and the optimizer's step of the matrix, which lets go of the gradients."""
+
+    forward: Callable[[], float]
+    step: Callable[[], None]
+    device: str
+
+    def take(self) -> tuple[float, float]:
+        """Seconds of a loss and of a step."""
+        return synchronized(self.forward, self.device), synchronized(self.step, self.device)
+
+
+def program(
+    make: Callable[[], tuple[Any, Callable[..., Any]]], rows: int, tokens: int, options: dict[str, Any]
+) -> Program:
     import torch
 
     model, loss = make()
     hidden, labels = make_inputs(rows, tokens, options)
     optimizer = torch.optim.AdamW([model.output.weight], lr=1e-6, weight_decay=0.0, fused=True)
 
-    def forward_and_backward() -> float:
+    def forward() -> float:
         value = loss(hidden, labels)
         value.backward()
         return float(value.detach())
@@ -161,7 +178,7 @@ def program(make: Callable[[], tuple[Any, Callable[..., Any]]], rows: int, token
         optimizer.zero_grad()
         hidden.grad = None
 
-    return forward_and_backward, step
+    return Program(forward, step, options["device"])
 
 
 def matrix_products(rows: int, tokens: int, options: dict[str, Any]) -> Callable[[], Any]:
@@ -190,48 +207,59 @@ def synchronized(work: Callable[[], Any], device: str) -> float:
 
 
 def time_case(rows: str, tokens: str, rounds: str, seconds: str, given: str) -> dict[str, Any]:
-    """Seconds of losses and of steps, in turn, and each program's first loss."""
+    """Seconds of losses and steps of each program, in turn with leanvocab's frozen loss, and each one's first loss.
+
+    As many in memory at once as fit: one other at a time. Those are late whose time at a smaller size says that one round
+    would go over their share of the budget.
+    """
     options, size = json.loads(given), (int(rows), int(tokens))
     makers = {who: make for who, make in losses(*size, options).items() if not does_not_fit(who, *size, options)}
-    parts: dict[str, list[float]] = {}
-    steps: dict[str, list[float]] = {who: [] for who in makers}
-    values: dict[str, float] = {}
-    programs: dict[str, Callable[[], Any]] = {}
-
-    def run(who: str) -> Callable[[], Any]:
-        if who not in programs:
-            forward, step = program(makers[who], *size, options)
-            values[who] = forward()  # warms up
-            step()
-            programs[who] = lambda: (forward, step)
-        return programs[who]
-
-    def measured(work: Callable[[], Any]) -> float:
-        forward, step = work()
-        taken = synchronized(forward, options["device"])
-        parts.setdefault("step", []).append(synchronized(step, options["device"]))
-        return taken
-
-    # As many in memory at once as fit: beside leanvocab's frozen loss, one other at a time.
-    found: dict[str, Any] = {"losses": {}, "steps": {}, "values": values}
+    found: dict[str, Any] = {"pairs": {}, "values": {}, "late": []}
     budget = Budget(float(seconds))
-    others = [who for who in makers if who != FROZEN]
+    frozen, _ = ready(makers[FROZEN], FROZEN, size, options, found["values"])
+    others = sorted((who for who in makers if who != FROZEN), key=ORDER.index)
     for number, who in enumerate(others):
-        parts.clear()
-        pair = {FROZEN: run(FROZEN), who: run(who)}
         share = Budget(budget.left / (len(others) - number))
-        taken = take_turns(pair, int(rounds), share, measured)
-        order = [name for turn in range(len(taken[who])) for name in ([*pair] if turn % 2 == 0 else [*pair][::-1])]
-        for name in pair:
-            steps[name] = [value for value, of in zip(parts["step"], order, strict=True) if of == name]
-        found["losses"][who] = [taken[FROZEN], taken[who]]
-        found["steps"][who] = [steps[FROZEN], steps[who]]
-        del programs[who], pair
+        if options["seconds_per_logit"].get(who, 0.0) * size[0] * size[1] > 2 * share.seconds:
+            found["late"].append(who)
+            continue
+        other, warm = ready(makers[who], who, size, options, found["values"])
+        found["pairs"][who] = pairs_of(frozen, other, warm, int(rounds), share)
+        del other
         gc.collect()
     products = matrix_products(*size, options)
     taken = take_turns({PRODUCTS: products}, 3, budget, lambda work: synchronized(work, options["device"]))
-    found["products"] = taken[PRODUCTS]
-    return found
+    return found | {"products": taken[PRODUCTS]}
+
+
+def ready(
+    make: Callable[[], Any], who: str, size: tuple[int, int], options: dict[str, Any], values: dict[str, float]
+) -> tuple[Program, tuple[float, float]]:
+    """A program that has taken a loss and a step, and their seconds; the loss goes into `values`."""
+    made = program(make, *size, options)
+    start = time.perf_counter()
+    values[who] = made.forward()
+    middle = time.perf_counter()
+    made.step()
+    return made, (middle - start, time.perf_counter() - middle)
+
+
+def pairs_of(
+    frozen: Program, other: Program, warm: tuple[float, float], rounds: int, share: Budget
+) -> list[list[tuple[float, float]]]:
+    """Seconds of (loss, step) of both in turn. Where the first time of all was over the share, it counts as the only one."""
+    if share.left == 0.0:
+        return [[frozen.take()], [warm]]
+    taken: list[list[tuple[float, float]]] = [[], []]
+    longest = 0.0
+    for turn in range(rounds):
+        start = share.spent
+        if turn and share.left < longest:
+            break
+        for place in (0, 1) if turn % 2 == 0 else (1, 0):
+            taken[place].append((frozen, other)[place].take())
+        longest = max(longest, share.spent - start)
+    return taken
 
 
 def memory_of(rows: str, tokens: str, given: str, who: str) -> int:
@@ -240,15 +268,15 @@ def memory_of(rows: str, tokens: str, given: str, who: str) -> int:
 
     options = json.loads(given)
     make_small = losses(600, 16, options)[who]
-    program(make_small, 600, 16, options)[0]()  # what it loads is no part of what it takes
-    forward, _ = program(losses(int(rows), int(tokens), options)[who], int(rows), int(tokens), options)
+    program(make_small, 600, 16, options).forward()  # what it loads is no part of what it takes
+    made = program(losses(int(rows), int(tokens), options)[who], int(rows), int(tokens), options)
     gc.collect()
     with record_peak(0.0005) as peak:
         if options["device"] == "cuda":
             import torch
 
             start = torch.cuda.memory_allocated()
-        forward()
+        made.forward()
     if options["device"] == "cuda":
         return int(peak.peak_cuda_allocated_bytes - start)
     return int(peak.anonymous_growth_bytes)
@@ -262,44 +290,50 @@ def case_name(rows: int, tokens: int) -> str:
     return f"{rows:,} rows, {tokens:,} tokens"
 
 
-def run_case(options: argparse.Namespace, rows: int, tokens: int, seconds: float) -> tuple[list[Series], list[Figure]]:
-    """Series of one size, and the bars where it is theirs."""
-    given = json.dumps({name: getattr(options, name) for name in ("device", "dtype", "dim", "kept")})
-    found = run_child(MODULE, "time", rows, tokens, options.rounds or 9, seconds * 2 / 3, given)
-    case, series = case_name(rows, tokens), []
-    full = {who for who in found["losses"] if not who.startswith(OURS)}
-    ours = [value for who in found["losses"] for value in found["losses"][who][0]]
-    for measure, pairs in (("loss, forward and backward", "losses"), ("loss and AdamW step of the matrix", "steps")):
-        added = {who: _added(found, pairs, who) for who in found["losses"]}
-        series.append(Series(measure, case, FROZEN, tuple(added[PLAIN if PLAIN in added else RESTRICTED][0]), "s"))
-        for who, (beside, taken) in added.items():
-            series.append(Series(measure, case, who, tuple(taken), "s", tuple(beside)))
-    products = tuple(found["products"])
-    series.append(Series("loss, forward and backward", case, PRODUCTS, products, "s", tuple(ours[: len(products)])))
-    for who in [FROZEN, *found["losses"]]:
-        grown = run_child(MODULE, "memory", rows, tokens, given, who)
+def run_case(
+    options: argparse.Namespace, rows: int, tokens: int, budget: Budget, known: dict[str, float]
+) -> tuple[list[Series], list[Figure], list[str]]:
+    """Series of one size, the bars where it is theirs, and what was left out; `known` learns how long programs take."""
+    given = {name: getattr(options, name) for name in ("device", "dtype", "dim", "kept")} | {"seconds_per_logit": known}
+    words = (rows, tokens, options.rounds or 9, budget.seconds * 2 / 3, json.dumps(given))
+    found = run_child(MODULE, "time", *words)
+    case = case_name(rows, tokens)
+    late = [f"{who} at {case}: open: over the time budget (by its time at a smaller size)" for who in found["late"]]
+    series = list(time_series(found["pairs"], found["products"], case))
+    for who, (_, theirs) in found["pairs"].items():
+        known[who] = min(loss + step for loss, step in theirs) / (rows * tokens)
+    for who in [FROZEN, *found["pairs"]]:
+        if known.get(who, 0.0) * rows * tokens > max(5.0, budget.left / 2):
+            late.append(f"{who} at {case}, memory: open: over the time budget")
+            continue
+        grown = run_child(MODULE, "memory", rows, tokens, json.dumps(given), who)
         series.append(Series("memory of a loss beyond the layer's", case, who, (float(grown),), "bytes"))
-    return series, list(bars(found, full, case, (rows, tokens) == BAR_CASE))
+    return series, list(bars(found, case, (rows, tokens) == BAR_CASE)), late
 
 
-def _added(found: dict[str, Any], pairs: str, who: str) -> tuple[list[float], list[float]]:
-    """Seconds of leanvocab's frozen loss and of another: of the loss, or of the loss and the step together."""
-    ours, theirs = found["losses"][who]
-    if pairs == "losses":
-        return ours, theirs
-    more = found["steps"][who]
-    return [a + b for a, b in zip(ours, more[0], strict=True)], [a + b for a, b in zip(theirs, more[1], strict=True)]
+Pairs = dict[str, list[list[tuple[float, float]]]]
 
 
-def bars(found: dict[str, Any], full: set[str], case: str, barred: bool) -> Iterator[Figure]:
+def time_series(pairs: Pairs, products: list[float], case: str) -> Iterator[Series]:
+    """Losses, and losses with steps, of every program beside the frozen mode in the same rounds."""
+    for measure, add in (("loss, forward and backward", 0.0), ("loss and AdamW step of the matrix", 1.0)):
+        seconds = {who: [[loss + add * step for loss, step in one] for one in both] for who, both in pairs.items()}
+        most = max(seconds, key=lambda who: len(seconds[who][0]))
+        yield Series(measure, case, FROZEN, tuple(seconds[most][0]), "s")
+        for who, (ours, theirs) in seconds.items():
+            yield Series(measure, case, who, tuple(theirs), "s", tuple(ours))
+        if not add:
+            yield Series(measure, case, PRODUCTS, tuple(products), "s", tuple(seconds[most][0][: len(products)]))
+
+
+def bars(found: dict[str, Any], case: str, barred: bool) -> Iterator[Figure]:
     """Frozen and restricted against the full model's fastest loss, and how far the frozen loss is from the plain one."""
-    fastest = min(full, key=lambda who: statistics.median(found["losses"][who][1]))
-    frozen, taken = found["losses"][fastest]
-    ratios = [ours / its for ours, its in zip(frozen, taken, strict=True)]
-    ratio = statistics.median(ratios)
+    losses = {who: [[loss for loss, _ in one] for one in both] for who, both in found["pairs"].items()}
+    full = [who for who in losses if not who.startswith(OURS)]
+    fastest = min(full, key=lambda who: statistics.median(losses[who][1]))
+    ratio = statistics.median(ours / its for ours, its in zip(*losses[fastest], strict=True))
     yield Figure(f"frozen / the fastest full loss ({fastest}), {case}", ratio, "×", 0.85 if barred else None)
-    beside, restricted = found["losses"][RESTRICTED]
-    share = statistics.median(mine / its for mine, its in zip(restricted, beside, strict=True))
+    share = statistics.median(mine / frozen for frozen, mine in zip(*losses[RESTRICTED], strict=True))
     yield Figure(f"restricted / the fastest full loss, {case}", share * ratio, "×", 0.05 if barred else None)
     if PLAIN in found["values"]:
         plain, ours = found["values"][PLAIN], found["values"][FROZEN]
@@ -313,6 +347,7 @@ def measure(options: argparse.Namespace) -> Iterator[Result]:
     missing = [f"{who}: {NO_GPU}" if options.device == "cpu" else f"{who}: open: not installed" for who in (LIGER, CCE)]
     missing = [each for each in missing if not _runs(each, options.device)]
     cases = options.cases or CASES[options.size]
+    known: dict[str, float] = {}
     last, last_work = 0.0, 1
     for number, (rows, tokens) in enumerate(cases):
         start, work = budget.spent, rows * tokens
@@ -322,8 +357,8 @@ def measure(options: argparse.Namespace) -> Iterator[Result]:
         settings = {"device": options.device, "dtype": options.dtype}
         missing += [reason for who in (PLAIN, *CHUNKED) if (reason := does_not_fit(who, rows, tokens, settings))]
         share = budget.left / 3 if (rows, tokens) == BAR_CASE else budget.left / min(4, len(cases) - number)
-        made, found = run_case(options, rows, tokens, share)
-        series, figures = series + made, figures + found
+        made, found, late = run_case(options, rows, tokens, Budget(share), known)
+        series, figures, missing = series + made, figures + found, missing + late
         last, last_work = budget.spent - start, work
     yield Result(
         ABOUT.name,

@@ -132,7 +132,7 @@ def test_clipping_takes_sparse_gradients_and_dense_ones_to_the_same_norm():
 def test_every_loss_of_the_output_side_gives_the_same_value_but_the_restricted_one():
     options = {"device": "cpu", "dtype": "float32", "dim": 16, "kept": 100}
     found = {
-        who: output_side.program(make, 600, 32, options)[0]()
+        who: output_side.program(make, 600, 32, options).forward()
         for who, make in output_side.losses(600, 32, options).items()
     }
     restricted = found.pop(output_side.RESTRICTED)
