@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from tiny_models import (
     BATCH,
+    KNOWN_VERSION,
     LENGTH,
     PAIRS,
     UNBUILDABLE,
@@ -84,6 +86,15 @@ REFUSED: dict[str, tuple[type[LeanVocabError], str]] = {
 # These run in float64 with small steps.
 SENSITIVE = {"cpmant", "gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"}
 
+# Models whose loss is computed from the full logits, which is right but saves nothing: what they do to the logits first.
+NOT_LEAN = {
+    "inkling_text": "cuts the padding off the end of the vocabulary",
+    "inkling2_text": "cuts the padding off the end of the vocabulary",
+    "musicgen": "stacks the logits of several output layers",
+    "musicgen_melody": "stacks the logits of several output layers",
+    "prophetnet": "log_softmax and nll_loss, over logits of several streams that are transposed",
+}
+
 # Whose generate raises in the full model too.
 CANNOT_GENERATE = dict.fromkeys(
     ["musicgen", "musicgen_melody"], "prompts of codebooks come from the whole Musicgen, of which this is the decoder"
@@ -114,6 +125,8 @@ def test_a_partial_output_layer_computes_trains_generates_saves_and_merges_as_th
     tiny = build_or_reason(case.pair, tied=case.tied)
     if isinstance(tiny, str):
         pytest.skip(f"not built: {tiny}")
+    if is_tied(tiny) is not case.tied and not transformers.__version__.startswith(KNOWN_VERSION):
+        pytest.skip("not built: tied in another way in this version of transformers")
     assert is_tied(tiny) is case.tied
     if case.pair.model_type in SENSITIVE:
         tiny.model.double()
@@ -131,6 +144,7 @@ def test_a_partial_output_layer_computes_trains_generates_saves_and_merges_as_th
 
     looked_at = note_looks(monkeypatch)
     check_training(case, tiny, lean)
+    assert bool(looked_at) is (case.pair.model_type in NOT_LEAN), looked_at
     record_property("looked_at", sorted(set(looked_at)))
     check_evaluation(case, tiny, lean)
     record_property("generates", check_generation(case, tiny, lean))
