@@ -290,7 +290,7 @@ class _Scorer:
 
 
 def _find_scorers(module: "nn.Module", tables: list[_Table], precision: Precision | None) -> list[_Scorer]:
-    from torch import nn
+    from torch import Tensor, nn
 
     from leanvocab.discovery import output_layers
 
@@ -298,7 +298,8 @@ def _find_scorers(module: "nn.Module", tables: list[_Table], precision: Precisio
     inputs = [each for each in module.modules() if isinstance(each, nn.Embedding) and id(each.weight) in weights]
     scorers = []
     for weight in (each.weight for each in output_layers(module, inputs)):
-        assert isinstance(weight, nn.Parameter)
+        if not isinstance(weight, Tensor) or weight.ndim != 2:
+            continue
         table = next((each for each in tables if each.weight is weight and each.mode is not None), None)
         full_rows = weight.shape[0] if table is None else table.rows.full_rows
         mode = "full" if table is None or table.mode is None else table.mode

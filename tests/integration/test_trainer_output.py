@@ -9,7 +9,9 @@ from disk import read_all
 from small import FULL_SIZE, differing
 from small_outputs import small_lm
 from test_trainer import run, run_all, same_files
+from transformers import Trainer, TrainingArguments
 
+import leanvocab as lv
 from leanvocab.merge import merge_checkpoint
 
 USED = torch.randint(3, FULL_SIZE, (32, 12), generator=torch.Generator().manual_seed(7)).unique()
@@ -107,3 +109,16 @@ def test_resuming_from_a_delta_equals_never_having_stopped(runs: tuple[Path, dic
     assert differing(read_all(folder / "again" / "final"), read_all(folder / "frozen" / "final")) == []
     merge_checkpoint(base=folder / "base", partial=folder / "again/checkpoint-8", output=folder / "merged", verify=True)
     assert differing(read_all(folder / "merged"), read_all(folder / "frozen" / "final")) == []
+
+
+@pytest.mark.parametrize("mode", ["frozen", "restricted"])
+@pytest.mark.filterwarnings('ignore:.*output="restricted" trains a softmax:UserWarning')
+def test_the_callback_shrinks_the_output_layer_too(tmp_path: Path, mode: str) -> None:
+    arguments = TrainingArguments(str(tmp_path), max_steps=1, report_to=[], use_cpu=True, disable_tqdm=True)
+    data = [{"input_ids": ids, "labels": ids} for ids in USED[:48].view(4, 12)]
+    callback = lv.LeanVocabCallback(lv.PartialVocabulary(USED.tolist(), FULL_SIZE), output=mode)
+    trainer = Trainer(small_lm("llama-tied"), arguments, train_dataset=data, callbacks=[callback])
+    assert lv.status(trainer.model).output == mode
+    trainer.train()
+    assert lv.status(trainer.model).tables[0].output == mode
+    assert trainer.model.lm_head.weight is trainer.model.model.embed_tokens.weight
