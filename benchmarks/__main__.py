@@ -19,7 +19,6 @@ NAMES = (
     "epoch",
     "output_side",
     "language_step",
-    "language_step",
     "fits",
 )
 

@@ -112,9 +112,7 @@ def programs(folder: Path, case: dict[str, Any]) -> dict[str, Callable[[], Any]]
             case["authors_settings"] = min(AUTHORS_SETTINGS, key=lambda each: seconds_of(lambda: run(each)))
         found[AUTHORS] = functools.partial(run, AUTHORS_DEFAULT)
         found[AUTHORS_TUNED] = functools.partial(run, tuple(case["authors_settings"]))
-    found[LIMIT] = lambda: int(
-        flat[: len(flat) // 2 * 2].view(np.int64).sum()
-    )  # reads every byte once
+    found[LIMIT] = lambda: int(flat[: len(flat) // 2 * 2].view(np.int64).sum())  # reads every byte once
     return found
 
 

@@ -175,7 +175,7 @@ def main(arguments: list[str] | None = None) -> list[Result]:
     made.add_argument("--model", choices=[name for name, shape in SHAPES.items() if shape.task == "classifier"])
     made.add_argument("--num-batches", type=int)
     made.add_argument("--batch-size", type=int, default=8)
-    made.add_argument("--length", type=int, default=64)
+    made.add_argument("--length", type=int, default=32)
     options = read_options(made, arguments)
     options.model = options.model or ("tiny" if options.size == "small" else "xlm-r-base")
     options.num_batches = options.num_batches or (2 if options.size == "small" else 8)

@@ -40,12 +40,27 @@ FULL, FROZEN, TOKENS = "full fine-tuning", "frozen embeddings", "PEFT trainable 
 LORA, LORA_LEAN = "LoRA", "LoRA under leanvocab"
 ADAM8, ADAM8_LEAN = "8-bit Adam", "8-bit Adam under leanvocab"
 SPARSE, OFFLOAD = "sparse embedding gradients", "optimizer offload"
-CASES = {  # programs beside leanvocab, the most pairs beside full fine-tuning, its bar, its share of the time
-    "xlm-r-base": ([FULL, AUTHORS, FROZEN, TOKENS, LORA, LORA_LEAN, SPARSE, OFFLOAD, ADAM8, ADAM8_LEAN], 12, 0.5, 0.6),
-    "bert-qqp": ([FULL, AUTHORS], 60, None, 0.4),
-    "tiny": ([FULL, AUTHORS, FROZEN, LORA_LEAN, SPARSE], 4, None, 1.0),
+
+
+@dataclass(frozen=True)
+class Case:
+    """Programs beside leanvocab, the most pairs beside full fine-tuning (others: 9), its bar, a batch, a share of the time."""
+
+    beside: tuple[str, ...]
+    most_pairs: int
+    bar: float | None
+    batch: tuple[int, int]
+    share: float
+
+
+_ALL = (AUTHORS, FULL, FROZEN, TOKENS, LORA, LORA_LEAN, SPARSE, OFFLOAD, ADAM8, ADAM8_LEAN)
+CASES = {  # full fine-tuning after what takes few pairs, so that it has the rest of the time
+    "bert-qqp": Case((AUTHORS, FULL), 60, None, (4, 32), 0.35),
+    "xlm-r-base": Case(_ALL, 12, 0.5, (8, 64), 0.65),
+    "tiny": Case((AUTHORS, FULL, FROZEN, LORA_LEAN, SPARSE), 4, None, (2, 8), 1.0),
 }
-SIZES = {"full": ["xlm-r-base", "bert-qqp"], "small": ["tiny"]}
+OTHER = Case(_ALL, 12, None, (8, 64), 1.0)
+SIZES = {"full": ["bert-qqp", "xlm-r-base"], "small": ["tiny"]}
 
 
 @dataclass
@@ -330,12 +345,13 @@ def why_open(who: str, options: argparse.Namespace) -> str | None:
 
 
 def measure_case(options: argparse.Namespace, size: str, budget: Budget) -> Result:
-    names, most_pairs, bar, _ = CASES[size] if size in CASES else CASES["xlm-r-base"]
-    settings = {"batch_size": options.batch_size, "length": options.length, "kept": options.kept}
+    case = CASES.get(size, OTHER)
+    batch = options.batch_size or case.batch[0], options.length or case.batch[1]
+    settings = {"batch_size": batch[0], "length": batch[1], "kept": options.kept}
     settings |= {"device": options.device, "dtype": options.dtype}
     settings |= {"authors_code": str(options.authors_code or ""), "torchao": str(options.torchao or "")}
-    missing = [reason for who in names if (reason := why_open(who, options))]
-    names = [who for who in names if not why_open(who, options)]
+    missing = [reason for who in case.beside if (reason := why_open(who, options))]
+    names = [who for who in case.beside if not why_open(who, options)]
     found: dict[str, Pairs] = {}
     with tempfile.TemporaryDirectory() as folder:
         save_model(size, Path(folder, "base"))
@@ -344,8 +360,9 @@ def measure_case(options: argparse.Namespace, size: str, budget: Budget) -> Resu
             losses = [lean.ask("step")["loss"]]
             ours = lean.ask("memory")
             for number, who in enumerate(names):
-                share = budget.left / (len(names) - number) * (2 if who == FULL and len(names) > 2 else 1)
-                pairs = options.rounds or (most_pairs if who == FULL else min(most_pairs, 9))
+                left = names[number:]
+                share = budget.left / (len(left) + (FULL in left)) * (2 if who == FULL else 1)
+                pairs = options.rounds or (case.most_pairs if who == FULL else min(case.most_pairs, 9))
                 try:
                     found[who] = beside(lean, who, words, Budget(share), pairs)
                 except (RuntimeError, BrokenPipeError) as error:
@@ -355,11 +372,11 @@ def measure_case(options: argparse.Namespace, size: str, budget: Budget) -> Resu
     return Result(
         ABOUT.name,
         f"A training step: {size}, {settings['kept'] or SHAPES[size].kept:,} of {SHAPES[size].rows:,} rows, batch "
-        f"{options.batch_size} × {options.length}, {options.dtype} on {options.device}",
+        f"{batch[0]} × {batch[1]}, {options.dtype} on {options.device}",
         f"{size} {options.dtype}",
         options.device,
         (*time_series(found), *memory_series(found, ours, trained)),
-        tuple(figures_of(found, ours, trained, bar, options.device)),
+        tuple(figures_of(found, ours, trained, case.bar, options.device)),
         tuple(missing) if options.device == "cuda" else (*missing, f"time and memory on CUDA: {NO_GPU} in this run"),
         budget.spent,
         budget.seconds,
@@ -416,7 +433,7 @@ def figures_of(
 def measure(options: argparse.Namespace) -> Iterator[Result]:
     budget = Budget(options.seconds)
     sizes = options.models or SIZES[options.size]
-    shares = [CASES[size][3] if size in CASES else 1.0 for size in sizes]
+    shares = [CASES.get(size, OTHER).share for size in sizes]
     for number, size in enumerate(sizes):
         yield measure_case(options, size, Budget(budget.left * shares[number] / sum(shares[number:])))
 
@@ -429,9 +446,6 @@ def main(arguments: list[str] | None = None) -> list[Result]:
     made.add_argument("--batch-size", type=int)
     made.add_argument("--length", type=int)
     options = read_options(made, arguments)
-    small = options.size == "small"
-    options.batch_size = options.batch_size or (2 if small else 8)
-    options.length = options.length or (8 if small else 64)
     return finish(measure(options), options)
 
 
