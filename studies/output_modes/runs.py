@@ -1,5 +1,6 @@
 """One run: fine-tune a model in one mode, merge it, and measure the merged model."""
 
+import gc
 import statistics
 import time
 import warnings
@@ -20,6 +21,7 @@ WARM_UP_RATIO = 0.1
 
 def run(cell: Cell, pretrained: Pretrained, texts: Texts, settings: Settings) -> dict[str, Any]:
     """Everything that a run is and found, ready for JSON."""
+    gc.collect()  # what the run before held would count as held at the start of this one
     torch.manual_seed(cell.seed)
     model = pretrained.load()
     base = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}

@@ -8,6 +8,8 @@ from typing import Any
 from studies.output_modes.files import Results, Run, generation_rows, held_out_rows, run_rows
 
 Row = dict[str, Any]
+_ORDER = ("base", "full", "frozen", "restricted")
+_NAMES = {"base": "before training"}
 
 
 def tables(results: Results) -> dict[str, str]:
@@ -68,12 +70,13 @@ def _outside(rows: Sequence[Row]) -> str:
 
 def _by_text(rows: Sequence[Row], cell: Any) -> str:
     texts = list(dict.fromkeys(row["text"] for row in rows))
-    keys = sorted(dict.fromkeys((row["learning_rate"] or 0.0, row["mode"]) for row in rows))
+    keys = sorted({(row["learning_rate"] or 0.0, _ORDER.index(row["mode"])) for row in rows})
     found = {(row["learning_rate"] or 0.0, row["mode"], row["text"]): row for row in rows}
-    lines = [_line(["learning rate", "trained", *texts]), _line(["---"] * (2 + len(texts)))]
-    for rate, mode in keys:
+    lines = [_line(["learning rate", "mode", *texts]), _line(["---"] * (2 + len(texts)))]
+    for rate, place in keys:
+        mode = _ORDER[place]
         cells = [cell(found[rate, mode, text]) for text in texts]
-        lines.append(_line([_rate(rate), "not (base)" if mode == "base" else mode, *cells]))
+        lines.append(_line([_rate(rate), _NAMES.get(mode, mode), *cells]))
     return "\n".join(lines)
 
 
@@ -84,7 +87,7 @@ def _moved(runs: Sequence[Run]) -> str:
             [
                 "vocabulary",
                 "learning rate",
-                "trained",
+                "mode",
                 "kept rows",
                 "other rows",
                 "all other weights",
@@ -94,7 +97,7 @@ def _moved(runs: Sequence[Run]) -> str:
         _line(["---"] * 7),
     ]
     rows = [row for row in run_rows(runs) if row["mode"] != "base"]
-    for row in sorted(rows, key=lambda row: (row["kept_rows"], row["learning_rate"], row["mode"])):
+    for row in sorted(rows, key=lambda row: (row["kept_rows"], row["learning_rate"], _ORDER.index(row["mode"]))):
         moved = [f"{row[name]:.2%}" for name in ("kept_drift_ratio", "outside_drift_ratio", "body_drift_ratio")]
         norm = f"× {row['mean_kept_norm_ratio']:.4f}"
         lines.append(_line([f"{row['kept_rows']:,}", _rate(row["learning_rate"]), row["mode"], *moved, norm]))
@@ -108,7 +111,7 @@ def _seeds(runs: Sequence[Run]) -> str:
     seeds = sorted({row["seed"] for row in rows if row["mode"] != "base"})
     rates = {row["learning_rate"] for row in rows if row["seed"] != seeds[0] and row["mode"] != "base"}
     texts = list(dict.fromkeys(row["text"] for row in rows))
-    lines = [_line(["seed", "trained", *texts]), _line(["---"] * (2 + len(texts)))]
+    lines = [_line(["seed", "mode", *texts]), _line(["---"] * (2 + len(texts)))]
     for seed in seeds:
         for mode in ("full", "frozen", "restricted"):
             here = {
@@ -128,15 +131,14 @@ def _seeds(runs: Sequence[Run]) -> str:
 def _cost(runs: Sequence[Run]) -> str:
     """Medians over the runs of a mode: seconds of the processor for a step, and memory above that at the start."""
     lines = [
-        _line(["trained", "rows kept", "runs", "processor seconds a step", "memory above the start"]),
+        _line(["mode", "rows kept", "runs", "processor seconds a step", "memory above the start (runs)"]),
         _line(["---"] * 5),
     ]
     for mode, kept_rows, group in _grouped(runs):
         seconds = [run["training"]["median_step_cpu_seconds"] for run in group]
-        growth = [run["training"]["peak_growth_bytes"] for run in group]
-        lines.append(
-            _line([mode, kept_rows, str(len(group)), f"{_median(seconds):.2f}", f"{_median(growth) / 1e9:.2f} GB"])
-        )
+        growth = [value for run in group if (value := run["training"]["peak_growth_bytes"]) is not None]
+        memory = f"{_median(growth) / 1e9:.2f} GB ({len(growth)})" if growth else "–"
+        lines.append(_line([mode, kept_rows, str(len(group)), f"{_median(seconds):.2f}", memory]))
     return "\n".join(lines)
 
 
@@ -159,10 +161,10 @@ def _generations(runs: Sequence[Run], vocabulary: str) -> str:
     rows = [row for row in generation_rows(runs) if row["vocabulary"] == vocabulary]
     parts = []
     for prompt in dict.fromkeys(row["prompt"] for row in rows):
-        lines = [_line(["learning rate", "trained", f"*{prompt}* …", "tokens outside"]), _line(["---"] * 4)]
+        lines = [_line(["learning rate", "mode", f"*{prompt}* …", "tokens outside"]), _line(["---"] * 4)]
         here = [row for row in rows if row["prompt"] == prompt]
-        for row in sorted(here, key=lambda row: (row["learning_rate"] or 0.0, row["mode"])):
-            mode = "not (base)" if row["mode"] == "base" else row["mode"]
+        for row in sorted(here, key=lambda row: (row["learning_rate"] or 0.0, _ORDER.index(row["mode"]))):
+            mode = _NAMES.get(row["mode"], row["mode"])
             outside = f"{row['num_outside']} of {row['num_tokens']}"
             lines.append(_line([_rate(row["learning_rate"] or 0.0), mode, _quoted(row["text"]), outside]))
         parts.append("\n".join(lines))
