@@ -83,6 +83,8 @@ def _chosen(module: nn.Module) -> dict[str, Any]:
 
 def _refuse_unserved(module: nn.Module, args: Any) -> None:
     """The body of a model runs for a fused head that was asked for around the hooks: `model.forward(…)`."""
+    if torch.compiler.is_compiling():  # TRL does not compile its forward
+        return
     frame: FrameType | None = sys._getframe(1)
     for _ in range(12):
         if frame is not None and frame.f_code.co_name == _FORWARD and frame.f_locals.get("fused_lm_head"):

@@ -125,11 +125,13 @@ class LazyLogits(torch.Tensor):
             return self._value
         with torch.set_grad_enabled(self._would_have_graph()):
             flat = self._hidden.reshape(-1, self._hidden.shape[-1])
-            projection = self._origin.columns.whole()
+            rows = self._origin.rows.to(flat.dtype)
             with torch.autocast(flat.device.type, enabled=False):
-                scores = project(projection, flat, self._origin.rows.to(flat.dtype))
-                scores = projection.in_full_order(self._elementwise(scores, projection.arrange))
-            self._value = scores.view(self._shape())
+                blocks = [
+                    projection.in_full_order(self._elementwise(project(projection, flat, rows), projection.arrange))
+                    for projection in self._origin.columns.in_order()
+                ]
+            self._value = (blocks[0] if len(blocks) == 1 else torch.cat(blocks, -1)).view(self._shape())
         return self._value
 
     def loss(self, labels: Tensor, asked: Reduction) -> Tensor:

@@ -30,6 +30,10 @@ class Columns:
     blocks: Callable[[], Iterable[Projection]] | None
     num_columns: int
 
+    def in_order(self) -> Iterable[Projection]:
+        """What gives all columns one after the other; where blocks are streamed, the whole never comes to the device."""
+        return [self.whole()] if self.blocks is None else self.blocks()
+
 
 @dataclass(frozen=True)
 class Reduction:

@@ -222,7 +222,10 @@ class _Project(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, Tensor]:
         hidden, weight = ctx.saved_tensors
-        return None, *ctx.projection.backproject(gradient.clone(), hidden, weight)
+        of_hidden, of_kept = ctx.projection.backproject(gradient.clone(), hidden, weight)
+        of_weight = torch.zeros_like(weight)
+        of_weight[ctx.projection.kept] = of_kept
+        return None, of_hidden, of_weight
 
 
 def project(projection: Projection, hidden: Tensor, weight: Tensor) -> Tensor:

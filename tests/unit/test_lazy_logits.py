@@ -303,7 +303,7 @@ def test_label_smoothing_over_a_restricted_softmax_is_refused_by_name() -> None:
         _, lean = heads(output="restricted")
     logits = lean(hidden_states(2, 9)).view(-1, FULL_SIZE)
     labels = torch.tensor(lm_vocabulary().token_ids)[:18]
-    with pytest.raises(ModelError, match="label smoothing .* would be infinite"):
+    with pytest.raises(ModelError, match=r"label smoothing .* would be infinite"):
         F.cross_entropy(logits, labels, label_smoothing=0.1)
     assert F.cross_entropy(logits, labels).isfinite()
 

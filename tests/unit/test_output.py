@@ -21,6 +21,7 @@ from leanvocab.errors import (
 )
 from leanvocab.model import merge_, shrink_, shrunk, status
 from leanvocab.output import RemapLinear
+from leanvocab.projection import FrozenRows
 from leanvocab.vocabulary import PartialVocabulary
 
 OUTSIDE = next(token_id for token_id in range(3, FULL_SIZE) if token_id not in lm_vocabulary())
@@ -225,6 +226,17 @@ def test_a_pickled_and_a_copied_model_go_on_as_the_first(output: str) -> None:
         assert isinstance(other.lm_head, RemapLinear)
         assert torch.equal(other(**lm_batch()).loss, loss)
         assert torch.equal(merge_(other).lm_head.weight, copy.deepcopy(model).state_dict()["lm_head.weight"])
+
+
+def test_frozen_rows_on_the_host_are_never_brought_to_the_device_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("leanvocab.projection.STREAMED_BYTES", 77 * 32 * 4)
+    full, model = small_lm("llama-tied"), shrunk_lm(frozen_rows="host")
+    monkeypatch.setattr(FrozenRows, "whole", None)
+    for each in (full, model):
+        output = each(**lm_batch())
+        (output.loss + output.logits.log_softmax(-1)[..., 5].sum()).backward()
+    kept = torch.tensor(lm_vocabulary().token_ids)
+    torch.testing.assert_close(model.lm_head.weight.grad, full.lm_head.weight.grad[kept], rtol=1e-4, atol=1e-5)
 
 
 def test_a_cast_model_scores_in_its_new_dtype() -> None:
