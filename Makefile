@@ -15,8 +15,9 @@ help:  ## list the targets
 
 install: $(INSTALLED)  ## install into .venv, when pyproject.toml or constraints.txt changed
 
+# A process a core, each with one thread: threads of several processes that share cores wait for one another.
 test: check  ## everything that CI runs: the checks and the tests
-	$(RUN) -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --maxprocesses 4 --dist worksteal -m "not slow"
 
 check: $(INSTALLED)  ## format, lint, types, import layers
 	$(RUN) -m ruff format --check
