@@ -94,6 +94,6 @@ def mask_gradients(model: nn.Module) -> nn.Module:
         return gradient.masked_fill(outside.to(gradient.device).unsqueeze(1), 0)
 
     for parameter in {id(p): p for p in model.parameters()}.values():
-        if parameter.ndim == 2 and parameter.shape[0] == FULL_SIZE and parameter.requires_grad:
+        if parameter.shape == (FULL_SIZE, DIM) and parameter.requires_grad:
             parameter.register_hook(masked)
     return model

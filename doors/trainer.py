@@ -9,9 +9,9 @@ from torch import nn
 from doors import models, pairs
 from doors.registry import Outcome, door
 
-_FROZEN = 1e-4  # six steps of AdamW at a learning rate of 1e-2, which divides by small numbers at first
-_CHUNKS = "the loss and its gradient are computed in chunks over tokens, with other roundings of one softmax"
-_CHUNKS_BF16 = _CHUNKS + "; logits are rounded to bf16 in other places"
+FROZEN = 1e-4  # six steps of AdamW at a learning rate of 1e-2, which divides by small numbers at first
+CHUNKS = "the loss and its gradient are computed in chunks over tokens, with other roundings of one softmax"
+_CHUNKS_BF16 = CHUNKS + "; logits are rounded to bf16 in other places"
 _GPU_SUMS = "a GPU adds up an embedding's gradient in an order that varies"
 
 
@@ -317,12 +317,12 @@ def causal_full(folder: Path) -> Outcome:
     return pair(folder, "llama-untied", task="causal-lm")
 
 
-@door('Trainer, causal language model, tied (output="frozen")', expects="close", within=_FROZEN, why=_CHUNKS)
+@door('Trainer, causal language model, tied (output="frozen")', expects="close", within=FROZEN, why=CHUNKS)
 def causal_tied(folder: Path) -> Outcome:
     return pair(folder, "llama-tied", task="causal-lm", output="frozen")
 
 
-@door('Trainer, causal language model, untied (output="frozen")', expects="close", within=_FROZEN, why=_CHUNKS)
+@door('Trainer, causal language model, untied (output="frozen")', expects="close", within=FROZEN, why=CHUNKS)
 def causal_frozen(folder: Path) -> Outcome:
     return pair(folder, "llama-untied", tables=2, task="causal-lm", output="frozen")
 
@@ -349,8 +349,8 @@ def causal_bf16(folder: Path) -> Outcome:
 @door(
     'Trainer, causal language model, tied, gradient checkpointing and accumulation (output="frozen")',
     expects="close",
-    within=_FROZEN,
-    why=_CHUNKS,
+    within=FROZEN,
+    why=CHUNKS,
 )
 def causal_checkpointing(folder: Path) -> Outcome:
     both = {"gradient_checkpointing": True, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}
@@ -360,8 +360,8 @@ def causal_checkpointing(folder: Path) -> Outcome:
 @door(
     'Trainer, causal language model, tied, torch_compile (output="frozen")',
     expects="close",
-    within=_FROZEN,
-    why=_CHUNKS,
+    within=FROZEN,
+    why=CHUNKS,
     fast=False,
 )
 def causal_compiled(folder: Path) -> Outcome:
@@ -376,8 +376,8 @@ def seq2seq_full(folder: Path) -> Outcome:
 @door(
     'Seq2SeqTrainer with predict_with_generate and beams, tied (output="frozen")',
     expects="close",
-    within=_FROZEN,
-    why=_CHUNKS,
+    within=FROZEN,
+    why=CHUNKS,
 )
 def seq2seq_tied(folder: Path) -> Outcome:
     return pair(folder, "t5", task="seq2seq-lm", output="frozen", **_GENERATES, generation_num_beams=2)

@@ -104,12 +104,18 @@ def output_layers(model: nn.Module, tables: Iterable[nn.Module]) -> list[nn.Modu
         tied = [each for each in linear if each.weight is named.weight]
         return tied or [each for each in linear if each.out_features == rows]  # untied by hand
     if isinstance(named, nn.Module) and getattr(named, "weight", None) is not None:
-        return [named]
+        return [named] if isinstance(named, nn.Linear) else _wrapped(named) or [named]
     inside = [each for each in named.modules() if isinstance(each, nn.Linear)] if isinstance(named, nn.Module) else []
     if inside:
         return list(inside) if isinstance(named, nn.ModuleList) else list(inside[:1])
     weights = {id(each.weight) for each in tables}
     return [each for each in model.modules() if isinstance(each, nn.Linear) and id(each.weight) in weights]
+
+
+def _wrapped(wrapper: nn.Module) -> list[nn.Module]:
+    """The linear layers of the wrapper's shape that an adapter wraps: the layer itself, and copies of it that train."""
+    shape = wrapper.weight.shape
+    return [each for each in wrapper.modules() if isinstance(each, nn.Linear) and each.weight.shape == shape]
 
 
 def _is_held(layer: nn.Module, chosen: list[tuple[Any, PartialVocabulary]]) -> bool:

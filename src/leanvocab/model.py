@@ -331,6 +331,7 @@ def _partial_weight(found: Matrix, table: Table) -> nn.Parameter:
         dense = full.grad.to_dense() if full.grad.is_sparse else full.grad
         partial.grad = take_rows(dense, table.token_ids)
     _carry_over(full, partial)
+    partial.__dict__["ds_shape"] = full.shape  # by this name peft asks for the whole shape of what is held in part
     return partial
 
 
@@ -342,6 +343,7 @@ def _full_weight(module: PartialModule) -> nn.Parameter:
         put_rows(gradient, table.token_ids, partial.grad.to_dense() if partial.grad.is_sparse else partial.grad)
         full.grad = gradient.to(partial.device)
     _carry_over(partial, full)
+    full.__dict__.pop("ds_shape", None)
     return full
 
 

@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, TrainableTokensConfig, get_peft_model
+from peft import LoraConfig, PeftModel, PromptTuningConfig, TrainableTokensConfig, get_peft_model
 from small import batch, differing, small_model, train, used_vocabulary
 from torch import nn
 
 from leanvocab.errors import BypassError, TiedOutputError
 from leanvocab.model import merge_, shrink_, status
+from leanvocab.output import RemapLinear
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "LoRA": {"target_modules": ["q_proj", "v_proj"]},
@@ -101,10 +102,36 @@ def test_an_adapter_that_is_put_on_after_a_forward_passed_is_watched_again() -> 
             wrapped.train(training)(**batch())
 
 
-def test_a_tied_model_under_lora_is_refused_as_it_is_without() -> None:
-    model = small_model("llama-lm", tie_word_embeddings=True)
+def wrapped(model: nn.Module, **options: Any) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft warns of ties in words of its own
-        wrapped = get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
+        return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **options))  # type: ignore[arg-type]
+
+
+def test_a_tied_model_under_lora_is_shrunk_as_it_is_without() -> None:
+    model = wrapped(small_model("llama-lm", tie_word_embeddings=True), target_modules=["q_proj"])
+    assert status(shrink_(model, used_vocabulary())).output == "frozen"
     with pytest.raises(TiedOutputError):
-        shrink_(wrapped, used_vocabulary())
+        shrink_(merge_(model), used_vocabulary(), output="full")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"target_modules": ["q_proj", "lm_head"]}, {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}],
+)
+def test_an_output_layer_is_found_within_an_adapter_with_every_copy_that_trains(options: dict[str, Any]) -> None:
+    model = wrapped(small_model("llama-lm", tie_word_embeddings=False), **options)
+    shrink_(model, used_vocabulary(), output="frozen")
+    layers = [each for each in model.get_output_embeddings().modules() if isinstance(each, RemapLinear)]
+    assert len(layers) == 1 + ("modules_to_save" in options)
+    assert all(each.weight.shape == (len(used_vocabulary()), 48) for each in layers)
+    merge_(model)
+    assert not status(model)
+
+
+def test_prompt_tuning_finds_the_table_of_a_model_that_is_shrunk_already() -> None:
+    model = shrink_(small_model("llama"), used_vocabulary())
+    prompted = get_peft_model(model, PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=3))
+    assert prompted.word_embeddings is model.get_input_embeddings()
+    merge_(model)
+    assert not hasattr(model.get_input_embeddings().weight, "ds_shape")  # what says that a parameter is held in part
