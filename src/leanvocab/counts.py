@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leanvocab.errors import DataError
+from leanvocab.ray_data import count_in_workers, is_ray_dataset
 from leanvocab.sources import Piece, Source, find_sources, flat
 
 IGNORE_INDEX = -100
@@ -119,13 +120,13 @@ def count_tokens(
 
     Args:
         data: a `datasets.Dataset`, `DatasetDict` or `IterableDataset`; a `pyarrow` Table, RecordBatch, Array or
-            ChunkedArray; a numpy or torch array of any shape; a mapping of columns (a `BatchEncoding`) or of data sets;
-            or an iterable of rows, batches or sequences (which is consumed).
+            ChunkedArray; a `ray.data.Dataset`, counted in Ray's workers; a numpy or torch array of any shape; a mapping of
+            columns (a `BatchEncoding`) or of data sets; or an iterable of rows, batches or sequences (which is consumed).
         columns: the columns of token ids. None: every column whose name is or ends in `input_ids`, `labels` where they
             are sequences, and the other names in `leanvocab.columns`.
         full_size: rows of the full matrix; an id outside is an error. None: not checked.
         num_workers: threads. None: as many as the processor allows, up to four, on large data; otherwise one. Streams
-            are counted by one.
+            are counted by one. Of a Ray data set, tasks at once (None: Ray decides).
         progress: True shows a progress bar, False does not. None: only once the work has taken two seconds.
 
     Raises:
@@ -137,6 +138,8 @@ def count_tokens(
         raise DataError(f"expected full_size of 1 or more, or None, got {full_size!r}")
     if num_workers is not None and num_workers < 1:
         raise DataError(f"expected num_workers of 1 or more, or None, got {num_workers!r}")
+    if is_ray_dataset(data):
+        return _count_ray_dataset(data, names, full_size, num_workers)
     sources = list(find_sources(data, names, ""))
     bar = _ProgressBar(progress, total=_sum_or_none(source.num_rows for source in sources))
     pieces = chain.from_iterable(source.pieces for source in sources)
@@ -146,6 +149,13 @@ def count_tokens(
         bar.close()
     named = dict.fromkeys(column for source in sources for column in source.columns)
     return replace(sum(found[1:], found[0]), columns=tuple(named | counted))
+
+
+def _count_ray_dataset(
+    data: Any, columns: list[str] | None, full_size: int | None, num_workers: int | None
+) -> TokenCounts:
+    total, named = count_in_workers(data, columns, full_size, num_workers, count_tokens)
+    return TokenCounts(total, full_size, tuple(named))
 
 
 class _BadIdError(Exception):
