@@ -1,26 +1,47 @@
 """Every example runs as a user runs it, on a small model and a small file, and stays short enough to read."""
 
+import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from small_language import pairs, save_language_model
 from small_text import rows, save_pretrained, write
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
-LANGUAGE_MODELS = {"causal_lm": "gpt2", "masked_lm": "bert", "seq2seq_lm": "t5"}  # tied, as published ones are
+LANGUAGE_MODELS = {  # tied, as published ones are
+    "causal_lm": "gpt2", "masked_lm": "bert", "seq2seq_lm": "t5", "trl_dpo": "gpt2", "trl_sft": "gpt2",
+}  # fmt: skip
+PACKAGES = {"lora": "peft", "ray_counting": "ray", "sentence_embeddings": "sentence_transformers"}
+PACKAGES |= {"trl_dpo": "trl", "trl_sft": "trl"}
+
+
+def table_for(example: str) -> list[dict[str, Any]]:
+    """Rows as an example takes them."""
+    if example == "seq2seq_lm":
+        return pairs(48, names=("source", "target"))
+    if example == "sentence_embeddings":
+        return pairs(48, names=("anchor", "positive"))
+    if example == "trl_sft":
+        return pairs(48)
+    if example == "trl_dpo":
+        chosen = pairs(48, names=("prompt", "chosen"))
+        return [{**each, "rejected": other["chosen"]} for each, other in zip(chosen, chosen[::-1], strict=True)]
+    return rows()
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_runs_and_saves(example: Path, tmp_path: Path) -> None:
+    if importlib.util.find_spec(PACKAGES.get(example.stem, "transformers")) is None:
+        pytest.skip(f"needs {PACKAGES[example.stem]}")
     if example.stem in LANGUAGE_MODELS:
         save_language_model(tmp_path / "model", LANGUAGE_MODELS[example.stem], tied=True)
     else:
         save_pretrained(tmp_path / "model")
-    table = pairs(48, names=("source", "target")) if example.stem == "seq2seq_lm" else rows()
-    write(tmp_path / "data.csv", table)
+    write(tmp_path / "data.csv", table_for(example.stem))
     command = [
         sys.executable,
         str(example),
@@ -32,7 +53,7 @@ def test_an_example_runs_and_saves(example: Path, tmp_path: Path) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     saved = {path.name for path in (tmp_path / "output").iterdir()}
-    assert saved & {"model.safetensors", "adapter_model.safetensors"}
+    assert saved & {"model.safetensors", "adapter_model.safetensors", "vocabulary.json"}
     if example.stem in LANGUAGE_MODELS:
         assert "of 320 rows, output='frozen'" in done.stdout
 
