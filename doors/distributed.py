@@ -145,3 +145,13 @@ def shrunk_late(folder: Path) -> Outcome:
 def _refused(name: str) -> Outcome:
     text = _given()[name]
     return Outcome("works" if text == "nothing was raised" else "refused", text)
+
+
+@door("DeepSpeed ZeRO-2, two processes", needs=("deepspeed",), fast=False)
+def zero2(folder: Path) -> Outcome:
+    return pairs.compare(*ranks.start(ranks.zero, folder, 2))
+
+
+@door("DeepSpeed ZeRO-3, two processes, tensors gathered", needs=("deepspeed",), fast=False)
+def zero3(folder: Path) -> Outcome:
+    return pairs.compare(*ranks.start(ranks.zero, folder, 3))

@@ -221,6 +221,32 @@ def counted() -> tuple[Any, Any]:
     return sum(parts), lv.count_tokens(rows, full_size=500)
 
 
+def zero(folder: Path, stage: int) -> list[pairs.Run]:
+    """DeepSpeed ZeRO, full and shrunk; the tensors are gathered on every rank."""
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+
+    runs = []
+    for lean in (False, True):
+        model = made("llama", lean)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
+        settings = {"train_micro_batch_size_per_gpu": 4, "zero_optimization": {"stage": stage}}
+        engine, *_ = deepspeed.initialize(
+            model=model, optimizer=optimizer, config={**settings, "zero_allow_untested_optimizer": True}
+        )
+        run = pairs.Run()
+        for step in range(4):
+            loss = engine(**share(step, "classification")).loss
+            engine.backward(loss)
+            engine.step()
+            run.losses.append(mean(loss))
+        gather = deepspeed.zero.GatheredParameters(list(model.parameters()), enabled=stage == 3)
+        with gather:
+            run.tensors = pairs.state_of(model)
+        runs.append(run)
+    return runs
+
+
 def refusal(action: Job) -> str:
     """leanvocab's own error, or nothing."""
     return pairs.refused(action).detail

@@ -30,6 +30,8 @@ _HARMLESS = {
 }  # fmt: skip
 
 _OWN_ROOMS = {RemapEmbedding.__module__, RemapLinear.__module__, LazyLogits.__module__}
+# ZeRO-3 brings the rows of all ranks together before a module's forward, and takes them apart after it.
+_MOVERS = {"deepspeed.runtime.zero.partition_parameters"}
 
 
 class _Watch(TorchFunctionMode):
@@ -47,7 +49,7 @@ class _Watch(TorchFunctionMode):
         caller = None
         frame: FrameType | None = sys._getframe(2)
         while frame is not None:
-            if frame.f_globals.get("__name__") in _OWN_ROOMS:
+            if frame.f_globals.get("__name__") in _OWN_ROOMS | _MOVERS:
                 return
             owner = frame.f_locals.get("self")
             if caller is None and isinstance(owner, nn.Module):

@@ -174,3 +174,18 @@ def test_an_offloaded_table_is_refused() -> None:
     )
     with pytest.raises(ModelError, match="offloaded by accelerate; shrink the model before it is dispatched"):
         shrink_(model, VOCABULARY, embedding="0")
+
+
+@pytest.mark.parametrize("mover", ["deepspeed.runtime.zero.partition_parameters", "another.module"])
+def test_zero_3_may_move_rows_and_others_may_not(mover: str) -> None:
+    """DeepSpeed gathers a parameter's rows in a hook before the module's forward."""
+    names: dict[str, Any] = {"__name__": mover}
+    exec("def gather(module, args): module.weight.data = module.weight.data.clone()", names)
+    full = Direct(lambda table, ids: table(ids))
+    model = shrink_(copy.deepcopy(full), VOCABULARY, embedding="table")
+    model.table.register_forward_pre_hook(names["gather"])
+    if mover.startswith("deepspeed"):
+        assert torch.equal(model(LOW), full(LOW))
+    else:
+        with pytest.raises(BypassError, match="around the lookup"):
+            model(LOW)
