@@ -155,3 +155,37 @@ def zero2(folder: Path) -> Outcome:
 @door("DeepSpeed ZeRO-3, two processes, tensors gathered", needs=("deepspeed",), fast=False)
 def zero3(folder: Path) -> Outcome:
     return pairs.compare(*ranks.start(ranks.zero, folder, 3))
+
+
+@functools.cache
+def _zero3_saved() -> tuple[int, str]:
+    with tempfile.TemporaryDirectory() as folder:
+        return ranks.start(ranks.zero3_saved, Path(folder))  # type: ignore[no-any-return]
+
+
+@door(
+    "DeepSpeed ZeRO-3, stage3_gather_16bit_weights_on_model_save",
+    expects="different",
+    why="DeepSpeed gathers parameters around state dicts: the saved table has the partial rows alone, and loads into no "
+    "full model; save within deepspeed.zero.GatheredParameters",
+    needs=("deepspeed",),
+    fast=False,
+)
+def zero3_consolidated(folder: Path) -> Outcome:
+    rows = _zero3_saved()[0]
+    if rows == models.FULL_SIZE:
+        return Outcome("identical")
+    return Outcome("different", f"{rows} of {models.FULL_SIZE} rows")
+
+
+@door(
+    "DeepSpeed ZeRO-3, engine.save_checkpoint",
+    expects="refused",
+    refuses="rows",
+    why="no rank has all kept rows when the state dict is taken; save within deepspeed.zero.GatheredParameters",
+    needs=("deepspeed",),
+    fast=False,
+)
+def zero3_checkpoint(folder: Path) -> Outcome:
+    text = _zero3_saved()[1]
+    return Outcome("works" if text == "nothing was raised" else "refused", text)

@@ -247,6 +247,21 @@ def zero(folder: Path, stage: int) -> list[pairs.Run]:
     return runs
 
 
+def zero3_saved(folder: Path) -> tuple[int, str]:
+    """Rows of the table in the state dict that ZeRO-3 consolidates; what its own checkpoint says."""
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+
+    model = made("llama", True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
+    stage = {"stage": 3, "stage3_gather_16bit_weights_on_model_save": True}
+    settings = {"train_micro_batch_size_per_gpu": 4, "zero_optimization": stage, "zero_allow_untested_optimizer": True}
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
+    state = engine._zero3_consolidated_16bit_state_dict()
+    rows = len(state["model.embed_tokens.weight"]) if state else 0
+    return rows, refusal(lambda: engine.save_checkpoint(str(folder / "checkpoint")))
+
+
 def refusal(action: Job) -> str:
     """leanvocab's own error, or nothing."""
     return pairs.refused(action).detail
