@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from leanvocab.errors import AlreadyShrunkError, BypassError, ModelError, TiedOutputError, VocabularyError
@@ -15,6 +16,7 @@ from leanvocab.vocabulary import PartialVocabulary
 
 # Adapters that look rows up in the weight itself, with ids of the full vocabulary.
 _WRAPPERS_AROUND_THE_LOOKUP = {"TrainableTokensLayer", "TrainableTokensWrapper"}
+_QUANTIZED = {"Params4bit", "Int8Params"}  # bitsandbytes' parameters
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ def _check_matrix(model: nn.Module, matrix: Matrix) -> None:
     _check_size(matrix)
     _check_ties(model, matrix)
     _check_wrappers(model, matrix)
+    _check_not_cast(model, matrix)
     _check_reads(model, matrix)
 
 
@@ -420,3 +423,15 @@ def _check_wrappers(model: nn.Module, table: Matrix) -> None:
                     f"{'.'.join(parts[:depth])}: {type(above).__name__} (PEFT's trainable tokens) looks ids up in the weight "
                     "itself, and would read wrong rows of a partial one; leanvocab trains chosen rows without it"
                 )
+
+
+def _check_not_cast(model: nn.Module, table: Matrix) -> None:
+    """A quantized model whose matrices were cast to fp32 first has paid for all rows what shrinking was to save."""
+    loaded = getattr(getattr(model, "config", None), "dtype", None)
+    quantized = any(type(parameter).__name__ in _QUANTIZED for parameter in model.parameters())
+    if quantized and table.weight.dtype == torch.float32 and loaded in (torch.bfloat16, torch.float16):
+        raise ModelError(
+            f"{table.name}: its {table.weight.nbytes:,} bytes are fp32 in a quantized model of {loaded}: "
+            "prepare_model_for_kbit_training has cast all its rows. Swap the two: call shrink_ first and "
+            "prepare_model_for_kbit_training after it, which then casts the kept rows alone"
+        )

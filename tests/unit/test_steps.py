@@ -329,3 +329,62 @@ def test_a_fused_optimizer_on_rows_that_do_not_fill_vectors_is_announced(dim: in
         optimizer.step()
     # rows of 36 floats leave 8 of the 72 in two rows over; rows of 48 bf16 leave 16 of the 48 in the ninth
     assert [f"with rows of {dim} elements these are not" in str(each.message) for each in caught] == [True] * announced
+
+
+class BlockScaled(torch.optim.Optimizer):
+    """Divides by the largest gradient of each block of 256 elements, in matrices of 4,096 and more: as 8-bit states do."""
+
+    def __init__(self, params, lr=1e-2, weight_decay=0.0):
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                step = p.grad.flatten()
+                if p.numel() >= 4096 and p.numel() % 256 == 0:
+                    step = (
+                        step.view(-1, 256) / step.view(-1, 256).abs().amax(1, keepdim=True).clamp(min=1e-6)
+                    ).flatten()
+                p.sub_(step.view_as(p), alpha=group["lr"])
+
+
+@pytest.mark.parametrize(("width", "separable"), [(64, False), (48, False), (256, True), (768, True)])
+def test_blocks_of_states_keep_rows_apart_where_rows_are_whole_blocks(width: int, separable: bool) -> None:
+    weight = nn.Parameter(torch.zeros(4, width))
+    assert is_row_separable(BlockScaled([weight]), weight) is separable
+
+
+class OneWayInOneGroup(torch.optim.SGD):
+    """Mixes rows in a group that says so, whose option is no argument of the class: as GaLore does."""
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.sub_(
+                    p.grad / (p.grad.abs().mean(dim=0) if "rank" in group and p.ndim == 2 else 1.0), alpha=group["lr"]
+                )
+
+
+def test_an_optimizer_is_tried_with_the_options_of_the_group_that_holds_the_weight() -> None:
+    first, second = nn.Parameter(torch.zeros(4, 8)), nn.Parameter(torch.zeros(4, 8))
+    optimizer = OneWayInOneGroup([{"params": [first]}, {"params": [second], "rank": 4}], lr=1e-2)
+    assert is_row_separable(optimizer, first) is True
+    assert is_row_separable(optimizer, second) is False
+
+
+class Stacked(torch.optim.SGD):
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                self.state[p].setdefault("both", torch.zeros(2, *p.shape))
+
+
+def test_two_matrices_in_one_state_are_refused_by_the_optimizers_name() -> None:
+    model = shrink_(small_model(), used_vocabulary())
+    optimizer = Stacked(model.parameters(), lr=1e-2)
+    warnings.simplefilter("ignore")  # that it could not be shown to be row-separable
+    with pytest.raises(OptimizerError, match=r"Stacked keeps 2 matrices in one state \('both'\)"):
+        train(model, optimizer)

@@ -1,0 +1,211 @@
+"""Optimizers that save memory, or that are no Adam: row-separable or not, as it is measured."""
+
+import functools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from doors import models, pairs
+from doors.registry import Outcome, Verdict, door
+from doors.trainer import train
+from leanvocab.errors import LeanVocabWarning
+
+_BITS: dict[str, Any] = {"needs": "bitsandbytes", "pip": "'leanvocab[quantization]'"}
+_AO: dict[str, Any] = {"needs": "torchao", "pip": "'leanvocab[quantization]'"}
+_SAVING = {"save_strategy": "steps", "save_steps": 3}
+_BLOCKS = "blocks of states share a scale, and leaving rows out moves the blocks' borders"
+_FACTORED = "its second moment is factored over rows and columns, and its step is clipped by the whole matrix's"
+
+
+@pairs.one_thread
+def pair(folder: Path, make: Callable[[nn.Module], Any] | None, **options: Any) -> Outcome:
+    """A classifier trained by an optimizer, with leanvocab and without; whether leanvocab announces it is said, too."""
+    import warnings
+
+    runs = []
+    for name in ("full", "lean"):
+        _forget_overrides()
+        model = models.make_model("roberta")
+        if name == "lean":
+            models.lean(model)
+        given = {} if make is None else {"optimizers": (make(model), None)}
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            run = train(model, folder / name, **given, **{"learning_rate": 1e-2} | options)
+        runs.append(run)
+    announced = any(issubclass(each.category, LeanVocabWarning) for each in caught)
+    outcome = pairs.compare(*runs, models.left_out())
+    said = "announced before the first step" if announced else "nothing is announced"
+    if announced == (outcome.verdict == "identical"):
+        raise AssertionError(f"{outcome.verdict}, and {said}")  # an announcement that is wrong, or one that lacks
+    return Outcome(outcome.verdict, f"{outcome.detail}; {said}", outcome.difference, outcome.saved_per_element)
+
+
+def _forget_overrides() -> None:
+    """bitsandbytes keeps what it was told of parameters by their ids and places, for all optimizers of a process."""
+    if "bitsandbytes" in sys.modules:
+        from bitsandbytes.optim import GlobalOptimManager
+
+        GlobalOptimManager._instance = None
+
+
+def named(
+    combined: str,
+    optim: str,
+    expects: Verdict = "identical",
+    why: str = "",
+    name: str = "",
+    needs: Any = None,
+    **options: Any,
+) -> None:
+    """Registers a door for a name that TrainingArguments(optim=…) knows."""
+    run = functools.partial(pair, make=None, optim=optim, **options)
+    run.__module__ = __name__  # type: ignore[attr-defined]
+    door(combined, expects=expects, why=why, name=name or optim, **needs or {})(run)
+
+
+named("SGD", "sgd", learning_rate=1e-1)
+named("AdamW, not fused", "adamw_torch")
+named("Adagrad", "adagrad")
+named("RMSprop", "rmsprop")
+named("Adafactor (transformers)", "adafactor", "different", _FACTORED)
+for optim, combined in {
+    "adamw_8bit": "AdamW in 8 bits (bitsandbytes; the Trainer keeps embedding states in 32)",
+    "paged_adamw_8bit": "paged AdamW in 8 bits (bitsandbytes)",
+    "paged_adamw_32bit": "paged AdamW in 32 bits (bitsandbytes)",
+    "lion_8bit": "Lion in 8 bits (bitsandbytes)",
+    "lion_32bit": "Lion (bitsandbytes)",
+    "paged_lion_32bit": "paged Lion (bitsandbytes)",
+}.items():
+    named(combined, optim, needs=_BITS, **_SAVING)
+named("RMSprop (bitsandbytes)", "rmsprop_bnb", needs=_BITS)
+named("AdamW in 8 bits (torchao)", "adamw_torch_8bit", "different", _BLOCKS, needs=_AO, **_SAVING)
+named("AdamW in 4 bits (torchao)", "adamw_torch_4bit", "different", _BLOCKS, needs=_AO, **_SAVING)
+
+
+def by_hand(combined: str, name: str, expects: Verdict = "identical", why: str = "", **options: Any) -> Any:
+    """Registers a function that makes an optimizer for a model."""
+
+    def register(make: Callable[[nn.Module], Any]) -> Callable[[nn.Module], Any]:
+        run = functools.partial(pair, make=make)
+        run.__module__ = __name__  # type: ignore[attr-defined]
+        door(combined, expects=expects, why=why, name=name, **options)(run)
+        return make
+
+    return register
+
+
+@by_hand("AdamW with states in fp8 (torchao)", "torchao_fp8", "different", _BLOCKS, **_AO)
+def _(model: nn.Module) -> Any:
+    import torchao
+
+    return torchao.optim.AdamWFp8(model.parameters(), lr=1e-2, weight_decay=0.0)
+
+
+@by_hand("Adafactor (torch)", "torch_adafactor", "different", _FACTORED)
+def _(model: nn.Module) -> Any:
+    import torch
+
+    return torch.optim.Adafactor(model.parameters(), lr=1e-2, weight_decay=0.0)
+
+
+@by_hand("Muon (torch) on matrices, AdamW on the rest", "muon", "different", "it orthogonalizes whole matrices")
+def _(model: nn.Module) -> Any:
+    import torch
+
+    return torch.optim.Muon([p for p in model.parameters() if p.ndim == 2], lr=1e-2, weight_decay=0.0)
+
+
+@by_hand("Muon (torch) on the layers' matrices alone", "muon_without_embeddings")
+def _(model: nn.Module) -> Any:
+    import torch
+
+    table = model.get_input_embeddings().weight  # type: ignore[operator]
+    return torch.optim.Muon(
+        [p for p in model.parameters() if p.ndim == 2 and p is not table], lr=1e-2, weight_decay=0.0
+    )
+
+
+@by_hand(
+    "GaLore AdamW, the embedding projected too",
+    "galore",
+    "different",
+    "it projects on the matrix's own singular vectors",
+    needs="galore-torch",
+)
+def _(model: nn.Module) -> Any:
+    import galore_torch
+
+    matrices = [p for p in model.parameters() if p.ndim == 2]
+    others = [p for p in model.parameters() if p.ndim != 2]
+    low_rank = {"params": matrices, "rank": 4, "update_proj_gap": 2, "scale": 0.25, "proj_type": "std"}
+    return galore_torch.GaLoreAdamW(
+        [{"params": others}, low_rank], lr=1e-2, weight_decay=0.0, no_deprecation_warning=True
+    )
+
+
+_GALORE = {"needs": "galore-torch"}
+named(
+    "GaLore AdamW on attention and MLP (transformers' way)",
+    "galore_adamw",
+    needs=_GALORE,
+    optim_target_modules=["query", "dense"],
+)
+named(
+    "GaLore Adafactor on attention and MLP",
+    "galore_adafactor",
+    "different",
+    _FACTORED,
+    needs=_GALORE,
+    optim_target_modules=["query", "dense"],
+)
+named("schedule-free AdamW", "schedule_free_adamw", needs={"needs": "schedulefree"}, lr_scheduler_type="constant")
+
+
+_STACKED: dict[str, Any] = {
+    "expects": "refused",
+    "refuses": "keeps 2 matrices in one state",
+    "why": "two momenta are stacked in one tensor, which has no rows to take",
+    **_BITS,
+}
+
+
+@door("AdEMAMix (bitsandbytes)", **_STACKED)
+def ademamix(folder: Path) -> Outcome:
+    return pairs.refused(lambda: pair(folder, None, optim="ademamix"))
+
+
+@door("AdEMAMix in 8 bits (bitsandbytes)", **_STACKED)
+def ademamix_8bit(folder: Path) -> Outcome:
+    return pairs.refused(lambda: pair(folder, None, optim="ademamix_8bit"))
+
+
+@door(
+    "AdamW in 8 bits, embedding states too (bitsandbytes without the Trainer's override)",
+    expects="refused",
+    refuses="Keep them in 32 bits, as the Trainer does",
+    why="its scales go by blocks, not by rows, so that states cannot be saved in full",
+    **_BITS,
+)
+def bnb_8bit_everywhere(folder: Path) -> Outcome:
+    def make(model: nn.Module) -> Any:
+        import bitsandbytes
+
+        return bitsandbytes.optim.AdamW8bit(model.parameters(), lr=1e-2, weight_decay=0.0)
+
+    return pairs.refused(lambda: pair(folder, make))
+
+
+@door("AdamW in 8 bits, embedding states in 32 by an override (bitsandbytes)", **_BITS)
+def bnb_override(folder: Path) -> Outcome:
+    def make(model: Any) -> Any:
+        import bitsandbytes
+
+        manager = bitsandbytes.optim.GlobalOptimManager.get_instance()
+        manager.register_module_override(model.get_input_embeddings(), "weight", {"optim_bits": 32})
+        return bitsandbytes.optim.AdamW8bit(model.parameters(), lr=1e-2, weight_decay=0.0)
+
+    return pair(folder, make)
