@@ -91,12 +91,11 @@ def run_rows(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
     """A row for each run and vocabulary that it is measured against."""
     for run in runs:
         for vocabulary, moved in run["drift"].items():
-            training = {name: value for name, value in run["training"].items() if name != "losses"}
-            losses = run["training"].get("losses") or [None]
+            training = run["training"]
+            losses = training.get("losses") or [None]
             yield {
                 **_key(run, vocabulary), "first_loss": losses[0], "last_loss": losses[-1], **moved,
-                **{name: training.get(name) for name in
-                   ("median_step_seconds", "median_step_cpu_seconds", "peak_growth_bytes")},
+                **{name: training.get(name) for name in ("median_step_seconds", "median_step_cpu_seconds")},
             }  # fmt: skip
 
 

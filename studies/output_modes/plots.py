@@ -11,6 +11,7 @@ Row = dict[str, Any]
 # Two colours of the Okabe-Ito palette, which colour-blind readers tell apart, and grey.
 _COLORS = {"full": "#8C8C8C", "frozen": "#0072B2", "restricted": "#D55E00"}
 _MARKERS = {"full": "s", "frozen": "o", "restricted": "^"}
+_TICKS = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
 _STYLE = {
     "font.size": 8,
     "axes.titlesize": 8,
@@ -67,7 +68,9 @@ def _draw_panel(axes: Any, measure: str, factor: float, rows: list[Row]) -> None
         of_mode = {row["learning_rate"]: factor * row[measure] for row in rows if row["mode"] == mode}
         at = [place for place, rate in enumerate(rates) if rate in of_mode]
         values = [of_mode[rates[place]] for place in at]
-        axes.plot(at, values, color=color, marker=_MARKERS[mode], markersize=4, linewidth=1.2, label=mode)
+        axes.plot(
+            at, values, color=color, marker=_MARKERS[mode], markersize=4, linewidth=1.2, clip_on=False, label=mode
+        )
     base = next((row for row in rows if row["mode"] == "base"), None)
     if base is not None:
         axes.axhline(factor * base[measure], color="black", linewidth=0.9, linestyle="--", label="before training")
@@ -77,7 +80,8 @@ def _draw_panel(axes: Any, measure: str, factor: float, rows: list[Row]) -> None
     axes.set_xticks(range(len(rates)), [f"{rate:.0e}".replace("e-0", "e-") for rate in rates])
     if measure == "perplexity":
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(require("matplotlib.ticker", extra="plot").LogLocator(subs=_TICKS))
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.yaxis.set_minor_formatter(lambda value, _: "")
+        axes.minorticks_off()
     else:
         axes.set_ylim(bottom=0)

@@ -1,6 +1,5 @@
 """One run: fine-tune a model in one mode, merge it, and measure the merged model."""
 
-import gc
 import statistics
 import time
 import warnings
@@ -10,7 +9,6 @@ import torch
 
 import leanvocab as lv
 from leanvocab.errors import LeanVocabWarning
-from leanvocab.peak import record_peak
 from studies.output_modes.grid import Cell, Settings
 from studies.output_modes.measures import drift, evaluate, generate
 from studies.output_modes.pretrained import Pretrained
@@ -21,7 +19,6 @@ WARM_UP_RATIO = 0.1
 
 def run(cell: Cell, pretrained: Pretrained, texts: Texts, settings: Settings) -> dict[str, Any]:
     """Everything that a run is and found, ready for JSON."""
-    gc.collect()  # what the run before held would count as held at the start of this one
     torch.manual_seed(cell.seed)
     model = pretrained.load()
     base = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
@@ -65,21 +62,17 @@ def _measured(
 
 def _finetune(model: Any, cell: Cell, data: TokenizedTexts, settings: Settings) -> dict[str, Any]:
     """Trains the model, merges it where it was shrunk, and says what training cost."""
-    with record_peak() as peak:
-        if cell.vocabulary is not None:
-            with warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore", LeanVocabWarning
-                )  # that restricted is another objective is the question
-                lv.shrink_(model, data.vocabularies[cell.vocabulary], output=cell.mode)
-        losses, seconds, cpu_seconds = _train(model, data.trained, cell, settings)
+    if cell.vocabulary is not None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", LeanVocabWarning)  # that restricted is another objective is the question
+            lv.shrink_(model, data.vocabularies[cell.vocabulary], output=cell.mode)
+    losses, seconds, cpu_seconds = _train(model, data.trained, cell, settings)
     if cell.vocabulary is not None:
         lv.merge_(model)
     return {
         "losses": losses,
         "median_step_seconds": statistics.median(seconds),
         "median_step_cpu_seconds": statistics.median(cpu_seconds),
-        "peak_growth_bytes": peak.anonymous_growth_bytes,
     }
 
 

@@ -22,6 +22,7 @@ def tables(results: Results) -> dict[str, str]:
     for vocabulary in runs[0]["vocabulary_rows"]:
         here = [row for row in held_out if row["vocabulary"] == vocabulary]
         made[f"perplexity-{vocabulary}"] = _perplexity(here)
+        made[f"masked-{vocabulary}"] = _by_text(here, lambda row: _number(row["restricted_perplexity"]))
         made[f"outside-{vocabulary}"] = _outside(here)
         made[f"generations-{vocabulary}"] = _generations(first, vocabulary)
     return made
@@ -105,40 +106,33 @@ def _moved(runs: Sequence[Run]) -> str:
 
 
 def _seeds(runs: Sequence[Run]) -> str:
-    """The cell that was run with several seeds: smallest and largest over the seeds, of ratios to the same seed's base."""
+    """The cell that was run with several seeds: perplexity over that of the same seed's base, and probability outside."""
     rows = [row for row in held_out_rows(runs) if row["vocabulary"] == "trained"]
-    base = {(row["seed"], row["text"]): row for row in rows if row["mode"] == "base"}
-    seeds = sorted({row["seed"] for row in rows if row["mode"] != "base"})
-    rates = {row["learning_rate"] for row in rows if row["seed"] != seeds[0] and row["mode"] != "base"}
+    base = {(row["seed"], row["text"]): row["perplexity"] for row in rows if row["mode"] == "base"}
+    first = runs[0]["seed"]
+    repeated = {row["learning_rate"] for row in rows if row["seed"] != first}
+    found = {
+        (row["seed"], row["mode"], row["text"]): f"× {row['perplexity'] / base[row['seed'], row['text']]:.3f}; "
+        f"{row['outside_mass']:.1%}"
+        for row in rows
+        if row["learning_rate"] in repeated and (row["seed"], row["text"]) in base
+    }
     texts = list(dict.fromkeys(row["text"] for row in rows))
     lines = [_line(["seed", "mode", *texts]), _line(["---"] * (2 + len(texts)))]
-    for seed in seeds:
-        for mode in ("full", "frozen", "restricted"):
-            here = {
-                row["text"]: row
-                for row in rows
-                if (row["seed"], row["mode"]) == (seed, mode) and row["learning_rate"] in rates
-            }
-            if here:
-                cells = [
-                    f"× {here[text]['perplexity'] / base[seed, text]['perplexity']:.3f}; {here[text]['outside_mass']:.1%}"
-                    for text in texts
-                ]
-                lines.append(_line([str(seed), mode, *cells]))
+    for seed, mode in sorted({key[:2] for key in found}, key=lambda key: (key[0], _ORDER.index(key[1]))):
+        lines.append(_line([str(seed), _NAMES.get(mode, mode), *(found[seed, mode, text] for text in texts)]))
     return "\n".join(lines)
 
 
 def _cost(runs: Sequence[Run]) -> str:
-    """Medians over the runs of a mode: seconds of the processor for a step, and memory above that at the start."""
+    """Medians over the runs of a mode: seconds of the processor for a step."""
     lines = [
-        _line(["mode", "rows kept", "runs", "processor seconds a step", "memory above the start (runs)"]),
-        _line(["---"] * 5),
+        _line(["mode", "rows kept", "runs", "processor seconds a step"]),
+        _line(["---"] * 4),
     ]
     for mode, kept_rows, group in _grouped(runs):
         seconds = [run["training"]["median_step_cpu_seconds"] for run in group]
-        growth = [value for run in group if (value := run["training"]["peak_growth_bytes"]) is not None]
-        memory = f"{_median(growth) / 1e9:.2f} GB ({len(growth)})" if growth else "–"
-        lines.append(_line([mode, kept_rows, str(len(group)), f"{_median(seconds):.2f}", memory]))
+        lines.append(_line([mode, kept_rows, str(len(group)), f"{_median(seconds):.2f}"]))
     return "\n".join(lines)
 
 
