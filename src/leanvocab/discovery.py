@@ -309,6 +309,8 @@ def _check_module(path: str, module: nn.Embedding | nn.Linear) -> None:
     weight = module._parameters.get("weight")
     if weight is None:
         raise ModelError(f"{path}: its weight is computed (parametrized), and has no rows to take; remove that first")
+    if hasattr(weight, "full_tensor"):  # a DTensor
+        raise ModelError(f"{path}: its weight is sharded over processes; shrink the model before sharding it (FSDP)")
     if not weight.is_floating_point() or weight.ndim != 2:
         raise ModelError(
             f"{path}: its weight is {weight.dtype} of shape {tuple(weight.shape)}, expected rows of a floating dtype; "

@@ -188,6 +188,15 @@ def test_a_module_that_scores_nothing_has_no_output_mode() -> None:
         shrink_(nn.Sequential(nn.Embedding(FULL_SIZE, 4)), lm_vocabulary(), output="frozen", embedding="0")
 
 
+def test_a_sharded_matrix_is_refused_with_the_order_that_works() -> None:
+    model = small_lm("llama-tied")
+    model.lm_head.weight.full_tensor = lambda: None  # as sharded tensors have
+    with pytest.raises(
+        ModelError, match=r"model.embed_tokens: its weight is sharded .* shrink the model before sharding"
+    ):
+        shrink_(model, lm_vocabulary())
+
+
 def test_an_optimizer_that_exists_is_handed_over_with_its_states() -> None:
     full, lean = small_lm("llama-tied"), small_lm("llama-tied")
     optimizers = [torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0) for model in (full, lean)]
