@@ -13,10 +13,10 @@ from small_text import rows, save_pretrained, write
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
 LANGUAGE_MODELS = {  # tied, as published ones are
-    "causal_lm": "gpt2", "masked_lm": "bert", "seq2seq_lm": "t5", "trl_dpo": "gpt2", "trl_sft": "gpt2",
+    "causal_lm": "gpt2", "masked_lm": "bert", "qlora": "llama", "seq2seq_lm": "t5", "trl_dpo": "gpt2", "trl_sft": "gpt2",
 }  # fmt: skip
 PACKAGES = {"lora": "peft", "ray_counting": "ray", "sentence_embeddings": "sentence_transformers"}
-PACKAGES |= {"trl_dpo": "trl", "trl_sft": "trl"}
+PACKAGES |= {"qlora": "bitsandbytes", "trl_dpo": "trl", "trl_sft": "trl"}
 
 
 def table_for(example: str) -> list[dict[str, Any]]:
