@@ -1,20 +1,44 @@
-"""The door to peft: the trained rows as an adapter of its trainable-tokens kind, which other tools load too."""
+"""The door to peft: LoRA on a shrunk model, and the trained rows as an adapter of peft's trainable-tokens kind."""
 
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from leanvocab.checkpoint import written_whole
 from leanvocab.delta import find_base, write_delta
 from leanvocab.errors import MissingExtraError, ModelError
+from leanvocab.extras import require
 from leanvocab.layout import read_delta
 from leanvocab.output import RemapLinear
 from leanvocab.partial_module import PartialModule
 from leanvocab.tensorfiles import read_tensor
 
+_KINDS = {"causal-lm": "CAUSAL_LM", "seq2seq-lm": "SEQ_2_SEQ_LM", "masked-lm": "FEATURE_EXTRACTION"}
 _WEIGHTS = "adapter_model.safetensors"
+
+
+def add_lora(model: nn.Module, task: str, rank: int, *, few_bits: bool = False) -> Any:
+    """A model with LoRA on all linear layers but its output's; a new classification head trains beside it and is saved with it.
+
+    Raises `MissingExtraError` where peft is not installed, and `ModelError` where peft finds no layer that it can adapt.
+    """
+    peft = require("peft", extra="peft")
+    if few_bits:  # after the model was shrunk: it casts vocabulary matrices to fp32
+        model = peft.prepare_model_for_kbit_training(model)
+    config = peft.LoraConfig(
+        task_type=_KINDS.get(task, "SEQ_CLS"),
+        r=rank,
+        lora_alpha=2 * rank,
+        lora_dropout=0.05,
+        target_modules="all-linear",
+    )
+    try:
+        return peft.get_peft_model(model, config)
+    except ValueError as error:
+        raise ModelError(f"peft cannot put LoRA on {type(model).__name__}: {error}") from error
 
 
 def export_trainable_tokens(

@@ -20,6 +20,7 @@ import transformers
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
+from leanvocab.adapters import add_lora
 from leanvocab.checkpoint import save_full
 from leanvocab.collators import EpochCallback, MaskingCollator, choose_collator, mask_to_validate
 from leanvocab.counts import count_tokens
@@ -45,6 +46,11 @@ CHECKPOINTS_FOLDER = "checkpoints"
 RESTRICTED_NOTE = (
     "The output layer was restricted: the softmax knew the kept rows alone, which is another objective than that of the full "
     "model; loss and perplexity are over these rows too, and compare with no other mode's."
+)
+
+ADAPTER_NOTE = (
+    "LoRA was trained, and the adapter alone was saved: it loads on the pretrained model, with the whole vocabulary "
+    "(PeftModel.from_pretrained), where leanvocab is not installed."
 )
 
 
@@ -118,7 +124,7 @@ def finetune(
     with _timed(seconds, "tokenizing"):
         encoded, notes = _encode(splits, task, pretrained.tokenizer, settings)
     transformers.set_seed(settings.seed)  # the new head is the same with and without the full vocabulary
-    network, loading_notes = pretrained.load(task)
+    network, loading_notes = pretrained.load(task, few_bits=settings.qlora)
     if settings.task == CAUSAL_LM:
         check_causal(network)
     if isinstance(task, LanguageTask) and settings.packing and task.source != "text":
@@ -135,11 +141,15 @@ def finetune(
         if not settings.full_vocabulary:
             assert vocabulary is not None
             layer: dict[str, Any] = {"output": settings.output, "frozen_rows": settings.frozen_rows}
-            memory = estimate_memory(network, vocabulary, precision="mixed" if settings.bf16 else None, **layer)
+            if not settings.uses_lora:  # an estimate is of training all weights
+                memory = estimate_memory(network, vocabulary, precision="mixed" if settings.bf16 else None, **layer)
             with _timed(seconds, "shrinking"):
-                decays = settings.weight_decay > 0
+                decays = settings.weight_decay > 0 and not settings.uses_lora
                 undone_at_the_end.enter_context(shrunk(network, vocabulary, decay_unused_rows=decays, **layer))
             output = status(network).output if settings.is_language_model else None
+        if settings.uses_lora:
+            network = add_lora(network, settings.task or "", settings.lora_rank, few_bits=settings.qlora)
+            notes = (*notes, ADAPTER_NOTE)
         trainer = _make_trainer(network, encoded, task, pretrained.tokenizer, collator, output_dir, settings, progress)
         with _timed(seconds, "training"):
             trainer.train(resume_from_checkpoint=last_checkpoint)
@@ -157,7 +167,9 @@ def finetune(
             scores=scores,
             notes=(*pretrained.notes, *loading_notes, *notes, *([RESTRICTED_NOTE] if output == "restricted" else [])),
         )
-        _save(network, pretrained.tokenizer, result)  # full while shrunk
+        if trainer.is_world_process_zero():
+            _save(network, pretrained.tokenizer, result)  # full while shrunk
+        trainer.accelerator.wait_for_everyone()
     return result
 
 
@@ -296,7 +308,7 @@ def _held(network: Any, optimizer: Any) -> dict[str, int]:
     parameters = list(network.parameters())
     states = [value for state in optimizer.state.values() for value in state.values()]
     return {
-        "num_parameters": sum(parameter.numel() for parameter in parameters),
+        "num_parameters": sum(p.numel() for p in parameters if p.requires_grad or not hasattr(network, "peft_config")),
         "weights_bytes": sum(parameter.nbytes for parameter in parameters),
         "gradients_bytes": sum(parameter.nbytes for parameter in parameters if parameter.requires_grad),
         "optimizer_bytes": sum(state.nbytes for state in states if isinstance(state, torch.Tensor)),
@@ -304,7 +316,10 @@ def _held(network: Any, optimizer: Any) -> dict[str, int]:
 
 
 def _save(network: Any, tokenizer: Any, result: FineTuneResult) -> None:
-    save_full(network, result.output_dir)
+    if hasattr(network, "peft_config"):
+        network.save_pretrained(result.output_dir)
+    else:
+        save_full(network, result.output_dir)
     tokenizer.save_pretrained(result.output_dir)
     if result.vocabulary is not None:
         result.vocabulary.save(result.output_dir / VOCABULARY_FILE)

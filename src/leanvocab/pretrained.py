@@ -1,5 +1,6 @@
 """A name or folder → config, tokenizer and model, made ready for a task; what cannot work is an error at once."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    BitsAndBytesConfig,
 )
 
 from leanvocab.errors import ModelError, SettingsError
+from leanvocab.extras import require
 from leanvocab.language import LanguageTask
 from leanvocab.settings import CAUSAL_LM, MASKED_LM, SEQ2SEQ_LM, FineTuneSettings
 from leanvocab.task import Task
@@ -43,8 +46,8 @@ class Pretrained:
     tokenizer: Any
     notes: tuple[str, ...]
 
-    def load(self, task: Task | LanguageTask) -> tuple[Any, tuple[str, ...]]:
-        """The model in fp32, on CPU, with a head for the task, and what a user should know about it.
+    def load(self, task: Task | LanguageTask, *, few_bits: bool = False) -> tuple[Any, tuple[str, ...]]:
+        """The model in fp32, on CPU (with `few_bits` in 4 bits), with a head for the task, and what a user should know of it.
 
         A classification head is new where the checkpoint has none of that size. A language model's is the checkpoint's own;
         weights of it that are not there start anew, and are named.
@@ -60,7 +63,7 @@ class Pretrained:
             network, said = auto_class.from_pretrained(
                 self.name,
                 config=self.config,
-                dtype=torch.float32,
+                **(_in_four_bits() if few_bits else {"dtype": torch.float32}),
                 ignore_mismatched_sizes=not is_language_model,
                 output_loading_info=True,
             )
@@ -68,6 +71,19 @@ class Pretrained:
             raise ModelError(f"the model {self.name!r} cannot be loaded: {_first_line(error)}") from error
         new = sorted(said["missing_keys"]) if is_language_model else []
         return network, tuple(f"The checkpoint has no {name}; it starts anew." for name in new)
+
+
+def _in_four_bits() -> dict[str, Any]:
+    """How to load a model for QLoRA: 4 bits (nf4, scales quantized too), computing in bf16, on the device that trains."""
+    require("bitsandbytes", extra="quantization")
+    bits = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    place = {"": int(os.environ.get("LOCAL_RANK", "0"))} if torch.cuda.is_available() else "cpu"
+    return {"quantization_config": bits, "dtype": torch.bfloat16, "device_map": place}
 
 
 def find_pretrained(name: str | Path, settings: FineTuneSettings) -> Pretrained:

@@ -35,6 +35,8 @@ DEFAULTS = {
 }
 # Table 8: "2e-5 (7.5e-6 for XLM models)". XLM-R and XLM-V are both of the model type xlm-roberta.
 LEARNING_RATE_XLM = 7.5e-6
+# What the QLoRA paper takes for models of up to 13B, and PEFT's and TRL's recipes for LoRA.
+LEARNING_RATE_LORA = 2e-4
 # transformers' page on T5: with AdamW "typically, 1e-4 and 3e-4 work well".
 LEARNING_RATE_T5 = 1e-4
 _T5_TYPES = ("t5", "mt5", "umt5", "longt5", "switch_transformers")
@@ -132,7 +134,7 @@ class FineTuneSettings:
         float | None,
         About(
             "Peak learning rate. By default 2e-5, and 7.5e-6 for XLM models; for seq2seq-lm and masked-lm 5e-5, and 1e-4 "
-            "for T5 models.",
+            "for T5 models; with LoRA 2e-4.",
             "Training",
         ),
     ] = None
@@ -155,6 +157,13 @@ class FineTuneSettings:
     bf16: Annotated[bool, About("Compute in bfloat16 where it is safe (autocast); weights stay fp32.", "Training")] = (
         False
     )
+    lora: Annotated[
+        bool, About("Train LoRA adapters on all linear layers, and save the adapter alone (extra: peft).", "Training")
+    ] = False
+    qlora: Annotated[
+        bool, About("LoRA on a model that is loaded in 4 bits (extras: peft, quantization).", "Training")
+    ] = False
+    lora_rank: Annotated[int, About("Rank of the adapters; their alpha is twice it.", "Training")] = 16
     gradient_checkpointing: Annotated[bool, About("Recompute activations: less memory, slower.", "Training")] = False
     cpu: Annotated[bool, About("Train on the CPU, even where there is an accelerator.", "Training")] = False
     seed: Annotated[int, About("Seed of the new layers, the order of the data and dropout.", "Training")] = 42
@@ -218,10 +227,17 @@ class FineTuneSettings:
         """Whether the task has an output layer over the vocabulary."""
         return self.task in LANGUAGE_TASKS
 
+    @property
+    def uses_lora(self) -> bool:
+        """Whether adapters are trained, in place of the model's own weights."""
+        return self.lora or self.qlora
+
     def learning_rate_for(self, model_type: str) -> float:
         """The peak learning rate for a model type; by default the paper's (Table 8), and that of `DEFAULTS` beyond it."""
         if self.learning_rate is not None:
             return self.learning_rate
+        if self.uses_lora:
+            return LEARNING_RATE_LORA
         if not self.is_language_model and model_type.startswith("xlm"):
             return LEARNING_RATE_XLM
         if self.task == SEQ2SEQ_LM and model_type in _T5_TYPES:
@@ -264,7 +280,7 @@ class FineTuneSettings:
 _POSITIVE = (
     "max_train_samples", "max_eval_samples", "max_length", "epochs", "max_steps", "batch_size",
     "gradient_accumulation_steps", "learning_rate", "adam_epsilon", "eval_steps", "eval_batch_size", "save_steps",
-    "save_total_limit", "logging_steps", "max_target_length", "masked_ratio",
+    "save_total_limit", "logging_steps", "lora_rank", "max_target_length", "masked_ratio",
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "warmup", "weight_decay", "adam_beta1", "adam_beta2", "max_grad_norm", "seed",

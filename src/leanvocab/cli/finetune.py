@@ -68,7 +68,11 @@ def _summary(result: "FineTuneResult") -> "list[Table | str]":
     table = Table(title=str(result.output_dir), show_header=False)
     table.add_column()
     table.add_column(justify="right")
-    if result.vocabulary is None or result.memory is None:
+    if result.vocabulary is not None and result.memory is None:
+        kept, full = len(result.vocabulary), result.vocabulary.full_size
+        table.add_row("vocabulary used", f"{kept:,} of {full:,} rows ({kept / full:.1%})")
+        table.add_row("parameters trained", f"{result.num_parameters:,}, of an adapter")
+    elif result.vocabulary is None or result.memory is None:
         table.add_row("vocabulary", "full")
         table.add_row("parameters trained", f"{result.num_parameters:,}")
     else:

@@ -1,0 +1,58 @@
+"""`leanvocab finetune --lora` and `--qlora`: the adapter of an ordinary run, which loads on the whole pretrained model."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_language import pairs, save_language_model
+from small_text import rows, save_pretrained, write
+
+pytest.importorskip("peft")
+
+
+def run(folder: Path, name: str, *options: str, launcher: tuple[str, ...] = ("-m",)) -> dict[str, Any]:
+    command = [sys.executable, *launcher, "leanvocab", "finetune", str(folder / "model"), str(folder / "data.csv")]
+    command += ["-o", str(folder / name), "--max-steps", "4", "--logging-steps", "1", "--max-length", "32", "--cpu"]
+    command += ["--dropout", "-1", "--save-strategy", "no", "--json", *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    result: dict[str, Any] = json.loads((folder / name / "finetune.json").read_text())
+    return result
+
+
+def test_the_adapter_and_the_losses_are_those_of_a_run_with_the_full_vocabulary(tmp_path: Path) -> None:
+    save_pretrained(tmp_path / "model")
+    write(tmp_path / "data.csv", rows())
+    shrunk = run(tmp_path, "shrunk", "--lora")
+    full = run(tmp_path, "full", "--lora", "--full-vocabulary")
+    assert shrunk["losses"] == full["losses"]
+    assert shrunk["weights_bytes"] < full["weights_bytes"]
+    assert shrunk["num_parameters"] == full["num_parameters"]
+    adapter = "adapter_model.safetensors"
+    assert (tmp_path / "shrunk" / adapter).read_bytes() == (tmp_path / "full" / adapter).read_bytes()
+    assert not (tmp_path / "shrunk" / "model.safetensors").exists()
+
+
+def test_qlora_trains_a_language_model_that_was_loaded_in_four_bits(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    save_language_model(tmp_path / "model", "llama", tied=False, hidden_size=64, intermediate_size=64)
+    write(tmp_path / "data.csv", pairs(24))
+    options = ("--qlora", "--task", "causal-lm", "--output", "full")
+    shrunk = run(tmp_path, "shrunk", *options)
+    full = run(tmp_path, "full", *options[:3], "--full-vocabulary")
+    assert shrunk["losses"] == full["losses"]
+    assert shrunk["weights_bytes"] < full["weights_bytes"]
+
+
+def test_two_processes_of_torchrun_write_one_model(tmp_path: Path) -> None:
+    save_pretrained(tmp_path / "model")
+    write(tmp_path / "data.csv", rows())
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
+    result = run(tmp_path, "two", "--batch-size", "4", launcher=launcher)
+    assert result["num_steps"] == 4
+    assert (tmp_path / "two" / "model.safetensors").exists()
