@@ -222,7 +222,8 @@ def dpo_lora(folder: Path) -> Outcome:
     return pair(folder, "DPO", rows="preference", extra=_lora)
 
 
-@door('KTOTrainer, tied, output="frozen", reference model a deep copy', **_CLOSE, **_SLOW)
+# Its logged means of logits lie near zero, where rounding is a larger part of them.
+@door('KTOTrainer, tied, output="frozen", reference model a deep copy', **_CLOSE | {"within": 5e-3}, **_SLOW)
 def kto_tied(folder: Path) -> Outcome:
     return pair(folder, "KTO", rows="labelled", extra=_reference)
 

@@ -153,4 +153,4 @@ def test_the_loss_holds_at_its_peak_what_was_estimated(mode: str | None, monkeyp
     with record_peak(0.0005) as peak:
         model(input_ids=ids, labels=ids).loss.backward()
     expected = (estimate.full if mode is None else estimate.partial).loss_bytes
-    assert peak.anonymous_growth_bytes == pytest.approx(expected, rel=0.15)
+    assert peak.anonymous_growth_bytes == pytest.approx(expected, rel=0.3)
