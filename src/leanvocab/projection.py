@@ -27,8 +27,8 @@ class Projection(Protocol):
     def num_columns(self) -> int:
         """How many columns there are."""
 
-    def project(self, hidden: Tensor, weight: Tensor) -> Tensor:
-        """Scores [n, columns] of hidden states [n, dim]; `weight` [len(vocabulary), dim] are all kept rows."""
+    def project(self, hidden: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
+        """Scores [n, columns] of hidden states [n, dim], in `out` if given; `weight` [len(vocabulary), dim] are all kept rows."""
 
     def backproject(self, gradient: Tensor, hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients of hidden states [n, dim] and of the kept rows here. Overwrites `gradient` [n, columns]."""
@@ -58,8 +58,8 @@ class KeptRows:
     def num_columns(self) -> int:
         return len(self.token_ids)
 
-    def project(self, hidden: Tensor, weight: Tensor) -> Tensor:
-        return hidden @ weight.t()
+    def project(self, hidden: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
+        return torch.mm(hidden, weight.t(), out=out)
 
     def backproject(self, gradient: Tensor, hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         return gradient @ weight, gradient.t() @ hidden
@@ -92,8 +92,8 @@ class MappedRows:
     def num_columns(self) -> int:
         return len(self.rows)
 
-    def project(self, hidden: Tensor, weight: Tensor) -> Tensor:
-        scores = hidden @ self.rows.t()
+    def project(self, hidden: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
+        scores = torch.mm(hidden, self.rows.t(), out=out)
         return scores.index_copy_(1, self.token_ids, hidden @ weight[self.kept].t())
 
     def backproject(self, gradient: Tensor, hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -129,8 +129,8 @@ class CompactRows:
     def num_columns(self) -> int:
         return len(self.order)
 
-    def project(self, hidden: Tensor, weight: Tensor) -> Tensor:
-        scores = hidden.new_empty(len(hidden), len(self.order))
+    def project(self, hidden: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
+        scores = hidden.new_empty(len(hidden), len(self.order)) if out is None else out
         torch.mm(hidden, weight.t(), out=scores[:, : len(weight)])
         torch.mm(hidden, self.rows.t(), out=scores[:, len(weight) :])
         return scores
