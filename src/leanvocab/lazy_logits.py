@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -60,7 +60,28 @@ _SMOOTHING = (
     '{name}: label smoothing spreads probability over all tokens, and with output="restricted" those outside the vocabulary '
     'have none: the loss would be infinite. Leave label smoothing out, or use output="frozen"'
 )
+_View: TypeAlias = tuple[Callable[..., Tensor], tuple[Any, ...], Mapping[str, Any]]
 _alive: "weakref.WeakValueDictionary[int, LazyLogits]" = weakref.WeakValueDictionary()
+
+
+@dataclass
+class _Memory:
+    """What logits and their views share: where in a full model they would be one memory, so that writing shows in all."""
+
+    first: tuple[Tensor, Origin, Elementwise]  # what the logits that are viewed are made of
+    views: "list[tuple[weakref.ref[LazyLogits], tuple[_View, ...]]]"  # each with how it is taken from the first
+
+    def settle(self, written: "LazyLogits") -> bool:
+        """Makes all that are alive real views of one tensor; False where nobody holds another than `written`."""
+        alive = [(logits, steps) for reference, steps in self.views if (logits := reference()) is not None]
+        if all(logits is written for logits, _ in alive):
+            return False
+        whole = LazyLogits(*self.first).compute()
+        for logits, steps in alive:
+            logits._value, logits._is_changed = whole, True
+            for function, args, kwargs in steps:
+                logits._value = function(logits._value, *args, **kwargs)
+        return True
 
 
 class LazyLogits(torch.Tensor):
@@ -71,6 +92,8 @@ class LazyLogits(torch.Tensor):
     _elementwise: Elementwise
     _value: Tensor | None  # the logits, once somebody has looked at them
     _is_changed: bool  # whether the logits that are there were written to, so that nothing else says what they are
+    _memory: _Memory
+    _taken: tuple[_View, ...]  # how this is taken from the first logits of its memory
 
     @staticmethod
     def __new__(cls, hidden: Tensor, origin: Origin, elementwise: Elementwise) -> "LazyLogits":
@@ -80,6 +103,7 @@ class LazyLogits(torch.Tensor):
         )
         made._hidden, made._origin, made._elementwise = hidden, origin, elementwise
         made._value, made._is_changed = None, False
+        made._share(_Memory((hidden, origin, elementwise), []), ())
         _alive[id(made)] = made
         return made
 
@@ -147,9 +171,30 @@ class LazyLogits(torch.Tensor):
         with torch.set_grad_enabled(self._would_have_graph()):
             return cross_entropy(self._origin.columns, elementwise, flat, self._origin.rows, labels, asked)
 
-    def of(self, hidden: Tensor | None = None, elementwise: Elementwise | None = None) -> "LazyLogits":
-        """Logits of the same origin, of other hidden states or with other operations."""
-        return LazyLogits(self._hidden if hidden is None else hidden, self._origin, elementwise or self._elementwise)
+    def of(self, elementwise: Elementwise | None = None) -> "LazyLogits":
+        """Logits of the same hidden states, with other operations."""
+        return LazyLogits(self._hidden, self._origin, elementwise or self._elementwise)
+
+    def view_of(self, hidden: Tensor, view: _View) -> "LazyLogits":
+        """The same logits in another shape, or some of them: `hidden` are their hidden states."""
+        made = LazyLogits(hidden, self._origin, self._elementwise)
+        made._share(self._memory, (*self._taken, view))
+        return made
+
+    def write(self, elementwise: Elementwise) -> None:
+        """Records an operation that writes over the logits, which nobody else sees."""
+        if elementwise.dtype(self._hidden) != self.dtype:  # what is written over keeps its dtype
+            elementwise = elementwise.cast(self.dtype)
+        self._elementwise, self._value = elementwise, None
+        self._share(_Memory((self._hidden, self._origin, elementwise), []), ())
+
+    def settle(self) -> bool:
+        """Computes the logits and their views where some are about to be written to; whether others are held."""
+        return self._memory.settle(self)
+
+    def _share(self, memory: _Memory, taken: tuple[_View, ...]) -> None:
+        self._memory, self._taken = memory, taken
+        memory.views.append((weakref.ref(self), taken))
 
     def _shape(self) -> tuple[int, ...]:
         return (*self._hidden.shape[:-1], self._elementwise.full_size)
@@ -183,7 +228,7 @@ def _lazily(logits: LazyLogits, func: Any, args: tuple[Any, ...], kwargs: Mappin
         )
     if args and args[0] is logits and name in _RESHAPING:
         hidden = _RESHAPING[name](logits, args[1:], kwargs)
-        return None if hidden is None else logits.of(hidden=hidden)
+        return None if hidden is None else logits.view_of(hidden, (func, args[1:], kwargs))
     if name == "to" and _is_here(logits, args[1:], kwargs):
         return logits
     if casting(name) is not None and len(args) == 1 and not kwargs:
@@ -192,7 +237,9 @@ def _lazily(logits: LazyLogits, func: Any, args: tuple[Any, ...], kwargs: Mappin
     if elementwise is None:
         return None
     if _is_in_place(name):  # what was recorded computes the same, and the tensor is the same object
-        logits._elementwise, logits._value = elementwise, None
+        if logits.settle():
+            return None
+        logits.write(elementwise)
         return logits
     return logits.of(elementwise=elementwise)
 
@@ -310,9 +357,11 @@ def _at_once(logits: LazyLogits | None, func: Any, args: tuple[Any, ...], kwargs
     if name == "log_softmax" and logits is not None:
         _refuse_smoothing(logits)
     writes = args and args[0] is logits and (_is_in_place(name) or name in _WRITING)
+    if writes and logits is not None and not logits._is_changed:
+        logits.settle()
     result = func(*tree_map(computed, args), **tree_map(computed, dict(kwargs)))
     if writes and logits is not None:
-        logits._value, logits._is_changed = logits._value, True
+        logits._is_changed = True
         return logits if result is logits._value else result
     return result
 

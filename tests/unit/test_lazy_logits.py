@@ -165,6 +165,53 @@ def test_writing_to_the_logits_changes_what_the_loss_sees() -> None:
     torch.testing.assert_close(lean_gradient, gradient)
 
 
+def _views_first(logits: Tensor) -> Tensor:
+    flat, shifted = logits.view(-1, FULL_SIZE), logits[:, :-1]
+    logits *= 2
+    return torch.cat([flat, shifted.reshape(-1, FULL_SIZE), logits.view(-1, FULL_SIZE)])
+
+
+def _base_after(logits: Tensor) -> Tensor:
+    logits.view(-1, FULL_SIZE)[3:5].div_(3)
+    return logits.flatten(0, 1)
+
+
+def _siblings(logits: Tensor) -> Tensor:
+    first, second = logits.view(-1, FULL_SIZE), logits.reshape(18, FULL_SIZE)
+    del logits
+    first[2, 7] = 5.0
+    return second * first
+
+
+@pytest.mark.parametrize("function", [_views_first, _base_after, _siblings])
+def test_writing_shows_in_every_view_as_it_does_in_a_tensor(function: Callable[[Tensor], Any]) -> None:
+    full, lean = heads()
+    (expected, gradient), (found, lean_gradient) = results(full, function), results(lean, function)
+    torch.testing.assert_close(found.detach().clone(), expected.detach(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(lean_gradient, gradient, rtol=1e-4, atol=1e-5)
+
+
+def test_writing_where_nobody_else_looks_makes_no_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, lean = heads()
+    monkeypatch.setattr(LazyLogits, "compute", None)
+    logits = lean(hidden_states(2, 9))[:, :-1]
+    logits /= 2
+    logits = logits.reshape(-1, FULL_SIZE)
+    logits += torch.ones(FULL_SIZE, dtype=torch.float64)
+    assert logits.dtype == torch.float32
+    assert F.cross_entropy(logits, torch.arange(16)).dtype == torch.float32
+
+
+def test_what_is_written_over_keeps_its_dtype() -> None:
+    losses = []
+    for model in heads():
+        logits = model.bfloat16()(hidden_states(2, 9).bfloat16()).view(-1, FULL_SIZE)
+        logits += torch.arange(FULL_SIZE)
+        losses.append(F.cross_entropy(logits, torch.arange(18)))
+    assert losses[0].dtype == losses[1].dtype == torch.bfloat16
+    torch.testing.assert_close(*losses, rtol=2e-2, atol=1e-2)
+
+
 def test_what_asks_about_the_logits_does_not_make_them(monkeypatch: pytest.MonkeyPatch) -> None:
     _, lean = heads()
     monkeypatch.setattr(LazyLogits, "compute", None)
