@@ -24,8 +24,8 @@ IGNORE_INDEX = -100
 """The label that losses ignore; it is no token id and is never counted."""
 
 _LARGEST_GUESSED_SIZE = 1 << 24  # without full_size, a larger id is taken for a mistake: counts alone would take 128 MB
-_SMALLEST_BLOCK, _LARGEST_BLOCK = 1 << 18, 1 << 20  # ids counted at once: 2 to 8 MB
-_IDS_WORTH_A_THREAD = 1 << 23
+_SMALLEST_BLOCK, _LARGEST_BLOCK = 1 << 19, 1 << 20  # ids counted at once: 4 to 8 MB
+_IDS_WORTH_A_THREAD = 1 << 22
 _MOST_THREADS, _BYTES_FOR_THREADS = 4, 56 << 20  # by default
 _SECONDS_BEFORE_PROGRESS = 2.0
 
@@ -44,7 +44,7 @@ class TokenCounts:
     columns: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        counts = np.array(self.counts)
+        counts = self.counts if _is_frozen(self.counts) else np.array(self.counts)
         if counts.ndim != 1 or (counts.dtype.kind not in "iu" and counts.size):
             raise DataError(f"expected counts as a 1-D array of integers, got {counts.dtype} of shape {counts.shape}")
         if counts.size and counts.min() < 0:
@@ -158,6 +158,11 @@ def _count_ray_dataset(
     return TokenCounts(total, full_size, tuple(named))
 
 
+def _is_frozen(counts: Any) -> bool:
+    """Whether nobody can write to an array any more, so that it need not be copied (half of a small count's time)."""
+    return isinstance(counts, np.ndarray) and counts.base is None and not counts.flags.writeable
+
+
 class _BadIdError(Exception):
     """An id that cannot be counted, and in which piece: `_count` makes a DataError of the first."""
 
@@ -205,6 +210,8 @@ class _Tally:
         del self._pieces[:-1]  # the last one may still be under way
 
     def result(self) -> TokenCounts:
+        """All counts; the tally is not to be added to any more."""
+        self._counts.flags.writeable = False
         return TokenCounts(self._counts, self._full_size)
 
     def _block_size(self) -> int:
@@ -354,8 +361,8 @@ def _num_threads(num_workers: int | None, sources: list[Source], full_size: int 
         return num_workers
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # Each holds its counts, those of a block, the block, and what it takes together.
-    size = _LARGEST_BLOCK if full_size is None else max(full_size, _SMALLEST_BLOCK)
-    affordable = _BYTES_FOR_THREADS // (24 * size + (4 << 20))
+    size = _LARGEST_BLOCK if full_size is None else full_size
+    affordable = _BYTES_FOR_THREADS // (16 * size + 8 * max(size, _SMALLEST_BLOCK) + (4 << 20))
     return max(1, min(_MOST_THREADS, processors, affordable, num_ids // _IDS_WORTH_A_THREAD))
 
 
