@@ -16,11 +16,12 @@ from small_lm import (
     reference,
     small_lm,
 )
-from torch import nn
+from torch import Tensor, nn
 
 from leanvocab import output_loss
 from leanvocab.lazy_logits import LazyLogits
 from leanvocab.model import merge_, shrink_, status
+from leanvocab.projection import FrozenRows
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*which is another objective:leanvocab.errors.LeanVocabWarning"),
@@ -40,6 +41,14 @@ def _few_tokens_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_frozen_training_is_full_training_with_the_other_rows_gradients_masked(name: str, frozen_rows: str) -> None:
     check_twenty_steps(name, "frozen", frozen_rows=frozen_rows)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_frozen_rows_without_the_kept_ones_as_other_devices_hold_them_train_the_same(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FrozenRows, "_mapped", FrozenRows._compact)
+    check_twenty_steps(name, "frozen")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -80,22 +89,35 @@ def assert_unused_rows_are_the_bases(lean: nn.Module, base: nn.Module, vocabular
 
 @pytest.mark.parametrize("output", ["frozen", "restricted"])
 @pytest.mark.parametrize("name", NAMES)
-def test_in_bfloat16_the_lean_model_is_as_near_to_the_truth_as_the_full_one(name: str, output: Any) -> None:
+def test_in_bfloat16_the_lean_model_is_as_near_to_the_truth_as_the_full_one_over_20_steps(
+    name: str, output: Any
+) -> None:
+    """At the lean model's weights of each step: its gradients, the full model's in bf16, and the true ones in fp32."""
     vocabulary = lm_vocabulary()
     base = small_lm(name).to(torch.bfloat16)
     truth, full, lean = (reference(base, output, vocabulary) for _ in range(3))
     truth, lean = truth.float(), shrink_(copy.deepcopy(base), vocabulary, output=output)
-    for model in (truth, full, lean):
-        model(**lm_batch()).loss.backward()
-    exact = gradients(truth, vocabulary)
-    errors = {
-        which: {key: float((value.float() - exact[key]).norm()) for key, value in gradients(model, vocabulary).items()}
-        for which, model in (("full", full), ("lean", lean))
-    }
-    largest = max(float(value.norm()) for value in exact.values())
-    for key, value in exact.items():
-        allowed = 1.5 * errors["full"][key] + 2**-9 * max(float(value.norm()), 0.01 * largest)
-        assert errors["lean"][key] <= allowed, key
+    optimizer = torch.optim.SGD(lean.parameters(), lr=0.01, momentum=0.9)
+    steps = []
+    for step in range(20):
+        for model in (truth, full, lean):
+            model.zero_grad()
+            model(**lm_batch(step)).loss.backward()
+        steps.append([gradients(model, vocabulary) for model in (truth, full, lean)])
+        optimizer.step()
+        for model in (truth, full):
+            model.load_state_dict(lean.state_dict())
+    largest = max(float(value.norm()) for truth, _, _ in steps for value in truth.values())
+    for key in steps[0][0]:
+        norm, of_full, of_lean = (
+            torch.tensor(each).norm() for each in zip(*(errors(key, *step) for step in steps), strict=True)
+        )
+        assert of_lean <= 1.5 * of_full + 2**-9 * max(norm, 0.01 * largest), key
+
+
+def errors(key: str, truth: dict[str, Tensor], *found: dict[str, Tensor]) -> tuple[float, ...]:
+    """The norm of a true gradient, and of how far others are from it."""
+    return float(truth[key].norm()), *(float((each[key].float() - truth[key]).norm()) for each in found)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -111,8 +133,12 @@ def test_no_training_step_makes_the_full_logits(name: str, monkeypatch: pytest.M
         lean(**inputs).loss.backward()
 
 
+@pytest.mark.parametrize("held", ["mapped", "compact"])
 @pytest.mark.parametrize("name", NAMES)
-def test_evaluation_gives_the_full_models_logits_in_its_own_order(name: str) -> None:
+def test_evaluation_gives_the_full_models_logits_in_its_own_order(
+    name: str, held: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FrozenRows, "_mapped", getattr(FrozenRows, f"_{held}"))
     full = small_lm(name).eval()
     lean = shrink_(copy.deepcopy(full), lm_vocabulary(), output="frozen").eval()
     inputs = lm_batch()
