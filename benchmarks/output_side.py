@@ -327,11 +327,13 @@ def bars(found: dict[str, Any], case: str, barred: bool) -> Iterator[Figure]:
     """Frozen and restricted against the full model's fastest loss, and how far the frozen loss is from the plain one."""
     losses = {who: [[loss for loss, _ in one] for one in both] for who, both in found["pairs"].items()}
     full = [who for who in losses if not who.startswith(OURS)]
-    fastest = min(full, key=lambda who: statistics.median(losses[who][1]))
-    ratio = statistics.median(ours / its for ours, its in zip(*losses[fastest], strict=True))
-    yield Figure(f"frozen / the fastest full loss ({fastest}), {case}", ratio, "×", 0.85 if barred else None)
-    share = statistics.median(mine / frozen for frozen, mine in zip(*losses[RESTRICTED], strict=True))
-    yield Figure(f"restricted / the fastest full loss, {case}", share * ratio, "×", 0.05 if barred else None)
+    if full:  # none where all were late
+        fastest = min(full, key=lambda who: statistics.median(losses[who][1]))
+        ratio = statistics.median(ours / its for ours, its in zip(*losses[fastest], strict=True))
+        yield Figure(f"frozen / the fastest full loss ({fastest}), {case}", ratio, "×", 0.85 if barred else None)
+    if full and RESTRICTED in losses:
+        share = statistics.median(mine / frozen for frozen, mine in zip(*losses[RESTRICTED], strict=True))
+        yield Figure(f"restricted / the fastest full loss, {case}", share * ratio, "×", 0.05 if barred else None)
     if PLAIN in found["values"]:
         plain, ours = found["values"][PLAIN], found["values"][FROZEN]
         yield Figure(f"frozen loss − plain loss, relative, {case}", abs(ours - plain) / plain, "", 1e-3)

@@ -117,19 +117,14 @@ def finetune(
     last_checkpoint = _check_output_dir(output_dir, Path(model), settings)
     pretrained = find_pretrained(model, settings)
     splits = select_samples(load_splits(data, settings.config_name), settings)
-    task = find_language_task(splits, settings) if settings.is_language_model else find_task(splits, settings)
-    if settings.best and task.eval_split is None:
-        raise SettingsError("best needs a validation split: name one (eval_split), or hold one out (validation_ratio)")
+    task = _find_task(splits, settings)
     seconds: dict[str, float] = {}
     with _timed(seconds, "tokenizing"):
         encoded, notes = _encode(splits, task, pretrained.tokenizer, settings)
     transformers.set_seed(settings.seed)  # the new head is the same with and without the full vocabulary
     network, loading_notes = pretrained.load(task, few_bits=settings.qlora)
-    if settings.task == CAUSAL_LM:
-        check_causal(network)
-    if isinstance(task, LanguageTask) and settings.packing and task.source != "text":
-        check_packed_examples_are_apart(network)
-    vocabulary = memory = output = None
+    _check_network(network, task, settings)
+    vocabulary = None
     if not settings.full_vocabulary or settings.task == MASKED_LM:  # random words come from the kept ids in any case
         with _timed(seconds, "counting"):
             counts = count_tokens(encoded, task.token_columns)
@@ -137,9 +132,65 @@ def finetune(
     collator = choose_collator(task, network, pretrained.tokenizer, vocabulary, settings)
     if isinstance(collator, MaskingCollator) and task.eval_split:
         encoded[task.eval_split] = mask_to_validate(encoded[task.eval_split], collator)
+    with _prepared(network, None if settings.full_vocabulary else vocabulary, settings, seconds) as prepared:
+        network = prepared.network
+        trainer = _make_trainer(network, encoded, task, pretrained.tokenizer, collator, output_dir, settings, progress)
+        with _timed(seconds, "training"):
+            trainer.train(resume_from_checkpoint=last_checkpoint)
+        scores = _scores(trainer.evaluate()) if task.eval_split else {}
+        result = FineTuneResult(
+            output_dir=output_dir,
+            task=task,
+            output=prepared.output,
+            vocabulary=None if settings.full_vocabulary else vocabulary,
+            memory=prepared.memory,
+            **_held(network, trainer.optimizer),
+            num_steps=trainer.state.global_step,
+            seconds=seconds,
+            losses=tuple((int(log["step"]), log["loss"]) for log in trainer.state.log_history if "loss" in log),
+            scores=scores,
+            notes=(*pretrained.notes, *loading_notes, *notes, *prepared.notes),
+        )
+        if trainer.is_world_process_zero():
+            _save(network, pretrained.tokenizer, result)  # full while shrunk
+        trainer.accelerator.wait_for_everyone()
+    return result
+
+
+def _find_task(splits: Any, settings: FineTuneSettings) -> Task | LanguageTask:
+    task = find_language_task(splits, settings) if settings.is_language_model else find_task(splits, settings)
+    if settings.best and task.eval_split is None:
+        raise SettingsError("best needs a validation split: name one (eval_split), or hold one out (validation_ratio)")
+    return task
+
+
+def _check_network(network: Any, task: Task | LanguageTask, settings: FineTuneSettings) -> None:
+    """What only the model itself shows: before it trains for hours on a task that it cannot do."""
+    if settings.task == CAUSAL_LM:
+        check_causal(network)
+    if isinstance(task, LanguageTask) and settings.packing and task.source != "text":
+        check_packed_examples_are_apart(network)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A model that is ready to train, and what was done to it; the fields are those of the result."""
+
+    network: Any
+    output: str | None
+    memory: MemoryEstimate | None
+    notes: tuple[str, ...]
+
+
+@contextmanager
+def _prepared(
+    network: Any, vocabulary: PartialVocabulary | None, settings: FineTuneSettings, seconds: dict[str, float]
+) -> Iterator[_Prepared]:
+    """The model with a partial vocabulary (None: the full one) until the end of the block, and with an adapter if asked for."""
+    output = memory = None
+    notes: list[str] = []
     with ExitStack() as undone_at_the_end:
-        if not settings.full_vocabulary:
-            assert vocabulary is not None
+        if vocabulary is not None:
             layer: dict[str, Any] = {"output": settings.output, "frozen_rows": settings.frozen_rows}
             if not settings.uses_lora:  # an estimate is of training all weights
                 memory = estimate_memory(network, vocabulary, precision="mixed" if settings.bf16 else None, **layer)
@@ -149,28 +200,10 @@ def finetune(
             output = status(network).output if settings.is_language_model else None
         if settings.uses_lora:
             network = add_lora(network, settings.task or "", settings.lora_rank, few_bits=settings.qlora)
-            notes = (*notes, ADAPTER_NOTE)
-        trainer = _make_trainer(network, encoded, task, pretrained.tokenizer, collator, output_dir, settings, progress)
-        with _timed(seconds, "training"):
-            trainer.train(resume_from_checkpoint=last_checkpoint)
-        scores = _scores(trainer.evaluate()) if task.eval_split else {}
-        result = FineTuneResult(
-            output_dir=output_dir,
-            task=task,
-            output=output,
-            vocabulary=None if settings.full_vocabulary else vocabulary,
-            memory=memory,
-            **_held(network, trainer.optimizer),
-            num_steps=trainer.state.global_step,
-            seconds=seconds,
-            losses=tuple((int(log["step"]), log["loss"]) for log in trainer.state.log_history if "loss" in log),
-            scores=scores,
-            notes=(*pretrained.notes, *loading_notes, *notes, *([RESTRICTED_NOTE] if output == "restricted" else [])),
-        )
-        if trainer.is_world_process_zero():
-            _save(network, pretrained.tokenizer, result)  # full while shrunk
-        trainer.accelerator.wait_for_everyone()
-    return result
+            notes.append(ADAPTER_NOTE)
+        if output == "restricted":
+            notes.append(RESTRICTED_NOTE)
+        yield _Prepared(network, output, memory, tuple(notes))
 
 
 def _check_output_dir(output_dir: Path, model: Path, settings: FineTuneSettings) -> str | None:
