@@ -192,15 +192,15 @@ def _prepared(
     with ExitStack() as undone_at_the_end:
         if vocabulary is not None:
             layer: dict[str, Any] = {"output": settings.output, "frozen_rows": settings.frozen_rows}
-            if not settings.uses_lora:  # an estimate is of training all weights
-                memory = estimate_memory(network, vocabulary, precision="mixed" if settings.bf16 else None, **layer)
+            layer |= {"decay_unused_rows": settings.weight_decay > 0 and not settings.uses_lora}
             with _timed(seconds, "shrinking"):
-                decays = settings.weight_decay > 0 and not settings.uses_lora
-                undone_at_the_end.enter_context(shrunk(network, vocabulary, decay_unused_rows=decays, **layer))
+                undone_at_the_end.enter_context(shrunk(network, vocabulary, **layer))
             output = status(network).output if settings.is_language_model else None
         if settings.uses_lora:
             network = add_lora(network, settings.task or "", settings.lora_rank, few_bits=settings.qlora)
             notes.append(ADAPTER_NOTE)
+        if vocabulary is not None:
+            memory = estimate_memory(network, precision="mixed" if settings.bf16 else None)
         if output == "restricted":
             notes.append(RESTRICTED_NOTE)
         yield _Prepared(network, output, memory, tuple(notes))

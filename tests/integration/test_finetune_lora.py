@@ -33,6 +33,7 @@ def test_the_adapter_and_the_losses_are_those_of_a_run_with_the_full_vocabulary(
     assert shrunk["losses"] == full["losses"]
     assert shrunk["weights_bytes"] < full["weights_bytes"]
     assert shrunk["num_parameters"] == full["num_parameters"]
+    check_estimate(shrunk, full)
     adapter = "adapter_model.safetensors"
     assert (tmp_path / "shrunk" / adapter).read_bytes() == (tmp_path / "full" / adapter).read_bytes()
     assert not (tmp_path / "shrunk" / "model.safetensors").exists()
@@ -47,6 +48,14 @@ def test_qlora_trains_a_language_model_that_was_loaded_in_four_bits(tmp_path: Pa
     full = run(tmp_path, "full", *options[:3], "--full-vocabulary")
     assert shrunk["losses"] == full["losses"]
     assert shrunk["weights_bytes"] < full["weights_bytes"]
+    check_estimate(shrunk, full)
+
+
+def check_estimate(shrunk: dict[str, Any], full: dict[str, Any]) -> None:
+    """What was estimated is what training held, with and without the whole vocabulary: the adapter alone has states."""
+    for vocabulary, result in (("partial", shrunk), ("full", full)):
+        held = {name: result[name] for name in ("weights_bytes", "gradients_bytes", "optimizer_bytes")}
+        assert {name: shrunk["memory"][vocabulary][name] for name in held} == held
 
 
 def test_two_processes_of_torchrun_write_one_model(tmp_path: Path) -> None:
