@@ -7,16 +7,14 @@ import pytest
 import torch
 from small_lm import (
     NAMES,
-    check_close,
+    check_twenty_steps,
     gradients,
     lm_batch,
     lm_vocabulary,
-    mask_gradients,
-    matrices,
     reference,
     small_lm,
 )
-from torch import Tensor, nn
+from torch import Tensor
 
 from leanvocab import output_loss
 from leanvocab.lazy_logits import LazyLogits
@@ -54,37 +52,6 @@ def test_frozen_rows_without_the_kept_ones_as_other_devices_hold_them_train_the_
 @pytest.mark.parametrize("name", NAMES)
 def test_restricted_training_is_full_training_with_the_other_scores_at_minus_infinity(name: str) -> None:
     check_twenty_steps(name, "restricted")
-
-
-def check_twenty_steps(name: str, output: Any, **options: Any) -> None:
-    vocabulary = lm_vocabulary()
-    base = small_lm(name)
-    full, lean = reference(base, output, vocabulary), copy.deepcopy(base)
-    shrink_(lean, vocabulary, output=output, **options)
-    assert status(lean).output == output
-    steppers = [torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9) for model in (full, lean)]
-    for step in range(20):
-        losses = []
-        for model, optimizer in zip((full, lean), steppers, strict=True):
-            optimizer.zero_grad()
-            loss = model(**lm_batch(step)).loss
-            loss.backward()
-            losses.append(loss.item())
-        mask_gradients(full, vocabulary)
-        assert losses[1] == pytest.approx(losses[0], rel=1e-5)
-        check_close(gradients(lean, vocabulary), gradients(full, vocabulary), 1e-5)
-        for optimizer in steppers:
-            optimizer.step()
-    merge_(lean)
-    check_close(dict(lean.named_parameters()), dict(full.named_parameters()), 1e-5)
-    assert_unused_rows_are_the_bases(lean, base, vocabulary)
-
-
-def assert_unused_rows_are_the_bases(lean: nn.Module, base: nn.Module, vocabulary: Any) -> None:
-    outside = torch.ones(len(matrices(base)[0]), dtype=torch.bool)
-    outside[torch.tensor(vocabulary.token_ids)] = False
-    for first, second in zip(matrices(lean), matrices(base), strict=True):
-        assert torch.equal(first[outside], second[outside])
 
 
 @pytest.mark.parametrize("output", ["frozen", "restricted"])

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 
+from leanvocab.model import merge_, shrink_, status
 from leanvocab.vocabulary import PartialVocabulary
 
 FULL_SIZE = 300
@@ -98,9 +99,9 @@ def restrict(model: Any, vocabulary: PartialVocabulary) -> None:
     barred[torch.tensor(vocabulary.token_ids)] = 0
     if getattr(model.config, "final_logit_softcapping", None):  # which would make −inf finite: after it, then
         loss = model.loss_function
-        model.loss_function = lambda logits, *args, **kwargs: loss(logits + barred.to(logits.dtype), *args, **kwargs)
+        model.loss_function = lambda logits, *args, **kwargs: loss(logits + barred.to(logits), *args, **kwargs)
         return
-    model.get_output_embeddings().register_forward_hook(lambda module, args, logits: logits + barred.to(logits.dtype))
+    model.get_output_embeddings().register_forward_hook(lambda module, args, logits: logits + barred.to(logits))
 
 
 def reference(model: nn.Module, output: str, vocabulary: PartialVocabulary) -> nn.Module:
@@ -129,6 +130,38 @@ def check_close(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance
     for name, value in expected.items():
         error = float((found[name].detach().float() - value.detach().float()).norm())
         assert error <= tolerance * max(float(value.detach().float().norm()), 0.1 * largest), (name, error)
+
+
+def check_twenty_steps(name: str, output: Any, device: str = "cpu", **options: Any) -> None:
+    """Twenty steps of SGD: the losses and gradients of the full model with the other rows' gradients masked."""
+    vocabulary = lm_vocabulary()
+    base = small_lm(name).to(device)
+    full, lean = reference(base, output, vocabulary), copy.deepcopy(base)
+    shrink_(lean, vocabulary, output=output, **options)
+    assert status(lean).output == output
+    steppers = [torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9) for model in (full, lean)]
+    for step in range(20):
+        losses = []
+        for model, optimizer in zip((full, lean), steppers, strict=True):
+            optimizer.zero_grad()
+            loss = model(**{key: value.to(device) for key, value in lm_batch(step).items()}).loss
+            loss.backward()
+            losses.append(loss.item())
+        mask_gradients(full, vocabulary)
+        assert abs(losses[1] - losses[0]) <= 1e-5 * abs(losses[0])
+        check_close(gradients(lean, vocabulary), gradients(full, vocabulary), 1e-5)
+        for optimizer in steppers:
+            optimizer.step()
+    merge_(lean)
+    check_close(dict(lean.named_parameters()), dict(full.named_parameters()), 1e-5)
+    assert_unused_rows_are_the_bases(lean, base, vocabulary)
+
+
+def assert_unused_rows_are_the_bases(lean: nn.Module, base: nn.Module, vocabulary: Any) -> None:
+    outside = torch.ones(len(matrices(base)[0]), dtype=torch.bool)
+    outside[torch.tensor(vocabulary.token_ids)] = False
+    for first, second in zip(matrices(lean), matrices(base), strict=True):
+        assert torch.equal(first[outside], second[outside])
 
 
 def token_loss(logits: Tensor, labels: Tensor, **options: Any) -> Tensor:
