@@ -8,8 +8,9 @@ Counted, for each parameter of the model:
 - autocast copies: in `"mixed"` precision only, the bf16 copies of the layers' weights that live while a batch runs;
 - buffers: what the modules register beside parameters;
 - the map with which a partial table finds its rows;
-- frozen rows: those of a `"frozen"` output layer, without gradients and states, in the dtype in which they are multiplied. On
-  a CPU they are a mapped file, whose pages the kernel can drop; they are counted all the same;
+- frozen rows: those of a `"frozen"` output layer, without gradients and states, in the dtype in which they are multiplied or
+  that of the checkpoint, whichever is narrower. On a CPU they are a mapped file, whose pages the kernel can drop; they are
+  counted all the same;
 - the loss of a language model at its peak, where a number of tokens is given: of logits that are scores alone, without the
   copies that soft-capping keeps for its gradient, and of a chunk as large as on a GPU.
 
@@ -239,6 +240,7 @@ class _Table:
     num_outputs: int
     mode: str | None  # "frozen" or "restricted", where an output layer holds it
     place: str
+    stored: "torch.dtype | None" = None  # of the frozen rows of a model that is shrunk
 
     @property
     def has_frozen_rows(self) -> bool:
@@ -256,7 +258,10 @@ class _Table:
         if not self.has_frozen_rows:
             return 0
         num_values = (self.rows.full_rows - self.rows.partial_rows) * self.weight.shape[1]
-        return num_values * _computed_bytes(self.weight, precision) + 2 * 8 * self.rows.full_rows
+        value_bytes = _computed_bytes(self.weight, precision)
+        if self.stored is not None:  # rows that were cast to a wider dtype are held as they were
+            value_bytes = min(value_bytes, self.stored.itemsize)
+        return num_values * value_bytes + 2 * 8 * self.rows.full_rows
 
 
 @dataclass(frozen=True)
@@ -351,7 +356,8 @@ def _shrunk_tables(shrunk: "list[PartialModule]", vocabulary: Any, output: str |
             )
         num_inputs = sum(isinstance(each, nn.Embedding) for each in holders)
         rows, place = TableRows(table.name, table.full_size, partial_rows), table.frozen_rows_place
-        tables.append(_Table(rows, weight, num_inputs, len(holders) - num_inputs, table.output, place))
+        num_outputs = len(holders) - num_inputs
+        tables.append(_Table(rows, weight, num_inputs, num_outputs, table.output, place, table.store.dtype))
     return tables
 
 

@@ -4,6 +4,7 @@ A projection covers a set of columns (token ids) in an order of its own. Kept ro
 others. None of them ever makes one matrix of the two.
 """
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from leanvocab.table import Table
 
-STREAMED_BYTES = 64 << 20  # one block of frozen rows on its way to a device
+STREAMED_BYTES = 64 << 20  # one block of frozen rows on its way to a device, or to another dtype
 
 
 class Projection(Protocol):
@@ -83,7 +84,7 @@ class MappedRows:
     Nothing is copied, so that the rows may lie in a mapped file; scores of kept rows are computed twice.
     """
 
-    rows: Tensor  # [columns, dim], frozen; those of kept ids are stale
+    rows: Tensor  # [columns, dim], frozen, of any dtype; those of kept ids are stale
     token_ids: Tensor  # of the kept rows here, counted from `start`
     kept: slice
     start: int = 0
@@ -93,13 +94,14 @@ class MappedRows:
         return len(self.rows)
 
     def project(self, hidden: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
-        scores = torch.mm(hidden, self.rows.t(), out=out)
+        scores = hidden.new_empty(len(hidden), len(self.rows)) if out is None else out
+        _multiply(hidden, self.rows, scores)
         return scores.index_copy_(1, self.token_ids, hidden @ weight[self.kept].t())
 
     def backproject(self, gradient: Tensor, hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         of_kept = gradient.index_select(1, self.token_ids)
         gradient.index_fill_(1, self.token_ids, 0)
-        of_hidden = torch.addmm(gradient @ self.rows, of_kept, weight[self.kept])
+        of_hidden = torch.addmm(_multiply_back(gradient, self.rows), of_kept, weight[self.kept])
         return of_hidden, of_kept.t() @ hidden
 
     def columns_of(self, token_ids: Tensor) -> Tensor:
@@ -117,7 +119,7 @@ class MappedRows:
 class CompactRows:
     """Kept rows, then frozen ones in a matrix of their own: no row is held or computed twice."""
 
-    rows: Tensor  # [full_size - len(vocabulary), dim]
+    rows: Tensor  # [full_size - len(vocabulary), dim], of any dtype
     order: Tensor  # [full_size]: the id of each column
     places: Tensor  # [full_size]: the column of each id
 
@@ -132,12 +134,12 @@ class CompactRows:
     def project(self, hidden: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
         scores = hidden.new_empty(len(hidden), len(self.order)) if out is None else out
         torch.mm(hidden, weight.t(), out=scores[:, : len(weight)])
-        torch.mm(hidden, self.rows.t(), out=scores[:, len(weight) :])
+        _multiply(hidden, self.rows, scores[:, len(weight) :])
         return scores
 
     def backproject(self, gradient: Tensor, hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         of_kept, of_frozen = gradient[:, : len(weight)], gradient[:, len(weight) :]
-        return torch.addmm(of_frozen @ self.rows, of_kept, weight), of_kept.t() @ hidden
+        return torch.addmm(_multiply_back(of_frozen, self.rows), of_kept, weight), of_kept.t() @ hidden
 
     def columns_of(self, token_ids: Tensor) -> Tensor:
         return self.places[token_ids]
@@ -149,11 +151,35 @@ class CompactRows:
         return scores.index_select(-1, self.places)
 
 
+def _multiply(hidden: Tensor, rows: Tensor, out: Tensor) -> None:
+    """hidden [n, dim] @ rows [columns, dim].T into `out`; rows of another dtype are cast a block at a time."""
+    for start, block in _blocks_as(rows, hidden.dtype):
+        torch.mm(hidden, block.t(), out=out[:, start : start + len(block)])
+
+
+def _multiply_back(gradient: Tensor, rows: Tensor) -> Tensor:
+    """gradient [n, columns] @ rows [columns, dim]."""
+    products = (gradient[:, start : start + len(block)] @ block for start, block in _blocks_as(rows, gradient.dtype))
+    return functools.reduce(Tensor.add_, products)
+
+
+def _blocks_as(rows: Tensor, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
+    """(first row, rows) in a dtype: all at once where they have it."""
+    step = _rows_in_a_block(rows, dtype) if rows.dtype != dtype else max(1, len(rows))
+    for start in range(0, max(1, len(rows)), step):
+        yield start, rows[start : start + step].to(dtype)
+
+
+def _rows_in_a_block(rows: Tensor, dtype: torch.dtype) -> int:
+    return max(1, STREAMED_BYTES // max(1, rows.shape[1] * dtype.itemsize))
+
+
 class FrozenRows:
-    """The rows of a table that do not train, where and in the dtype in which they are multiplied.
+    """The rows of a table that do not train, where they are multiplied.
 
     On a CPU they are a view of the table's store, which may be a mapped file. On another device they are held there, without
-    the kept ones, or brought there block by block.
+    the kept ones, or brought there block by block; in the dtype of the store or that of the product, whichever is narrower,
+    so that rows of bf16 that are multiplied in fp32 (QLoRA's) take no more room than they did.
     """
 
     def __init__(self, table: Table, device: torch.device, dtype: torch.dtype):
@@ -174,21 +200,26 @@ class FrozenRows:
 
     def blocks(self) -> Iterator[Projection]:
         """All columns, one block after the other."""
-        step = max(1, STREAMED_BYTES // max(1, self._source.shape[1] * self.dtype.itemsize))
+        step = _rows_in_a_block(self._source, self.dtype)
         ids = self.table.token_ids
         for start in range(0, len(self._source), step):
             rows = self._source[start : start + step]
             first, last = (int(place) for place in torch.searchsorted(ids, torch.tensor([start, start + len(rows)])))
             here = (ids[first:last] - start).to(self.device)
-            yield MappedRows(self._brought(rows), here, slice(first, last), start)
+            yield MappedRows(self._brought(rows).to(self.dtype), here, slice(first, last), start)
+
+    @property
+    def _held_dtype(self) -> torch.dtype:
+        return self.dtype if self.dtype.itemsize <= self._source.dtype.itemsize else self._source.dtype
 
     def _brought(self, rows: Tensor) -> Tensor:
-        if self.device.type == "cuda":
-            return rows.pin_memory().to(self.device, self.dtype, non_blocking=True)
-        return rows.to(self.device, self.dtype)
+        rows = rows.to(self._held_dtype)
+        return (
+            rows.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else rows.to(self.device)
+        )
 
     def _mapped(self) -> Projection:
-        return MappedRows(self._source.to(self.dtype), self.table.token_ids, slice(0, self.table.num_rows))
+        return MappedRows(self._source, self.table.token_ids, slice(0, self.table.num_rows))
 
     def _compact(self) -> Projection:
         kept = torch.zeros(self.table.full_size, dtype=torch.bool)
@@ -197,10 +228,10 @@ class FrozenRows:
         order = torch.cat([self.table.token_ids, others])
         places = torch.empty_like(order)
         places[order] = torch.arange(len(order))
-        rows = torch.empty(len(others), self._source.shape[1], device=self.device, dtype=self.dtype)
-        step = max(1, STREAMED_BYTES // max(1, self._source.shape[1] * self._source.element_size()))
+        rows = torch.empty(len(others), self._source.shape[1], device=self.device, dtype=self._held_dtype)
+        step = _rows_in_a_block(self._source, self._source.dtype)
         for start in range(0, len(others), step):
-            rows[start : start + step] = self._source[others[start : start + step]].to(self.device, self.dtype)
+            rows[start : start + step] = self._source[others[start : start + step]].to(self.device, self._held_dtype)
         return CompactRows(rows, order.to(self.device), places.to(self.device))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "FrozenRows":

@@ -1,6 +1,7 @@
 """What is kept of one vocabulary matrix while it is shrunk, beside its partial rows: which rows, and where the others are."""
 
 import functools
+import itertools
 import weakref
 from typing import Any, Literal
 
@@ -69,9 +70,13 @@ class Table:
         return self._cast(self._store.rows(token_ids))
 
     def frozen_rows(self) -> Tensor:
-        """All rows as the base has them, on CPU, mapped; those of kept ids are stale. Not to be written to."""
+        """All rows as the base has them, on CPU, mapped; those of kept ids are stale. Not to be written to.
+
+        Of the dtype that they are stored in, where casting them to `dtype` would lose nothing.
+        """
         self.settle_decay()
-        self._settle_casts()
+        if not self._casts_lose_nothing():
+            self._settle_casts()
         return self._store.private_view()
 
     def full_rows(self, partial: Tensor) -> Tensor:
@@ -100,6 +105,11 @@ class Table:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_last_view": None}
+
+    def _casts_lose_nothing(self) -> bool:
+        """Whether each cast was to a wider dtype, as that of bf16 rows to fp32 by `prepare_model_for_kbit_training`."""
+        dtypes = [self._store.dtype, *self._casts]
+        return all(torch.promote_types(first, then) == then for first, then in itertools.pairwise(dtypes))
 
     def _settle_casts(self) -> None:
         if self._casts:

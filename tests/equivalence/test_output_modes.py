@@ -7,6 +7,7 @@ import pytest
 import torch
 from small_lm import (
     NAMES,
+    check_close,
     check_twenty_steps,
     gradients,
     lm_batch,
@@ -47,6 +48,35 @@ def test_frozen_rows_without_the_kept_ones_as_other_devices_hold_them_train_the_
 ) -> None:
     monkeypatch.setattr(FrozenRows, "_mapped", FrozenRows._compact)
     check_twenty_steps(name, "frozen")
+
+
+@pytest.mark.parametrize("held", ["mapped", "compact", "host"])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_rows_of_bf16_that_are_multiplied_in_fp32_stay_in_bf16(
+    held: str, autocast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `prepare_model_for_kbit_training` leaves them: the model is cast after it was shrunk."""
+    if held == "compact":
+        monkeypatch.setattr(FrozenRows, "_mapped", FrozenRows._compact)
+    base = small_lm("gemma2-softcap").to(torch.bfloat16)
+    full, lean = reference(base, "frozen", lm_vocabulary()).float(), copy.deepcopy(base)
+    place: Any = "host" if held == "host" else "device"
+    lean = shrink_(lean, lm_vocabulary(), output="frozen", frozen_rows=place).float()
+    for model in (full, lean):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            model(**lm_batch()).loss.backward()
+    check_close(gradients(lean, lm_vocabulary()), gradients(full, lm_vocabulary()), 0.02 if autocast else 1e-5)
+    frozen = lean.lm_head._frozen
+    assert (frozen._source if held == "host" else frozen.whole().rows).dtype == torch.bfloat16
+    assert status(lean).tables[0].full_size == len(merge_(lean).lm_head.weight)
+    assert lean.lm_head.weight.dtype == torch.float32
+
+
+def test_rows_of_fp32_are_not_copied_to_be_multiplied_in_bf16() -> None:
+    lean = shrink_(small_lm("llama-tied"), lm_vocabulary(), output="frozen")
+    with torch.autocast("cpu", torch.bfloat16):
+        lean(**lm_batch()).loss.backward()
+    assert lean.lm_head._frozen.whole().rows.dtype == torch.float32
 
 
 @pytest.mark.parametrize("name", NAMES)
