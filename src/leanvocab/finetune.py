@@ -10,7 +10,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from leanvocab.extras import require
 from leanvocab.language import LanguageTask, encode_language, find_language_task
 from leanvocab.memory import MemoryEstimate, estimate_memory
 from leanvocab.metrics import classification_scores, regression_scores, without_prefix
-from leanvocab.model import shrunk, status
+from leanvocab.model import shrink_, status
 from leanvocab.pretrained import find_pretrained
 from leanvocab.probes import check_causal, check_packed_examples_are_apart
 from leanvocab.settings import CAUSAL_LM, MASKED_LM, FineTuneSettings
@@ -132,28 +132,28 @@ def finetune(
     collator = choose_collator(task, network, pretrained.tokenizer, vocabulary, settings)
     if isinstance(collator, MaskingCollator) and task.eval_split:
         encoded[task.eval_split] = mask_to_validate(encoded[task.eval_split], collator)
-    with _prepared(network, None if settings.full_vocabulary else vocabulary, settings, seconds) as prepared:
-        network = prepared.network
-        trainer = _make_trainer(network, encoded, task, pretrained.tokenizer, collator, output_dir, settings, progress)
-        with _timed(seconds, "training"):
-            trainer.train(resume_from_checkpoint=last_checkpoint)
-        scores = _scores(trainer.evaluate()) if task.eval_split else {}
-        result = FineTuneResult(
-            output_dir=output_dir,
-            task=task,
-            output=prepared.output,
-            vocabulary=None if settings.full_vocabulary else vocabulary,
-            memory=prepared.memory,
-            **_held(network, trainer.optimizer),
-            num_steps=trainer.state.global_step,
-            seconds=seconds,
-            losses=tuple((int(log["step"]), log["loss"]) for log in trainer.state.log_history if "loss" in log),
-            scores=scores,
-            notes=(*pretrained.notes, *loading_notes, *notes, *prepared.notes),
-        )
-        if trainer.is_world_process_zero():
-            _save(network, pretrained.tokenizer, result)  # full while shrunk
-        trainer.accelerator.wait_for_everyone()
+    prepared = _prepare(network, None if settings.full_vocabulary else vocabulary, settings, seconds)
+    network = prepared.network
+    trainer = _make_trainer(network, encoded, task, pretrained.tokenizer, collator, output_dir, settings, progress)
+    with _timed(seconds, "training"):
+        trainer.train(resume_from_checkpoint=last_checkpoint)
+    scores = _scores(trainer.evaluate()) if task.eval_split else {}
+    result = FineTuneResult(
+        output_dir=output_dir,
+        task=task,
+        output=prepared.output,
+        vocabulary=None if settings.full_vocabulary else vocabulary,
+        memory=prepared.memory,
+        **_held(network, trainer.optimizer),
+        num_steps=trainer.state.global_step,
+        seconds=seconds,
+        losses=tuple((int(log["step"]), log["loss"]) for log in trainer.state.log_history if "loss" in log),
+        scores=scores,
+        notes=(*pretrained.notes, *loading_notes, *notes, *prepared.notes),
+    )
+    if trainer.is_world_process_zero():
+        _save(network, pretrained.tokenizer, result)  # full while shrunk
+    trainer.accelerator.wait_for_everyone()
     return result
 
 
@@ -182,28 +182,29 @@ class _Prepared:
     notes: tuple[str, ...]
 
 
-@contextmanager
-def _prepared(
+def _prepare(
     network: Any, vocabulary: PartialVocabulary | None, settings: FineTuneSettings, seconds: dict[str, float]
-) -> Iterator[_Prepared]:
-    """The model with a partial vocabulary (None: the full one) until the end of the block, and with an adapter if asked for."""
+) -> _Prepared:
+    """Shrinks the model (None: it keeps the full vocabulary), and puts an adapter on it if asked for.
+
+    It is not merged at the end, which would bring the full matrix to the device: what is saved is full in any case.
+    """
     output = memory = None
     notes: list[str] = []
-    with ExitStack() as undone_at_the_end:
-        if vocabulary is not None:
+    if vocabulary is not None:
+        with _timed(seconds, "shrinking"):
             layer: dict[str, Any] = {"output": settings.output, "frozen_rows": settings.frozen_rows}
-            layer |= {"decay_unused_rows": settings.weight_decay > 0 and not settings.uses_lora}
-            with _timed(seconds, "shrinking"):
-                undone_at_the_end.enter_context(shrunk(network, vocabulary, **layer))
-            output = status(network).output if settings.is_language_model else None
-        if settings.uses_lora:
-            network = add_lora(network, settings.task or "", settings.lora_rank, few_bits=settings.qlora)
-            notes.append(ADAPTER_NOTE)
-        if vocabulary is not None:
-            memory = estimate_memory(network, precision="mixed" if settings.bf16 else None)
-        if output == "restricted":
-            notes.append(RESTRICTED_NOTE)
-        yield _Prepared(network, output, memory, tuple(notes))
+            decays = settings.weight_decay > 0 and not settings.uses_lora
+            shrink_(network, vocabulary, decay_unused_rows=decays, **layer)
+        output = status(network).output if settings.is_language_model else None
+    if settings.uses_lora:
+        network = add_lora(network, settings.task or "", settings.lora_rank, few_bits=settings.qlora)
+        notes.append(ADAPTER_NOTE)
+    if vocabulary is not None:
+        memory = estimate_memory(network, precision="mixed" if settings.bf16 else None)
+    if output == "restricted":
+        notes.append(RESTRICTED_NOTE)
+    return _Prepared(network, output, memory, tuple(notes))
 
 
 def _check_output_dir(output_dir: Path, model: Path, settings: FineTuneSettings) -> str | None:

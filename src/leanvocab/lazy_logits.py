@@ -5,8 +5,10 @@ hidden states that they come from and what the model does to them one by one, an
 tokens. Whatever else touches it gets the logits themselves, with their gradients, as the full model has them.
 """
 
+import dataclasses
 import sys
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import FrameType
@@ -15,7 +17,9 @@ from typing import Any, TypeAlias
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils._pytree import tree_map
+from torch.utils.hooks import RemovableHandle
 
 from leanvocab.elementwise import Elementwise, casting
 from leanvocab.errors import BypassError, ModelError
@@ -30,7 +34,7 @@ class Origin:
     name: str
     weight: Tensor
     columns: Columns
-    check_labels: Callable[[Tensor], None]
+    check_labels: Callable[[Tensor, int], None]  # of labels and the one that is ignored
     has_graph: bool
     _version: int = -1
     _rows_then: Tensor | None = None
@@ -48,6 +52,11 @@ class Origin:
         """The kept rows, as they were in the forward."""
         if self._rows_then is not None:
             return self._rows_then
+        if self.weight.untyped_storage().size() == 0:
+            raise BypassError(
+                f"{self.name}: its rows were taken away after its forward, as ZeRO-3 and a shard of its own under FSDP2 do; "
+                'keep the output layer in the root\'s shard, or leave it whole: output="full"'
+            )
         if self.weight._version != self._version:
             raise BypassError(
                 f"{self.name}: its rows were changed after the forward, and only then the logits were looked at; read "
@@ -79,6 +88,7 @@ class _Memory:
         whole = LazyLogits(*self.first).compute()
         for logits, steps in alive:
             logits._value, logits._is_changed = whole, True
+            logits.leave_place()
             for function, args, kwargs in steps:
                 logits._value = function(logits._value, *args, **kwargs)
         return True
@@ -94,17 +104,33 @@ class LazyLogits(torch.Tensor):
     _is_changed: bool  # whether the logits that are there were written to, so that nothing else says what they are
     _memory: _Memory
     _taken: tuple[_View, ...]  # how this is taken from the first logits of its memory
+    _place: "_Place | None"  # in autograd's graph
+    _waiting: (
+        "OrderedDict[int, Callable[[Tensor], Tensor | None]]"  # hooks on the gradient of logits that are not there yet
+    )
 
     @staticmethod
     def __new__(cls, hidden: Tensor, origin: Origin, elementwise: Elementwise) -> "LazyLogits":
+        made: LazyLogits
+        if origin.has_graph:
+            place = _Place(origin, elementwise)
+            made = _Native.apply(place, hidden, origin.weight, *elementwise.operands())
+            made._place = place
+        else:
+            made = cls.bare(hidden, origin, elementwise)
+        made._share(_Memory((hidden, origin, elementwise), []), ())
+        _alive[id(made)] = made
+        return made
+
+    @classmethod
+    def bare(cls, hidden: Tensor, origin: Origin, elementwise: Elementwise) -> "LazyLogits":
+        """Without a place in autograd's graph."""
         shape = (*hidden.shape[:-1], elementwise.full_size)
         made: LazyLogits = torch.Tensor._make_wrapper_subclass(
             cls, shape, dtype=elementwise.dtype(hidden), device=hidden.device, requires_grad=False
         )
         made._hidden, made._origin, made._elementwise = hidden, origin, elementwise
-        made._value, made._is_changed = None, False
-        made._share(_Memory((hidden, origin, elementwise), []), ())
-        _alive[id(made)] = made
+        made._value, made._is_changed, made._waiting, made._place = None, False, OrderedDict(), None
         return made
 
     @classmethod
@@ -114,7 +140,9 @@ class LazyLogits(torch.Tensor):
             if func in _ABOUT or _property(func) in _PROPERTIES:
                 return func(*args, **kwargs)
             logits = args[0] if args and isinstance(args[0], LazyLogits) else _first(args)
-            if logits is not None and not logits._is_changed:
+            if func is Tensor.register_hook and logits is not None and logits._value is None:
+                return logits.wait(*args[1:], **kwargs)
+            if logits is not None and not logits._is_changed and not logits._waiting:
                 done = _lazily(logits, func, args, kwargs)
                 if done is not None:
                     return done
@@ -122,17 +150,10 @@ class LazyLogits(torch.Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
-        """Native code that was given the logits: they are there for it, but it cannot give them a gradient."""
+        """Native code that was given the logits: their values are there for it; `_Native` takes their gradient."""
 
         def computed(value: Any) -> Any:
-            if not isinstance(value, LazyLogits):
-                return value
-            if value._needs_gradient() and torch.is_grad_enabled():
-                raise BypassError(
-                    f"{value._origin.name}: {func} works on the logits underneath torch's functions, where their gradient "
-                    "would be lost; give it logits.clone()"
-                )
-            return value.compute().detach()
+            return value.compute().detach() if isinstance(value, LazyLogits) else value
 
         return func(*tree_map(computed, args), **tree_map(computed, kwargs or {}))
 
@@ -156,7 +177,16 @@ class LazyLogits(torch.Tensor):
                     for projection in self._origin.columns.in_order()
                 ]
             self._value = (blocks[0] if len(blocks) == 1 else torch.cat(blocks, -1)).view(self._shape())
+        for hook in self._waiting.values() if self._value.requires_grad else ():
+            self._value.register_hook(hook)
         return self._value
+
+    def wait(self, hook: Callable[[Tensor], Tensor | None]) -> Any:
+        """Takes a hook on the gradient, which is put on the logits once somebody looks at them. FSDP hangs one on each output."""
+        handle = RemovableHandle(self._waiting)
+        self._waiting[handle.id] = hook
+        self.leave_place()
+        return handle
 
     def loss(self, labels: Tensor, asked: Reduction) -> Tensor:
         """The cross-entropy of labels (full ids)."""
@@ -164,7 +194,7 @@ class LazyLogits(torch.Tensor):
             raise ModelError(_SMOOTHING.format(name=self._origin.name))
         flat = self._hidden.reshape(-1, self._hidden.shape[-1])
         labels = labels.reshape(-1)
-        self._origin.check_labels(labels.masked_fill(labels == asked.ignore_index, -1))
+        self._origin.check_labels(labels, asked.ignore_index)
         elementwise = self._elementwise
         if torch.is_autocast_enabled(flat.device.type):
             elementwise = elementwise.cast(torch.float32)  # as autocast does for a loss
@@ -186,7 +216,13 @@ class LazyLogits(torch.Tensor):
         if elementwise.dtype(self._hidden) != self.dtype:  # what is written over keeps its dtype
             elementwise = elementwise.cast(self.dtype)
         self._elementwise, self._value = elementwise, None
+        self.leave_place()
         self._share(_Memory((self._hidden, self._origin, elementwise), []), ())
+
+    def leave_place(self) -> None:
+        """What autograd knows the logits by is out of date: they are written to."""
+        if self._place is not None:
+            self._place.is_current = False
 
     def settle(self) -> bool:
         """Computes the logits and their views where some are about to be written to; whether others are held."""
@@ -205,6 +241,43 @@ class LazyLogits(torch.Tensor):
 
     def _would_have_graph(self) -> bool:
         return torch.is_grad_enabled() and self._needs_gradient()
+
+
+@dataclass
+class _Place:
+    """What autograd knows some logits by."""
+
+    origin: Origin
+    elementwise: Elementwise
+    is_current: bool = True
+
+
+class _Native(torch.autograd.Function):
+    """The place of lazy logits in autograd's graph, for what works underneath torch's functions: custom Functions, fused
+    losses, DDP's search for unused parameters. What goes through torch's functions never comes here."""
+
+    @staticmethod
+    def forward(ctx: Any, place: _Place, hidden: Tensor, weight: Tensor, *operands: Tensor) -> LazyLogits:
+        ctx.place = place
+        ctx.save_for_backward(hidden, weight, *operands)
+        return LazyLogits.bare(hidden, place.origin, place.elementwise)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        origin = ctx.place.origin
+        if not ctx.place.is_current:
+            raise BypassError(
+                f"{origin.name}: code that works underneath torch's functions (a custom Function, a fused loss) was given logits "
+                "that were written to or have hooks, and their gradient would be another one; give it logits.clone()"
+            )
+        inputs = [each.detach().requires_grad_(each.is_floating_point()) for each in ctx.saved_tensors]
+        origin = dataclasses.replace(origin, weight=inputs[1], _version=-1, _rows_then=None)
+        with torch.enable_grad():
+            logits = LazyLogits.bare(inputs[0], origin, ctx.place.elementwise.with_operands(inputs[2:])).compute()
+        wanted = [each for each, needs in zip(inputs, ctx.needs_input_grad[1:], strict=True) if needs]
+        found = iter(torch.autograd.grad(logits, wanted, gradient, allow_unused=True))
+        return None, *(next(found) if needs else None for needs in ctx.needs_input_grad[1:])
 
 
 # --- what is done without computing logits ----------------------------------------------------------------------------
@@ -336,6 +409,7 @@ _PROPERTIES = {
     "is_meta",
     "is_sparse",
     "is_quantized",
+    "_base",  # none: nobody sees of what they are a view
 }
 
 
@@ -362,6 +436,7 @@ def _at_once(logits: LazyLogits | None, func: Any, args: tuple[Any, ...], kwargs
     result = func(*tree_map(computed, args), **tree_map(computed, dict(kwargs)))
     if writes and logits is not None:
         logits._is_changed = True
+        logits.leave_place()
         return logits if result is logits._value else result
     return result
 
@@ -384,7 +459,12 @@ def _is_in_place(name: str) -> bool:
     )
 
 
-_WRITING = {"__setitem__", "retain_grad", "register_hook"}  # and what makes the object itself part of a graph
+_WRITING = {
+    "__setitem__",
+    "__set__",
+    "retain_grad",
+    "register_hook",
+}  # and what makes the object itself part of a graph
 
 
 def _first(args: Any) -> LazyLogits | None:

@@ -31,7 +31,9 @@ class MissingNote:
         if self._note.device != note.device:
             self._note = self._note.to(note.device)
         self._note.copy_(torch.where(self._note[0] > 0, self._note, note))
-        if note.device.type == "cuda" and not torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
+            self._arrival = None  # nothing is sent: what was sent before would be out of date
+        elif note.device.type == "cuda":
             self._send()
 
     def take(self) -> tuple[int, int] | None:
@@ -52,12 +54,13 @@ class MissingNote:
 
     def _send(self) -> None:
         if torch.cuda.is_current_stream_capturing():
+            self._arrival = None
             return
         if self._arrival is None:
-            self._arrival = torch.empty(3, dtype=torch.int64, pin_memory=True), torch.cuda.Event()
+            self._arrival = torch.zeros(3, dtype=torch.int64, pin_memory=True), torch.cuda.Event()
         note, event = self._arrival
         note.copy_(self._note, non_blocking=True)
-        event.record()
+        event.record(torch.cuda.current_stream(self._note.device))  # which need not be the current device
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_arrival": None}

@@ -67,7 +67,8 @@ def shrink_(
         on_missing: "error" or "base" (rows from the base) for ids outside the vocabulary; by default an error in training
             mode, and the base in evaluation mode.
         optimizer: one that exists already; its parameters and states are replaced too.
-        decay_unused_rows: also decay the rows that are not there, as ordinary training does, when full rows are needed.
+        decay_unused_rows: also decay the rows that are not there, as ordinary training does, when full rows are needed; not
+            those of a matrix whose other rows are frozen.
         store_dir: folder for the full rows, where they do not come from a file that is mapped; the temporary folder by default.
 
     Raises:
@@ -77,7 +78,7 @@ def shrink_(
     """
     _check_options(output, frozen_rows, ids, on_missing)
     tables = find_matrices(model, vocabulary, embedding, output)
-    _check_modes(model, tables, ids, decay_unused_rows)
+    _check_modes(tables, ids)
     optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
     if ids == "partial":
         _check_inserted_ids_stay(model, tables)
@@ -244,17 +245,12 @@ def _check_options(output: str | None, frozen_rows: str, ids: str, on_missing: s
         raise ModelError("on_missing='base' needs full ids: a partial id outside the vocabulary names no row")
 
 
-def _check_modes(model: nn.Module, matrices: list[Matrix], ids: str, decay_unused_rows: bool) -> None:
+def _check_modes(matrices: list[Matrix], ids: str) -> None:
     for matrix in matrices:
         if matrix.output is not None and ids == "partial":
             raise ModelError(
                 f'{matrix.name}: output="{matrix.output}" takes labels and gives logits in full ids, and ids="partial" would '
                 'have partial ones; leave ids="full", which needs no rewritten data'
-            )
-        if matrix.output == "frozen" and decay_unused_rows:
-            raise ModelError(
-                f'{matrix.name}: decay_unused_rows=True moves the rows that output="frozen" keeps as they are; leave one of '
-                "the two out"
             )
 
 
@@ -302,7 +298,7 @@ def _make_table(
         on_missing=on_missing,
         ids=ids,
         store_dir=store_dir,
-        decay=DecayReplay() if decay_unused_rows else None,
+        decay=DecayReplay() if decay_unused_rows and found.output != "frozen" else None,
         output=found.output,
         frozen_rows_place=frozen_rows,
     )

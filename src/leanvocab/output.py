@@ -52,7 +52,9 @@ class RemapLinear(PartialModule, nn.Linear):
         """What lies on the weight's device."""
         device = torch.device("cpu") if self.weight.is_meta else self.weight.device
         self._ids = self.table.token_ids.to(device)
-        self._frozen, self._missing = None, MissingNote(device)
+        frozen = self.__dict__.get("_frozen")
+        self._frozen = frozen if frozen is not None and frozen.device == device else None
+        self._missing = MissingNote(device)
         self.num_calls = self.__dict__.get("num_calls", 0)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -82,18 +84,32 @@ class RemapLinear(PartialModule, nn.Linear):
 
     def _columns(self, hidden: Tensor) -> Columns:
         if self.table.output == "restricted":
-            kept = KeptRows(self._ids, self.table.full_size)
+            kept = self._kept_rows(hidden.device)
             return Columns(lambda: kept, None, self.table.num_rows)
         if self._frozen is None or not self._frozen.fits(self.table, hidden.device, hidden.dtype):
             self._frozen = FrozenRows(self.table, hidden.device, hidden.dtype)
         blocks = self._frozen.blocks if self.table.frozen_rows_place == "host" else None
         return Columns(self._frozen.whole, blocks, self.table.full_size)
 
-    def _check_labels(self, labels: Tensor) -> None:
-        """Labels [n] in full ids, −1 where ignored."""
-        if self.table.output != "restricted":
-            return
-        missing = (labels >= 0) & (KeptRows(self._ids, self.table.full_size).columns_of(labels) < 0)
+    def _kept_rows(self, device: torch.device) -> KeptRows:
+        if self._ids.device != device:  # some libraries move parameters one by one (FSDP)
+            self._ids = self.table.token_ids.to(device)
+        return KeptRows(self._ids, self.table.full_size)
+
+    def _check_labels(self, labels: Tensor, ignore_index: int) -> None:
+        """Labels [n] in full ids: one that is none would be another token's, or an infinite loss."""
+        counted = labels != ignore_index
+        wrong = counted & ((labels < 0) | (labels >= self.table.full_size))
+        if wrong.any():
+            position = int(wrong.nonzero()[0])
+            raise IndexError(
+                f"{self.table.name}: label {int(labels[position])} at flat position {position} is no token id: expected 0 … "
+                f"{self.table.full_size - 1}, or {ignore_index}, which is ignored; were the labels made with another tokenizer?"
+            )
+        if self.table.output == "restricted":
+            self._check_kept(labels, counted & (self._kept_rows(labels.device).columns_of(labels) < 0))
+
+    def _check_kept(self, labels: Tensor, missing: Tensor) -> None:
         if labels.device.type != "cpu" and self.training:
             self._missing.add(labels, missing)
         elif missing.any():

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from leanvocab.elementwise import Elementwise
 from leanvocab.projection import Projection
@@ -55,29 +56,25 @@ def cross_entropy(
     """
     counted = (labels != asked.ignore_index).nonzero()[:, 0]
     used, targets = hidden.index_select(0, counted), labels.index_select(0, counted)
-    if targets.device.type == "cpu":  # elsewhere looking would wait for the device
-        _check_targets(targets, elementwise.full_size)
     kept = weight.to(hidden.dtype)  # under autocast
-    losses: Tensor = _CrossEntropy.apply(
-        columns,
-        elementwise,
-        targets,
-        asked.reduction != "none",
-        asked.label_smoothing,
-        used,
-        kept,
-        *elementwise.operands(),
-    )
+    operands = elementwise.operands()
+    # Asked here: within a Function there is no telling whether anybody wants a gradient.
+    wanted = _Wanted(any(each.requires_grad for each in (used, kept, *operands)), kept.requires_grad)
+    wanted = wanted if torch.is_grad_enabled() else _Wanted(False, False)
+    work = _Pass(columns, elementwise, targets, asked.label_smoothing)
+    losses: Tensor = _CrossEntropy.apply(work, asked.reduction != "none", wanted, used, kept, *operands)
     dtype = elementwise.dtype(hidden)
     if asked.reduction == "none":
         return hidden.new_zeros(len(hidden), dtype=losses.dtype).index_copy(0, counted, losses).to(dtype)
     return (losses / len(counted) if asked.reduction == "mean" else losses).to(dtype)
 
 
-def _check_targets(targets: Tensor, full_size: int) -> None:
-    wrong = targets[(targets < 0) | (targets >= full_size)]
-    if len(wrong):
-        raise IndexError(f"Target {int(wrong[0])} is out of bounds: expected 0 … {full_size - 1}, or the ignored index")
+@dataclass(frozen=True)
+class _Wanted:
+    """Whether any gradient is wanted, and whether that of the kept rows is, which costs a product."""
+
+    any: bool
+    of_weight: bool
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -85,52 +82,31 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        columns: Columns,
-        elementwise: Elementwise,
-        labels: Tensor,
-        is_sum: bool,
-        smoothing: float,
-        hidden: Tensor,
-        weight: Tensor,
-        *operands: Tensor,
+        ctx: Any, work: "_Pass", is_sum: bool, wanted: _Wanted, hidden: Tensor, weight: Tensor, *operands: Tensor
     ) -> Tensor:
-        wanted = any(ctx.needs_input_grad[5:])
         # In fp16, what the loss is scaled with keeps gradients from vanishing, and it is known in the backward only.
-        at_once = is_sum and hidden.dtype != torch.float16
-        work = _Pass(columns, elementwise, labels, smoothing)
-        losses, gradients = work.run(hidden, weight, operands, _Scale(wanted and at_once, None))
-        ctx.gradients = gradients if wanted and at_once else None
-        if wanted and not at_once:
-            ctx.work = work
-            ctx.save_for_backward(hidden, weight, *operands)
+        ctx.at_once = is_sum and hidden.dtype != torch.float16
+        ctx.work, ctx.wanted = work, wanted
+        losses, gradients = work.run(hidden, weight, operands, wanted if ctx.at_once else _Wanted(False, False), None)
+        if wanted.any:  # saved so, they are let go of by the backward
+            ctx.save_for_backward(*(gradients if ctx.at_once else (hidden, weight, *operands)))
         return losses.sum() if is_sum else losses
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        if ctx.gradients is not None:
-            gradients: Sequence[Tensor | None] = [_times(each, gradient) for each in ctx.gradients]
+        if ctx.at_once:
+            gradients: Sequence[Tensor | None] = [_times(each, gradient) for each in ctx.saved_tensors]
         else:
             hidden, weight, *operands = ctx.saved_tensors
             scale = gradient.expand(len(hidden)).unsqueeze(1)
-            _, gradients = ctx.work.run(hidden, weight, operands, _Scale(True, scale))
-        needed = [each if needs else None for each, needs in zip(gradients, ctx.needs_input_grad[5:], strict=True)]
-        return None, None, None, None, None, *needed
+            _, gradients = ctx.work.run(hidden, weight, operands, ctx.wanted, scale)
+        needed = [each if needs else None for each, needs in zip(gradients, ctx.needs_input_grad[3:], strict=True)]
+        return None, None, None, *needed
 
 
 def _times(value: Tensor | None, factor: Tensor) -> Tensor | None:
     return None if value is None else (value * factor).to(value.dtype)
-
-
-@dataclass(frozen=True)
-class _Scale:
-    """Whether gradients are wanted, and of how much of each token's loss: [n, 1], or None for all of it."""
-
-    wanted: bool
-    of_tokens: Tensor | None
-
-    def at(self, tokens: slice) -> Tensor | None:
-        return None if self.of_tokens is None else self.of_tokens[tokens]
 
 
 @dataclass(frozen=True)
@@ -143,17 +119,18 @@ class _Pass:
     smoothing: float
 
     def run(
-        self, hidden: Tensor, weight: Tensor, operands: Sequence[Tensor], scale: _Scale
+        self, hidden: Tensor, weight: Tensor, operands: Sequence[Tensor], wanted: _Wanted, scale: Tensor | None
     ) -> tuple[Tensor, Gradients]:
-        """Losses [n]; gradients of hidden states, kept rows and operands, where they are wanted."""
+        """Losses [n]; gradients of hidden states, kept rows and operands, where they are wanted, of the losses times `scale`
+        [n, 1] (None: of all of them)."""
         with torch.autocast(hidden.device.type, enabled=False):
-            summed = _Sums(hidden, weight, operands) if scale.wanted else None
+            summed = _Sums(hidden, weight, operands, wanted.of_weight) if wanted.any else None
             run = self._at_once if self.columns.blocks is None else self._in_blocks
             losses = run(hidden, weight, operands, scale, summed)
             return losses, summed.gradients(hidden, weight) if summed else ()
 
     def _at_once(
-        self, hidden: Tensor, weight: Tensor, operands: Sequence[Tensor], scale: _Scale, summed: "_Sums | None"
+        self, hidden: Tensor, weight: Tensor, operands: Sequence[Tensor], scale: Tensor | None, summed: "_Sums | None"
     ) -> Tensor:
         projection = self.columns.whole()
         places = projection.columns_of(self.labels)
@@ -167,15 +144,15 @@ class _Pass:
         )
         for tokens in chunks:
             out = None if room is None else room[: tokens.stop - tokens.start]
-            scores = _Scores(projection, self.elementwise, hidden[tokens], weight, operands, scale.wanted, out)
+            scores = _Scores(projection, self.elementwise, hidden[tokens], weight, operands, summed is not None, out)
             losses[tokens] = scores.become_softmax(places[tokens], self.smoothing)
             if summed is not None:
-                summed.add(tokens, scores, self._gradient(scores, places[tokens], scale.at(tokens)))
+                summed.add(tokens, scores, self._gradient(scores, places[tokens], _at(scale, tokens)))
             del scores  # before the next ones are made, not after
         return losses
 
     def _in_blocks(
-        self, hidden: Tensor, weight: Tensor, operands: Sequence[Tensor], scale: _Scale, summed: "_Sums | None"
+        self, hidden: Tensor, weight: Tensor, operands: Sequence[Tensor], scale: Tensor | None, summed: "_Sums | None"
     ) -> Tensor:
         """Twice over the blocks: the first time for the logsumexp, the second for the gradients."""
         assert self.columns.blocks is not None
@@ -192,7 +169,7 @@ class _Pass:
             for projection, tokens, places in self._blocks(hidden):
                 scores = _Scores(projection, self.elementwise, hidden[tokens], weight, operands, True)
                 scores.softmax = scores.wide.sub_(lse[tokens].unsqueeze(1)).exp_()
-                summed.add(tokens, scores, self._gradient(scores, places, scale.at(tokens)))
+                summed.add(tokens, scores, self._gradient(scores, places, _at(scale, tokens)))
                 del scores
         return _loss(lse, of_label, total / self.columns.num_columns, self.smoothing)
 
@@ -217,6 +194,10 @@ class _Pass:
         if self.smoothing:
             gradient.sub_(self.smoothing / self.columns.num_columns)
         return gradient if scale is None else gradient.mul_(scale)
+
+
+def _at(scale: Tensor | None, tokens: slice) -> Tensor | None:
+    return None if scale is None else scale[tokens]
 
 
 class _Scores:
@@ -268,24 +249,27 @@ class _Scores:
 class _Sums:
     """Gradients, added up over tokens and blocks."""
 
-    def __init__(self, hidden: Tensor, weight: Tensor, operands: Sequence[Tensor]):
+    def __init__(self, hidden: Tensor, weight: Tensor, operands: Sequence[Tensor], with_weight: bool):
         self.of_hidden = torch.zeros_like(hidden, dtype=_wide(hidden.dtype))
-        self.of_weight = torch.zeros_like(weight, dtype=_wide(weight.dtype))
+        self.of_weight = torch.zeros_like(weight, dtype=_wide(weight.dtype)) if with_weight else None
         self.of_operands = [torch.zeros_like(each, dtype=_wide(each.dtype)) for each in operands]
         self._dtypes = [each.dtype for each in operands]
 
     def add(self, tokens: slice, scores: _Scores, gradient: Tensor) -> None:
         of_raw, of_operands = scores.pull_back(gradient)
-        of_hidden, of_weight = scores.projection.backproject(of_raw, scores.hidden, scores.weight)
-        self.of_hidden[tokens] += of_hidden
-        self.of_weight[scores.projection.kept] += of_weight
+        projection, hidden = scores.projection, None if self.of_weight is None else scores.hidden
+        of_hidden, of_weight = projection.backproject(of_raw, hidden, scores.weight)
+        self.of_hidden[tokens].add_(of_hidden)
+        if self.of_weight is not None and of_weight is not None:
+            self.of_weight[projection.kept].add_(of_weight)
         for total, each in zip(self.of_operands, of_operands, strict=True):
             if each is not None:
                 total += each
 
     def gradients(self, hidden: Tensor, weight: Tensor) -> Gradients:
         operands = (total.to(dtype) for total, dtype in zip(self.of_operands, self._dtypes, strict=True))
-        return self.of_hidden.to(hidden.dtype), self.of_weight.to(weight.dtype), *operands
+        of_weight = None if self.of_weight is None else self.of_weight.to(weight.dtype)
+        return self.of_hidden.to(hidden.dtype), of_weight, *operands
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -28,7 +28,7 @@ def check_causal(network: Any) -> None:
 def check_packed_examples_are_apart(network: Any) -> None:
     """Raises SettingsError where an example sees another one that lies before it in the same row."""
     one, other = _two_texts(network)
-    positions = torch.arange(_NUM_TOKENS).repeat(2)[None]
+    positions = torch.arange(_NUM_TOKENS, device=one.device).repeat(2)[None]
     inputs = {"position_ids": positions, "use_cache": False}  # as in training
     try:
         alone = _logits(network, torch.cat([one, one], dim=1), **inputs)
@@ -43,9 +43,9 @@ def check_packed_examples_are_apart(network: Any) -> None:
 
 
 def _two_texts(network: Any) -> tuple[Tensor, Tensor]:
-    """Two rows [1, tokens] that differ in every token."""
+    """Two rows [1, tokens] that differ in every token, where the model is."""
     spread = network.get_input_embeddings().num_embeddings // (2 * _NUM_TOKENS + 1)
-    ids = torch.arange(1, 2 * _NUM_TOKENS + 1) * max(1, spread)
+    ids = torch.arange(1, 2 * _NUM_TOKENS + 1, device=network.device) * max(1, spread)
     return ids[None, :_NUM_TOKENS], ids[None, _NUM_TOKENS:]
 
 

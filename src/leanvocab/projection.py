@@ -31,8 +31,9 @@ class Projection(Protocol):
     def project(self, hidden: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
         """Scores [n, columns] of hidden states [n, dim], in `out` if given; `weight` [len(vocabulary), dim] are all kept rows."""
 
-    def backproject(self, gradient: Tensor, hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients of hidden states [n, dim] and of the kept rows here. Overwrites `gradient` [n, columns]."""
+    def backproject(self, gradient: Tensor, hidden: Tensor | None, weight: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Gradients of hidden states [n, dim] and of the kept rows here, of these where hidden states are given. Overwrites
+        `gradient` [n, columns]."""
 
     def columns_of(self, token_ids: Tensor) -> Tensor:
         """The column of each token id; -1 where there is none."""
@@ -62,8 +63,8 @@ class KeptRows:
     def project(self, hidden: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
         return torch.mm(hidden, weight.t(), out=out)
 
-    def backproject(self, gradient: Tensor, hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        return gradient @ weight, gradient.t() @ hidden
+    def backproject(self, gradient: Tensor, hidden: Tensor | None, weight: Tensor) -> tuple[Tensor, Tensor | None]:
+        return gradient @ weight, _rows_gradient(gradient, hidden)
 
     def columns_of(self, token_ids: Tensor) -> Tensor:
         places = torch.searchsorted(self.token_ids, token_ids).clamp_(max=len(self.token_ids) - 1)
@@ -85,7 +86,7 @@ class MappedRows:
     """
 
     rows: Tensor  # [columns, dim], frozen, of any dtype; those of kept ids are stale
-    token_ids: Tensor  # of the kept rows here, counted from `start`
+    kept_columns: Tensor  # of the kept rows here, counted from `start`
     kept: slice
     start: int = 0
 
@@ -96,13 +97,13 @@ class MappedRows:
     def project(self, hidden: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
         scores = hidden.new_empty(len(hidden), len(self.rows)) if out is None else out
         _multiply(hidden, self.rows, scores)
-        return scores.index_copy_(1, self.token_ids, hidden @ weight[self.kept].t())
+        return scores.index_copy_(1, self.kept_columns, hidden @ weight[self.kept].t())
 
-    def backproject(self, gradient: Tensor, hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        of_kept = gradient.index_select(1, self.token_ids)
-        gradient.index_fill_(1, self.token_ids, 0)
+    def backproject(self, gradient: Tensor, hidden: Tensor | None, weight: Tensor) -> tuple[Tensor, Tensor | None]:
+        of_kept = gradient.index_select(1, self.kept_columns)
+        gradient.index_fill_(1, self.kept_columns, 0)
         of_hidden = torch.addmm(_multiply_back(gradient, self.rows), of_kept, weight[self.kept])
-        return of_hidden, of_kept.t() @ hidden
+        return of_hidden, _rows_gradient(of_kept, hidden)
 
     def columns_of(self, token_ids: Tensor) -> Tensor:
         columns = token_ids - self.start
@@ -137,9 +138,9 @@ class CompactRows:
         _multiply(hidden, self.rows, scores[:, len(weight) :])
         return scores
 
-    def backproject(self, gradient: Tensor, hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    def backproject(self, gradient: Tensor, hidden: Tensor | None, weight: Tensor) -> tuple[Tensor, Tensor | None]:
         of_kept, of_frozen = gradient[:, : len(weight)], gradient[:, len(weight) :]
-        return torch.addmm(_multiply_back(of_frozen, self.rows), of_kept, weight), of_kept.t() @ hidden
+        return torch.addmm(_multiply_back(of_frozen, self.rows), of_kept, weight), _rows_gradient(of_kept, hidden)
 
     def columns_of(self, token_ids: Tensor) -> Tensor:
         return self.places[token_ids]
@@ -149,6 +150,10 @@ class CompactRows:
 
     def in_full_order(self, scores: Tensor) -> Tensor:
         return scores.index_select(-1, self.places)
+
+
+def _rows_gradient(gradient: Tensor, hidden: Tensor | None) -> Tensor | None:
+    return None if hidden is None else gradient.t() @ hidden
 
 
 def _multiply(hidden: Tensor, rows: Tensor, out: Tensor) -> None:
@@ -251,9 +256,13 @@ class _Project(torch.autograd.Function):
         return projection.project(hidden, weight)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, Tensor]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, Tensor | None]:
         hidden, weight = ctx.saved_tensors
-        of_hidden, of_kept = ctx.projection.backproject(gradient.clone(), hidden, weight)
+        of_hidden, of_kept = ctx.projection.backproject(
+            gradient.clone(), hidden if ctx.needs_input_grad[2] else None, weight
+        )
+        if of_kept is None:
+            return None, of_hidden, None
         of_weight = torch.zeros_like(weight)
         of_weight[ctx.projection.kept] = of_kept
         return None, of_hidden, of_weight

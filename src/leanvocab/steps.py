@@ -118,7 +118,7 @@ def _announce(optimizer: Optimizer, group: dict[str, Any], table: Table, weight:
             LeanVocabWarning,
             stacklevel=2,
         )
-    if group.get("weight_decay", 0) and table.decay is None:
+    if group.get("weight_decay", 0) and table.decay is None and table.output != "frozen":
         warnings.warn(
             f"{table.name}: {name} decays this matrix (weight_decay={group['weight_decay']}): ordinary training would decay "
             "unused rows too, and here they stay as they were. shrink_(…, decay_unused_rows=True) decays them as well, "
@@ -150,7 +150,8 @@ def is_row_separable(optimizer: Optimizer, weight: Tensor | None = None) -> bool
             optimizer, "bf16_stochastic_round", False
         )
     try:
-        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        devices = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices), torch.enable_grad():
             return _keeps_rows_apart(optimizer, _place_of(optimizer, weight), width, device)
     except Exception:
         return None

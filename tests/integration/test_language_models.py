@@ -114,6 +114,15 @@ def test_the_knobs_keep_both_runs_the_same(tmp_path, task, family, make, knobs):
     assert_same_run(*both(base, write_language_splits(tmp_path / "data", make), tmp_path, task, **knobs))
 
 
+def test_weight_decay_leaves_the_frozen_rows_of_a_tied_model_alone(tmp_path):
+    base = save_language_model(tmp_path / "base", "llama", tied=True)
+    data = write_language_splits(tmp_path / "data", texts)
+    result = run(base, data, tmp_path / "out", "causal-lm", weight_decay=0.1)
+    before, after = weights(base), weights(tmp_path / "out")
+    loaded = AUTO["causal-lm"].from_pretrained(tmp_path / "out")
+    assert rows_changed(before, after, loaded) == set(result.vocabulary.token_ids.tolist())
+
+
 @pytest.mark.parametrize(("task", "family", "make"), [UNTIED[0], UNTIED[-1]], ids=name_of)
 def test_a_run_that_was_cut_off_resumes_as_if_it_had_not_been(tmp_path, task, family, make):
     base = save_language_model(tmp_path / "base", family)

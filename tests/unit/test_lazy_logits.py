@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from small_lm import FULL_SIZE, lm_batch, lm_vocabulary, small_lm, token_loss
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from leanvocab import output_loss
 from leanvocab.elementwise import Elementwise
@@ -258,6 +259,64 @@ def test_logits_that_are_read_after_the_rows_were_changed_by_hand_are_an_error()
         lean.head.weight.mul_(2)
     with pytest.raises(BypassError, match="head: its rows were changed after the forward, and only then the logits"):
         logits.argmax(-1)
+
+
+class OwnLoss(torch.autograd.Function):
+    """As Liger's losses and CCE's work: underneath torch's functions, with a gradient of their own."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor) -> Tensor:
+        ctx.save_for_backward(logits.detach().clone())
+        return logits.square().sum()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return 2 * ctx.saved_tensors[0] * gradient
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda logits: OwnLoss.apply(logits),
+        lambda logits: OwnLoss.apply(torch.tanh(logits / 2)[:, :-1]),
+        lambda logits: checkpoint(lambda given: given.logsumexp(-1), logits, use_reentrant=True),
+    ],
+)
+def test_what_works_underneath_torchs_functions_gives_the_full_models_gradients(function: Any) -> None:
+    full, lean = heads()
+    expected, found = (results(model, function) for model in (full, lean))
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found[1], expected[1], rtol=1e-5, atol=1e-5)
+    kept = torch.tensor(lm_vocabulary().token_ids)
+    torch.testing.assert_close(lean.head.weight.grad, full.head.weight.grad[kept], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(lean.head.bias.grad, full.head.bias.grad, rtol=1e-5, atol=1e-5)
+
+
+def test_what_works_underneath_on_logits_that_were_written_to_is_refused() -> None:
+    _, lean = heads()
+    logits = lean(hidden_states(2, 9))
+    logits[..., 3] = 0.0
+    loss = OwnLoss.apply(logits)
+    with pytest.raises(BypassError, match=r"head: code that works underneath torch's functions.*logits\.clone\(\)"):
+        loss.backward()
+
+
+def test_a_hook_on_the_gradient_makes_no_logits_until_somebody_looks() -> None:
+    """FSDP2 hangs one on each output of a model, and asks of what it is a view."""
+    _, lean = heads()
+    hidden, seen = hidden_states(2, 9), []
+    logits = lean(hidden)
+    assert logits._base is None
+    logits.register_hook(lambda gradient: seen.append(gradient.shape))
+    assert logits._value is None
+    F.cross_entropy(logits.view(-1, FULL_SIZE), torch.arange(18)).backward()
+    assert seen == [(2, 9, FULL_SIZE)]
+    assert hidden.grad is not None
+    hidden.grad = None
+    logits = lean(hidden)
+    logits.register_hook(lambda gradient: seen.append(gradient.shape)).remove()
+    F.cross_entropy(logits.view(-1, FULL_SIZE), torch.arange(18)).backward()
+    assert (len(seen), logits._value) == (1, None)
 
 
 def test_logits_without_a_graph_stay_without_one() -> None:

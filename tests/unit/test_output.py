@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from small_lm import FULL_SIZE, KEPT, lm_batch, lm_vocabulary, mask_gradients, small_lm
+from small_lm import FULL_SIZE, KEPT, lm_batch, lm_vocabulary, mask_gradients, small_lm, token_loss
 from torch import Tensor, nn
 from transformers.trainer_pt_utils import LabelSmoother
 
@@ -21,7 +21,7 @@ from leanvocab.errors import (
 )
 from leanvocab.model import merge_, shrink_, shrunk, status
 from leanvocab.output import RemapLinear
-from leanvocab.projection import FrozenRows
+from leanvocab.projection import FrozenRows, MappedRows
 from leanvocab.vocabulary import PartialVocabulary
 
 OUTSIDE = next(token_id for token_id in range(3, FULL_SIZE) if token_id not in lm_vocabulary())
@@ -169,11 +169,63 @@ def test_a_label_outside_the_vocabulary_is_scored_by_its_frozen_row() -> None:
     torch.testing.assert_close(model(**batch).loss, full(**batch).loss)
 
 
-def test_frozen_rows_that_would_decay_are_refused() -> None:
-    with pytest.raises(
-        ModelError, match='decay_unused_rows=True moves the rows that output="frozen" keeps as they are'
-    ):
-        shrink_(small_lm("llama-tied"), lm_vocabulary(), decay_unused_rows=True)
+def test_rows_that_are_frozen_do_not_decay() -> None:
+    model = small_lm("llama-tied")
+    before = copy.deepcopy(model.state_dict())
+    shrink_(model, lm_vocabulary(), decay_unused_rows=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.5)
+    model(**lm_batch()).loss.backward()
+    optimizer.step()
+    merge_(model)
+    moved = (model.lm_head.weight != before["lm_head.weight"]).any(1).nonzero()[:, 0]
+    assert set(moved.tolist()) == set(lm_vocabulary())
+
+
+@pytest.mark.parametrize("output", ["frozen", "restricted"])
+@pytest.mark.parametrize("label", [-1, FULL_SIZE])
+def test_a_label_that_is_no_token_is_an_error_in_every_mode(output: Any, label: int) -> None:
+    model = shrunk_lm(output=output)
+    batch = lm_batch()
+    batch["labels"][1, 3] = label
+    expected = rf"embed_tokens: label {label} at flat position .* is no token id: expected 0 … {FULL_SIZE - 1}, or -100"
+    with pytest.raises(IndexError, match=expected):
+        model(**batch)
+
+
+def test_rows_that_were_taken_away_after_the_forward_are_an_error_by_name() -> None:
+    model = shrunk_lm()
+    logits = model(input_ids=lm_batch()["input_ids"]).logits
+    model.lm_head.weight.untyped_storage().resize_(0)  # as ZeRO-3 and FSDP2 do
+    with pytest.raises(BypassError, match=r"its rows were taken away after its forward.*output=\"full\""):
+        token_loss(logits, lm_batch()["labels"])
+
+
+def test_labels_are_found_where_single_parameters_were_moved() -> None:
+    """FSDP moves parameters one by one, and nothing tells the module."""
+    model = shrunk_lm(output="restricted")
+    model.lm_head._ids = model.lm_head._ids.to("meta")
+    assert model(**lm_batch()).loss.isfinite()
+
+
+def test_no_gradient_is_computed_that_nobody_wants(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    original = MappedRows.backproject
+
+    def backproject(self: MappedRows, gradient: Tensor, hidden: Tensor | None, weight: Tensor) -> Any:
+        asked.append(hidden is not None)
+        return original(self, gradient, hidden, weight)
+
+    monkeypatch.setattr(MappedRows, "backproject", backproject)
+    model = shrunk_lm()
+    with torch.no_grad():
+        model(**lm_batch())
+    assert asked == []
+    model(**lm_batch()).loss.backward()
+    assert set(asked) == {True}
+    asked.clear()
+    model.lm_head.weight.requires_grad_(False)  # as under LoRA
+    model(**lm_batch()).loss.backward()
+    assert set(asked) == {False}
 
 
 def test_partial_ids_are_refused_where_the_output_side_is_partial() -> None:

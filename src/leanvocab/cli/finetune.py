@@ -68,22 +68,19 @@ def _summary(result: "FineTuneResult") -> "list[Table | str]":
     table = Table(title=str(result.output_dir), show_header=False)
     table.add_column()
     table.add_column(justify="right")
-    if result.vocabulary is not None and result.memory is None:
-        kept, full = len(result.vocabulary), result.vocabulary.full_size
-        table.add_row("vocabulary used", f"{kept:,} of {full:,} rows ({kept / full:.1%})")
-        table.add_row("parameters trained", f"{result.num_parameters:,}, of an adapter")
-    elif result.vocabulary is None or result.memory is None:
+    if result.vocabulary is None or result.memory is None:
         table.add_row("vocabulary", "full")
         table.add_row("parameters trained", f"{result.num_parameters:,}")
     else:
         kept, full = len(result.vocabulary), result.vocabulary.full_size
-        all_parameters = result.memory.full.num_parameters
-        saved_parameters = all_parameters - result.num_parameters
+        all_parameters, left = result.memory.full.num_parameters, result.memory.partial.num_parameters
+        is_adapter = result.num_parameters != left
         table.add_row("vocabulary used", f"{kept:,} of {full:,} rows ({kept / full:.1%})")
-        table.add_row("parameters trained", f"{result.num_parameters:,} of {all_parameters:,}")
+        of = "an adapter" if is_adapter else f"{all_parameters:,}"
+        table.add_row("parameters trained", f"{result.num_parameters:,} of {of}")
         if result.output is not None:
             table.add_row("output layer", _OUTPUTS[result.output])
-        table.add_row("parameters saved", f"{saved_parameters:,} ({saved_parameters / all_parameters:.1%})")
+        table.add_row("parameters saved", f"{all_parameters - left:,} ({1 - left / all_parameters:.1%})")
         saved, saved_ratio = result.memory.saved_bytes, result.memory.saved_ratio
         table.add_row(
             "memory saved",
