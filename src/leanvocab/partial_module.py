@@ -44,7 +44,13 @@ class PartialModule(nn.Module):
         """Raises `MissingTokenError` for an id that was noted on the device as missing since the last call."""
 
     def check_length(self) -> None:
-        """Raises `BypassError` where something has put another weight in place."""
+        """Raises `BypassError` where something has put another weight in place, or runs copies of the module in threads."""
+        if "_is_replica" in self.__dict__:
+            raise BypassError(
+                f"{self.table.name}: nn.DataParallel runs copies of the model in threads, which share what a partial vocabulary "
+                "notes of missing ids. Start one process a GPU (torchrun, accelerate launch), or let the process see one GPU: "
+                "CUDA_VISIBLE_DEVICES=0"
+            )
         if self.weight.shape[0] != self.table.num_rows:
             raise BypassError(_wrong_length(self.table, self.weight.shape[0]))
 

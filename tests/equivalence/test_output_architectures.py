@@ -22,6 +22,7 @@ from tiny_models import (
     KNOWN_VERSION,
     LENGTH,
     PAIRS,
+    TABLES,
     UNBUILDABLE,
     VOCAB_SIZE,
     Pair,
@@ -36,6 +37,7 @@ from training import check_same, differing, far_apart, layout_of, outputs, seed_
 
 from leanvocab import lazy_logits
 from leanvocab.errors import BypassError, LeanVocabError, LeanVocabWarning, ModelError, TiedOutputError
+from leanvocab.inventory import PARTIAL, take_inventory
 from leanvocab.model import merge_, shrink_, status
 from leanvocab.output import RemapLinear
 from leanvocab.partial_module import PartialModule
@@ -141,6 +143,7 @@ def test_a_partial_output_layer_computes_trains_generates_saves_and_merges_as_th
         check_same(full, lean)
     shrink(case, tiny, lean)
     assert status(lean).output == case.mode
+    check_inventory(case, full, lean)
 
     looked_at = note_looks(monkeypatch)
     check_training(case, tiny, lean)
@@ -175,6 +178,17 @@ def shrink(case: Case, tiny: Tiny, lean: Any) -> None:
                 shrink_(lean, vocabularies(tiny), output=asked)
         else:
             shrink_(lean, vocabularies(tiny), output=asked)
+
+
+def check_inventory(case: Case, full: Any, lean: Any) -> None:
+    """Every tensor of the vocabulary's size is listed, and those are said to be partial that are."""
+    found = take_inventory(full, TABLES.get(case.pair.model_type, [None])[0]).tensors
+    listed = {name for each in found for name in each.names}
+    named = (*full.named_parameters(remove_duplicate=False), *full.named_buffers(remove_duplicate=False))
+    assert {name for name, tensor in named if VOCAB_SIZE in tensor.shape} <= listed
+    if case.pair.model_type not in TABLES:  # of which one is described at a time
+        partial = {f"{path}.weight" for path, each in lean.named_modules() if isinstance(each, PartialModule)}
+        assert {name for each in found if each.outcomes[case.mode] == PARTIAL for name in each.names} == partial
 
 
 def check_refusal(case: Case, tiny: Tiny, lean: Any, error: type[LeanVocabError], message: str) -> None:

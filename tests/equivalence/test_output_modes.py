@@ -6,14 +6,17 @@ from typing import Any
 import pytest
 import torch
 from small_lm import (
+    FULL_SIZE,
     NAMES,
     check_close,
     check_twenty_steps,
     gradients,
     lm_batch,
     lm_vocabulary,
+    mask_gradients,
     reference,
     small_lm,
+    token_loss,
 )
 from torch import Tensor
 
@@ -115,6 +118,61 @@ def test_in_bfloat16_the_lean_model_is_as_near_to_the_truth_as_the_full_one_over
 def errors(key: str, truth: dict[str, Tensor], *found: dict[str, Tensor]) -> tuple[float, ...]:
     """The norm of a true gradient, and of how far others are from it."""
     return float(truth[key].norm()), *(float((each[key].float() - truth[key]).norm()) for each in found)
+
+
+ASKED: dict[str, dict[str, Any]] = {
+    "num_items_in_batch": {"num_items_in_batch": torch.tensor(26)},
+    "logits_to_keep, a number": {"logits_to_keep": 6},
+    "logits_to_keep, positions": {"logits_to_keep": torch.tensor([0, 3, 4, 9])},
+    "shift_labels": {},
+    "smoothed": {},
+}
+
+
+@pytest.mark.parametrize(
+    ("asked", "output"),  # smoothing a restricted softmax is refused by name, as another test has it
+    [
+        (asked, output)
+        for asked in ASKED
+        for output in ("frozen", "restricted")
+        if (asked, output) != ("smoothed", "restricted")
+    ],
+)
+@pytest.mark.parametrize("name", ["llama-tied", "llama-untied", "gemma2-softcap", "cohere-scale", "granite-scaling"])
+def test_what_a_forward_is_asked_for_means_what_it_means_in_the_full_model(name: str, asked: str, output: Any) -> None:
+    """The loss and all gradients: divided by tokens of a whole batch, of some positions, of labels shifted before, smoothed."""
+    vocabulary, base = lm_vocabulary(), small_lm(name)
+    full, lean = reference(base, output, vocabulary), shrink_(copy.deepcopy(base), vocabulary, output=output)
+    losses = []
+    for model in (full, lean):
+        losses.append(loss_of(model, asked, lm_batch()))
+        losses[-1].backward()
+    mask_gradients(full, vocabulary)
+    assert losses[1].item() == pytest.approx(losses[0].item(), rel=1e-5)
+    check_close(gradients(lean, vocabulary), gradients(full, vocabulary), 1e-5)
+
+
+def loss_of(model: Any, asked: str, batch: dict[str, Tensor]) -> Tensor:
+    labels = batch["labels"]
+    if asked.startswith("logits_to_keep"):  # the model gives logits of some positions; their labels are ours to choose
+        logits = model(batch["input_ids"], **ASKED[asked]).logits
+        return model.loss_function(logits, labels[:, -logits.shape[1] :], vocab_size=FULL_SIZE)  # type: ignore[no-any-return]
+    if asked == "shift_labels":  # as sequence parallelism has them
+        shifted = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
+        return model(batch["input_ids"], labels=labels, shift_labels=shifted).loss  # type: ignore[no-any-return]
+    if asked == "smoothed":
+        return token_loss(model(batch["input_ids"]).logits, labels, label_smoothing=0.1)
+    return model(**batch, **ASKED[asked]).loss  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("output", ["frozen", "restricted"])
+def test_logits_of_some_positions_in_evaluation_are_the_full_models(output: Any) -> None:
+    base = small_lm("llama-tied").eval()
+    lean = shrink_(copy.deepcopy(base), lm_vocabulary(), output=output).eval()
+    full = reference(base, output, lm_vocabulary())
+    for kept in (1, 4, torch.tensor([2, 5])):
+        found, expected = (model(lm_batch()["input_ids"], logits_to_keep=kept).logits for model in (lean, full))
+        torch.testing.assert_close(found.clone(), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,7 +1,7 @@
 """Small language models, tied and untied, with everything that models do to their logits, and the full-model references."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -84,11 +84,11 @@ def matrices(model: nn.Module) -> list[nn.Parameter]:
     return list(found.values())
 
 
-def mask_gradients(model: nn.Module, vocabulary: PartialVocabulary) -> None:
+def mask_gradients(model: nn.Module, vocabulary: PartialVocabulary, of: Iterable[nn.Parameter] | None = None) -> None:
     """What frozen rows mean for the full model: no gradient for rows outside the vocabulary."""
     outside = torch.ones(FULL_SIZE, dtype=torch.bool)
     outside[torch.tensor(vocabulary.token_ids)] = False
-    for matrix in matrices(model):
+    for matrix in matrices(model) if of is None else of:
         if matrix.grad is not None:
             matrix.grad[outside] = 0
 

@@ -17,7 +17,14 @@ from transformers import (
 )
 
 from leanvocab.counts import count_tokens
-from leanvocab.errors import AlreadyShrunkError, ModelError, NotShrunkError, TiedOutputError, VocabularyError
+from leanvocab.errors import (
+    AlreadyShrunkError,
+    BypassError,
+    ModelError,
+    NotShrunkError,
+    TiedOutputError,
+    VocabularyError,
+)
 from leanvocab.model import merge_, partial_state_dicts, shrink_, shrunk, status
 from leanvocab.vocabulary import PartialVocabulary
 
@@ -444,3 +451,13 @@ def test_a_generation_that_feeds_back_ids_that_nobody_counted_equals_the_full_mo
     with pytest.warns(UserWarning, match="served from the base"):
         assert torch.equal(model.eval().generate(prompt, **options), expected)
     assert unseen_ids().numel() > 0
+
+
+def test_copies_of_a_module_that_run_in_threads_are_refused() -> None:
+    model = shrink_(small_model(), used_vocabulary())
+    copied = model.get_input_embeddings()._replicate_for_data_parallel()  # type: ignore[operator]
+    copied.weight = model.get_input_embeddings().weight  # type: ignore[operator]
+    with pytest.raises(
+        BypassError, match=r"nn\.DataParallel runs copies of the model in threads.*CUDA_VISIBLE_DEVICES=0"
+    ):
+        copied(batch()["input_ids"])

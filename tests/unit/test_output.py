@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from small_lm import FULL_SIZE, KEPT, lm_batch, lm_vocabulary, mask_gradients, small_lm, token_loss
 from torch import Tensor, nn
 from transformers.trainer_pt_utils import LabelSmoother
@@ -19,6 +20,7 @@ from leanvocab.errors import (
     OptimizerError,
     VocabularyError,
 )
+from leanvocab.inventory import take_inventory
 from leanvocab.model import merge_, shrink_, shrunk, status
 from leanvocab.output import RemapLinear
 from leanvocab.projection import FrozenRows, MappedRows
@@ -331,3 +333,69 @@ def test_the_trainers_label_smoother_gives_the_full_models_loss_and_is_refused_w
 
 def test_the_layer_says_what_it_is() -> None:
     assert "rows=63, output=frozen" in repr(shrunk_lm().lm_head)
+
+
+class Odd(nn.Module):
+    """A language model with a tensor of the vocabulary's size that is neither table nor layer nor bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(FULL_SIZE, 8)
+        self.head = nn.Linear(8, FULL_SIZE)
+        self.head.weight = self.table.weight
+        self.mixing = nn.Parameter(0.1 * torch.randn(FULL_SIZE, 4))
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.table
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.head
+
+    def forward(self, ids: Tensor) -> Tensor:
+        hidden = torch.tanh(self.table(ids)) + self.mixing[ids].repeat(1, 1, 2)
+        return self.head(hidden) + self.mixing.sum(1)  # type: ignore[no-any-return]
+
+
+def test_a_tensor_that_is_not_understood_stays_whole_and_trains_as_it_did() -> None:
+    torch.manual_seed(0)
+    full = Odd()
+    lean = shrink_(copy.deepcopy(full), lm_vocabulary())
+    assert [each.names for each in take_inventory(full).tensors if not each.is_understood] == [("mixing",)]
+    optimizers = [torch.optim.SGD(model.parameters(), lr=0.1) for model in (full, lean)]
+    batch = lm_batch()
+    for _ in range(3):
+        for model in (full, lean):
+            token_loss(model(batch["input_ids"]), batch["labels"]).backward()
+        mask_gradients(full, lm_vocabulary(), [full.table.weight])
+        torch.testing.assert_close(lean.mixing.grad, full.mixing.grad, rtol=1e-5, atol=1e-7)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    saved = lean.state_dict()
+    for name, value in full.state_dict().items():
+        torch.testing.assert_close(saved[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_tables_for_each_layer_are_made_partial_where_they_are_named() -> None:
+    """Gemma 3n's, whose vocabulary is smaller than that of its input table."""
+    config = transformers.Gemma3nTextConfig(
+        vocab_size=FULL_SIZE, vocab_size_per_layer_input=FULL_SIZE - 20, hidden_size=16, hidden_size_per_layer_input=8,
+        intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=8,
+        num_kv_shared_layers=0, layer_types=["full_attention"] * 2, activation_sparsity_pattern=[0.0] * 2, laurel_rank=2,
+        pad_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    full = transformers.Gemma3nForCausalLM(config)
+    lean, size = copy.deepcopy(full), FULL_SIZE - 20
+    ids = [each for each in lm_vocabulary() if each < size]
+    tables = {"embed_tokens": PartialVocabulary(ids, FULL_SIZE), "embed_tokens_per_layer": PartialVocabulary(ids, size)}
+    shrink_(lean, {f"model.{name}": vocabulary for name, vocabulary in tables.items()})
+    assert [table.num_rows for table in status(lean).tables] == [len(ids), len(ids)]
+    batch = lm_batch(ids=ids)
+    for model in (full, lean):
+        model(**batch).loss.backward()
+    for name in tables:
+        expected, found = (model.get_parameter(f"model.{name}.weight").grad for model in (full, lean))
+        torch.testing.assert_close(found, expected[torch.tensor(ids)], rtol=1e-4, atol=1e-6)
+    for first, second in zip(full.parameters(), merge_(lean).parameters(), strict=True):
+        assert torch.equal(first, second)
