@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,7 +59,9 @@ def _frozen_nbytes(module: nn.Module) -> int:
     if not isinstance(module, RemapLinear) or module.__dict__.get("_frozen") is None:
         return 0
     table = module.table
-    return (table.full_size - table.num_rows) * module.weight.shape[1] * module.weight.element_size()
+    if table.output != "frozen" or table.frozen_rows_place == "host":
+        return 0
+    return (table.full_size - table.num_rows) * module.weight.shape[1] * module._frozen.held_dtype.itemsize  # type: ignore[union-attr]
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -122,9 +125,10 @@ def _compare_losses(full: Run, lean: Run) -> Iterator[tuple[float, str]]:
         yield float("inf"), f"{len(full.losses)} losses and {len(lean.losses)}"
         return
     for step, (left, right) in enumerate(zip(full.losses, lean.losses, strict=True)):
-        if left != right and not (left != left and right != right):
-            difference = abs(left - right) / max(abs(left), 1e-30)
-            yield difference if difference == difference else float("inf"), f"loss {step}: {left!r} and {right!r}"
+        if not (math.isfinite(left) and math.isfinite(right)):
+            yield float("inf"), f"loss {step}: {left!r} and {right!r}, expected numbers"
+        elif left != right:
+            yield abs(left - right) / max(abs(left), 1e-30), f"loss {step}: {left!r} and {right!r}"
 
 
 def _compare_rest(full: Run, lean: Run) -> Iterator[tuple[float, str]]:
@@ -171,15 +175,30 @@ def _content(path: Path, root: Path) -> bytes | None:
 
 
 def _file_difference(first: Path, second: Path) -> float:
-    """Of two safetensors files by their tensors; of any others, no number."""
-    if first.suffix != ".safetensors" or not (first.exists() and second.exists()):
-        return 0.0 if first.exists() and second.exists() else float("inf")
-    from safetensors.torch import load_file
-
-    left, right = load_file(first), load_file(second)
-    if left.keys() != right.keys():
+    """By the numbers in both, where they hold as many; infinite where anything else differs."""
+    if not (first.exists() and second.exists()):
         return float("inf")
-    return max(relative_difference(left[name], right[name]) for name in left if not name.endswith("key.bias"))
+    if first.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        left, right = load_file(first), load_file(second)
+        if left.keys() != right.keys():
+            return float("inf")
+        return max(relative_difference(left[name], right[name]) for name in left if not name.endswith("key.bias"))
+    read: Callable[[Path], Any] = (
+        functools.partial(torch.load, weights_only=False) if first.suffix in (".pt", ".bin", ".pth") else _read_text
+    )
+    both = [torch.utils._pytree.tree_flatten(read(path))[0] for path in (first, second)]
+    numbers = [[each for each in leaves if isinstance(each, Tensor | float)] for leaves in both]
+    others = [[each for each in leaves if not isinstance(each, Tensor | float)] for leaves in both]
+    if others[0] != others[1] or len(numbers[0]) != len(numbers[1]):
+        return float("inf")
+    flat = [torch.cat([torch.as_tensor(each).double().flatten() for each in leaves]) for leaves in numbers]
+    return relative_difference(*flat) if flat[0].shape == flat[1].shape else float("inf")
+
+
+def _read_text(path: Path) -> Any:
+    return json.loads(_content(path, path.parents[1]) or b"") if path.suffix == ".json" else path.read_bytes()
 
 
 def refused(run: Callable[[], Any]) -> Outcome:

@@ -10,7 +10,7 @@ from torch import nn
 
 from doors import models, pairs
 from doors.registry import Outcome, door
-from doors.trainer import CHUNKS, FROZEN, train
+from doors.trainer import APART, FROZEN, train
 from leanvocab.model import merge_, status
 
 NEEDS: dict[str, Any] = {"needs": "peft", "pip": "'leanvocab[peft]'"}
@@ -105,7 +105,7 @@ def _both_orders(combined: str, name: str, make: Callable[[], Adapt], **rest: An
         door(f"{combined}, shrunk {order} it", name=f"{name}_{order}", **NEEDS | rest)(run)
 
 
-_CLOSE: dict[str, Any] = {"expects": "close", "within": FROZEN, "why": CHUNKS}
+_CLOSE: dict[str, Any] = {"expects": "close", "within": FROZEN, "why": APART}
 
 
 def _peft() -> Any:

@@ -9,13 +9,13 @@ from torch import nn
 from doors import models, pairs
 from doors.peft import lora
 from doors.registry import Outcome, door
-from doors.trainer import CHUNKS, train
+from doors.trainer import APART, train
 
 NEEDS: dict[str, Any] = {"needs": ("bitsandbytes", "peft"), "pip": "'leanvocab[peft,quantization]'"}
 _CLOSE: dict[str, Any] = {
     "expects": "close",
     "within": 1e-2,
-    "why": f"{CHUNKS}, which layers that compute in bf16 make larger",
+    "why": f"{APART}, which layers that compute in bf16 make larger",
 }
 
 
@@ -47,11 +47,11 @@ def pair(
     for name in ("full", "lean"):
         model: nn.Module = quantized(folder, family)
         if name == "lean":
-            models.lean(model, output=output)
+            models.lean(model, output=output, **options.get("shrink", {}))
         if prepare:
             model = prepare_model_for_kbit_training(model)
         model = lora(target_modules="all-linear", **options.get("lora", {}))(model)
-        trained = {key: value for key, value in options.items() if key != "lora"}
+        trained = {key: value for key, value in options.items() if key not in ("lora", "shrink")}
         runs.append(train(model, folder / name, task="causal-lm", **trained))
     return pairs.compare(*runs, models.left_out())
 
@@ -64,6 +64,32 @@ def untied(folder: Path) -> Outcome:
 @door('QLoRA after shrink_, tied (output="frozen")', **NEEDS, **_CLOSE)
 def tied(folder: Path) -> Outcome:
     return pair(folder, "llama-tied", "frozen")
+
+
+@door('QLoRA after shrink_, tied (output="frozen", frozen_rows="host")', **NEEDS, **_CLOSE)
+def tied_host(folder: Path) -> Outcome:
+    return pair(folder, "llama-tied", "frozen", shrink={"frozen_rows": "host"})
+
+
+@door(
+    'QLoRA after shrink_, bf16 autocast, tied (output="frozen")',
+    expects="different",
+    why="losses are close; of LoRA's first gradients, which start from zero, Adam makes steps of full size, so that small ones "
+    "change their sign where bf16 rounds the two products of the output layer apart",
+    **NEEDS,
+)
+def tied_bf16(folder: Path) -> Outcome:
+    return pair(folder, "llama-tied", "frozen", bf16=True, learning_rate=1e-4)
+
+
+@door(
+    'QLoRA after shrink_, tied (output="restricted")',
+    expects="different",
+    why="the softmax is over the kept rows alone, which is another objective",
+    **NEEDS,
+)
+def tied_restricted(folder: Path) -> Outcome:
+    return pair(folder, "llama-tied", "restricted")
 
 
 @door('QLoRA after shrink_, untied (output="frozen")', **NEEDS, **_CLOSE)

@@ -14,6 +14,7 @@ from torch import nn
 
 import leanvocab as lv
 from doors import models, pairs
+from doors.registry import Outcome
 
 Job = Callable[..., Any]
 
@@ -184,7 +185,9 @@ def layouts(folder: Path, family: str = "llama-tied") -> list[str]:
     one = made(family, True)
     one.load_state_dict(state[0])
     found["one process"] = pairs.state_of(one)
-    found["DDP"] = pairs.state_of(nn.parallel.DistributedDataParallel(one).module)
+    parallel = nn.parallel.DistributedDataParallel(made(family, True))
+    parallel.module.load_state_dict(state[0])
+    found["DDP"] = {name.removeprefix("module."): each for name, each in pairs.state_of(parallel).items()}
     with lv.partial_state_dicts(one):
         partial = {name: value.clone() for name, value in one.state_dict().items()}
     again = sharded(made(family, True))
@@ -247,8 +250,8 @@ def zero(folder: Path, stage: int) -> list[pairs.Run]:
     return runs
 
 
-def zero3_saved(folder: Path) -> tuple[int, str]:
-    """Rows of the table in the state dict that ZeRO-3 consolidates; what its own checkpoint says."""
+def zero3_saved(folder: Path) -> tuple[int, Outcome]:
+    """Rows of the table in the state dict that ZeRO-3 consolidates; what comes of its own checkpoint."""
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
 
@@ -259,12 +262,7 @@ def zero3_saved(folder: Path) -> tuple[int, str]:
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
     state = engine._zero3_consolidated_16bit_state_dict()
     rows = len(state["model.embed_tokens.weight"]) if state else 0
-    return rows, refusal(lambda: engine.save_checkpoint(str(folder / "checkpoint")))
-
-
-def refusal(action: Job) -> str:
-    """leanvocab's own error, or nothing."""
-    return pairs.refused(action).detail
+    return rows, pairs.refused(lambda: engine.save_checkpoint(str(folder / "checkpoint")))
 
 
 def everything(folder: Path) -> dict[str, Any]:
@@ -278,8 +276,8 @@ def everything(folder: Path) -> dict[str, Any]:
     given["fsdp llama True"] = fully_sharded("llama", True)
     given["fsdp llama-tied True"] = fully_sharded("llama-tied", True)
     given["layouts"] = layouts(folder)
-    given["full state of a shard"] = refusal(sharded(made("llama", True)).state_dict)
-    given["shrunk late"] = refusal(lambda: models.lean(sharded(made("llama", False))))
+    given["full state of a shard"] = pairs.refused(sharded(made("llama", True)).state_dict)
+    given["shrunk late"] = pairs.refused(lambda: models.lean(sharded(made("llama", False))))
     trainer(folder / "trainer")
     return given
 

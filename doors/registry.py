@@ -3,6 +3,7 @@
 import importlib
 import importlib.metadata
 import importlib.util
+import math
 import os
 import pkgutil
 from collections.abc import Callable
@@ -13,7 +14,15 @@ from typing import Literal
 import doors
 
 Verdict = Literal["identical", "close", "different", "refused", "works"]
-_ROOMS = {"__main__", "registry", "pairs", "models", "results", "table"}  # modules of this package that hold no doors
+_ROOMS = {
+    "__main__",
+    "registry",
+    "pairs",
+    "models",
+    "ranks",
+    "results",
+    "table",
+}  # modules of this package that hold no doors
 
 
 @dataclass(frozen=True)
@@ -113,6 +122,8 @@ def problem(each: Door, outcome: Outcome) -> str:
         return f"{each.name}: expected {each.expects}, found {outcome.verdict}: {outcome.detail}"
     if each.expects == outcome.verdict == "close" and outcome.difference > each.within:
         return f"{each.name}: differs by {outcome.difference:.1e}, expected at most {each.within:.1e}: {outcome.detail}"
+    if each.expects == outcome.verdict == "different" and not math.isfinite(outcome.difference):
+        return f"{each.name}: expected numbers that differ, found {outcome.detail}"
     if each.refuses and each.refuses not in outcome.detail:
         return f"{each.name}: expected a refusal that says {each.refuses!r}, found: {outcome.detail}"
     return ""

@@ -10,8 +10,11 @@ from doors import models, pairs
 from doors.registry import Outcome, door
 
 FROZEN = 1e-4  # six steps of AdamW at a learning rate of 1e-2, which divides by small numbers at first
-CHUNKS = "the loss and its gradient are computed in chunks over tokens, with other roundings of one softmax"
-_CHUNKS_BF16 = CHUNKS + "; logits are rounded to bf16 in other places"
+APART = (
+    "the gradient of the hidden states is a product with the frozen rows and one with the kept rows, where ordinary training has "
+    "one with all, and scores of kept rows are a product of their own: sums of the same terms, rounded apart"
+)
+_APART_BF16 = APART + "; logits are rounded to bf16 in other places"
 _GPU_SUMS = "a GPU adds up an embedding's gradient in an order that varies"
 
 
@@ -196,7 +199,14 @@ def best_model(folder: Path) -> Outcome:
 
     saving = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
     stopping = hf.EarlyStoppingCallback(early_stopping_patience=2)
-    return pair(folder, **saving, max_steps=12, load_best_model_at_end=True, callbacks=[stopping], learning_rate=5e-2)
+
+    def stopped(trainer: Any) -> dict[str, int]:
+        state = trainer.state
+        assert state.best_global_step < state.global_step < 12, "stopped early, and the best model is not the last"
+        return {"stopped": state.global_step, "best": state.best_global_step}
+
+    options = {"max_steps": 12, "load_best_model_at_end": True, "callbacks": [stopping], "after": stopped}
+    return pair(folder, **saving, **options, learning_rate=5e-2)
 
 
 @door("Trainer, resumed from a checkpoint of itself")
@@ -317,12 +327,12 @@ def causal_full(folder: Path) -> Outcome:
     return pair(folder, "llama-untied", task="causal-lm")
 
 
-@door('Trainer, causal language model, tied (output="frozen")', expects="close", within=FROZEN, why=CHUNKS)
+@door('Trainer, causal language model, tied (output="frozen")', expects="close", within=FROZEN, why=APART)
 def causal_tied(folder: Path) -> Outcome:
     return pair(folder, "llama-tied", task="causal-lm", output="frozen")
 
 
-@door('Trainer, causal language model, untied (output="frozen")', expects="close", within=FROZEN, why=CHUNKS)
+@door('Trainer, causal language model, untied (output="frozen")', expects="close", within=FROZEN, why=APART)
 def causal_frozen(folder: Path) -> Outcome:
     return pair(folder, "llama-untied", tables=2, task="causal-lm", output="frozen")
 
@@ -340,7 +350,7 @@ def causal_restricted(folder: Path) -> Outcome:
     'Trainer, causal language model, tied, bf16 autocast (output="frozen")',
     expects="close",
     within=5e-2,
-    why=_CHUNKS_BF16,
+    why=_APART_BF16,
 )
 def causal_bf16(folder: Path) -> Outcome:
     return pair(folder, "llama-tied", task="causal-lm", output="frozen", bf16=True, learning_rate=1e-3)
@@ -350,7 +360,7 @@ def causal_bf16(folder: Path) -> Outcome:
     'Trainer, causal language model, tied, gradient checkpointing and accumulation (output="frozen")',
     expects="close",
     within=FROZEN,
-    why=CHUNKS,
+    why=APART,
 )
 def causal_checkpointing(folder: Path) -> Outcome:
     both = {"gradient_checkpointing": True, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}
@@ -358,10 +368,41 @@ def causal_checkpointing(folder: Path) -> Outcome:
 
 
 @door(
+    'Trainer, causal language model, tied, compute_metrics and predict (output="frozen")',
+    expects="close",
+    within=FROZEN,
+    why=APART,
+)
+def causal_metrics(folder: Path) -> Outcome:
+    """The Trainer gathers, pads and joins the logits themselves."""
+
+    def accuracy(evaluated: Any) -> dict[str, float]:
+        found, labels = evaluated.predictions.argmax(-1)[:, :-1], evaluated.label_ids[:, 1:]
+        return {"accuracy": float((found == labels)[labels != -100].mean())}
+
+    def predicted(trainer: Any) -> dict[str, Any]:
+        given = trainer.predict(models.examples("causal-lm")[:4])
+        return {"predictions": given.predictions.tolist(), "accuracy": trainer.evaluate()["eval_accuracy"]}
+
+    options = {"compute_metrics": accuracy, "after": predicted, "eval_strategy": "steps", "eval_steps": 3}
+    return pair(folder, "llama-tied", task="causal-lm", output="frozen", **options)
+
+
+@door(
+    'Trainer, causal language model, tied, label smoothing (output="frozen")',
+    expects="close",
+    within=FROZEN,
+    why=APART,
+)
+def causal_smoothed(folder: Path) -> Outcome:
+    return pair(folder, "llama-tied", task="causal-lm", output="frozen", label_smoothing_factor=0.1)
+
+
+@door(
     'Trainer, causal language model, tied, torch_compile (output="frozen")',
     expects="close",
     within=FROZEN,
-    why=CHUNKS,
+    why=APART,
     fast=False,
 )
 def causal_compiled(folder: Path) -> Outcome:
@@ -377,7 +418,19 @@ def seq2seq_full(folder: Path) -> Outcome:
     'Seq2SeqTrainer with predict_with_generate and beams, tied (output="frozen")',
     expects="close",
     within=FROZEN,
-    why=CHUNKS,
+    why=APART,
 )
 def seq2seq_tied(folder: Path) -> Outcome:
     return pair(folder, "t5", task="seq2seq-lm", output="frozen", **_GENERATES, generation_num_beams=2)
+
+
+@door('Seq2SeqTrainer, bf16 autocast, accumulation, checkpointing, best model at the end, untied (output="full")')
+def seq2seq_best(folder: Path) -> Outcome:
+    saving = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
+    both = {
+        "bf16": True,
+        "gradient_accumulation_steps": 2,
+        "gradient_checkpointing": True,
+        "load_best_model_at_end": True,
+    }
+    return pair(folder, "bart-untied", tables=3, task="seq2seq-lm", **saving, **both)

@@ -9,10 +9,11 @@ from torch import nn
 
 from doors import models, pairs
 from doors.registry import Outcome, door
+from doors.trainer import APART
 
 _NEEDS = {"needs": ("trl",), "pip": "'leanvocab[trl]'"}
 _SLOW = {"fast": False}
-_ROUNDING = "TRL's chunks run over the vocabulary, leanvocab's over tokens: sums are rounded in another order"
+_ROUNDING = f"TRL adds up its loss over pieces of the vocabulary, leanvocab's has whole rows of scores; {APART}"
 _TEMPLATE = (
     "{% for m in messages %}{{ 'w0 ' }}{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] + ' w2 ' }}"
     "{% endgeneration %}{% else %}{{ 'w3 ' + m['content'] + ' w2 ' }}{% endif %}{% endfor %}"

@@ -114,6 +114,7 @@ def finetune(
     Source: Section 4 of the paper. Its D' is never made, since the lookup remaps.
     """
     settings, output_dir = settings or FineTuneSettings(), Path(output_dir)
+    _check_extras(settings)
     last_checkpoint = _check_output_dir(output_dir, Path(model), settings)
     pretrained = find_pretrained(model, settings)
     splits = select_samples(load_splits(data, settings.config_name), settings)
@@ -155,6 +156,13 @@ def finetune(
         _save(network, pretrained.tokenizer, result)  # full while shrunk
     trainer.accelerator.wait_for_everyone()
     return result
+
+
+def _check_extras(settings: FineTuneSettings) -> None:
+    if settings.uses_lora:
+        require("peft", extra="peft")
+    if settings.qlora:
+        require("bitsandbytes", extra="quantization")
 
 
 def _find_task(splits: Any, settings: FineTuneSettings) -> Task | LanguageTask:

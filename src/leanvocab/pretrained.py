@@ -17,7 +17,6 @@ from transformers import (
 )
 
 from leanvocab.errors import ModelError, SettingsError
-from leanvocab.extras import require
 from leanvocab.language import LanguageTask
 from leanvocab.settings import CAUSAL_LM, MASKED_LM, SEQ2SEQ_LM, FineTuneSettings
 from leanvocab.task import Task
@@ -75,7 +74,6 @@ class Pretrained:
 
 def _in_four_bits() -> dict[str, Any]:
     """How to load a model for QLoRA: 4 bits (nf4, scales quantized too), computing in bf16, on the device that trains."""
-    require("bitsandbytes", extra="quantization")
     bits = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",

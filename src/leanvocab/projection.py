@@ -214,11 +214,12 @@ class FrozenRows:
             yield MappedRows(self._brought(rows).to(self.dtype), here, slice(first, last), start)
 
     @property
-    def _held_dtype(self) -> torch.dtype:
+    def held_dtype(self) -> torch.dtype:
+        """The dtype of the rows on the device."""
         return self.dtype if self.dtype.itemsize <= self._source.dtype.itemsize else self._source.dtype
 
     def _brought(self, rows: Tensor) -> Tensor:
-        rows = rows.to(self._held_dtype)
+        rows = rows.to(self.held_dtype)
         return (
             rows.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else rows.to(self.device)
         )
@@ -233,10 +234,10 @@ class FrozenRows:
         order = torch.cat([self.table.token_ids, others])
         places = torch.empty_like(order)
         places[order] = torch.arange(len(order))
-        rows = torch.empty(len(others), self._source.shape[1], device=self.device, dtype=self._held_dtype)
+        rows = torch.empty(len(others), self._source.shape[1], device=self.device, dtype=self.held_dtype)
         step = _rows_in_a_block(self._source, self._source.dtype)
         for start in range(0, len(others), step):
-            rows[start : start + step] = self._source[others[start : start + step]].to(self.device, self._held_dtype)
+            rows[start : start + step] = self._source[others[start : start + step]].to(self.device, self.held_dtype)
         return CompactRows(rows, order.to(self.device), places.to(self.device))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "FrozenRows":

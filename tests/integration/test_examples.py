@@ -8,15 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_language import pairs, save_language_model
+from small_language import language_model, language_tokenizer, pairs, save_language_model
 from small_text import rows, save_pretrained, write
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
 LANGUAGE_MODELS = {  # tied, as published ones are
-    "causal_lm": "gpt2", "masked_lm": "bert", "qlora": "llama", "seq2seq_lm": "t5", "trl_dpo": "gpt2", "trl_sft": "gpt2",
+    "causal_lm": "gpt2", "masked_lm": "bert", "qlora": "llama", "seq2seq_lm": "t5", "trl_dpo": "gpt2", "trl_grpo": "gpt2",
+    "trl_sft": "gpt2",
 }  # fmt: skip
 PACKAGES = {"lora": "peft", "ray_counting": "ray", "sentence_embeddings": "sentence_transformers"}
-PACKAGES |= {"qlora": "bitsandbytes", "trl_dpo": "trl", "trl_sft": "trl"}
+PACKAGES |= {"qlora": "bitsandbytes", "eight_bit_adam": "bitsandbytes"}
+PACKAGES |= dict.fromkeys(["trl_dpo", "trl_grpo", "trl_reward", "trl_sft"], "trl")
+LAUNCHED = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+LAUNCHERS = {
+    "fsdp2": LAUNCHED,
+    "accelerate_loop": ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"],
+}
 
 
 def table_for(example: str) -> list[dict[str, Any]]:
@@ -25,9 +32,9 @@ def table_for(example: str) -> list[dict[str, Any]]:
         return pairs(48, names=("source", "target"))
     if example == "sentence_embeddings":
         return pairs(48, names=("anchor", "positive"))
-    if example == "trl_sft":
+    if example in ("trl_sft", "trl_grpo"):
         return pairs(48)
-    if example == "trl_dpo":
+    if example in ("trl_dpo", "trl_reward"):
         chosen = pairs(48, names=("prompt", "chosen"))
         return [{**each, "rejected": other["chosen"]} for each, other in zip(chosen, chosen[::-1], strict=True)]
     return rows()
@@ -39,11 +46,17 @@ def test_an_example_runs_and_saves(example: Path, tmp_path: Path) -> None:
         pytest.skip(f"needs {PACKAGES[example.stem]}")
     if example.stem in LANGUAGE_MODELS:
         save_language_model(tmp_path / "model", LANGUAGE_MODELS[example.stem], tied=True)
+    elif example.stem == "fsdp2":
+        save_language_model(tmp_path / "model", "llama", tied=False)
+    elif example.stem == "trl_reward":
+        language_model("llama", num_labels=1, pad_token_id=0).save_pretrained(tmp_path / "model")
+        language_tokenizer().save_pretrained(tmp_path / "model")
     else:
         save_pretrained(tmp_path / "model")
     write(tmp_path / "data.csv", table_for(example.stem))
     command = [
         sys.executable,
+        *LAUNCHERS.get(example.stem, []),
         str(example),
         str(tmp_path / "model"),
         str(tmp_path / "data.csv"),

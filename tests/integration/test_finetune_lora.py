@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_language import pairs, save_language_model
+from small_language import pairs, save_language_model, texts
 from small_text import rows, save_pretrained, write
 
 pytest.importorskip("peft")
@@ -58,10 +58,55 @@ def check_estimate(shrunk: dict[str, Any], full: dict[str, Any]) -> None:
         assert {name: shrunk["memory"][vocabulary][name] for name in held} == held
 
 
-def test_two_processes_of_torchrun_write_one_model(tmp_path: Path) -> None:
+TWO = ("--standalone", "--nproc-per-node", "2", "-m")
+
+
+def test_two_processes_of_torchrun_write_the_model_of_a_run_with_the_full_vocabulary(tmp_path: Path) -> None:
     save_pretrained(tmp_path / "model")
     write(tmp_path / "data.csv", rows())
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
-    result = run(tmp_path, "two", "--batch-size", "4", launcher=launcher)
-    assert result["num_steps"] == 4
-    assert (tmp_path / "two" / "model.safetensors").exists()
+    launcher = ("-m", "torch.distributed.run", *TWO)
+    shrunk = run(tmp_path, "shrunk", "--batch-size", "4", launcher=launcher)
+    full = run(tmp_path, "full", "--batch-size", "4", "--full-vocabulary", launcher=launcher)
+    assert shrunk["num_steps"] == 4
+    assert shrunk["losses"] == full["losses"]
+    name = "model.safetensors"
+    assert (tmp_path / "shrunk" / name).read_bytes() == (tmp_path / "full" / name).read_bytes()
+
+
+def test_accelerate_launch_trains_an_adapter_of_a_language_model_in_bf16(tmp_path: Path) -> None:
+    save_language_model(tmp_path / "model", "llama", tied=False)
+    write(tmp_path / "data.csv", pairs(24))
+    launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m")
+    options = ("--task", "causal-lm", "--lora", "--bf16")
+    shrunk = run(tmp_path, "shrunk", *options, "--output", "full", launcher=launcher)
+    full = run(tmp_path, "full", *options, "--full-vocabulary", launcher=launcher)
+    assert shrunk["losses"] == full["losses"]
+    adapter = "adapter_model.safetensors"
+    assert (tmp_path / "shrunk" / adapter).read_bytes() == (tmp_path / "full" / adapter).read_bytes()
+
+
+@pytest.mark.parametrize(("task", "family"), [("causal-lm", "llama"), ("seq2seq-lm", "t5"), ("masked-lm", "bert")])
+def test_an_adapter_of_a_tied_language_model_trains_beside_frozen_rows(tmp_path: Path, task: str, family: str) -> None:
+    save_language_model(tmp_path / "model", family, tied=True)
+    write(tmp_path / "data.csv", texts(24) if task == "masked-lm" else pairs(24))
+    result = run(tmp_path, "out", "--task", task, "--lora")
+    assert result["output"] == "frozen"
+    assert all(loss == loss for _, loss in result["losses"])
+    assert (tmp_path / "out" / "adapter_model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("missing", "option", "extra"), [("peft", "--lora", "peft"), ("bitsandbytes", "--qlora", "quantization")]
+)
+def test_a_missing_extra_gives_the_pip_line(tmp_path: Path, missing: str, option: str, extra: str) -> None:
+    save_language_model(tmp_path / "model", "llama", tied=False)
+    write(tmp_path / "data.csv", pairs(24))
+    hidden = tmp_path / "hidden"
+    (hidden / missing).mkdir(parents=True)
+    (hidden / missing / "__init__.py").write_text(f"raise ModuleNotFoundError('no {missing}', name='{missing}')\n")
+    command = [sys.executable, "-m", "leanvocab", "finetune", str(tmp_path / "model"), str(tmp_path / "data.csv")]
+    command += ["-o", str(tmp_path / "out"), "--task", "causal-lm", "--cpu", option]
+    environment = {**os.environ, "PYTHONPATH": str(hidden)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert f"pip install 'leanvocab[{extra}]'" in " ".join(done.stderr.split())

@@ -44,10 +44,10 @@ def finetune(
     """
     with clean_errors(as_json):
         settings = settings_from(knobs)
+        quiet_libraries()
         from leanvocab import finetune as job
         from leanvocab.data import load_splits
 
-        quiet_libraries()
         files = {"validation": validation, "test": test}
         source: Any = data
         if any(files.values()):

@@ -53,6 +53,11 @@ def print_rich(*parts: Any) -> None:
 
 def quiet_libraries() -> None:
     """transformers and datasets report what they load and save at length; a command has its own summary."""
+    import logging as standard
+
+    # torchao, where it is installed, which others import: of its kernels for GPUs, on a machine without one.
+    for name in ("torchao", "torch.utils._pytree"):
+        standard.getLogger(name).setLevel(standard.ERROR)
     from transformers import logging
 
     logging.set_verbosity_error()
