@@ -11,6 +11,10 @@ import pytest
 from small_language import pairs, save_language_model, texts
 from small_text import rows, save_pretrained, write
 
+from leanvocab.errors import MissingExtraError
+from leanvocab.finetune import finetune
+from leanvocab.settings import FineTuneSettings
+
 pytest.importorskip("peft")
 
 
@@ -96,17 +100,12 @@ def test_an_adapter_of_a_tied_language_model_trains_beside_frozen_rows(tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("missing", "option", "extra"), [("peft", "--lora", "peft"), ("bitsandbytes", "--qlora", "quantization")]
+    ("missing", "option", "extra"), [("peft", "lora", "peft"), ("bitsandbytes", "qlora", "quantization")]
 )
-def test_a_missing_extra_gives_the_pip_line(tmp_path: Path, missing: str, option: str, extra: str) -> None:
-    save_language_model(tmp_path / "model", "llama", tied=False)
-    write(tmp_path / "data.csv", pairs(24))
-    hidden = tmp_path / "hidden"
-    (hidden / missing).mkdir(parents=True)
-    (hidden / missing / "__init__.py").write_text(f"raise ModuleNotFoundError('no {missing}', name='{missing}')\n")
-    command = [sys.executable, "-m", "leanvocab", "finetune", str(tmp_path / "model"), str(tmp_path / "data.csv")]
-    command += ["-o", str(tmp_path / "out"), "--task", "causal-lm", "--cpu", option]
-    environment = {**os.environ, "PYTHONPATH": str(hidden)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode != 0
-    assert f"pip install 'leanvocab[{extra}]'" in " ".join(done.stderr.split())
+def test_a_missing_extra_gives_the_pip_line_before_anything_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str, option: str, extra: str
+) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    settings = FineTuneSettings(task="causal-lm", **{option: True})
+    with pytest.raises(MissingExtraError, match=rf"this needs {missing}.*pip install 'leanvocab\[{extra}\]'"):
+        finetune(tmp_path / "no model", tmp_path / "no data", tmp_path / "out", settings)
