@@ -182,3 +182,15 @@ def zero3_consolidated(folder: Path) -> Outcome:
 )
 def zero3_checkpoint(folder: Path) -> Outcome:
     return _zero3_saved()[1]
+
+
+@door(
+    'DeepSpeed ZeRO-3, tied language model (output="frozen")',
+    expects="refused",
+    refuses="rows were taken away after its forward",
+    why="the loss reads the output layer's rows, which ZeRO-3 takes away as soon as the layer has been called",
+    needs=("deepspeed",),
+    fast=False,
+)
+def zero3_frozen(folder: Path) -> Outcome:
+    return ranks.start(ranks.zero3_frozen, folder)  # type: ignore[no-any-return]

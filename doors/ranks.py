@@ -265,6 +265,22 @@ def zero3_saved(folder: Path) -> tuple[int, Outcome]:
     return rows, pairs.refused(lambda: engine.save_checkpoint(str(folder / "checkpoint")))
 
 
+def zero3_frozen(folder: Path) -> Outcome:
+    """A step of a language model whose output layer is frozen in part."""
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+
+    model = made("llama-tied", True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
+    settings = {
+        "train_micro_batch_size_per_gpu": 4,
+        "zero_optimization": {"stage": 3},
+        "zero_allow_untested_optimizer": True,
+    }
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
+    return pairs.refused(lambda: engine(**share(0, "causal-lm")).loss.backward())
+
+
 def everything(folder: Path) -> dict[str, Any]:
     """All that two processes do, in one start of them."""
     given: dict[str, Any] = {"counts": counted()}
