@@ -1,9 +1,7 @@
 """Where the peers' code lies, and whether it is there. Nothing of theirs is part of this project."""
 
-import contextlib
 import importlib.util
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +27,3 @@ def authors_module(path: Path | str, name: str) -> Any:
 
 def installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
-
-
-@contextlib.contextmanager
-def quiet_datasets() -> Iterator[None]:
-    """No progress bars of `datasets` in the output."""
-    import datasets
-
-    datasets.disable_progress_bars()
-    yield
-    datasets.enable_progress_bars()

@@ -195,7 +195,8 @@ def main(arguments: list[str] | None = None) -> list[Result]:
     made.add_argument("--batch-size", type=int, default=4)
     made.add_argument("--length", type=int, default=128)
     made.add_argument("--kept", type=int, help="kept rows (5,000)")
-    return finish(measure(read_options(made, arguments)), read_options(made, arguments))
+    options = read_options(made, arguments)
+    return finish(measure(options), options)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet
 
-from leanvocab.errors import DataError
+from leanvocab.errors import DataError, first_line
 from leanvocab.extras import require
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def read_file(path: Path) -> "datasets.Dataset":
     try:
         table = reader(path)
     except (pa.ArrowException, UnicodeError) as error:
-        raise DataError(f"{path} cannot be read as {path.suffix}: {_first_line(error)}") from error
+        raise DataError(f"{path} cannot be read as {path.suffix}: {first_line(error)}") from error
     return datasets.Dataset(table)
 
 
@@ -152,13 +152,9 @@ def _from_hub(name: str, config_name: str | None) -> dict[str, Any]:
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(
             f"{name!r} is neither a file nor a folder here, and the hub did not give a data set of that name"
-            f"{f' and the configuration {config_name!r}' if config_name else ''}: {_first_line(error)}"
+            f"{f' and the configuration {config_name!r}' if config_name else ''}: {first_line(error)}"
         ) from error
     return dict(loaded)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _some(names: Iterable[str], most: int = 5) -> str:

@@ -44,8 +44,8 @@ from leanvocab.layout import (
     write_signs,
 )  # fmt: skip
 from leanvocab.model import merge_, shrink_, status
+from leanvocab.modes import FrozenPlace, OutputMode
 from leanvocab.optimizerstates import write_states
-from leanvocab.output import FrozenPlace, OutputMode
 from leanvocab.partial_module import PartialModule
 from leanvocab.plan import Partial, make_plan, read_partial
 from leanvocab.rowbytes import gaps

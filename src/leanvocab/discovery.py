@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from leanvocab.errors import AlreadyShrunkError, BypassError, ModelError, TiedOutputError, VocabularyError
 from leanvocab.inserted import model_full_size
-from leanvocab.output import OutputMode
+from leanvocab.modes import OutputMode
 from leanvocab.partial_module import PartialModule
-from leanvocab.reads import reads_of
+from leanvocab.reads import reads_of, unwrapped
 from leanvocab.vocabulary import PartialVocabulary
 
 # Adapters that look rows up in the weight itself, with ids of the full vocabulary.
@@ -335,7 +335,7 @@ def _own_forward(cls: type, base: type[nn.Module]) -> type | None:
     for each in cls.__mro__[: cls.__mro__.index(base)]:
         forward = each.__dict__.get("forward")
         if forward is not None:
-            code = getattr(_unwrapped(forward), "__code__", None)
+            code = getattr(unwrapped(forward), "__code__", None)
             names = () if code is None else code.co_names + code.co_freevars
             if "super" not in names and "__class__" not in names and base.__name__ not in names:
                 return each
@@ -344,12 +344,6 @@ def _own_forward(cls: type, base: type[nn.Module]) -> type | None:
             ):  # F.embedding beside super(): which of the two sees an id is not ours to know
                 return each
     return None
-
-
-def _unwrapped(function: Any) -> Any:
-    while hasattr(function, "__wrapped__"):
-        function = function.__wrapped__
-    return function
 
 
 def _check_shadowing(path: str, module: nn.Module) -> None:

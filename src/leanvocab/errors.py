@@ -72,3 +72,8 @@ class MissingExtraError(LeanVocabError, ImportError):
 
 class LeanVocabWarning(UserWarning):
     """Something that is not wrong, but that the user should know: said once."""
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, without its advice; its name where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

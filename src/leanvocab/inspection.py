@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leanvocab.errors import CheckpointError
+from leanvocab.errors import CheckpointError, first_line
 from leanvocab.headers import DTYPE_BITS, read_weights
 from leanvocab.inventory import Inventory, VocabularyTensor, take_inventory
 from leanvocab.layout import OPTIMIZER, read_delta, read_training_note
@@ -84,7 +84,7 @@ def inspect_checkpoint(name: str | Path) -> CheckpointInfo:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError, KeyError) as error:
         where = "holds no model" if folder.is_dir() else "is no folder here, and the hub gave no model of that name"
-        raise CheckpointError(f"{str(name)!r} {where}: {_first_line(error)}") from error
+        raise CheckpointError(f"{str(name)!r} {where}: {first_line(error)}") from error
     tensors = read_tensors(folder) if folder.is_dir() else _headers_on_hub(str(name))
     model_class, model = _empty_model(config)
     names = _tables_of(model)
@@ -225,7 +225,7 @@ def _headers_on_hub(name: str) -> dict[str, TensorInfo]:
     try:
         metadata = huggingface_hub.get_safetensors_metadata(name)
     except Exception as error:  # the hub's errors have no common base
-        raise CheckpointError(f"the hub gave no safetensors headers of {name!r}: {_first_line(error)}") from error
+        raise CheckpointError(f"the hub gave no safetensors headers of {name!r}: {first_line(error)}") from error
     return {
         tensor: TensorInfo(tensor, tuple(entry.shape), entry.dtype)
         for file in metadata.files_metadata.values()
@@ -261,7 +261,3 @@ def _tables_of(model: Any) -> list[tuple[str, ...]]:
 def _same_tensor(in_file: str, in_model: str) -> bool:
     """A base model's checkpoint leaves out the prefix that a model with a head has, or the other way round."""
     return in_file == in_model or in_file.endswith("." + in_model) or in_model.endswith("." + in_file)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

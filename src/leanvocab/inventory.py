@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from leanvocab.discovery import Matrix, find_matrices, output_layers
 from leanvocab.errors import LeanVocabError
 from leanvocab.inserted import model_full_size
-from leanvocab.output import OUTPUT_MODES
+from leanvocab.modes import OUTPUT_MODES
 from leanvocab.partial_module import PartialModule
 from leanvocab.vocabulary import PartialVocabulary
 

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from leanvocab.errors import CheckpointError, VocabularyError
-from leanvocab.headers import SafetensorsFile, TensorEntry, is_sizes, read_file, read_json
+from leanvocab.headers import SafetensorsFile, is_sizes, read_file, read_json
+from leanvocab.modes import OUTPUT_MODES
 from leanvocab.vocabulary import PartialVocabulary
 
 FORMAT, VERSION = "leanvocab delta", 1
@@ -32,7 +33,6 @@ DESCRIPTION, TENSORS, MODEL_CONFIG, CONFIG, README = (
 OPTIMIZER_TENSORS, OPTIMIZER = "optimizer.safetensors", "optimizer.json"
 FILES = (DESCRIPTION, TENSORS, MODEL_CONFIG, CONFIG, README, OPTIMIZER_TENSORS, OPTIMIZER)
 TRAINING_NOTE = "leanvocab_training.json"  # beside a full checkpoint
-OUTPUTS = ("full", "frozen", "restricted")  # what became of the output layer; "full" also where there is none
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def read_description(folder: Path) -> Description:
         tensors=tensors,
         absent=tuple(reader.texts(found, "absent")),
         renamed=reader.text_map(found, "renamed"),
-        output=reader.one_of(found, "output", OUTPUTS),
+        output=reader.one_of(found, "output", OUTPUT_MODES),
         decay_unused_rows=reader.of(found, "decay_unused_rows", bool),
     )
     _check_names(path, description)
@@ -338,8 +338,3 @@ def digest_of(*parts: bytes) -> str:
     for part in parts:
         digest.update(part)
     return digest.hexdigest()
-
-
-def rows_in(entry: TensorEntry) -> int:
-    """Rows of a tensor: its first dimension."""
-    return entry.shape[0] if entry.shape else 0

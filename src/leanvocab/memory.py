@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from torch import nn
 
-    from leanvocab.output import FrozenPlace, OutputMode
+    from leanvocab.modes import FrozenPlace, OutputMode
     from leanvocab.partial_module import PartialModule
 
 Precision: TypeAlias = Literal["fp32", "bf16", "mixed"]

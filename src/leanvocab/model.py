@@ -29,7 +29,8 @@ from leanvocab.errors import (
     VocabularyError,
 )
 from leanvocab.guard import Guard, refuse_merging_adapters
-from leanvocab.output import FROZEN_PLACES, OUTPUT_MODES, FrozenPlace, OutputMode, RemapLinear
+from leanvocab.modes import FROZEN_PLACES, OUTPUT_MODES, FrozenPlace, OutputMode
+from leanvocab.output import RemapLinear
 from leanvocab.partial_module import PartialModule, restore_class, switch_class
 from leanvocab.rows import RowStore, put_rows, take_rows, zero_pages
 from leanvocab.table import Ids, OnMissing, Table
@@ -104,10 +105,7 @@ def merge_(model: M, *, optimizer: Optimizer | None = None) -> M:
     if not shrunk:
         raise NotShrunkError(f"{type(model).__name__} is not shrunk: there is nothing to merge; call shrink_ first")
     for module in shrunk:
-        if module.weight.shape[0] != module.table.num_rows:
-            raise BypassError(
-                f"{module.table.name}: its weight was replaced while the model was shrunk; it cannot be merged"
-            )
+        module.check_length()
     optimizer = getattr(optimizer, "optimizer", optimizer)
     full = {id(module.weight): _full_weight(module) for module in shrunk}
     for module in shrunk:
@@ -186,10 +184,6 @@ class Status:
     output: str | None = None  # the mode of the output layer; None where the model has none, or is not shrunk
 
     def __bool__(self) -> bool:
-        return bool(self.tables)
-
-    @property
-    def is_shrunk(self) -> bool:
         return bool(self.tables)
 
     @property

@@ -5,7 +5,7 @@
 """
 
 import warnings
-from typing import ClassVar, Literal, TypeAlias, get_args
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +18,6 @@ from leanvocab.output_loss import Columns
 from leanvocab.partial_module import PartialModule
 from leanvocab.projection import FrozenRows, KeptRows
 from leanvocab.table import describe_missing
-
-OutputMode: TypeAlias = Literal["full", "frozen", "restricted"]
-FrozenPlace: TypeAlias = Literal["device", "host"]
-OUTPUT_MODES: tuple[str, ...] = get_args(OutputMode)
-FROZEN_PLACES: tuple[str, ...] = get_args(FrozenPlace)
 
 
 class RemapLinear(PartialModule, nn.Linear):

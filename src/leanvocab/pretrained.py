@@ -16,7 +16,7 @@ from transformers import (
     BitsAndBytesConfig,
 )
 
-from leanvocab.errors import ModelError, SettingsError
+from leanvocab.errors import ModelError, SettingsError, first_line
 from leanvocab.language import LanguageTask
 from leanvocab.settings import CAUSAL_LM, MASKED_LM, SEQ2SEQ_LM, FineTuneSettings
 from leanvocab.task import Task
@@ -67,7 +67,7 @@ class Pretrained:
                 output_loading_info=True,
             )
         except (OSError, ValueError, RuntimeError) as error:
-            raise ModelError(f"the model {self.name!r} cannot be loaded: {_first_line(error)}") from error
+            raise ModelError(f"the model {self.name!r} cannot be loaded: {first_line(error)}") from error
         new = sorted(said["missing_keys"]) if is_language_model else []
         return network, tuple(f"The checkpoint has no {name}; it starts anew." for name in new)
 
@@ -96,7 +96,7 @@ def find_pretrained(name: str | Path, settings: FineTuneSettings) -> Pretrained:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, KeyError) as error:
         where = "is no folder here, and the hub did not give it" if not Path(name).is_dir() else "cannot be read"
-        raise ModelError(f"the model {str(name)!r} {where}: {_first_line(error)}") from error
+        raise ModelError(f"the model {str(name)!r} {where}: {first_line(error)}") from error
     auto_class, head = _HEADS.get(settings.task or "", _CLASSIFIER)
     if type(config) not in auto_class._model_mapping:
         raise ModelError(f"transformers has no {head} for models of the type {config.model_type!r}")
@@ -147,7 +147,3 @@ def _check_length(config: Any, tokenizer: Any, name: str, max_length: int) -> No
     limits = [limit for limit in (tokenizer.model_max_length, positions) if isinstance(limit, int) and limit > 0]
     if limits and max_length > min(limits):
         raise SettingsError(f"{name} is {max_length}, but the model takes {min(limits)} tokens at most")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

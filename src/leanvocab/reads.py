@@ -76,14 +76,15 @@ def _find_reads(cls: type) -> Iterator[Read]:
         if base.__module__.split(".")[0] in _OWN_LIBRARIES:
             continue
         for name, value in base.__dict__.items():
-            code = getattr(_unwrapped(value), "__code__", None)
+            code = getattr(unwrapped(value), "__code__", None)
             if code is not None and not _ASIDE.match(name):
                 runs = name == "forward" and getattr(cls, "forward", None) is value
                 for attributes, asks, is_certain in _weights_in(code):
                     yield Read(f"{cls.__name__}.{name}", attributes, asks, is_certain and runs)
 
 
-def _unwrapped(function: Any) -> Any:
+def unwrapped(function: Any) -> Any:
+    """What decorators that say so were put around."""
     while hasattr(function, "__wrapped__"):
         function = function.__wrapped__
     return function

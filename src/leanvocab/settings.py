@@ -8,11 +8,11 @@ from dataclasses import dataclass, fields
 from typing import Annotated, Any, NamedTuple
 
 from leanvocab.errors import SettingsError
+from leanvocab.modes import FROZEN_PLACES, OUTPUT_MODES
 
 CAUSAL_LM, SEQ2SEQ_LM, MASKED_LM = LANGUAGE_TASKS = ("causal-lm", "seq2seq-lm", "masked-lm")
 TASKS = ("classification", "regression", *LANGUAGE_TASKS)
 STRATEGIES = ("no", "steps", "epoch")
-OUTPUTS = ("full", "frozen", "restricted")
 
 
 class TaskDefaults(NamedTuple):
@@ -265,8 +265,8 @@ class FineTuneSettings:
 
     def _check_output(self) -> None:
         if self.output is not None:
-            _one_of("output", self.output, OUTPUTS)
-        _one_of("frozen_rows", self.frozen_rows, ("device", "host"))
+            _one_of("output", self.output, OUTPUT_MODES)
+        _one_of("frozen_rows", self.frozen_rows, FROZEN_PLACES)
         given = {"output": self.output, "frozen_rows": None if self.frozen_rows == "device" else self.frozen_rows}
         for name, value in given.items():
             if self.full_vocabulary and value is not None:

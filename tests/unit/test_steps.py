@@ -11,7 +11,7 @@ from transformers.optimization import Adafactor
 
 from leanvocab.errors import LeanVocabWarning, OptimizerError
 from leanvocab.model import merge_, shrink_, shrunk
-from leanvocab.steps import is_row_separable
+from leanvocab.separability import is_row_separable
 from leanvocab.vocabulary import PartialVocabulary
 
 TABLE = "roberta.embeddings.word_embeddings"

@@ -19,6 +19,7 @@ from leanvocab.cli.corpus import (
 )
 from leanvocab.cli.shell import AsJson, clean_errors, print_json, print_rich, quiet_libraries
 from leanvocab.errors import ModelError, SettingsError
+from leanvocab.modes import FROZEN_PLACES, OUTPUT_MODES
 
 # By task, as `leanvocab finetune` has them.
 _CLASSES = {
@@ -67,8 +68,8 @@ def estimate(
         if sum(each is not None for each in (vocabulary, data, rows)) != 1:
             raise SettingsError("say what is kept by one of --vocabulary, --data and --rows")
         _check("task", task, _CLASSES)
-        _check("output", output, ("full", "frozen", "restricted"))
-        _check("frozen-rows", frozen_rows, ("device", "host"))
+        _check("output", output, OUTPUT_MODES)
+        _check("frozen-rows", frozen_rows, FROZEN_PLACES)
         if task is not None and auto_class is not None:
             raise SettingsError("--task and --auto-class both say what the model becomes: give one of them")
         quiet_libraries()
