@@ -193,8 +193,13 @@ def _file_difference(first: Path, second: Path) -> float:
     others = [[each for each in leaves if not isinstance(each, Tensor | float)] for leaves in both]
     if others[0] != others[1] or len(numbers[0]) != len(numbers[1]):
         return float("inf")
-    flat = [torch.cat([torch.as_tensor(each).double().flatten() for each in leaves]) for leaves in numbers]
+    flat = [torch.cat([_plain(each).double().flatten() for each in leaves]) for leaves in numbers]
     return relative_difference(*flat) if flat[0].shape == flat[1].shape else float("inf")
+
+
+def _plain(value: Any) -> Tensor:
+    """A number, or a tensor, which torchao may have quantized."""
+    return value.dequantize() if hasattr(value, "__tensor_flatten__") else torch.as_tensor(value)  # type: ignore[no-any-return]
 
 
 def _read_text(path: Path) -> Any:
