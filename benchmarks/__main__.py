@@ -19,6 +19,7 @@ NAMES = (
     "epoch",
     "output_side",
     "language_step",
+    "qlora_step",
     "fits",
 )
 

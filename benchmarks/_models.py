@@ -102,6 +102,9 @@ SHAPES = {
     "mt5-small": Shape("MT5Config", "seq2seq-lm", _MT5, 6_000),
     "nllb-600m": Shape("M2M100Config", "seq2seq-lm", _NLLB, 8_000),
     "tiny": Shape("XLMRobertaConfig", "classifier", {**_XLM_R, **_TINY, "vocab_size": 2_000}, 300),
+    "tiny-lm-64": Shape(  # of whole blocks of 4-bit weights
+        "LlamaConfig", "causal-lm", {**_TINY, "hidden_size": 64, "vocab_size": 900, "tie_word_embeddings": True}, 200
+    ),
     "tiny-lm": Shape("LlamaConfig", "causal-lm", {**_TINY, "vocab_size": 900, "tie_word_embeddings": True}, 200),
 }
 _TASKS = {

@@ -296,6 +296,8 @@ def run_case(
     found = run_child(MODULE, "time", *words)
     case = case_name(rows, tokens)
     late = [f"{who} at {case}: open: over the time budget (by its time at a smaller size)" for who in found["late"]]
+    if not found["pairs"]:
+        return [], [], late
     series = list(time_series(found["pairs"], found["products"], case))
     for who, (_, theirs) in found["pairs"].items():
         known[who] = min(loss + step for loss, step in theirs) / (rows * tokens)

@@ -33,7 +33,7 @@ ABOUT = About(
     measures="One training step: time, peak memory, and its split into weights, gradients, states and activations.",
     beside="full fine-tuning, the authors' code, frozen embeddings, PEFT trainable tokens, LoRA, 8-bit Adam, sparse gradients",
     limit="16 bytes × parameters that remain + activations",
-    budget_seconds=420,
+    budget_seconds=400,
 )
 MODULE = "benchmarks.training_step"
 FULL, FROZEN, TOKENS = "full fine-tuning", "frozen embeddings", "PEFT trainable tokens"

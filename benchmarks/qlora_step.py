@@ -1,0 +1,137 @@
+"""QLoRA: the peak memory of a training step with a model in 4 bits, full vocabulary and partial, beside what arithmetic says.
+
+A checkpoint of random weights and a published size is made once, in bf16. Each program is a process that loads it in 4 bits
+(nf4, double quantization), shrinks it or not, calls `prepare_model_for_kbit_training`, puts LoRA on all linear layers, and
+takes steps with fused AdamW. What falls is to be what `estimate_memory` says of the same model: matrix, map, frozen rows, loss.
+On a CPU, where frozen rows are a mapped file and no figure is the card's, only the small size runs.
+"""
+
+import argparse
+import tempfile
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+from benchmarks._command import About, finish, parser, read_options
+from benchmarks._models import SHAPES, kept_ids, make_model
+from benchmarks._peers import NO_GPU, installed
+from benchmarks._results import OURS, Figure, Result, Series
+from benchmarks._rounds import Budget, run_child, run_module
+
+ABOUT = About(
+    name="qlora_step",
+    measures="QLoRA: the peak memory of a step with the full and a partial vocabulary, and what arithmetic says of it.",
+    beside="QLoRA without leanvocab",
+    limit="estimate_memory's bytes",
+    budget_seconds=540,
+)
+MODULE = "benchmarks.qlora_step"
+FULL = "QLoRA"
+FROZEN, HOST, RESTRICTED = (
+    f"{OURS}, frozen",
+    f"{OURS}, frozen rows on the host",
+    f"{OURS}, restricted",
+)
+PROGRAMS = {FULL: None, FROZEN: ("frozen", "device"), HOST: ("frozen", "host"), RESTRICTED: ("restricted", "device")}
+MODELS = {"full": ["gemma-3-1b", "qwen3-0.6b", "llama-3.2-1b"], "small": ["tiny-lm-64"]}
+WITHIN = 0.05  # of the drop that arithmetic says
+
+
+def load(folder: str, ids: Any, who: str, device: str) -> Any:
+    """A model in 4 bits with LoRA, ready to train."""
+    import peft
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    import leanvocab as lv
+
+    bits = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        folder, quantization_config=bits, dtype=torch.bfloat16, device_map={"": device}
+    )
+    if PROGRAMS[who] is not None:
+        output, place = PROGRAMS[who]  # type: ignore[misc]
+        vocabulary = lv.PartialVocabulary(ids, model.get_input_embeddings().num_embeddings)
+        lv.shrink_(model, vocabulary, output=output, frozen_rows=place)
+    model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    return peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear"))
+
+
+def child(name: str, folder: str, who: str, batch: str, length: str, device: str) -> dict[str, int]:
+    """The peak of two steps, and what arithmetic says that the partial vocabulary saves of it."""
+    import torch
+
+    import leanvocab as lv
+    from leanvocab.peak import record_peak
+
+    warnings.simplefilter("ignore")  # it says that restricted is another objective
+    ids = kept_ids(name)
+    model = load(folder, ids, who, device)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
+    kept, generator = torch.from_numpy(ids), torch.Generator().manual_seed(0)
+    saved = 0
+    if PROGRAMS[who] is not None:
+        estimate = lv.estimate_memory(model, num_tokens=int(batch) * (int(length) - 1))
+        saved = estimate.saved_bytes
+    if device == "cuda":
+        torch.cuda.empty_cache()
+    with record_peak() as peak:
+        for _ in range(2):
+            drawn = kept[torch.randint(len(ids), (int(batch), int(length)), generator=generator)].to(device)
+            model(input_ids=drawn, labels=drawn).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    measured = peak.peak_cuda_allocated_bytes if device == "cuda" else peak.peak_anonymous_bytes
+    return {"peak": int(measured or 0), "saved": int(saved)}
+
+
+def bars(found: dict[str, dict[str, int]], on_gpu: bool) -> Iterator[Figure]:
+    """Each mode's drop of the peak, and how far it is from what arithmetic says."""
+    for who in (each for each in found if each != FULL):
+        drop, said = found[FULL]["peak"] - found[who]["peak"], found[who]["saved"]
+        yield Figure(f"{who}: the peak falls by", float(drop), "bytes")
+        yield Figure(f"{who}: what arithmetic says", float(said), "bytes")
+        if on_gpu:
+            yield Figure(f"{who}: the drop, off the arithmetic", abs(drop / said - 1), "", WITHIN)
+
+
+def measure(options: argparse.Namespace) -> Iterator[Result]:
+    budget = Budget(options.seconds)
+    if options.device == "cpu" and options.size == "full" and not options.models:
+        yield Result(ABOUT.name, "QLoRA", "all models", "cpu", open=(f"every model: {NO_GPU}",))
+        return
+    absent = [package for package in ("bitsandbytes", "peft") if not installed(package)]
+    if absent:
+        yield Result(ABOUT.name, "QLoRA", "all models", options.device, open=(f"needs {' and '.join(absent)}",))
+        return
+    for name in options.models or MODELS[options.size]:
+        start = budget.spent
+        with tempfile.TemporaryDirectory() as folder:
+            make_model(name, "bfloat16").save_pretrained(folder)
+            words = (options.batch_size, options.length, options.device)
+            found = {who: run_child(MODULE, name, folder, who, *words) for who in PROGRAMS}
+        series = tuple(Series("peak", "bytes", who, (float(each["peak"]),), "bytes") for who, each in found.items())
+        kept, rows = len(kept_ids(name)), SHAPES[name].rows
+        title = f"QLoRA, {name}: {kept:,} of {rows:,} rows, {options.batch_size} × {options.length} tokens"
+        figures = tuple(bars(found, options.device == "cuda"))
+        yield Result(
+            ABOUT.name, title, name, options.device, series, figures, (), budget.spent - start, options.seconds
+        )
+
+
+def main(arguments: list[str] | None = None) -> list[Result]:
+    made = parser(ABOUT)
+    made.add_argument("--models", nargs="+", choices=SHAPES)
+    made.add_argument("--batch-size", type=int, default=4)
+    made.add_argument("--length", type=int, default=128)
+    options = read_options(made, arguments)
+    return finish(measure(options), options)
+
+
+if __name__ == "__main__":
+    run_module(child, main)
