@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from leanvocab.errors import BypassError
 from leanvocab.lazy_logits import LazyLogits
 from leanvocab.output import RemapLinear
-from leanvocab.output_loss import CHUNK_BYTES
+from leanvocab.output_loss import tokens_at_once
 
 _FORWARD = "_fused_forward"  # the name of TRL's function, whose closure holds what its trainer chose
 _asked: list[tuple[nn.Module, dict[str, Any]]] = []  # forwards under way, and what they were asked for
@@ -117,7 +117,7 @@ def _answer(module: Any, output: Any, fields: tuple[str, ...], temperature: floa
 
 def _statistics(scores: LazyLogits, targets: Tensor, fields: tuple[str, ...]) -> dict[str, Tensor]:
     """What is not the loss, a few tokens at a time; computed again where a gradient is asked for."""
-    step = max(1, CHUNK_BYTES["cpu"] // (4 * scores.shape[-1]))
+    step = tokens_at_once(scores.device, 4, scores.shape[-1])
     starts = range(0, max(len(targets), 1), step) if set(fields) - {"log_probs"} else ()
     chunks = [(scores[at : at + step], targets[at : at + step]) for at in starts]
     parts = [checkpoint(_statistics_of, *each, use_reentrant=False) for each in chunks]

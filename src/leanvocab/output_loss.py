@@ -24,6 +24,11 @@ CHUNK_BYTES = {"cpu": 256 << 20, "cuda": 512 << 20}
 Gradients = tuple[Tensor | None, ...]
 
 
+def tokens_at_once(device: torch.device, value_bytes: int, num_columns: int) -> int:
+    """How many tokens' scores are held at once."""
+    return max(1, CHUNK_BYTES.get(device.type, CHUNK_BYTES["cuda"]) // (value_bytes * num_columns))
+
+
 @dataclass(frozen=True)
 class Columns:
     """The columns that the softmax is over: at once, or block by block where frozen rows are streamed to a device."""
@@ -181,8 +186,7 @@ class _Pass:
                 yield projection, tokens, places[tokens]
 
     def _tokens(self, hidden: Tensor, num_columns: int) -> Iterator[slice]:
-        limit = CHUNK_BYTES.get(hidden.device.type, CHUNK_BYTES["cuda"])
-        step = max(1, limit // (max(4, hidden.element_size()) * num_columns))
+        step = tokens_at_once(hidden.device, max(4, hidden.element_size()), num_columns)
         return (slice(start, min(start + step, len(hidden))) for start in range(0, len(hidden), step))
 
     def _gradient(self, scores: "_Scores", places: Tensor, scale: Tensor | None) -> Tensor:

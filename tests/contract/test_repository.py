@@ -152,3 +152,9 @@ def test_an_older_python_is_named_before_anything_is_installed(tmp_path):
     assert done.returncode != 0
     assert "leanvocab needs Python 3.11 or later; python3.9 is 3.9" in done.stderr
     assert not (tmp_path / ".venv").exists()
+
+
+@pytest.mark.parametrize("door", ["adapters", "fused_head", "ray_data"])
+def test_a_door_to_another_library_stays_small(repository: Path, door: str) -> None:
+    lines = (repository / "src/leanvocab" / f"{door}.py").read_text().splitlines()
+    assert sum(bool(line.strip()) for line in lines) <= 120

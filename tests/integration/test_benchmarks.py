@@ -1,5 +1,6 @@
 """A small size of each benchmark runs and prints its figures; how fast it was is nobody's test."""
 
+import argparse
 import contextlib
 import importlib
 import json
@@ -244,3 +245,14 @@ def test_the_page_is_what_the_result_files_give(repository):
     assert (repository / "docs" / "performance.md").read_text() == _report.render(abouts(), _report.read_all(FOLDER))
     for result in _report.read_all(FOLDER):
         assert not _report.plotted(result) or (repository / "docs" / "figures" / _report.plot_name(result)).exists()
+
+
+def test_a_case_of_the_output_side_that_takes_too_long_is_open_and_costs_no_other(monkeypatch):
+    known = {"pairs": {}, "values": {}, "late": [output_side.PLAIN], "products": []}
+    monkeypatch.setattr(output_side, "run_child", lambda *words: known)
+    options = argparse.Namespace(device="cpu", dtype="float32", dim=16, kept=9, rounds=1)
+    series, figures, late = output_side.run_case(options, 600, 32, Budget(1.0), {})
+    assert (series, figures) == ([], [])
+    assert late == [
+        "plain cross-entropy at 600 rows, 32 tokens: open: over the time budget (by its time at a smaller size)"
+    ]
