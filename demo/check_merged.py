@@ -20,7 +20,12 @@ class _Blocker(MetaPathFinder):
 
 def main(merged: str, pretrained: str, texts: str) -> None:
     sys.meta_path.insert(0, _Blocker())
+    import logging as standard
+
     import torch
+
+    for name in ("torchao", "torch.utils._pytree"):  # which a development environment has: of kernels for GPUs
+        standard.getLogger(name).setLevel(standard.ERROR)
     from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, logging
 
     logging.set_verbosity_error()
