@@ -146,6 +146,11 @@ def zero2(folder: Path) -> Outcome:
     return pairs.compare(*ranks.start(ranks.zero, folder, 2))
 
 
+@door("DeepSpeed ZeRO-2, two processes, the optimizer offloaded to the host", needs=("deepspeed",), fast=False)
+def zero2_offloaded(folder: Path) -> Outcome:
+    return pairs.compare(*ranks.start(ranks.zero, folder, 2, offload_optimizer={"device": "cpu"}))
+
+
 @door("DeepSpeed ZeRO-3, two processes, tensors gathered", needs=("deepspeed",), fast=False)
 def zero3(folder: Path) -> Outcome:
     return pairs.compare(*ranks.start(ranks.zero, folder, 3))

@@ -224,7 +224,7 @@ def counted() -> tuple[Any, Any]:
     return sum(parts), lv.count_tokens(rows, full_size=500)
 
 
-def zero(folder: Path, stage: int) -> list[pairs.Run]:
+def zero(folder: Path, stage: int, **options: Any) -> list[pairs.Run]:
     """DeepSpeed ZeRO, full and shrunk; the tensors are gathered on every rank."""
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
@@ -233,10 +233,9 @@ def zero(folder: Path, stage: int) -> list[pairs.Run]:
     for lean in (False, True):
         model = made("llama", lean)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
-        settings = {"train_micro_batch_size_per_gpu": 4, "zero_optimization": {"stage": stage}}
-        engine, *_ = deepspeed.initialize(
-            model=model, optimizer=optimizer, config={**settings, "zero_allow_untested_optimizer": True}
-        )
+        settings = {"train_micro_batch_size_per_gpu": 4, "zero_optimization": {"stage": stage, **options}}
+        settings |= {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
+        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
         run = pairs.Run()
         for step in range(4):
             loss = engine(**share(step, "classification")).loss
