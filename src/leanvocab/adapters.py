@@ -9,7 +9,7 @@ from torch import nn
 
 from leanvocab.checkpoint import written_whole
 from leanvocab.delta import find_base, write_delta
-from leanvocab.errors import MissingExtraError, ModelError
+from leanvocab.errors import ModelError
 from leanvocab.extras import require
 from leanvocab.layout import read_delta
 from leanvocab.output import RemapLinear
@@ -54,10 +54,7 @@ def export_trainable_tokens(
         NotShrunkError, CheckpointError: as `save_delta` does.
         MissingExtraError: peft is not installed.
     """
-    try:
-        from peft import TrainableTokensConfig
-    except ImportError as error:
-        raise MissingExtraError("exporting an adapter needs peft: pip install 'leanvocab[peft]'") from error
+    peft = require("peft", extra="peft")
     from safetensors.torch import save_file
 
     found = find_base(model, base)
@@ -86,7 +83,7 @@ def export_trainable_tokens(
             for path, module in paths.items()
         }
         vocabulary = next(iter(said.tables.values())).vocabulary
-        config = TrainableTokensConfig(
+        config = peft.TrainableTokensConfig(
             token_indices=vocabulary.token_ids.tolist(),
             target_modules=list(paths),
             base_model_name_or_path=found.name,

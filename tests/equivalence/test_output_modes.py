@@ -11,6 +11,7 @@ from small_lm import (
     check_close,
     check_twenty_steps,
     gradients,
+    hold_few_scores,
     lm_batch,
     lm_vocabulary,
     mask_gradients,
@@ -20,7 +21,6 @@ from small_lm import (
 )
 from torch import Tensor
 
-from leanvocab import output_loss
 from leanvocab.lazy_logits import LazyLogits
 from leanvocab.model import merge_, shrink_, status
 from leanvocab.projection import FrozenRows
@@ -33,10 +33,8 @@ pytestmark = [
 
 
 @pytest.fixture(autouse=True)
-def _few_tokens_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several chunks of tokens and several blocks of rows, as real sizes have them."""
-    monkeypatch.setitem(output_loss.CHUNK_BYTES, "cpu", 7 * 4 * 300)
-    monkeypatch.setattr("leanvocab.projection.STREAMED_BYTES", 77 * 32 * 4)
+def _few_scores_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    hold_few_scores(monkeypatch)
 
 
 @pytest.mark.parametrize("frozen_rows", ["device", "host"])

@@ -17,6 +17,7 @@ from small_lm import (
     check_close,
     check_twenty_steps,
     gradients,
+    hold_few_scores,
     lm_batch,
     lm_vocabulary,
     reference,
@@ -24,7 +25,6 @@ from small_lm import (
 )
 from small_text import write
 
-from leanvocab import output_loss
 from leanvocab.errors import MissingTokenError
 from leanvocab.finetune import finetune
 from leanvocab.model import merge_, shrink_
@@ -41,11 +41,8 @@ pytestmark = [
 
 
 @pytest.fixture(autouse=True)
-def _few_tokens_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several chunks of tokens and several blocks of rows, as real sizes have them."""
-    for device in ("cpu", "cuda"):
-        monkeypatch.setitem(output_loss.CHUNK_BYTES, device, 7 * 4 * FULL_SIZE)
-    monkeypatch.setattr("leanvocab.projection.STREAMED_BYTES", 77 * 32 * 4)
+def _few_scores_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    hold_few_scores(monkeypatch)
 
 
 def there(step: int = 0) -> dict[str, Any]:

@@ -5,11 +5,13 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 
+from leanvocab import output_loss
 from leanvocab.model import merge_, shrink_, status
 from leanvocab.vocabulary import PartialVocabulary
 
@@ -61,6 +63,23 @@ def small_lm(name: str) -> nn.Module:
             if tensor.shape in ((FULL_SIZE,), (1, FULL_SIZE)):
                 tensor.normal_()
     return model
+
+
+def small_gemma3n(full_size: int = FULL_SIZE) -> Any:
+    """The config of a Gemma 3n: a table for each layer, whose vocabulary is smaller than that of its input table."""
+    return transformers.Gemma3nTextConfig(
+        vocab_size=full_size, vocab_size_per_layer_input=full_size - 20, hidden_size=16, hidden_size_per_layer_input=8,
+        intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=8,
+        num_kv_shared_layers=0, layer_types=["full_attention"] * 2, activation_sparsity_pattern=[0.0] * 2, laurel_rank=2,
+        pad_token_id=0,
+    )  # fmt: skip
+
+
+def hold_few_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several chunks of tokens and several blocks of rows, as real sizes have them."""
+    for device in output_loss.CHUNK_BYTES:
+        monkeypatch.setitem(output_loss.CHUNK_BYTES, device, 7 * 4 * FULL_SIZE)
+    monkeypatch.setattr("leanvocab.projection.STREAMED_BYTES", 77 * 32 * 4)
 
 
 def lm_vocabulary() -> PartialVocabulary:

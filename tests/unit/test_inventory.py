@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 from small import FULL_SIZE, small_model
+from small_lm import small_gemma3n
 from small_outputs import lm_vocabulary, small_lm
 from torch import nn
 
@@ -69,14 +70,8 @@ def test_encoder_decoder_shared_and_output_are_one_and_the_buffer_is_another() -
 
 
 def test_tables_for_each_layer_are_other_tables_though_their_size_is_another() -> None:
-    config = transformers.Gemma3nTextConfig(
-        vocab_size=FULL_SIZE, vocab_size_per_layer_input=FULL_SIZE - 20, hidden_size=16, hidden_size_per_layer_input=8,
-        intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=8,
-        num_kv_shared_layers=0, layer_types=["full_attention"] * 2, activation_sparsity_pattern=[0.0] * 2, laurel_rank=2,
-        pad_token_id=0,
-    )  # fmt: skip
     with torch.device("meta"):
-        model = transformers.Gemma3nForCausalLM(config)
+        model = transformers.Gemma3nForCausalLM(small_gemma3n(FULL_SIZE))
     found = listed(model, "frozen")
     assert found["model.embed_tokens.weight"] == ("input table and output weight", PARTIAL)
     assert found["model.embed_tokens_per_layer.weight"] == ("another table", WHOLE)

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
-from small_lm import FULL_SIZE, KEPT, lm_batch, lm_vocabulary, mask_gradients, small_lm, token_loss
+from small_lm import FULL_SIZE, KEPT, lm_batch, lm_vocabulary, mask_gradients, small_gemma3n, small_lm, token_loss
 from torch import Tensor, nn
 from transformers.trainer_pt_utils import LabelSmoother
 
@@ -378,14 +378,8 @@ def test_a_tensor_that_is_not_understood_stays_whole_and_trains_as_it_did() -> N
 
 def test_tables_for_each_layer_are_made_partial_where_they_are_named() -> None:
     """Gemma 3n's, whose vocabulary is smaller than that of its input table."""
-    config = transformers.Gemma3nTextConfig(
-        vocab_size=FULL_SIZE, vocab_size_per_layer_input=FULL_SIZE - 20, hidden_size=16, hidden_size_per_layer_input=8,
-        intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=8,
-        num_kv_shared_layers=0, layer_types=["full_attention"] * 2, activation_sparsity_pattern=[0.0] * 2, laurel_rank=2,
-        pad_token_id=0,
-    )  # fmt: skip
     torch.manual_seed(0)
-    full = transformers.Gemma3nForCausalLM(config)
+    full = transformers.Gemma3nForCausalLM(small_gemma3n())
     lean, size = copy.deepcopy(full), FULL_SIZE - 20
     ids = [each for each in lm_vocabulary() if each < size]
     tables = {"embed_tokens": PartialVocabulary(ids, FULL_SIZE), "embed_tokens_per_layer": PartialVocabulary(ids, size)}
