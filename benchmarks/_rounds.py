@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -55,14 +56,16 @@ def take_turns(
     return found
 
 
-def run_child(module: str, *arguments: Any, python: str = sys.executable) -> Any:
+def run_child(
+    module: str, *arguments: Any, python: str = sys.executable, environment: Mapping[str, str] | None = None
+) -> Any:
     """What `python -m module --child …` prints as JSON in its last line, in a process of its own."""
-    return last_line([python, "-m", module, "--child", *map(str, arguments)])
+    return last_line([python, "-m", module, "--child", *map(str, arguments)], environment)
 
 
-def last_line(command: Sequence[str]) -> Any:
+def last_line(command: Sequence[str], environment: Mapping[str, str] | None = None) -> Any:
     """The JSON in the last line that a command prints. Raises RuntimeError with the command's own last words."""
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **(environment or {})})
     if done.returncode:
         raise RuntimeError(f"{' '.join(command[:4])} … failed: {done.stderr.strip()[-2000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leanvocab.errors import CheckpointError
+from leanvocab.headers import SAVED_WEIGHTS
 from leanvocab.layout import TRAINING_NOTE, write_training_note
 
 if TYPE_CHECKING:  # merging on disk needs this module, and no torch
@@ -26,9 +27,6 @@ if TYPE_CHECKING:  # merging on disk needs this module, and no torch
 if sys.platform != "win32":  # elsewhere the process id alone says whether a writer lives
     import fcntl
 
-# Files that hold weights, whole or in shards, and their indices: what a newly saved model makes stale.
-_WEIGHTS = re.compile(r"(model|pytorch_model)([.-].*)?\.(safetensors|bin)(\.index\.json)?")
-_OTHER_WEIGHTS = re.compile(r"tf_model.*\.h5|flax_model.*\.msgpack|model\.ckpt\..*")
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _REPLACED = "-replaced"
 
@@ -43,7 +41,7 @@ def save_full(model: "nn.Module", directory: str | os.PathLike[str], **options: 
 
     Raises `CheckpointError` where `directory` is no folder, `OSError` where it cannot be written; then nothing has changed.
     """
-    with written_whole(directory, keeps=lambda name: not (_WEIGHTS.fullmatch(name) or name == TRAINING_NOTE)) as (
+    with written_whole(directory, keeps=lambda name: not (SAVED_WEIGHTS.fullmatch(name) or name == TRAINING_NOTE)) as (
         folder,
         target,
     ):
@@ -53,11 +51,6 @@ def save_full(model: "nn.Module", directory: str | os.PathLike[str], **options: 
         if restricted:
             write_training_note(folder, restricted)
     return target
-
-
-def is_weights_file(name: str) -> bool:
-    """Whether a file of that name holds weights, or says which files do."""
-    return bool(_WEIGHTS.fullmatch(name) or _OTHER_WEIGHTS.fullmatch(name))
 
 
 @contextlib.contextmanager
@@ -77,7 +70,7 @@ def written_whole(
     with sibling(target) as folder:
         yield folder, target
         if target.is_dir() and replace:
-            _keep_other_files(target, folder, keeps or (lambda name: not _WEIGHTS.fullmatch(name)))
+            _keep_other_files(target, folder, keeps or (lambda name: not SAVED_WEIGHTS.fullmatch(name)))
         _sync_tree(folder)
         if replace:
             _swap(folder, target)

@@ -6,7 +6,7 @@ on blocks of the unused rows with gradients of zero, which is just what ordinary
 """
 
 import inspect
-from typing import Any
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,11 @@ from torch.optim import Optimizer
 
 from leanvocab.errors import OptimizerError
 from leanvocab.rows import RowStore, RowWriter
+
+THE_ROW: Final = "the row"
+AtRest = (
+    float | Literal["the row"]
+)  # what a state holds for a row that never had a gradient: a value, or the row itself
 
 
 class DecayReplay:
@@ -46,7 +51,7 @@ class DecayReplay:
             self._row_keys = [key for key, value in state.items() if is_row_shaped(value, weight)]
             self._first_state = {key: _copied(value) for key, value in state.items() if key not in self._row_keys}
             self._optimizer_class, self._device = type(optimizer), weight.device
-            self._at_rest = states_at_rest(optimizer, group)
+            self._at_rest = _values_at_rest(optimizer, group)
         elif type(optimizer) is not self._optimizer_class:
             raise OptimizerError(
                 f"decay_unused_rows=True replays one optimizer, and {type(optimizer).__name__} steps after "
@@ -81,6 +86,7 @@ class DecayReplay:
             optimizer.state[weight] = state | {key: self._state_rows(key, start, weight) for key in self._row_keys}
         for hyperparameters in self._log:
             optimizer.param_groups[0].update(hyperparameters)
+            weight.grad.zero_()  # some optimizers work in it
             optimizer.step()
         return weight, optimizer.state[weight]
 
@@ -95,19 +101,38 @@ def is_row_shaped(value: Any, weight: Tensor) -> bool:
     return isinstance(value, Tensor) and value.shape == weight.shape and value.ndim > 0
 
 
-def states_at_rest(optimizer: Optimizer, group: dict[str, Any]) -> dict[str, float]:
-    """What the optimizer holds per row for a row that never had a gradient: mostly zero; found out on one such row."""
-    weight = nn.Parameter(torch.zeros(1, 1))
-    weight.grad = torch.zeros(1, 1)
+def states_at_rest(optimizer: Optimizer, group: dict[str, Any]) -> dict[str, AtRest]:
+    """What the optimizer holds per row for a row that never had a gradient: mostly zero; found out on two such rows.
+
+    Optimizers with slow weights (schedule-free, Lookahead) hold the row itself there.
+    """
+    weight = nn.Parameter(torch.tensor([[0.0], [0.5]]))
+    rows = weight.detach().clone()
+    weight.grad = torch.zeros_like(weight)
     try:
         options = accepted(type(optimizer), {key: _plain(value) for key, value in group.items()}) | {
             "weight_decay": 0.0
         }
         witness = type(optimizer)([weight], **accepted(type(optimizer), options))
+        if callable(getattr(witness, "train", None)):  # schedule-free ones step in that mode alone
+            witness.train()  # type: ignore[attr-defined]
         witness.step()
     except Exception:  # a class that cannot be tried; it has been announced as such
         return {}
-    return {key: float(value) for key, value in witness.state[weight].items() if is_row_shaped(value, weight)}
+    found = {key: value for key, value in witness.state[weight].items() if is_row_shaped(value, weight)}
+    return {key: THE_ROW if torch.equal(value, rows) else float(value[0]) for key, value in found.items()}
+
+
+def _values_at_rest(optimizer: Optimizer, group: dict[str, Any]) -> dict[str, float]:
+    values = {}
+    for key, value in states_at_rest(optimizer, group).items():
+        if value == THE_ROW:
+            raise OptimizerError(
+                f"decay_unused_rows=True cannot replay {type(optimizer).__name__}, which keeps a copy of each row ({key!r}) "
+                "and changes rows between steps; leave unused rows as they are (decay_unused_rows=False), or use AdamW"
+            )
+        values[key] = value
+    return values
 
 
 def accepted(optimizer_class: type[Optimizer], hyperparameters: dict[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from leanvocab.bytestreams import Progress, copy_range, sha256_of_range
-from leanvocab.checkpoint import is_weights_file, written_whole
+from leanvocab.checkpoint import written_whole
 from leanvocab.compare import rest_sha256
 from leanvocab.errors import CheckpointError, LeanVocabWarning, ModelError, NotShrunkError
 from leanvocab.headers import (
@@ -26,6 +26,7 @@ from leanvocab.headers import (
     SafetensorsFile,
     TensorEntry,
     Weights,
+    is_weights_file,
     make_header,
     opened,
     read_file,
@@ -351,7 +352,8 @@ def _is_the_base(saved: SafetensorsFile, name: str, targets: list[str], weights:
 
 
 class _Names:
-    """Which tensors of the base a model's tensors are: by name, with or without the prefix that a head puts before it."""
+    """Which tensors of the base a model's tensors are: by name, with or without the prefix that a head puts before it, or by
+    the name that transformers saves it under."""
 
     def __init__(self, model: nn.Module, base: Weights):
         self.base, self.renamed = base.tensors, dict[str, str]()
@@ -363,6 +365,8 @@ class _Names:
         ):
             groups.setdefault(id(tensor), []).append(name)
         self.ties = {name: group for group in groups.values() for name in group}
+        self.saved_as = _names_when_saved(model)
+        self.ties |= {saved: self.ties[name] for name, saved in self.saved_as.items() if name in self.ties}
 
     def table(self, path: str) -> list[str]:
         """The base's names for the table of the module at `path`."""
@@ -370,7 +374,8 @@ class _Names:
 
     def on_disk(self, path: str, saved: SafetensorsFile) -> str:
         """The name under which the model saved that table."""
-        found = [name for name in self.ties[f"{path}.weight"] if name in saved.tensors]
+        names = self.ties[f"{path}.weight"]
+        found = [name for name in (*names, *(self.saved_as.get(each, "") for each in names)) if name in saved.tensors]
         if not found:
             raise ModelError(
                 f"{path}.weight: the model saves this table under another name, which a delta cannot hold; use save_full"
@@ -400,10 +405,28 @@ class _Names:
 
     def in_base(self, name: str) -> str | None:
         shorter = name.removeprefix(self.prefix) if self.prefix != "." else name
-        for each in (name, shorter, f"{self.prefix}{name}"):
+        for each in (name, shorter, f"{self.prefix}{name}", self.saved_as.get(name, name)):
             if each in self.base:
                 return each
         return None
+
+
+def _names_when_saved(model: nn.Module) -> dict[str, str]:
+    """Name of a tensor → the name in its checkpoint, where transformers renames it when it loads (GPT-NeoX's output layer)."""
+    try:
+        from transformers.core_model_loading import revert_weight_conversion
+    except ImportError:  # it has been renaming since 5.0
+        return {}
+    if not hasattr(model, "save_pretrained") or not hasattr(model, "config"):
+        return {}
+    witnesses = {name: torch.empty(each.shape, device="meta") for name, each in model.named_parameters()}
+    try:
+        saved = revert_weight_conversion(model, dict(witnesses))  # type: ignore[arg-type]
+    except Exception:  # a conversion that looks at values: those tensors are merged or split, not renamed
+        return {}
+    names = {id(each): name for name, each in saved.items()}
+    found = ((name, names.get(id(each), name)) for name, each in witnesses.items())
+    return {name: saved for name, saved in found if saved != name}
 
 
 # --- loading ----------------------------------------------------------------------------------------------------------
@@ -484,9 +507,11 @@ def paths_of_tables(model: nn.Module, said: Description) -> dict[str, str]:
         raise NotShrunkError(
             f"{type(model).__name__} is not shrunk; shrink_(model, vocabulary) first, or make a checkpoint: leanvocab merge"
         )
-    paths = {}
+    paths, saved_as = {}, _names_when_saved(model)
+    own = {saved: name for name, saved in saved_as.items()}
     for name in said.tables:
         names = {name, *said.tensors[name].replaces}
+        names |= {own[each] for each in names if each in own}
         found = [
             path
             for path in shrunk

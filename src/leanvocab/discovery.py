@@ -12,6 +12,7 @@ from leanvocab.inserted import model_full_size
 from leanvocab.modes import OutputMode
 from leanvocab.partial_module import PartialModule
 from leanvocab.reads import reads_of, unwrapped
+from leanvocab.sharded import is_sharded
 from leanvocab.vocabulary import PartialVocabulary
 
 # Adapters that look rows up in the weight itself, with ids of the full vocabulary.
@@ -309,7 +310,7 @@ def _check_module(path: str, module: nn.Embedding | nn.Linear) -> None:
     weight = module._parameters.get("weight")
     if weight is None:
         raise ModelError(f"{path}: its weight is computed (parametrized), and has no rows to take; remove that first")
-    if hasattr(weight, "full_tensor"):  # a DTensor
+    if is_sharded(weight):
         raise ModelError(f"{path}: its weight is sharded over processes; shrink the model before sharding it (FSDP)")
     if not weight.is_floating_point() or weight.ndim != 2:
         raise ModelError(

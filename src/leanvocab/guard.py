@@ -108,8 +108,11 @@ class Guard:
             return
         if any(parent._modules.get(name) is not child for parent, name, child in self._sites):
             self._rearm()
-        if _forward_of(module) in self._passed and not self._may_come_later:
+        has_passed = _forward_of(module) in self._passed
+        if has_passed and not self._may_come_later:
             return
+        if not has_passed:
+            _refuse_strangers(module)
         self._owner, self._watch = module, _Watch(self.modules)
         self._calls = self._num_calls(module)
         self._watch.__enter__()
@@ -143,6 +146,19 @@ class Guard:
         self._sites = [(parent, name, parent._modules[name] or child) for parent, name, child in self._sites]
         for _, _, wrapper in self._sites:
             refuse_merging_adapters(wrapper)
+
+
+def _refuse_strangers(root: nn.Module) -> None:
+    """A module of another kind that shares a partial matrix, tied to it since, would take its rows for those of all ids."""
+    partial = {id(each.weight): each for each in root.modules() if isinstance(each, PartialModule)}
+    for path, module in root.named_modules():
+        found = partial.get(id(module._parameters.get("weight")))
+        if found is not None and not isinstance(module, PartialModule):
+            raise BypassError(
+                f"{path or type(module).__name__}: a {type(module).__name__} was given the partial weight of "
+                f"{found.table.name}, and would take its rows for those of all token ids, as peft's ensure_weight_tying does "
+                'with modules_to_save; name both matrices instead: modules_to_save=["embed_tokens", "lm_head"]'
+            )
 
 
 def refuse_merging_adapters(wrapper: nn.Module | None) -> None:

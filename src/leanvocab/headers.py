@@ -8,6 +8,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from typing import Any, NoReturn
 from leanvocab.errors import CheckpointError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+# Files that hold weights, whole or in shards, and their indices: what a newly saved model makes stale.
+SAVED_WEIGHTS = re.compile(r"(model|pytorch_model)([.-].*)?\.(safetensors|bin)(\.index\.json)?")
+_OTHER_WEIGHTS = re.compile(r"tf_model.*\.h5|flax_model.*\.msgpack|model\.ckpt\..*")
 DTYPE_BITS = {
     "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8,
     "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "U16": 16, "I16": 16, "F16": 16, "BF16": 16, "U32": 32, "I32": 32, "F32": 32,
@@ -27,6 +31,11 @@ MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 MAX_JSON_BYTES = 100_000_000
 _MAX_DEPTH = 16  # no honest file nests deeper; found before the parser recurses
 _MAX_DIMENSIONS = 16
+
+
+def is_weights_file(name: str) -> bool:
+    """Whether a file of that name holds weights of a full checkpoint, or says which files do."""
+    return bool(SAVED_WEIGHTS.fullmatch(name) or _OTHER_WEIGHTS.fullmatch(name))
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,14 @@ A full checkpoint whose training had another objective has `leanvocab_training.j
 import hashlib
 import itertools
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from leanvocab.errors import CheckpointError, VocabularyError
-from leanvocab.headers import SafetensorsFile, is_sizes, read_file, read_json
+from leanvocab.headers import SafetensorsFile, is_sizes, is_weights_file, read_file, read_json
 from leanvocab.modes import OUTPUT_MODES
 from leanvocab.vocabulary import PartialVocabulary
 
@@ -120,6 +121,7 @@ def is_delta(folder: Path) -> bool:
 def read_delta(folder: Path) -> tuple[Description, SafetensorsFile]:
     """(what a delta's folder says, its tensors), each checked against the other; raises `CheckpointError`."""
     description = read_description(folder)
+    _refuse_full_weights(folder)
     file = read_file(folder, TENSORS)
     if set(file.tensors) != set(description.tensors):
         odd = sorted(set(file.tensors) ^ set(description.tensors))[0]
@@ -132,6 +134,16 @@ def read_delta(folder: Path) -> tuple[Description, SafetensorsFile]:
                 f"{folder / TENSORS}: {name!r}: expected {expected:,} rows, as many as ids, found shape {shape}"
             )
     return description, file
+
+
+def _refuse_full_weights(folder: Path) -> None:
+    """A training run without deltas that writes where one with deltas wrote leaves both: which is newer, nothing says."""
+    found = next((name for name in sorted(os.listdir(folder)) if is_weights_file(name)), None)
+    if found is not None:
+        raise CheckpointError(
+            f"{folder} holds a delta ({DESCRIPTION}) and weights of a full checkpoint ({found}), expected one of them: two "
+            f"runs wrote there. Remove {found} to use the delta, or {DESCRIPTION} and {TENSORS} to use the full checkpoint"
+        )
 
 
 def read_description(folder: Path) -> Description:

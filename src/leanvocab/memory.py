@@ -258,10 +258,12 @@ class _Table:
         if not self.has_frozen_rows:
             return 0
         num_values = (self.rows.full_rows - self.rows.partial_rows) * self.weight.shape[1]
-        value_bytes = _computed_bytes(self.weight, precision)
-        if self.stored is not None:  # rows that were cast to a wider dtype are held as they were
-            value_bytes = min(value_bytes, self.stored.itemsize)
+        value_bytes = self.held_value_bytes(_computed_bytes(self.weight, precision))
         return num_values * value_bytes + 2 * 8 * self.rows.full_rows
+
+    def held_value_bytes(self, computed_bytes: int) -> int:
+        """Of a value of a frozen row: rows that were cast to a wider dtype are held as they were."""
+        return computed_bytes if self.stored is None else min(computed_bytes, self.stored.itemsize)
 
 
 @dataclass(frozen=True)
@@ -282,16 +284,22 @@ class _Scorer:
         plain = plain_loss_bytes(num_tokens, self.full_rows)
         if self.table is None:
             return plain, plain
-        kept_rows, streamed_bytes = self.table.rows.partial_rows, 0
+        kept_rows, blocks_bytes = self.table.rows.partial_rows, 0
         num_columns = self.full_rows if self.mode == "frozen" else kept_rows
-        if self.mode == "frozen" and self.table.place == "host":
-            num_columns = max(1, min(num_columns, STREAMED_BYTES // (self.dim * self.value_bytes)))
-            streamed_bytes = num_columns * self.dim * self.value_bytes
+        if self.mode == "frozen":
+            in_a_block = max(1, min(num_columns, STREAMED_BYTES // (self.dim * self.value_bytes)))
+            held_bytes = self.table.held_value_bytes(self.value_bytes)
+            if self.table.place == "host":  # one block, the next one, and that as it comes where it is cast
+                value_bytes = 2 * self.value_bytes + (held_bytes if held_bytes < self.value_bytes else 0)
+                num_columns = in_a_block
+            else:  # rows that are held in a narrower dtype are cast a block at a time
+                value_bytes = self.value_bytes if held_bytes < self.value_bytes else 0
+            blocks_bytes = in_a_block * self.dim * value_bytes
         again = min(kept_rows, num_columns) if self.mode == "frozen" else 0
         lean = chunked_loss_bytes(
             num_tokens, num_columns, again, kept_rows, self.dim, self.value_bytes, CHUNK_BYTES["cuda"]
         )
-        return plain, lean + streamed_bytes
+        return plain, lean + blocks_bytes
 
 
 def _find_scorers(module: "nn.Module", tables: list[_Table], precision: Precision | None) -> list[_Scorer]:

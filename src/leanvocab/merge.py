@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from leanvocab.bytestreams import Progress, copy_range, sha256_of_range, sync_and_forget
-from leanvocab.checkpoint import clear_leftovers, is_weights_file, written_whole
+from leanvocab.checkpoint import clear_leftovers, written_whole
 from leanvocab.compare import first_difference, is_merged_already
 from leanvocab.errors import CheckpointError
-from leanvocab.headers import INDEX, Weights, opened, read_json, read_weights, resolve_in
+from leanvocab.headers import INDEX, Weights, is_weights_file, opened, read_json, read_weights, resolve_in
 from leanvocab.layout import CONFIG, MODEL_CONFIG, is_delta, write_training_note
 from leanvocab.plan import FilePlan, Partial, Plan, TensorPlan, make_plan, read_partial
 from leanvocab.rowbytes import convert, first_nan_row, row_blocks, runs

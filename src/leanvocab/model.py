@@ -16,12 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from leanvocab import fused_head, steps
+from leanvocab import fused_head, methods, steps
 from leanvocab.decay import DecayReplay
 from leanvocab.discovery import Matrix, find_matrices, output_layers, weight_of
 from leanvocab.embedding import RemapEmbedding
 from leanvocab.errors import (
-    BypassError,
     LeanVocabWarning,
     ModelError,
     NotShrunkError,
@@ -33,6 +32,7 @@ from leanvocab.modes import FROZEN_PLACES, OUTPUT_MODES, FrozenPlace, OutputMode
 from leanvocab.output import RemapLinear
 from leanvocab.partial_module import PartialModule, restore_class, switch_class
 from leanvocab.rows import RowStore, put_rows, take_rows, zero_pages
+from leanvocab.sharded import is_sharded
 from leanvocab.table import Ids, OnMissing, Table
 from leanvocab.vocabulary import PartialVocabulary
 
@@ -105,6 +105,7 @@ def merge_(model: M, *, optimizer: Optimizer | None = None) -> M:
     if not shrunk:
         raise NotShrunkError(f"{type(model).__name__} is not shrunk: there is nothing to merge; call shrink_ first")
     for module in shrunk:
+        _check_whole(module)
         module.check_length()
     optimizer = getattr(optimizer, "optimizer", optimizer)
     full = {id(module.weight): _full_weight(module) for module in shrunk}
@@ -121,6 +122,14 @@ def merge_(model: M, *, optimizer: Optimizer | None = None) -> M:
         _rebind_forward(module, type(module))
     _unwatch(model)
     return model
+
+
+def _check_whole(module: PartialModule) -> None:
+    if is_sharded(module.weight):
+        raise ModelError(
+            f"{module.table.name}: its rows are sharded over processes, and what shards them keeps the sizes that they had; save "
+            "the full state dict, which needs no merging (get_model_state_dict with StateDictOptions(full_state_dict=True))"
+        )
 
 
 @contextlib.contextmanager
@@ -375,60 +384,22 @@ def _rebind_forward(module: nn.Module, cls: type[nn.Module]) -> None:
             module.__dict__[name] = types.MethodType(cls.forward, module)
 
 
-class _RefuseResize:
-    """Stands before `resize_token_embeddings` while a model is shrunk: it would lay rows out from the partial matrix."""
-
-    def __init__(self, name: str):
-        self.name = name
-
-    def __call__(self, *args: Any, **kwargs: Any) -> None:
-        raise BypassError(
-            f"resize_token_embeddings: {self.name} is shrunk to a partial vocabulary, and would be resized from its partial "
-            "rows; call merge_(model), resize, build a vocabulary of the new size and shrink again"
-        )
-
-
-class _FullNumParameters:
-    """`num_parameters()` of the full model while it is shrunk: transformers writes that number into a shard index."""
-
-    def __init__(self, model: nn.Module):
-        self.model = model
-
-    def __call__(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
-        count: int = self.model.__class__.num_parameters(  # type: ignore[attr-defined]
-            self.model, only_trainable, exclude_embeddings
-        )
-        if exclude_embeddings:
-            return count
-        weights = {id(module.weight): module for module in self.model.modules() if isinstance(module, PartialModule)}
-        absent = (
-            (module.table.full_size - module.table.num_rows) * module.weight.shape[1]
-            for module in weights.values()
-            if module.weight.requires_grad or not only_trainable
-        )
-        return count + sum(absent)
-
-
 def _watch(model: nn.Module, tables: list[Matrix]) -> None:
     paths = [path for table in tables for path in table.paths]
     modules = [module for table in tables for module in table.modules]
     Guard(model, modules, paths)  # type: ignore[arg-type]
+    methods.put_on(model)
     for module in model.modules():
-        if any(isinstance(each, PartialModule) for each in module.modules()):
-            if hasattr(type(module), "resize_token_embeddings"):
-                object.__setattr__(module, "resize_token_embeddings", _RefuseResize(tables[0].name))
-            if hasattr(type(module), "num_parameters"):
-                object.__setattr__(module, "num_parameters", _FullNumParameters(module))
         refuse_merging_adapters(module)
     fused_head.serve(model)
 
 
 def _unwatch(model: nn.Module) -> None:
     fused_head.stop_serving(model)
+    methods.take_off(model)
     for module in model.modules():
-        for name in ("resize_token_embeddings", "num_parameters", "merge"):
-            if type(module.__dict__.get(name)).__module__.startswith("leanvocab."):
-                del module.__dict__[name]
+        if type(module.__dict__.get("merge")).__module__.startswith("leanvocab."):
+            del module.__dict__["merge"]
         for hook in list(module._forward_pre_hooks.values()):
             guard = getattr(hook, "__self__", None)
             if isinstance(guard, Guard):

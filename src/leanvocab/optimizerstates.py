@@ -1,6 +1,7 @@
 """Optimizer states beside a delta: partial, in safetensors and JSON alone, and full again for resuming anywhere."""
 
 import json
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from leanvocab.decay import states_at_rest
+from leanvocab.decay import THE_ROW, AtRest, states_at_rest
 from leanvocab.errors import CheckpointError, OptimizerError
 from leanvocab.headers import SafetensorsFile, read_file, read_json
 from leanvocab.layout import OPTIMIZER, OPTIMIZER_TENSORS, Description
@@ -36,7 +37,7 @@ def write_states(optimizer: Optimizer, folder: Path, tables: dict[int, tuple[str
         for parameter in group["params"]:
             if parameter in optimizer.state:
                 name, table = tables.get(id(parameter), (None, None))
-                at_rest = states_at_rest(optimizer, group) if table is not None else {}
+                at_rest = _values_at_rest(optimizer, group) if table is not None else {}
                 states[str(number)] = {"table": name, "values": {}}
                 for key, value in optimizer.state[parameter].items():
                     is_tensor = isinstance(value, Tensor)
@@ -53,6 +54,25 @@ def write_states(optimizer: Optimizer, folder: Path, tables: dict[int, tuple[str
     save_file(tensors, folder / OPTIMIZER_TENSORS, metadata={"format": "pt"})
     content = {"format": _FORMAT, "version": 1, "class": type(optimizer).__name__, "groups": groups, "states": states}
     (folder / OPTIMIZER).write_text(json.dumps(content), encoding="utf-8")
+
+
+def _values_at_rest(optimizer: Optimizer, group: dict[str, Any]) -> dict[str, AtRest]:
+    found = states_at_rest(optimizer, group)
+    slow = next((key for key, value in found.items() if value == THE_ROW), None)
+    if slow is not None:
+        raise OptimizerError(
+            f"{type(optimizer).__name__} keeps a copy of each row ({slow!r}), which a delta does not hold for rows outside the "
+            'vocabulary; save full checkpoints (checkpoints="full"), or the delta without optimizer states'
+        )
+    return found
+
+
+def check_states_can_be_saved(optimizer: Optimizer, tables: Container[int]) -> None:
+    """Raises `OptimizerError` where `write_states` would; `tables` has the ids of the parameters of tables."""
+    optimizer = getattr(optimizer, "optimizer", optimizer)
+    for group in optimizer.param_groups:
+        if any(id(parameter) in tables for parameter in group["params"]):
+            _values_at_rest(optimizer, group)
 
 
 def read_full_states(folder: Path, said: Description) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from leanvocab.errors import BypassError, CheckpointError
 from leanvocab.rows import RowStore, take_rows
+from leanvocab.sharded import share_of, whole
 from leanvocab.table import Table
 
 DIGEST_KEY = "leanvocab_digest"  # in the metadata of a partial state dict: which vocabulary its rows belong to
@@ -133,22 +134,25 @@ def _give_full_rows(module: nn.Module, state_dict: dict[str, Any], prefix: str, 
     if not isinstance(module, PartialModule) or key not in state_dict:
         return
     table, weight = module.table, state_dict[key]
+    if weight.numel() == 0 and _is_taken_away(module.weight):
+        return
     if weight.shape[0] != table.num_rows:
         raise BypassError(_wrong_length(table, weight.shape[0]))
     if table.gives_partial_state_dicts:
         local_metadata[DIGEST_KEY] = table.vocabulary.digest
         return
-    if hasattr(weight, "full_tensor"):
-        raise CheckpointError(
-            f"{key}: the partial rows are sharded over processes, so that no process can write the full rows alone; "
-            "take the state dict within partial_state_dicts(model), or gather the model first"
-        )
     if weight.is_meta:
-        state_dict[key] = torch.empty(table.full_size, weight.shape[1], dtype=weight.dtype, device="meta")
-    elif weight is module.weight:  # keep_vars=True
-        state_dict[key] = nn.Parameter(table.view_for(state_dict, weight), requires_grad=weight.requires_grad)
+        full = torch.empty(table.full_size, weight.shape[1], dtype=weight.dtype, device="meta")
     else:
-        state_dict[key] = table.view_for(state_dict, weight)
+        full = table.view_for(state_dict, whole(weight))
+    is_kept = weight is module.weight and not weight.is_meta  # keep_vars=True
+    share = share_of(full, weight)
+    state_dict[key] = nn.Parameter(share, requires_grad=weight.requires_grad) if is_kept else share
+
+
+def _is_taken_away(weight: Tensor) -> bool:
+    """Whether ZeRO-3 holds the rows elsewhere at the moment: an ordinary state dict has an empty tensor then, too."""
+    return weight.numel() == 0 and hasattr(weight, "ds_status")
 
 
 def _take_partial_rows(
@@ -159,13 +163,16 @@ def _take_partial_rows(
     if not isinstance(module, PartialModule) or key not in state_dict:
         return
     table, value = module.table, state_dict[key]
+    if value.numel() == 0 and _is_taken_away(module.weight):
+        return
     digest = metadata.get(DIGEST_KEY)
     if digest is not None or (value.shape[0] == table.num_rows and value.shape[0] != table.full_size):
         _check_partial(table, key, value, digest)
     elif value.shape[0] == table.full_size:
-        if not value.is_meta:
-            _adopt_other_rows(table, value, module.weight)
-        state_dict[key] = take_rows(value.detach(), table.token_ids)
+        full = whole(value).detach()
+        if not full.is_meta:
+            _adopt_other_rows(table, full, module.weight)
+        state_dict[key] = share_of(take_rows(full, table.token_ids), module.weight)
     else:
         raise CheckpointError(
             f"{key}: expected {table.full_size:,} rows (the full vocabulary), found {value.shape[0]:,}; "
@@ -192,7 +199,6 @@ def _check_partial(table: Table, key: str, value: Tensor, digest: str | None) ->
 def _adopt_other_rows(table: Table, value: Tensor, weight: Tensor) -> None:
     """Rows outside the vocabulary that differ from the store's are the model's from now on, as ordinary loading has it."""
     table.settle_decay()
-    value = value.detach()
     if table.dtype != table.store.dtype or table.store.differs(value, table.token_ids):
         if value.dtype == weight.dtype:
             table.replace_store(RowStore.of(value, table.token_ids, table.store_dir))

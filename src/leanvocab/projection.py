@@ -169,10 +169,15 @@ def _multiply_back(gradient: Tensor, rows: Tensor) -> Tensor:
 
 
 def _blocks_as(rows: Tensor, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
-    """(first row, rows) in a dtype: all at once where they have it."""
-    step = _rows_in_a_block(rows, dtype) if rows.dtype != dtype else max(1, len(rows))
+    """(first row, rows) in a dtype: all at once where they have it, or else each block where the last one was."""
+    if rows.dtype == dtype:
+        yield 0, rows
+        return
+    step = _rows_in_a_block(rows, dtype)
+    room = torch.empty(min(step, len(rows)), rows.shape[1], device=rows.device, dtype=dtype)
     for start in range(0, max(1, len(rows)), step):
-        yield start, rows[start : start + step].to(dtype)
+        block = rows[start : start + step]
+        yield start, room[: len(block)].copy_(block)
 
 
 def _rows_in_a_block(rows: Tensor, dtype: torch.dtype) -> int:

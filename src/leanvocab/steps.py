@@ -5,6 +5,7 @@ loaded, are sliced; optimizers that mix rows or decay them are announced; decay 
 optimizer's `state_dict()` is full too, with zeros for unused rows, which is what ordinary training holds there.
 """
 
+import sys
 import warnings
 import weakref
 from typing import Any
@@ -13,12 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
-from leanvocab.decay import is_row_shaped, states_at_rest
+from leanvocab.decay import THE_ROW, AtRest, is_row_shaped, states_at_rest
 from leanvocab.errors import LeanVocabWarning, OptimizerError
 from leanvocab.lazy_logits import keep_rows
 from leanvocab.partial_module import PartialModule, shrunk_modules
 from leanvocab.rows import RowStore, put_rows, take_rows, zero_pages
 from leanvocab.separability import bits_of, is_row_separable, place_of
+from leanvocab.sharded import is_sharded, share_of, whole
 from leanvocab.table import Table
 
 _greeted: "weakref.WeakKeyDictionary[Optimizer, set[int]]" = weakref.WeakKeyDictionary()  # → ids of tables announced
@@ -113,6 +115,14 @@ def _announce(optimizer: Optimizer, group: dict[str, Any], table: Table, weight:
             LeanVocabWarning,
             stacklevel=2,
         )
+    if is_sharded(weight) and _accelerate_saves_in_full():
+        warnings.warn(
+            f"{table.name}: accelerate saves full state dicts (FULL_STATE_DICT) of this sharded model, which torch cannot load "
+            "back into a partial vocabulary: to resume, set state_dict_type to SHARDED_STATE_DICT (Trainer: in fsdp_config), and "
+            "FULL_STATE_DICT again for the model that is saved at the end",
+            LeanVocabWarning,
+            stacklevel=2,
+        )
     if group.get("weight_decay", 0) and table.decay is None and table.output != "frozen":
         warnings.warn(
             f"{table.name}: {name} decays this matrix (weight_decay={group['weight_decay']}): ordinary training would decay "
@@ -121,6 +131,12 @@ def _announce(optimizer: Optimizer, group: dict[str, Any], table: Table, weight:
             LeanVocabWarning,
             stacklevel=2,
         )
+
+
+def _accelerate_saves_in_full() -> bool:
+    state = getattr(sys.modules.get("accelerate.state"), "AcceleratorState", None)
+    plugin = getattr(state, "_shared_state", {}).get("fsdp_plugin")
+    return getattr(getattr(plugin, "state_dict_type", None), "name", "") == "FULL_STATE_DICT"
 
 
 def _fused_loop_rounds_otherwise(table: Table, weight: Tensor) -> bool:
@@ -172,25 +188,27 @@ def check_states(optimizer: Optimizer, table: Table, parameter: nn.Parameter) ->
                 f"{table.full_size:,} (full) or {table.num_rows:,} (partial); resume from a checkpoint of this model"
             )
         if value.shape[0] == table.full_size and value.ndim > 1 and value.shape[1] > 1 and table.decay is None:
-            _check_nothing_lost(optimizer, table, key, value, _at_rest(optimizer, parameter).get(key, 0.0))
+            _check_nothing_lost(optimizer, table, key, whole(value), _at_rest(optimizer, parameter).get(key, 0.0))
 
 
-def _at_rest(optimizer: Optimizer, parameter: Tensor) -> dict[str, float]:
+def _at_rest(optimizer: Optimizer, parameter: Tensor) -> dict[str, AtRest]:
     groups = [group for group in optimizer.param_groups if any(each is parameter for each in group["params"])]
     return states_at_rest(optimizer, groups[0]) if groups else {}
 
 
-def _check_nothing_lost(optimizer: Optimizer, table: Table, key: str, value: Tensor, at_rest: float) -> None:
+def _check_nothing_lost(optimizer: Optimizer, table: Table, key: str, value: Tensor, at_rest: AtRest) -> None:
     outside = torch.ones(table.full_size, dtype=torch.bool, device=value.device)
     outside[table.token_ids.to(value.device)] = False
-    moving = (value != at_rest).any(1) & outside
+    resting = table.frozen_rows().to(value.device, value.dtype) if at_rest == THE_ROW else at_rest
+    moving = (value != resting).any(1) & outside
     if bool(moving.any()):
         first = int(moving.nonzero()[0])
+        expected = at_rest if at_rest == THE_ROW else f"{at_rest:.6g}" if at_rest else "zero"
         raise OptimizerError(
-            f"{table.name}: the state {key!r} of {type(optimizer).__name__} is not zero for {int(moving.sum()):,} rows outside "
-            f"the partial vocabulary, the first of them {table.vocabulary.describe(first)}: ordinary training would go on "
-            "moving those rows. Shrink to a vocabulary that holds them too (the union: vocabulary | other), or start with a "
-            "new optimizer"
+            f"{table.name}: the state {key!r} of {type(optimizer).__name__} is not {expected} for {int(moving.sum()):,} rows "
+            f"outside the partial vocabulary, the first of them {table.vocabulary.describe(first)}: ordinary training would "
+            "go on moving those rows. Shrink to a vocabulary that holds them too (the union: vocabulary | other), or start "
+            "with a new optimizer"
         )
 
 
@@ -202,9 +220,10 @@ def slice_states(optimizer: Optimizer, table: Table, parameter: nn.Parameter) ->
         return
     check_states(optimizer, table, parameter)
     for key in full:
-        if table.decay is not None and state[key].ndim > 1 and bool(state[key].any()):
-            table.decay.states[key] = RowStore.copy(state[key], table.store_dir)
-        state[key] = take_rows(state[key], table.token_ids)
+        rows = whole(state[key])
+        if table.decay is not None and rows.ndim > 1 and bool(rows.any()):
+            table.decay.states[key] = RowStore.copy(rows, table.store_dir)
+        state[key] = share_of(take_rows(rows, table.token_ids), state[key])
 
 
 def give_full_states(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
@@ -229,17 +248,20 @@ def full_states(optimizer: Optimizer, table: Table, weight: Tensor, state: dict[
     }
 
 
-def _full_state(table: Table, weight: Tensor, key: str, value: Tensor, at_rest: float) -> Tensor:
-    if hasattr(value, "__tensor_flatten__") and hasattr(value, "dequantize"):  # torchao's: saved as what they stand for
-        value = value.dequantize()
-    if table.decay is not None and key in table.decay.states and is_row_shaped(value, weight):
+def _full_state(table: Table, weight: Tensor, key: str, value: Tensor, at_rest: AtRest) -> Tensor:
+    rows = whole(value)
+    if hasattr(rows, "__tensor_flatten__"):  # torchao's: saved as what they stand for
+        rows = rows.dequantize()
+    if table.decay is not None and key in table.decay.states and is_row_shaped(rows, weight):
         full = table.decay.states[key].private_view()
+    elif at_rest == THE_ROW:
+        full = table.frozen_rows().to(rows.dtype)
     else:
-        full = zero_pages((table.full_size, *value.shape[1:]), value.dtype)
+        full = zero_pages((table.full_size, *rows.shape[1:]), rows.dtype)
         if at_rest:
             full.fill_(at_rest)
-    put_rows(full, table.token_ids, value)
-    return full
+    put_rows(full, table.token_ids, rows)
+    return share_of(full, value)
 
 
 def _has_rows(key: str, value: Any) -> bool:

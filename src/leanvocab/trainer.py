@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import Trainer, TrainerCallback
 
-from leanvocab.checkpoint import clear_leftovers, is_weights_file, sibling, written_whole
+from leanvocab.checkpoint import clear_leftovers, sibling, written_whole
 from leanvocab.delta import (
     check_vocabularies,
     find_base,
@@ -22,10 +22,11 @@ from leanvocab.delta import (
     write_delta,
 )
 from leanvocab.errors import NotShrunkError, OptimizerError, SettingsError
+from leanvocab.headers import is_weights_file
 from leanvocab.layout import CONFIG, FILES, OPTIMIZER, is_delta, read_delta
 from leanvocab.merge import merge_checkpoint
 from leanvocab.model import shrink_, status
-from leanvocab.optimizerstates import read_full_states
+from leanvocab.optimizerstates import check_states_can_be_saved, read_full_states
 from leanvocab.partial_module import PartialModule
 from leanvocab.vocabulary import PartialVocabulary
 
@@ -69,10 +70,12 @@ class LeanVocabCallback(TrainerCallback):
             return
         shrunk = [module for module in model.modules() if isinstance(module, PartialModule)]
         if not shrunk:
-            raise NotShrunkError(
-                f"{type(model).__name__} is not shrunk, though LeanVocabCallback is there: give it a vocabulary, or call "
-                "shrink_(model, vocabulary) before the Trainer is made"
+            what = (
+                "give it a vocabulary, or call shrink_(model, vocabulary) before the Trainer is made"
+                if self.vocabulary is None
+                else "the Trainer has made another model since (model_init): call shrink_(model, vocabulary) within model_init"
             )
+            raise NotShrunkError(f"{type(model).__name__} is not shrunk, though LeanVocabCallback is there: {what}")
         held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         for module in shrunk:
             if module.weight.requires_grad and id(module.weight) not in held:
@@ -82,6 +85,7 @@ class LeanVocabCallback(TrainerCallback):
                 )
         if self.checkpoints == "delta":
             find_base(model, self.base)  # now, not at the first save
+            check_states_can_be_saved(optimizer, {id(module.weight) for module in shrunk})
             for path in Path(args.output_dir).glob(".checkpoint-*.leanvocab-*"):
                 clear_leftovers(path.with_name(path.name[1:].partition(".leanvocab-")[0]))
 

@@ -199,6 +199,39 @@ def test_the_callback_refuses_to_train_a_model_that_is_not_shrunk(tmp_path: Path
         trainer.train()
 
 
+def test_the_callback_says_where_to_shrink_a_model_that_the_trainer_makes_itself(tmp_path: Path) -> None:
+    """`train` calls `model_init` again, so that the model that the callback shrank is not the one that is trained."""
+    callback = lv.LeanVocabCallback(used_vocabulary())
+    trainer = Trainer(
+        model_init=lambda: small_model(), args=arguments(tmp_path), train_dataset=rows(), callbacks=[callback]
+    )
+    with pytest.raises(
+        NotShrunkError, match=r"made another model since \(model_init\): call shrink_\(.*\) within model_init"
+    ):
+        trainer.train()
+
+
+def test_deltas_of_slow_weights_are_refused_before_a_step(tmp_path: Path) -> None:
+    class SlowWeights(torch.optim.SGD):
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+            for weight in self.param_groups[0]["params"]:
+                self.state[weight].setdefault("slow", weight.detach().clone())
+            super().step(closure)
+
+    small_model().save_pretrained(tmp_path / "base")
+    model = lv.shrink_(type(small_model()).from_pretrained(tmp_path / "base"), used_vocabulary())
+    optimizer = SlowWeights(model.parameters(), lr=0.1)
+    callback = lv.LeanVocabCallback(checkpoints="delta")
+    trainer = Trainer(
+        model, arguments(tmp_path / "run"), train_dataset=rows(), callbacks=[callback], optimizers=(optimizer, None)
+    )
+    with pytest.raises(
+        OptimizerError, match=r"SlowWeights keeps a copy of each row \('slow'\), which a delta does not hold"
+    ):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
 def test_the_callback_refuses_an_optimizer_that_does_not_hold_the_partial_table(tmp_path: Path) -> None:
     model = small_model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)

@@ -10,7 +10,15 @@ import torch
 from disk import content, delta_of_base, listing, read_all, trained_pair
 from small import FULL_SIZE, batch, bits, differing, small_model, train, used_vocabulary
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, BertModel, RobertaModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    BertModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    RobertaModel,
+)
 
 import leanvocab as lv
 from leanvocab.adapters import export_trainable_tokens
@@ -307,3 +315,48 @@ def test_the_description_that_was_read_is_the_one_that_was_written(tmp_path: Pat
     before = (tmp_path / "delta" / "leanvocab.json").read_bytes()
     said.write(tmp_path / "delta")
     assert (tmp_path / "delta" / "leanvocab.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("mode", ["full", "frozen"])
+def test_a_model_whose_checkpoint_has_other_names_than_the_model_itself(tmp_path: Path, mode: Any) -> None:
+    """transformers renames tensors when it loads some models: GPT-NeoX's output layer is `embed_out` on disk."""
+    sizes = {
+        "vocab_size": 60,
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
+    torch.manual_seed(0)
+    GPTNeoXForCausalLM(GPTNeoXConfig(**sizes, tie_word_embeddings=False)).save_pretrained(tmp_path / "base")
+    assert "embed_out.weight" in read_all(tmp_path / "base")
+    model, other = (GPTNeoXForCausalLM.from_pretrained(tmp_path / "base") for _ in range(2))
+    vocabulary = PartialVocabulary(range(3, 40, 2), 60)
+    for each in (model, other):
+        shrink_(each, vocabulary, output=mode)
+    ids = torch.tensor([[3, 5, 7, 39]])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.0)
+    for _ in range(2):
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    lv.save_delta(model, tmp_path / "delta")
+    assert differing(load_delta(other, tmp_path / "delta"), model) == []
+    merge_checkpoint(base=tmp_path / "base", partial=tmp_path / "delta", output=tmp_path / "merged", verify=True)
+    assert differing(GPTNeoXForCausalLM.from_pretrained(tmp_path / "merged"), model) == []
+
+
+def test_a_delta_beside_full_weights_is_refused_since_nothing_says_which_is_newer(tmp_path: Path) -> None:
+    """A Trainer without deltas writes full checkpoints where one with deltas wrote before, and leaves its files there."""
+    full = delta_of_base(tmp_path)
+    full.save_pretrained(tmp_path / "delta")
+    model = shrink_(type(full).from_pretrained(tmp_path / "base"), used_vocabulary())
+    said = (
+        r"holds a delta \(leanvocab.json\) and weights of a full checkpoint \(model.safetensors\), expected one of them"
+    )
+    with pytest.raises(CheckpointError, match=said):
+        load_delta(model, tmp_path / "delta")
+    with pytest.raises(CheckpointError, match=r"Remove model\.safetensors to use the delta, or leanvocab\.json and"):
+        merge_checkpoint(base=tmp_path / "base", partial=tmp_path / "delta", output=tmp_path / "merged")
+    (tmp_path / "delta" / "model.safetensors").unlink()
+    assert differing(load_delta(model, tmp_path / "delta"), full) == []

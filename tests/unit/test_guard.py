@@ -187,3 +187,14 @@ def test_zero_3_may_move_rows_and_others_may_not(mover: str) -> None:
     else:
         with pytest.raises(BypassError, match="around the lookup"):
             model(LOW)
+
+
+def test_a_module_that_was_tied_to_a_partial_matrix_since_is_refused_by_name() -> None:
+    model = nn.ModuleDict({"table": nn.Embedding(9, 4), "head": nn.Linear(4, 9, bias=False)})
+    model.forward = lambda ids: model["head"](model["table"](ids))  # type: ignore[method-assign]
+    shrink_(model, VOCABULARY, embedding="table")
+    model["head"].weight = model["table"].weight
+    with pytest.raises(
+        BypassError, match=r"head: a Linear was given the partial weight of table, .* name both matrices"
+    ):
+        model(LOW)

@@ -15,6 +15,36 @@ from leanvocab.separability import is_row_separable
 from leanvocab.vocabulary import PartialVocabulary
 
 TABLE = "roberta.embeddings.word_embeddings"
+
+
+class SlowWeights(optim.Optimizer):
+    """Descends, and goes half of the way back to a copy that follows slowly, as Lookahead and schedule-free ones do."""
+
+    def __init__(self, parameters: Any, lr: float = 1e-2, weight_decay: float = 0.0):
+        super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay})
+        self.trains = False
+
+    def train(self) -> None:
+        self.trains = True
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        assert self.trains or not hasattr(self, "strict")
+        for group in self.param_groups:
+            for weight in group["params"]:
+                slow = self.state[weight].setdefault("slow", weight.detach().clone())
+                weight.mul_(1 - group["lr"] * group["weight_decay"]).sub_(group["lr"] * weight.grad)
+                slow.lerp_(weight, 0.5)
+                weight.grad.add_(1.0)  # some work in the gradient's memory
+                weight.copy_(slow)
+
+
+class StrictSlowWeights(SlowWeights):
+    """Steps in training mode alone, as schedule-free ones do."""
+
+    strict = True
+
+
 SEPARABLE: dict[str, tuple[type[optim.Optimizer], dict[str, Any]]] = {
     "SGD": (optim.SGD, {}),
     "momentum": (optim.SGD, {"momentum": 0.9, "nesterov": True}),
@@ -29,6 +59,7 @@ SEPARABLE: dict[str, tuple[type[optim.Optimizer], dict[str, Any]]] = {
     "NAdam": (optim.NAdam, {}),
     "RAdam": (optim.RAdam, {}),
     "Rprop": (optim.Rprop, {}),
+    "slow weights": (SlowWeights, {}),
 }
 
 
@@ -101,6 +132,18 @@ def test_the_context_manager_hands_the_optimizer_over_and_back() -> None:
     assert train(model, optimizer)[0] == train(full, ordinary)[0]
 
 
+@pytest.mark.parametrize("kind", [SlowWeights, StrictSlowWeights])
+def test_slow_weights_are_not_replayed_where_unused_rows_decay(kind: type[SlowWeights]) -> None:
+    model = shrink_(small_model(), used_vocabulary(), decay_unused_rows=True)
+    optimizer = kind(model.parameters(), lr=0.1, weight_decay=0.1)
+    optimizer.train()
+    with pytest.raises(
+        OptimizerError,
+        match=r"decay_unused_rows=True cannot replay \w*SlowWeights, which keeps a copy of each row \('slow'\)",
+    ):
+        train(model, optimizer)
+
+
 def test_states_that_would_be_lost_are_refused_before_anything_changes() -> None:
     _, model = twins()
     _, optimizer = train(model)
@@ -159,7 +202,7 @@ def test_an_optimizer_that_was_not_handed_over_is_an_error_at_its_first_step(ord
 # --- weight decay -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name in SEPARABLE if name != "Rprop"])
+@pytest.mark.parametrize("name", [name for name in SEPARABLE if name not in ("Rprop", "slow weights")])
 def test_decay_replayed_on_unused_rows_equals_ordinary_decay_bit_for_bit(name: str) -> None:
     full, model = twins()
     ordinary = made(name, full, weight_decay=0.1)
