@@ -13,6 +13,7 @@ from leanvocab.decay import THE_ROW, AtRest, states_at_rest
 from leanvocab.errors import CheckpointError, OptimizerError
 from leanvocab.headers import SafetensorsFile, read_file, read_json
 from leanvocab.layout import OPTIMIZER, OPTIMIZER_TENSORS, Description
+from leanvocab.low_bits import numbers
 from leanvocab.rows import put_rows, zero_pages
 from leanvocab.table import Table
 from leanvocab.tensorfiles import read_tensor
@@ -49,7 +50,7 @@ def write_states(optimizer: Optimizer, folder: Path, tables: dict[int, tuple[str
                     )
                     states[str(number)]["values"][key] = entry
                     if is_tensor:
-                        tensors[f"{number}.{key}"] = value.detach().cpu().contiguous().clone()
+                        tensors[f"{number}.{key}"] = numbers(value.detach()).cpu().contiguous().clone()
             number += 1
     save_file(tensors, folder / OPTIMIZER_TENSORS, metadata={"format": "pt"})
     content = {"format": _FORMAT, "version": 1, "class": type(optimizer).__name__, "groups": groups, "states": states}

@@ -17,6 +17,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 from leanvocab.decay import THE_ROW, AtRest, is_row_shaped, states_at_rest
 from leanvocab.errors import LeanVocabWarning, OptimizerError
 from leanvocab.lazy_logits import keep_rows
+from leanvocab.low_bits import in_form_of, numbers, without_dust
 from leanvocab.partial_module import PartialModule, shrunk_modules
 from leanvocab.rows import RowStore, put_rows, take_rows, zero_pages
 from leanvocab.separability import bits_of, is_row_separable, place_of
@@ -188,7 +189,9 @@ def check_states(optimizer: Optimizer, table: Table, parameter: nn.Parameter) ->
                 f"{table.full_size:,} (full) or {table.num_rows:,} (partial); resume from a checkpoint of this model"
             )
         if value.shape[0] == table.full_size and value.ndim > 1 and value.shape[1] > 1 and table.decay is None:
-            _check_nothing_lost(optimizer, table, key, whole(value), _at_rest(optimizer, parameter).get(key, 0.0))
+            _check_nothing_lost(
+                optimizer, table, key, without_dust(whole(value)), _at_rest(optimizer, parameter).get(key, 0.0)
+            )
 
 
 def _at_rest(optimizer: Optimizer, parameter: Tensor) -> dict[str, AtRest]:
@@ -220,10 +223,10 @@ def slice_states(optimizer: Optimizer, table: Table, parameter: nn.Parameter) ->
         return
     check_states(optimizer, table, parameter)
     for key in full:
-        rows = whole(state[key])
+        rows = numbers(whole(state[key]))
         if table.decay is not None and rows.ndim > 1 and bool(rows.any()):
             table.decay.states[key] = RowStore.copy(rows, table.store_dir)
-        state[key] = share_of(take_rows(rows, table.token_ids), state[key])
+        state[key] = share_of(in_form_of(optimizer, key, take_rows(rows, table.token_ids)), state[key])
 
 
 def give_full_states(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
@@ -249,9 +252,7 @@ def full_states(optimizer: Optimizer, table: Table, weight: Tensor, state: dict[
 
 
 def _full_state(table: Table, weight: Tensor, key: str, value: Tensor, at_rest: AtRest) -> Tensor:
-    rows = whole(value)
-    if hasattr(rows, "__tensor_flatten__"):  # torchao's: saved as what they stand for
-        rows = rows.dequantize()
+    rows = numbers(whole(value))
     if table.decay is not None and key in table.decay.states and is_row_shaped(rows, weight):
         full = table.decay.states[key].private_view()
     elif at_rest == THE_ROW:

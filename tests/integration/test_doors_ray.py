@@ -84,7 +84,7 @@ def test_a_worker_that_is_killed_while_it_counts_changes_nothing(ray: Any, tmp_p
         import ray  # the fixture's module does not travel
 
         # not the task before it, which runs a block to know the columns
-        counts = "_count_block" in ray.get_runtime_context().get_task_name()
+        counts = "_count_block" in str(ray.get_runtime_context().get_task_name())
         if counts and batch["input_ids"][-1].as_py() == last and not flag.exists():
             flag.touch()
             os.kill(os.getpid(), signal.SIGKILL)
