@@ -1,9 +1,6 @@
-"""Two processes: accelerate, DistributedDataParallel, FSDP2, checkpoints between them, counts over ranks."""
+"""Two processes: accelerate, DistributedDataParallel, FSDP2, the Trainer; counts over ranks."""
 
-import atexit
 import functools
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +15,7 @@ _CLOSE: Any = {"expects": "close", "within": 1e-3, "why": APART}
 
 @functools.cache
 def _given() -> dict[str, Any]:
-    folder = Path(tempfile.mkdtemp())
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return {**ranks.start(ranks.everything, folder), "folder": folder}  # type: ignore[no-any-return]
+    return ranks.kept(ranks.everything)  # type: ignore[no-any-return]
 
 
 def _pair(kind: str, family: str, reference: str = "") -> Outcome:
@@ -59,25 +54,24 @@ def accelerate_tied(folder: Path) -> Outcome:
 
 
 @door(
-    "two processes (DDP) beside one, both shrunk",
+    "a checkpoint of two processes (DDP or FSDP2), shrunk, beside one of one process without leanvocab",
     expects="close",
     within=1e-3,
-    why="gradients of two halves of a batch are added in another order; rows outside the vocabulary are the same bits",
+    why="gradients of two halves of a batch are added in another order; rows that no batch has, kept or not, are the same bits",
 )
 def two_beside_one(folder: Path) -> Outcome:
-    two, one = _given()["ddp llama True"], pairs.one_thread(ranks.alone)("llama", True)
-    outside = torch.ones(models.FULL_SIZE, dtype=torch.bool)
-    outside[torch.tensor(models.vocabulary().token_ids)] = False
-    name = "model.embed_tokens.weight"
-    if not torch.equal(two.tensors[name][outside], one.tensors[name][outside]):
-        return Outcome("different", "rows outside the vocabulary differ", float("inf"))
-    return pairs.compare(one, two)
-
-
-@door("one checkpoint through one process, DDP, FSDP2, a sharded checkpoint on disk, and a run without leanvocab")
-def checkpoints(folder: Path) -> Outcome:
-    wrong = _given()["layouts"]
-    return Outcome("different" if wrong else "identical", ", ".join(wrong), float("inf") if wrong else 0.0)
+    one = pairs.one_thread(ranks.alone)("llama", False)
+    untouched = torch.ones(models.FULL_SIZE, dtype=torch.bool)
+    untouched[torch.cat([ranks.share(step, "classification")["input_ids"] for step in range(4)])] = False
+    kept = torch.tensor(models.vocabulary().token_ids)
+    assert untouched[kept].any(), "some kept rows are in no batch"
+    outcomes = []
+    for two in (_given()["ddp llama True"], _given()["fsdp llama True"]):
+        name = "model.embed_tokens.weight"
+        if not torch.equal(two.tensors[name][untouched], one.tensors[name][untouched]):
+            return Outcome("different", "rows that no batch has differ", float("inf"))
+        outcomes.append(pairs.compare(one, pairs.Run(two.losses, two.tensors)))
+    return max(outcomes, key=lambda each: each.difference)
 
 
 @door("transformers Trainer, two processes, with checkpoints")
@@ -122,16 +116,6 @@ def counts(folder: Path) -> Outcome:
 
 
 @door(
-    "FSDP2, the full state dict of a sharded model",
-    expects="refused",
-    refuses="partial_state_dicts",
-    why="no rank has all kept rows; gather the partial rows, and load them into a model of one process",
-)
-def full_state_of_a_shard(folder: Path) -> Outcome:
-    return _given()["full state of a shard"]  # type: ignore[no-any-return]
-
-
-@door(
     "FSDP2, shrunk after sharding",
     expects="refused",
     refuses="its weight is sharded over processes; shrink the model before sharding it",
@@ -139,63 +123,3 @@ def full_state_of_a_shard(folder: Path) -> Outcome:
 )
 def shrunk_late(folder: Path) -> Outcome:
     return _given()["shrunk late"]  # type: ignore[no-any-return]
-
-
-@door("DeepSpeed ZeRO-2, two processes", needs=("deepspeed",), fast=False)
-def zero2(folder: Path) -> Outcome:
-    return pairs.compare(*ranks.start(ranks.zero, folder, 2))
-
-
-@door("DeepSpeed ZeRO-2, two processes, the optimizer offloaded to the host", needs=("deepspeed",), fast=False)
-def zero2_offloaded(folder: Path) -> Outcome:
-    return pairs.compare(*ranks.start(ranks.zero, folder, 2, offload_optimizer={"device": "cpu"}))
-
-
-@door("DeepSpeed ZeRO-3, two processes, tensors gathered", needs=("deepspeed",), fast=False)
-def zero3(folder: Path) -> Outcome:
-    return pairs.compare(*ranks.start(ranks.zero, folder, 3))
-
-
-@functools.cache
-def _zero3_saved() -> tuple[int, Outcome]:
-    with tempfile.TemporaryDirectory() as folder:
-        return ranks.start(ranks.zero3_saved, Path(folder))  # type: ignore[no-any-return]
-
-
-@door(
-    "DeepSpeed ZeRO-3, stage3_gather_16bit_weights_on_model_save",
-    expects="different",
-    why="DeepSpeed gathers parameters around state dicts: the saved table has the partial rows alone, and loads into no "
-    "full model; save within deepspeed.zero.GatheredParameters",
-    needs=("deepspeed",),
-    fast=False,
-)
-def zero3_consolidated(folder: Path) -> Outcome:
-    rows = _zero3_saved()[0]
-    if rows == models.FULL_SIZE:
-        return Outcome("identical")
-    return Outcome("different", f"{rows} of {models.FULL_SIZE} rows")
-
-
-@door(
-    "DeepSpeed ZeRO-3, engine.save_checkpoint",
-    expects="refused",
-    refuses="rows",
-    why="no rank has all kept rows when the state dict is taken; save within deepspeed.zero.GatheredParameters",
-    needs=("deepspeed",),
-    fast=False,
-)
-def zero3_checkpoint(folder: Path) -> Outcome:
-    return _zero3_saved()[1]
-
-
-@door(
-    'DeepSpeed ZeRO-3, tied language model (output="frozen")',
-    expects="refused",
-    refuses="rows were taken away after its forward",
-    why="the loss reads the output layer's rows, which ZeRO-3 takes away as soon as the layer has been called",
-    needs=("deepspeed",),
-    fast=False,
-)
-def zero3_frozen(folder: Path) -> Outcome:
-    return ranks.start(ranks.zero3_frozen, folder)  # type: ignore[no-any-return]

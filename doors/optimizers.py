@@ -10,25 +10,36 @@ from torch import nn
 
 from doors import models, pairs
 from doors.registry import Outcome, Verdict, door
-from doors.trainer import train
+from doors.trainer import GPU_SUMS, train
 from leanvocab.errors import LeanVocabWarning
 
 _BITS: dict[str, Any] = {"needs": "bitsandbytes", "pip": "'leanvocab[quantization]'"}
 _AO: dict[str, Any] = {"needs": "torchao", "pip": "'leanvocab[quantization]'"}
-_SAVING = {"save_strategy": "steps", "save_steps": 3}
+_GPU: dict[str, Any] = {"gpu": True, "within": 1e-2}
+_UNPAGED = "bitsandbytes, paged; on a CPU it does not page"
+_SAVING: dict[str, Any] = {"save_strategy": "steps", "save_steps": 3}
 _BLOCKS = "blocks of states share a scale, and leaving rows out moves the blocks' borders"
 _FACTORED = "its second moment is factored over rows and columns, and its step is clipped by the whole matrix's"
 
 
 @pairs.one_thread
-def pair(folder: Path, make: Callable[[nn.Module], Any] | None, **options: Any) -> Outcome:
-    """A classifier trained by an optimizer, with leanvocab and without; whether leanvocab announces it is said, too."""
+def pair(
+    folder: Path,
+    make: Callable[[nn.Module], Any] | None,
+    width: int = models.DIM,
+    one_each: bool = False,
+    **options: Any,
+) -> Outcome:
+    """A classifier trained by an optimizer, with leanvocab and without; whether leanvocab announces it is said, too.
+
+    `one_each`: each parameter has an optimizer of its own, so that no step sees all states, and none can say what is held.
+    """
     import warnings
 
-    runs = []
+    runs, on_gpu = [], not options.get("use_cpu", True)
     for name in ("full", "lean"):
         _forget_overrides()
-        model = models.make_model("roberta")
+        model = models.make_model("roberta", hidden_size=width)
         if name == "lean":
             models.lean(model)
         given = {} if make is None else {"optimizers": (make(model), None)}
@@ -37,9 +48,9 @@ def pair(folder: Path, make: Callable[[nn.Module], Any] | None, **options: Any) 
             run = train(model, folder / name, **given, **{"learning_rate": 1e-2} | options)
         runs.append(run)
     announced = any(issubclass(each.category, LeanVocabWarning) for each in caught)
-    outcome = pairs.compare(*runs, models.left_out())
+    outcome = pairs.compare(*runs, None if one_each else models.left_out() * width // models.DIM)
     said = "announced before the first step" if announced else "nothing is announced"
-    if announced == (outcome.verdict == "identical"):
+    if announced == (outcome.verdict == "identical" or on_gpu):  # whose sums differ, whatever the optimizer
         raise AssertionError(f"{outcome.verdict}, and {said}")  # an announcement that is wrong, or one that lacks
     return Outcome(outcome.verdict, f"{outcome.detail}; {said}", outcome.difference, outcome.saved_per_element)
 
@@ -67,6 +78,15 @@ def named(
     door(combined, expects=expects, why=why, name=name or optim, **needs or {})(run)
 
 
+def _paged(trainer: Any) -> dict[str, bool]:
+    """bitsandbytes pages states of 100,000 elements and more, the partial table's among them."""
+    optimizer, table = trainer.optimizer.optimizer, trainer.model.get_input_embeddings().weight
+    large = [each for each in optimizer.state if each.numel() >= 1e5]
+    assert any(each is table for each in large), f"a table of {table.numel():,} elements"
+    assert all(getattr(optimizer.state[each]["state1"], "is_paged", False) for each in large)
+    return {"paged": True}
+
+
 named("SGD", "sgd", learning_rate=1e-1)
 named("AdamW, not fused", "adamw_torch")
 named("Adagrad", "adagrad")
@@ -74,23 +94,44 @@ named("RMSprop", "rmsprop")
 named("Adafactor (transformers)", "adafactor", "different", _FACTORED)
 for optim, combined in {
     "adamw_8bit": "AdamW in 8 bits (bitsandbytes; the Trainer keeps embedding states in 32)",
-    "paged_adamw_8bit": "paged AdamW in 8 bits (bitsandbytes)",
-    "paged_adamw_32bit": "paged AdamW in 32 bits (bitsandbytes)",
+    "paged_adamw_8bit": f"AdamW in 8 bits ({_UNPAGED})",
+    "paged_adamw_32bit": f"AdamW ({_UNPAGED})",
     "lion_8bit": "Lion in 8 bits (bitsandbytes)",
     "lion_32bit": "Lion (bitsandbytes)",
-    "paged_lion_32bit": "paged Lion (bitsandbytes)",
+    "paged_lion_8bit": f"Lion in 8 bits ({_UNPAGED})",
+    "paged_lion_32bit": f"Lion ({_UNPAGED})",
+    "rmsprop_bnb": "RMSprop (bitsandbytes)",
+    "rmsprop_bnb_8bit": "RMSprop in 8 bits (bitsandbytes)",
+    "rmsprop_bnb_32bit": "RMSprop in 32 bits (bitsandbytes)",
 }.items():
     named(combined, optim, needs=_BITS, **_SAVING)
-named("RMSprop (bitsandbytes)", "rmsprop_bnb", needs=_BITS)
 named("AdamW in 8 bits (torchao)", "adamw_torch_8bit", "different", _BLOCKS, needs=_AO, **_SAVING)
 named("AdamW in 4 bits (torchao)", "adamw_torch_4bit", "different", _BLOCKS, needs=_AO, **_SAVING)
+for bits in (8, 4):  # the Trainer asks for blocks of 256 elements: a row of as many is one
+    named(
+        f"AdamW in {bits} bits (torchao), a width of 256, of which blocks are whole rows",
+        f"adamw_torch_{bits}bit", name=f"adamw_torch_{bits}bit_wide", needs=_AO | {"fast": False}, width=256,
+    )  # fmt: skip
+for bits in (32, 8):
+    named(
+        f"paged AdamW in {bits} bits (bitsandbytes), on a GPU", f"paged_adamw_{bits}bit", "close", GPU_SUMS,
+        name=f"paged_adamw_{bits}bit_gpu", needs=_BITS | _GPU, use_cpu=False, width=2048, learning_rate=1e-3,
+        after=_paged, **_SAVING,
+    )  # fmt: skip
 
 
-def by_hand(combined: str, name: str, expects: Verdict = "identical", why: str = "", **options: Any) -> Any:
-    """Registers a function that makes an optimizer for a model."""
+def by_hand(
+    combined: str,
+    name: str,
+    expects: Verdict = "identical",
+    why: str = "",
+    settings: dict[str, Any] | None = None,
+    **options: Any,
+) -> Any:
+    """Registers a function that makes an optimizer for a model; `settings` are `pair`'s."""
 
     def register(make: Callable[[nn.Module], Any]) -> Callable[[nn.Module], Any]:
-        run = functools.partial(pair, make=make)
+        run = functools.partial(pair, make=make, **settings or {})
         run.__module__ = __name__  # type: ignore[attr-defined]
         door(combined, expects=expects, why=why, name=name, **options)(run)
         return make
@@ -103,6 +144,35 @@ def _(model: nn.Module) -> Any:
     import torchao
 
     return torchao.optim.AdamWFp8(model.parameters(), lr=1e-2, weight_decay=0.0)
+
+
+@by_hand(
+    "AdamW in 4 bits (torchao), its own blocks of 128, a width of 128",
+    "torchao_4bit_wide",
+    settings={"width": 128},
+    fast=False,
+    **_AO,
+)
+def _(model: nn.Module) -> Any:
+    import torchao
+
+    return torchao.optim.AdamW4bit(model.parameters(), lr=1e-2, weight_decay=0.0)
+
+
+@by_hand(
+    "AdamW on the host (torchao's CPUOffloadOptimizer)",
+    "torchao_cpu_offload",
+    "close",
+    GPU_SUMS,
+    settings={"use_cpu": False, "one_each": True},
+    **_AO | _GPU,
+)
+def _(model: nn.Module) -> Any:
+    import torch
+    import torchao
+
+    on_device = model.cuda().parameters()  # as the Trainer would: its hooks are hooks of these
+    return torchao.optim.CPUOffloadOptimizer(on_device, torch.optim.AdamW, lr=1e-2, weight_decay=0.0)
 
 
 @by_hand("Adafactor (torch)", "torch_adafactor", "different", _FACTORED)
@@ -162,25 +232,35 @@ named(
     needs=_GALORE,
     optim_target_modules=["query", "dense"],
 )
-named("schedule-free AdamW", "schedule_free_adamw", needs={"needs": "schedulefree"}, lr_scheduler_type="constant")
+named(
+    "GaLore AdamW on attention and MLP, layer by layer (an optimizer a parameter)",
+    "galore_adamw_layerwise",
+    needs=_GALORE,
+    optim_target_modules=["query", "dense"],
+    one_each=True,
+)
+for optim, combined in {
+    "schedule_free_adamw": "schedule-free AdamW",
+    "schedule_free_radam": "schedule-free RAdam",
+    "schedule_free_sgd": "schedule-free SGD",
+}.items():
+    named(combined, optim, needs={"needs": "schedulefree"}, lr_scheduler_type="constant")
 
 
-_STACKED: dict[str, Any] = {
-    "expects": "refused",
-    "refuses": "keeps 2 matrices in one state",
-    "why": "two momenta are stacked in one tensor, which has no rows to take",
-    **_BITS,
-}
+def stacked(combined: str, optim: str) -> None:
+    """Registers a door for an optimizer that keeps two momenta in one tensor."""
+
+    def run(folder: Path) -> Outcome:
+        return pairs.refused(lambda: pair(folder, None, optim=optim))
+
+    why = "two momenta are stacked in one tensor, which has no rows to take"
+    door(combined, expects="refused", refuses="keeps 2 matrices in one state", why=why, name=optim, **_BITS)(run)
 
 
-@door("AdEMAMix (bitsandbytes)", **_STACKED)
-def ademamix(folder: Path) -> Outcome:
-    return pairs.refused(lambda: pair(folder, None, optim="ademamix"))
-
-
-@door("AdEMAMix in 8 bits (bitsandbytes)", **_STACKED)
-def ademamix_8bit(folder: Path) -> Outcome:
-    return pairs.refused(lambda: pair(folder, None, optim="ademamix_8bit"))
+stacked("AdEMAMix (bitsandbytes)", "ademamix")
+stacked("AdEMAMix in 8 bits (bitsandbytes)", "ademamix_8bit")
+stacked(f"AdEMAMix ({_UNPAGED})", "paged_ademamix_32bit")
+stacked(f"AdEMAMix in 8 bits ({_UNPAGED})", "paged_ademamix_8bit")
 
 
 @door(

@@ -76,8 +76,8 @@ def _nbytes(tensor: Tensor | None) -> int:
     if tensor is None:
         return 0
     parts = getattr(tensor, "__tensor_flatten__", None)
-    if parts is not None:  # a quantized state of torchao: what it is made of
-        return sum(_nbytes(getattr(tensor, name)) for name in parts()[0])
+    if parts is not None:  # a quantized state of torchao, or this rank's share of a matrix: what it is made of
+        return sum(_nbytes(part) for part in (getattr(tensor, name) for name in parts()[0]) if isinstance(part, Tensor))
     return tensor.numel() * tensor.element_size()
 
 

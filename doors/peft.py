@@ -51,29 +51,56 @@ def adapted(order: str | None, adapt: Adapt, family: str, output: str | None = N
 
 @pairs.one_thread
 def pair(
-    folder: Path, adapt: Adapt, order: str = "before", family: str = "llama", output: str | None = None, **options: Any
+    folder: Path,
+    adapt: Adapt,
+    order: str = "before",
+    family: str = "llama",
+    output: str | None = None,
+    *,
+    tables: int = 1,
+    reloaded: float = 0.0,
+    **options: Any,
 ) -> Outcome:
     """Trains, saves the adapter, loads it on the full base, merges the table, merges the adapter: each is compared."""
-    options = {"task": "classification" if family == "llama" else "causal-lm"} | options
+    options = {"task": task_of(family)} | options
+    within = FROZEN if output == "frozen" else reloaded
     runs = []
     for name, each in (("full", None), ("lean", order)):
         model = adapted(each, adapt, family, output)
         if output == "frozen" and each is None:
             models.mask_gradients(model)
         run = train(model, folder / name, **options)
-        run.tensors |= _on_the_full_base(folder / name / "final", family)
+        run.tensors |= on_the_full_base(model, models.make_model(family), folder / name / "final", within)
         run.tensors |= _merged(model)
         runs.append(run)
-    return pairs.compare(*runs, models.left_out())
+    return pairs.compare(*runs, models.left_out(tables))
 
 
-def _on_the_full_base(saved: Path, family: str) -> dict[str, torch.Tensor]:
-    """Logits of the full base with the adapter that was saved."""
+def task_of(family: str) -> str:
+    return "classification" if family == "llama" else "causal-lm"
+
+
+def on_the_full_base(trained: nn.Module, base: nn.Module, saved: Path, within: float = 0.0) -> dict[str, torch.Tensor]:
+    """Logits of the trained model, and of the full base with the adapter that it saved: the same, or something is lost.
+
+    An adapter that lacks tensors loads with a warning alone, and two runs that both lack them would compare equal.
+    """
     from peft import PeftModel
 
-    model = PeftModel.from_pretrained(models.make_model(family), saved).eval()
+    own, loaded = logits_of(trained), logits_of(PeftModel.from_pretrained(base, saved))
+    own = own.where(own != -torch.inf, loaded)  # restricted: the columns that there are
+    apart = pairs.relative_difference(own, loaded)
+    assert apart <= within, f"the full base with the adapter is {apart:.1e} apart from the trained model"
+    return {"logits of the trained model": own, "logits of the full base": loaded}
+
+
+def logits_of(model: Any) -> torch.Tensor:
+    """In evaluation mode, and without the autocast that the Trainer has left around the forward."""
+    from accelerate.utils import extract_model_from_parallel
+
     with torch.no_grad():
-        return {"logits of the full base": model(models.token_rows(4)).logits}
+        logits = extract_model_from_parallel(model, keep_fp32_wrapper=False).eval()(models.token_rows(4)).logits
+        return logits.clone()  # type: ignore[no-any-return]
 
 
 def _merged(model: Any) -> dict[str, torch.Tensor]:
@@ -94,15 +121,19 @@ def _is_on_a_table(model: nn.Module) -> bool:
 
 def _both_orders(combined: str, name: str, make: Callable[[], Adapt], **rest: Any) -> None:
     """Registers a door for shrinking before the adapter is put on, and one for shrinking after it."""
-    how = {each: rest.pop(each) for each in ("family", "output", "train") if each in rest}
-    options = how.pop("train", {})
     for order in ("before", "after"):
+        _one_order(combined, name, make, order, **rest)
 
-        def run(folder: Path, order: str = order) -> Outcome:
-            return pair(folder, make(), order, **how, **options)
 
-        run.__module__ = __name__
-        door(f"{combined}, shrunk {order} it", name=f"{name}_{order}", **NEEDS | rest)(run)
+def _one_order(combined: str, name: str, make: Callable[[], Adapt], order: str, **rest: Any) -> None:
+    how = {each: rest.pop(each) for each in ("family", "output", "tables", "reloaded", "train") if each in rest}
+    options = how.pop("train", dict)
+
+    def run(folder: Path) -> Outcome:
+        return pair(folder, make(), order, **how, **options())
+
+    run.__module__ = __name__
+    door(f"{combined}, shrunk {order} it", name=f"{name}_{order}", **NEEDS | rest)(run)
 
 
 _CLOSE: dict[str, Any] = {"expects": "close", "within": FROZEN, "why": APART}
@@ -135,7 +166,7 @@ _both_orders(
     "peft LoRA, bf16 autocast and gradient checkpointing",
     "lora_bf16",
     lora,
-    train={"bf16": True, "gradient_checkpointing": True},
+    train=lambda: {"bf16": True, "gradient_checkpointing": True},
 )
 _both_orders('peft LoRA, causal language model, untied (output="full")', "causal", lora, family="llama-untied")
 _both_orders(
@@ -152,6 +183,7 @@ _both_orders(
     lambda: lora(modules_to_save=["embed_tokens", "lm_head"]),
     family="llama-untied",
     output="frozen",
+    tables=2,
     **_CLOSE,
 )
 _both_orders(
@@ -166,8 +198,178 @@ _both_orders(
     lambda: lora(target_modules=["q_proj", "lm_head"]),
     family="llama-untied",
     output="frozen",
+    tables=2,
     **_CLOSE,
 )
+
+
+# --- tied weights, and adapters on the table itself -------------------------------------------------------------------
+
+_TIED: dict[str, Any] = {"family": "llama-tied", "output": "frozen", **_CLOSE}
+_both_orders(
+    'peft LoRA with modules_to_save=[embedding], tied (output="frozen")',
+    "tied_modules_to_save",
+    lambda: lora(modules_to_save=["embed_tokens"]),
+    **_TIED,
+)
+_both_orders(
+    'peft LoRA with modules_to_save=[embedding, output layer], tied (output="frozen")',
+    "tied_modules_to_save_both",
+    lambda: lora(modules_to_save=["embed_tokens", "lm_head"]),
+    **_TIED,
+)
+_both_orders(
+    'peft LoRA with modules_to_save=[output layer], tied (output="frozen")',
+    "tied_modules_to_save_output",
+    lambda: lora(modules_to_save=["lm_head"]),
+    fast=False,
+    **_TIED,
+)
+_both_orders(
+    'peft LoRA on the embedding itself, tied (output="frozen")',
+    "tied_lora_on_embedding",
+    lambda: lora(target_modules=["q_proj", "embed_tokens"]),
+    fast=False,
+    **_TIED,
+)
+_both_orders(
+    'peft LoRA on the embedding itself, tied (output="frozen"), ensure_weight_tying',
+    "tied_lora_on_both",
+    lambda: lora(target_modules=["q_proj", "embed_tokens"], ensure_weight_tying=True),
+    fast=False,
+    **_TIED,
+)
+
+
+# --- further adapters -------------------------------------------------------------------------------------------------
+
+
+def _allocates() -> dict[str, Any]:
+    """AdaLoRA gives its ranks away after each step, which the training loop has to ask for."""
+    import transformers as hf
+
+    class Allocate(hf.TrainerCallback):  # type: ignore[misc]
+        def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **rest: Any) -> None:
+            model.base_model.update_and_allocate(state.global_step + 1)
+
+    return {"callbacks": [Allocate()]}
+
+
+_TARGETS: dict[str, Any] = {"target_modules": ["q_proj", "v_proj"]}
+_SCHEDULE: dict[str, Any] = {"init_r": 8, "target_r": 4, "tinit": 1, "tfinal": 1, "deltaT": 1, "total_step": 6}
+_one_order(
+    "peft AdaLoRA",
+    "adalora",
+    lambda: adapter(_peft().AdaLoraConfig, **_TARGETS | _SCHEDULE),
+    "before",
+    train=_allocates,
+    reloaded=1e-6,  # what is saved lacks the pruned ranks, so that its sums are shorter: without leanvocab too
+)
+_one_order("peft LoHa", "loha", lambda: adapter(_peft().LoHaConfig, **_TARGETS), "before")
+for _name, _config, _options in (
+    ("LoKr", "LoKrConfig", _TARGETS),
+    ("VeRA", "VeraConfig", {"target_modules": ["q_proj", "o_proj"], "r": 8}),  # takes layers of one shape alone
+    ("OFT", "OFTConfig", _TARGETS),
+    ("BOFT", "BOFTConfig", _TARGETS),
+):
+
+    def _make(config: str = _config, options: dict[str, Any] = _options) -> Adapt:
+        return adapter(getattr(_peft(), config), **options)
+
+    _one_order(f"peft {_name}", _name.lower(), _make, "before", fast=False)
+
+
+# --- several adapters, and going on with one --------------------------------------------------------------------------
+
+
+@door("two adapters of peft on one model, trained in turn (add_adapter, set_adapter), each saved", fast=False, **NEEDS)
+def two_adapters(folder: Path) -> Outcome:
+    return _two_adapters(folder, "llama")
+
+
+@door(
+    'two adapters of peft on one model, each with modules_to_save=[embedding], tied (output="frozen")',
+    fast=False,
+    **NEEDS,
+    **_CLOSE,
+)
+def two_adapters_tied(folder: Path) -> Outcome:
+    return _two_adapters(folder, "llama-tied", "frozen", modules_to_save=["embed_tokens"])
+
+
+@pairs.one_thread
+def _two_adapters(folder: Path, family: str, output: str | None = None, **options: Any) -> Outcome:
+    """The first trains, then the second, then the first again; what is saved holds both."""
+    import peft
+
+    runs = []
+    for name, order in (("full", None), ("lean", "before")):
+        model: Any = adapted(order, lora(**options), family, output)
+        torch.manual_seed(4)
+        second = {"r": 4, "target_modules": ["k_proj"], "init_lora_weights": "gaussian"} | options
+        model.add_adapter("second", peft.LoraConfig(task_type=model.peft_config["default"].task_type, **second))
+        run = pairs.Run()
+        for turn, each in enumerate(("default", "second", "default")):
+            model.set_adapter(each)
+            if order is None and output == "frozen":
+                models.mask_gradients(model)  # what trains now
+            trained = train(model, folder / name / str(turn), task=task_of(family), max_steps=3)
+            run.losses += trained.losses
+            run.held_bytes = max(run.held_bytes, trained.held_bytes)
+        run.folder, run.tensors = folder / name / "2" / "final", trained.tensors
+        for each, saved in (("default", run.folder), ("second", run.folder / "second")):
+            model.set_adapter(each)
+            found = on_the_full_base(model, models.make_model(family), saved, FROZEN if output else 0.0)
+            run.tensors |= {f"{each}: {what}": logits for what, logits in found.items()}
+        runs.append(run)
+    return pairs.compare(*runs, models.left_out())
+
+
+@door("peft LoRA, saved and loaded in the middle of a run (from_pretrained, is_trainable=True), shrunk before", **NEEDS)
+def continued_before(folder: Path) -> Outcome:
+    return _continued(folder, "before", lora())
+
+
+@door(
+    "peft LoRA, saved and loaded in the middle of a run (from_pretrained, is_trainable=True), shrunk after",
+    fast=False,
+    **NEEDS,
+)
+def continued_after(folder: Path) -> Outcome:
+    return _continued(folder, "after", lora())
+
+
+@door(
+    'peft LoRA with modules_to_save=[embedding], saved and loaded in the middle of a run, tied (output="frozen")',
+    **NEEDS,
+    **_CLOSE,
+)
+def continued_tied(folder: Path) -> Outcome:
+    return _continued(folder, "before", lora(modules_to_save=["embed_tokens"]), "llama-tied", "frozen")
+
+
+@pairs.one_thread
+def _continued(folder: Path, order: str, adapt: Adapt, family: str = "llama", output: str | None = None) -> Outcome:
+    """Three steps, and three with what the ordinary run had saved by then, on a new base, shrunk or not."""
+    from peft import PeftModel
+
+    def load(model: nn.Module) -> nn.Module:
+        return PeftModel.from_pretrained(model, folder / "full" / "first" / "final", is_trainable=True)  # type: ignore[arg-type]
+
+    runs = []
+    for name, each in (("full", None), ("lean", order)):
+        parts = []
+        for part, put_on in (("first", adapt), ("second", load)):
+            model = adapted(each, put_on, family, output)
+            if output == "frozen" and each is None:
+                models.mask_gradients(model)
+            parts.append(train(model, folder / name / part, task=task_of(family), max_steps=3))
+        first, run = parts
+        run.losses, run.folder = first.losses + run.losses, folder / name
+        saved = folder / name / "second" / "final"
+        run.tensors |= on_the_full_base(model, models.make_model(family), saved, FROZEN if output else 0.0)
+        runs.append(run)
+    return pairs.compare(*runs, models.left_out())
 
 
 # --- trainable tokens -------------------------------------------------------------------------------------------------
@@ -196,11 +398,33 @@ def lora_with_tokens(folder: Path) -> Outcome:
     return _refused("before", lambda: lora(trainable_token_indices={"embed_tokens": [5, 9]}), folder)
 
 
+@door(
+    "peft LoRA with trainable_token_indices, shrunk after it",
+    expects="refused",
+    refuses="BypassError",
+    why=_AROUND,
+    **NEEDS,
+)
+def lora_with_tokens_after(folder: Path) -> Outcome:
+    return _refused("after", lambda: lora(trainable_token_indices={"embed_tokens": [5, 9]}), folder)
+
+
 _TOKENS: dict[str, Any] = {"token_indices": [5, 9], "target_modules": ["embed_tokens"]}
 
 
 def _refused(order: str, make: Callable[[], Adapt], folder: Path) -> Outcome:
     return pairs.refused(lambda: train(adapted(order, make(), "llama"), folder))
+
+
+@door(
+    "peft DoRA on the embedding itself, shrunk after it",
+    expects="refused",
+    refuses="BypassError",
+    why="DoRA's norms are of the weight itself with an update of all rows",
+    **NEEDS,
+)
+def dora_on_embedding_after(folder: Path) -> Outcome:
+    return _refused("after", lambda: lora(use_dora=True, target_modules=["q_proj", "embed_tokens"]), folder)
 
 
 @door("the kept rows as an adapter of peft's trainable tokens (export_trainable_tokens)", **NEEDS)

@@ -1,9 +1,11 @@
 """Two processes on one CPU, joined by gloo: starting them, and the loops that they run."""
 
-import contextlib
+import atexit
 import os
 import pickle
+import shutil
 import socket
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,6 @@ from torch import nn
 
 import leanvocab as lv
 from doors import models, pairs
-from doors.registry import Outcome
 
 Job = Callable[..., Any]
 
@@ -28,6 +29,13 @@ def start(job: Job, folder: Path, *args: Any, size: int = 2, **options: Any) -> 
     work = (size, port, folder, job, args, options)
     torch.multiprocessing.spawn(_work, work, nprocs=size, join=True)  # type: ignore[no-untyped-call]
     return pickle.loads((folder / "given.pickle").read_bytes())
+
+
+def kept(job: Job, *args: Any) -> Any:
+    """What `start(job, folder, …)` gives, with a folder that stays until this process ends: several doors look at it."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return start(job, folder, *args)
 
 
 def _work(rank: int, size: int, port: int, folder: Path, job: Job, args: Any, options: Any) -> None:
@@ -57,11 +65,11 @@ def made(family: str, lean: bool) -> nn.Module:
     return models.mask_gradients(model) if family == "llama-tied" else model
 
 
-def share(step: int, task: str, size: int = 8) -> dict[str, torch.Tensor]:
-    """This rank's part of a batch."""
+def share(step: int, task: str, size: int = 8, *, whole: bool = False) -> dict[str, torch.Tensor]:
+    """This rank's part of a batch, or all of it."""
     rows = models.examples(task)
     batch = [rows[(step * size + i) % len(rows)] for i in range(size)]
-    part = batch[dist.get_rank() :: dist.get_world_size()] if dist.is_initialized() else batch
+    part = batch[dist.get_rank() :: dist.get_world_size()] if dist.is_initialized() and not whole else batch
     return {name: torch.stack([each[name] for each in part]) for name in part[0]}
 
 
@@ -74,11 +82,11 @@ def mean(loss: torch.Tensor) -> float:
     return float(loss)
 
 
-def loop(model: nn.Module, wrapped: Any, family: str, run: pairs.Run, *, whole: bool = True) -> pairs.Run:
+def loop(model: nn.Module, wrapped: Any, family: str, run: pairs.Run) -> pairs.Run:
     """A plain training loop: `wrapped` is called, the model's tensors are kept."""
     task = "classification" if family == "llama" else "causal-lm"
     optimizer = torch.optim.AdamW(wrapped.parameters(), lr=1e-2, weight_decay=0.0)
-    with pairs.held_bytes(run, model) if whole else contextlib.nullcontext():
+    with pairs.held_bytes(run, model):
         for step in range(4):
             loss = wrapped(**share(step, task)).loss
             loss.backward()
@@ -114,25 +122,21 @@ def sharded(model: Any) -> Any:
     return fully_shard(model, mesh=mesh)
 
 
-def gathered(model: nn.Module, family: str, lean: bool) -> dict[str, torch.Tensor]:
-    """What the ranks hold, put together and loaded into a model of one process: its full state dict."""
+def gathered(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The full state dict of a sharded model, on the first process."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-    with lv.partial_state_dicts(model) if lean else contextlib.nullcontext():
-        state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    if dist.get_rank() > 0:  # the first one got it all
-        return {}
-    other = made(family, lean)
-    with lv.partial_state_dicts(other) if lean else contextlib.nullcontext():
-        other.load_state_dict(state)
-    return pairs.state_of(other)
+    return dict(get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)))  # type: ignore[arg-type]
 
 
 def fully_sharded(family: str, lean: bool) -> pairs.Run:
     """FSDP2."""
     model = sharded(made(family, lean))
-    run = loop(model, model, family, pairs.Run(), whole=False)
-    run.tensors = gathered(model, family, lean)
+    run = loop(model, model, family, pairs.Run())
+    shares = torch.tensor(run.held_bytes)
+    dist.all_reduce(shares)
+    run.held_bytes = int(shares) if family == "llama" else 0  # the other is compared with DDP, which holds all twice
+    run.tensors = gathered(model)
     return run
 
 
@@ -170,47 +174,6 @@ def accelerated(folder: Path, family: str, lean: bool) -> pairs.Run:
     return run
 
 
-def layouts(folder: Path, family: str = "llama-tied") -> list[str]:
-    """One checkpoint through every layout of ranks, and back; names what differs."""
-    import torch.distributed.checkpoint as dcp
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
-
-    first = sharded(made(family, True))
-    loop(first, first, family, pairs.Run(), whole=False)
-    state = [gathered(first, family, True)]
-    dist.broadcast_object_list(state)
-    with lv.partial_state_dicts(first):
-        dcp.save(get_model_state_dict(first), checkpoint_id=str(folder / "dcp"))
-    found = {}
-    one = made(family, True)
-    one.load_state_dict(state[0])
-    found["one process"] = pairs.state_of(one)
-    parallel = nn.parallel.DistributedDataParallel(made(family, True))
-    parallel.module.load_state_dict(state[0])
-    found["DDP"] = {name.removeprefix("module."): each for name, each in pairs.state_of(parallel).items()}
-    with lv.partial_state_dicts(one):
-        partial = {name: value.clone() for name, value in one.state_dict().items()}
-    again = sharded(made(family, True))
-    with lv.partial_state_dicts(again):
-        set_model_state_dict(again, partial, options=StateDictOptions(full_state_dict=True))
-    found["FSDP2"] = gathered(again, family, True)
-    other = made(family, True)
-    with lv.partial_state_dicts(other):
-        into = other.state_dict()
-        dcp.load(into, checkpoint_id=str(folder / "dcp"))
-        other.load_state_dict(into)
-    found["a sharded checkpoint on disk"] = pairs.state_of(other)
-    full = models.make_model(family)
-    full.load_state_dict(state[0])
-    found["without leanvocab"] = pairs.state_of(full)
-    return [
-        name
-        for name, each in found.items()
-        if dist.get_rank() == 0
-        and (each.keys() != state[0].keys() or any(not torch.equal(each[key], state[0][key]) for key in each))
-    ]
-
-
 def counted() -> tuple[Any, Any]:
     """Counts of each rank's shard of a stream, added up; and of the whole."""
     import datasets
@@ -224,62 +187,6 @@ def counted() -> tuple[Any, Any]:
     return sum(parts), lv.count_tokens(rows, full_size=500)
 
 
-def zero(folder: Path, stage: int, **options: Any) -> list[pairs.Run]:
-    """DeepSpeed ZeRO, full and shrunk; the tensors are gathered on every rank."""
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    import deepspeed
-
-    runs = []
-    for lean in (False, True):
-        model = made("llama", lean)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
-        settings = {"train_micro_batch_size_per_gpu": 4, "zero_optimization": {"stage": stage, **options}}
-        settings |= {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
-        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
-        run = pairs.Run()
-        for step in range(4):
-            loss = engine(**share(step, "classification")).loss
-            engine.backward(loss)
-            engine.step()
-            run.losses.append(mean(loss))
-        gather = deepspeed.zero.GatheredParameters(list(model.parameters()), enabled=stage == 3)
-        with gather:
-            run.tensors = pairs.state_of(model)
-        runs.append(run)
-    return runs
-
-
-def zero3_saved(folder: Path) -> tuple[int, Outcome]:
-    """Rows of the table in the state dict that ZeRO-3 consolidates; what comes of its own checkpoint."""
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    import deepspeed
-
-    model = made("llama", True)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
-    stage = {"stage": 3, "stage3_gather_16bit_weights_on_model_save": True}
-    settings = {"train_micro_batch_size_per_gpu": 4, "zero_optimization": stage, "zero_allow_untested_optimizer": True}
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
-    state = engine._zero3_consolidated_16bit_state_dict()
-    rows = len(state["model.embed_tokens.weight"]) if state else 0
-    return rows, pairs.refused(lambda: engine.save_checkpoint(str(folder / "checkpoint")))
-
-
-def zero3_frozen(folder: Path) -> Outcome:
-    """A step of a language model whose output layer is frozen in part."""
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    import deepspeed
-
-    model = made("llama-tied", True)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
-    settings = {
-        "train_micro_batch_size_per_gpu": 4,
-        "zero_optimization": {"stage": 3},
-        "zero_allow_untested_optimizer": True,
-    }
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
-    return pairs.refused(lambda: engine(**share(0, "causal-lm")).loss.backward())
-
-
 def everything(folder: Path) -> dict[str, Any]:
     """All that two processes do, in one start of them."""
     given: dict[str, Any] = {"counts": counted()}
@@ -290,11 +197,9 @@ def everything(folder: Path) -> dict[str, Any]:
     given["fsdp llama False"] = fully_sharded("llama", False)
     given["fsdp llama True"] = fully_sharded("llama", True)
     given["fsdp llama-tied True"] = fully_sharded("llama-tied", True)
-    given["layouts"] = layouts(folder)
-    given["full state of a shard"] = pairs.refused(sharded(made("llama", True)).state_dict)
     given["shrunk late"] = pairs.refused(lambda: models.lean(sharded(made("llama", False))))
     trainer(folder / "trainer")
-    return given
+    return {**given, "folder": folder}
 
 
 def trainer(folder: Path) -> None:

@@ -7,8 +7,10 @@ from doors.results import Result
 
 PAGE = Path(__file__).parents[1] / "docs" / "composability.md"
 _START, _END = "<!-- rows: python -m doors --table -->", "<!-- end of rows -->"
-_HEAD = "| combined | same as without leanvocab | saves | what differs, or is refused, and why | versions | date |\n"
-_HEAD += "| --- | --- | --- | --- | --- | --- |\n"
+_HEAD = (
+    "| combined | same as without leanvocab | saves | what differs, or is refused, and why | CI | versions | date |\n"
+)
+_HEAD += "| --- | --- | --- | --- | --- | --- | --- |\n"
 
 
 def rendered(page: str, doors: list[Door], results: dict[str, Result]) -> str:
@@ -24,7 +26,7 @@ def table(doors: list[Door], results: dict[str, Result]) -> str:
     count = {verdict: sum(results[each.name].verdict == verdict for each in run) for verdict in _WORDS}
     lines = [f"{len(run)} combinations were run: " + ", ".join(f"{n} {v}" for v, n in count.items() if n) + ".\n"]
     for kind in dict.fromkeys(each.kind for each in run):
-        rows = [_row(results[each.name]) for each in run if each.kind == kind]
+        rows = [_row(each, results[each.name]) for each in run if each.kind == kind]
         lines.append(f"### {kind.replace('_', ' ')}\n\n{_HEAD}" + "\n".join(rows) + "\n")
     return "\n".join(lines)
 
@@ -32,7 +34,7 @@ def table(doors: list[Door], results: dict[str, Result]) -> str:
 _WORDS = ("identical", "close", "different", "works", "refused")
 
 
-def _row(result: Result) -> str:
+def _row(door: Door, result: Result) -> str:
     verdict = result.verdict
     if verdict in ("close", "different") and result.difference:
         verdict += f", {result.difference:.0e}"
@@ -43,4 +45,5 @@ def _row(result: Result) -> str:
     said = ". ".join(text.rstrip(".") for text in texts if text).replace("|", "\\|").replace("\n", " ")
     versions = ", ".join(f"{name} {version}" for name, version in result.versions.items())
     where = "" if result.device.startswith("CPU") else f", {result.device}"
-    return f"| {result.combined} | {verdict} | {saves} | {said} | {versions} | {result.date}{where} |"
+    cells = (result.combined, verdict, saves, said, "yes" if door.fast else "", versions, f"{result.date}{where}")
+    return f"| {' | '.join(cells)} |"

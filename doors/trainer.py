@@ -1,13 +1,17 @@
 """transformers' Trainer and Seq2SeqTrainer."""
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from doors import models, pairs
 from doors.registry import Outcome, door
+from leanvocab.errors import LeanVocabWarning
 
 FROZEN = 1e-4  # six steps of AdamW at a learning rate of 1e-2, which divides by small numbers at first
 APART = (
@@ -15,7 +19,7 @@ APART = (
     "one with all, and scores of kept rows are a product of their own: sums of the same terms, rounded apart"
 )
 _APART_BF16 = APART + "; logits are rounded to bf16 in other places"
-_GPU_SUMS = "a GPU adds up an embedding's gradient in an order that varies"
+GPU_SUMS = "a GPU adds up an embedding's gradient in an order that varies"
 
 
 def arguments(folder: Path, *, seq2seq: bool = False, **options: Any) -> Any:
@@ -37,11 +41,14 @@ def train(model: nn.Module, folder: Path, *, task: str = "classification", **opt
     seq2seq = task == "seq2seq-lm"
     extra = {name: options.pop(name) for name in ("callbacks", "compute_metrics", "optimizers") if name in options}
     resume, after = options.pop("resume", {}), options.pop("after", None)
+    data = models.examples(task)
+    if options.pop("uneven", False):
+        data, extra["data_collator"] = list(map(_without_padding, data)), _padded
     trainer = (hf.Seq2SeqTrainer if seq2seq else hf.Trainer)(
         model,
         arguments(folder, seq2seq=seq2seq, **options),
-        train_dataset=models.examples(task),
-        eval_dataset=models.examples(task)[:8],
+        train_dataset=data,
+        eval_dataset=data[:8],
         **extra,
     )
     run = pairs.Run(folder=folder)
@@ -52,12 +59,37 @@ def train(model: nn.Module, folder: Path, *, task: str = "classification", **opt
     run.losses = [entry["loss"] for entry in history if "loss" in entry]
     run.others["norms"] = [entry["grad_norm"] for entry in history if "grad_norm" in entry]
     run.others["scores"] = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
-    run.tensors = pairs.state_of(trainer.model)
+    run.tensors = _tensors(trainer.model, folder / "final")
     if seq2seq and trainer.args.predict_with_generate:
         run.others["generated"] = trainer.predict(models.examples(task)[:4]).predictions.tolist()
     if after is not None:
         run.others |= after(trainer)
     return run
+
+
+def _without_padding(row: dict[str, Tensor]) -> dict[str, Tensor]:
+    length = int(row["attention_mask"].sum())
+    return {name: value[:length] if value.ndim else value for name, value in row.items()}
+
+
+def _padded(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """A batch as long as its longest row: what a collator makes of rows of several lengths."""
+    fill = {"input_ids": models.PAD, "attention_mask": 0, "labels": -100}
+    return {
+        name: pad_sequence([row[name] for row in rows], batch_first=True, padding_value=fill[name])
+        if rows[0][name].ndim
+        else torch.stack([row[name] for row in rows])
+        for name in rows[0]
+    }
+
+
+def _tensors(model: nn.Module, saved: Path) -> dict[str, Tensor]:
+    """All tensors of a model; as it was saved where some are offloaded, and lie on no device."""
+    if not any(each.is_meta for each in model.parameters()):
+        return pairs.state_of(model)
+    from safetensors.torch import load_file
+
+    return load_file(saved / "model.safetensors")
 
 
 @pairs.one_thread
@@ -70,9 +102,13 @@ def pair(
     shrink: dict[str, Any] | None = None,
     make: dict[str, Any] | None = None,
     change: Callable[[nn.Module], nn.Module] | None = None,
+    announces: str = "",
     **options: Any,
 ) -> Outcome:
-    """The same settings on the full model and on the shrunk one; for frozen rows the reference masks their gradients."""
+    """The same settings on the full model and on the shrunk one; for frozen rows the reference masks their gradients.
+
+    `announces`: a part of what leanvocab is to warn of; where it is empty, it is to warn of nothing.
+    """
 
     def made() -> nn.Module:
         model = models.make_model(family, **make or {})
@@ -80,7 +116,11 @@ def pair(
 
     reference = models.mask_gradients(made()) if output == "frozen" else made()
     full = train(reference, folder / "full", **options)
-    lean = train(models.lean(made(), output=output, **shrink or {}), folder / "lean", **options)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        lean = train(models.lean(made(), output=output, **shrink or {}), folder / "lean", **options)
+    said = [str(each.message) for each in caught if issubclass(each.category, LeanVocabWarning)]
+    assert any(announces in each for each in said) if announces else not said, f"leanvocab announced {said}"
     return pairs.compare(full, lean, models.left_out(tables))
 
 
@@ -112,7 +152,7 @@ def bf16(folder: Path) -> Outcome:
     return pair(folder, bf16=True)
 
 
-@door("Trainer, fp16 autocast and a gradient scaler", gpu=True, expects="close", within=1e-2, why=_GPU_SUMS)
+@door("Trainer, fp16 autocast and a gradient scaler", gpu=True, expects="close", within=1e-2, why=GPU_SUMS)
 def fp16(folder: Path) -> Outcome:
     return pair(folder, fp16=True, use_cpu=False)
 
@@ -149,7 +189,7 @@ def compiled(folder: Path) -> Outcome:
 
 @door("Trainer, group_by_length")
 def grouped_by_length(folder: Path) -> Outcome:
-    return pair(folder, train_sampling_strategy="group_by_length")
+    return pair(folder, uneven=True, train_sampling_strategy="group_by_length")
 
 
 @door("Trainer, auto_find_batch_size (a first size that does not fit)", fast=False)
@@ -180,7 +220,7 @@ def weight_decay(folder: Path) -> Outcome:
     why="ordinary training decays unused rows too, and here they stay as they were, which is announced",
 )
 def weight_decay_unused(folder: Path) -> Outcome:
-    return pair(folder, weight_decay=0.1)
+    return pair(folder, weight_decay=0.1, announces="decays this matrix")
 
 
 @door("Trainer, label smoothing")
@@ -195,18 +235,25 @@ def neftune(folder: Path) -> Outcome:
 
 @door("Trainer, checkpoints, early stopping and load_best_model_at_end")
 def best_model(folder: Path) -> Outcome:
+    return pair(folder, **_stopping_early(), learning_rate=5e-2)
+
+
+def _stopping_early() -> dict[str, Any]:
     import transformers as hf
 
     saving = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
     stopping = hf.EarlyStoppingCallback(early_stopping_patience=2)
+    rest = {"max_steps": 12, "load_best_model_at_end": True, "callbacks": [stopping], "after": _best_before_last}
+    return saving | rest
 
-    def stopped(trainer: Any) -> dict[str, int]:
-        state = trainer.state
-        assert state.best_global_step < state.global_step < 12, "stopped early, and the best model is not the last"
-        return {"stopped": state.global_step, "best": state.best_global_step}
 
-    options = {"max_steps": 12, "load_best_model_at_end": True, "callbacks": [stopping], "after": stopped}
-    return pair(folder, **saving, **options, learning_rate=5e-2)
+def _best_before_last(trainer: Any) -> dict[str, int]:
+    """Where the best step is not the last, and where training was to stop early, it did."""
+    state = trainer.state
+    assert 0 < state.best_global_step < state.global_step, "the best model is not the last"
+    stops = any(type(each).__name__ == "EarlyStoppingCallback" for each in trainer.callback_handler.callbacks)
+    assert stops == (state.global_step < state.max_steps)
+    return {"stopped": state.global_step, "best": state.best_global_step}
 
 
 @door("Trainer, resumed from a checkpoint of itself")
@@ -229,20 +276,23 @@ def _maybe_lean(name: str, family: str = "roberta") -> nn.Module:
 
 @door("Trainer.predict and evaluate, with ids that were not counted")
 def predict(folder: Path) -> Outcome:
-    import torch
-
     unseen = [{**row, "input_ids": torch.arange(3, 15) + place} for place, row in enumerate(models.examples())]
 
     def predictions(trainer: Any) -> dict[str, Any]:
         found = trainer.predict(unseen)
         return {"predictions": found.predictions.tolist(), "loss": found.metrics["test_loss"]}
 
-    return pair(folder, after=predictions)
+    return pair(folder, after=predictions, announces="are served from the base")
 
 
-@door("Trainer.hyperparameter_search (optuna)", needs="optuna", fast=False)
-@pairs.one_thread
+@door("Trainer.hyperparameter_search (optuna): every trial", needs="optuna", fast=False)
 def hyperparameter_search(folder: Path) -> Outcome:
+    return _searches(folder)
+
+
+@pairs.one_thread
+def _searches(folder: Path, family: str = "roberta", task: str = "classification") -> Outcome:
+    """Three trials each: their parameters, their values, and the model of each."""
     import optuna
     import transformers as hf
 
@@ -250,23 +300,33 @@ def hyperparameter_search(folder: Path) -> Outcome:
         made: list[nn.Module] = []
 
         def model_init() -> nn.Module:
-            made.append(_maybe_lean(name))
+            made.append(_maybe_lean(name, family))
             return made[-1]
 
-        trainer = hf.Trainer(
+        seq2seq = task == "seq2seq-lm"
+        trainer = (hf.Seq2SeqTrainer if seq2seq else hf.Trainer)(
             model_init=model_init,
-            args=arguments(folder / name, eval_strategy="steps", eval_steps=6),
-            train_dataset=models.examples(),
-            eval_dataset=models.examples()[:8],
+            args=arguments(folder / name, seq2seq=seq2seq, eval_strategy="steps", eval_steps=3),
+            train_dataset=models.examples(task),
+            eval_dataset=models.examples(task)[:8],
         )
+        kept = optuna.storages.InMemoryStorage()
         best = trainer.hyperparameter_search(
             hp_space=lambda trial: {"learning_rate": trial.suggest_float("learning_rate", 1e-4, 1e-1, log=True)},
             sampler=optuna.samplers.RandomSampler(seed=0),
             n_trials=3,
             backend="optuna",
             direction="minimize",
+            study_name=name,
+            storage=kept,
         )
-        return pairs.Run([best.objective], pairs.state_of(made[-1]), {"best": best.hyperparameters})
+        trials = optuna.load_study(study_name=name, storage=kept).trials
+        assert len({each.value for each in trials}) == 3, "three trials that differ"
+        others = {
+            f"trial {each.number}": [*each.params.values(), *each.intermediate_values.values()] for each in trials
+        }
+        tensors = {f"{n}.{key}": each for n, model in enumerate(made) for key, each in pairs.state_of(model).items()}
+        return pairs.Run([each.value for each in trials], tensors, others | {"best": best.hyperparameters})
 
     return pairs.compare(search("full"), search("lean"))
 
@@ -310,13 +370,47 @@ def device_map_auto(folder: Path) -> Outcome:
     return _pair_loaded(folder, device_map="auto")
 
 
-def _pair_loaded(folder: Path, **options: Any) -> Outcome:
-    models.make_model("roberta").save_pretrained(folder / "base")
+@door("Trainer, a model loaded with a device_map that has a frozen layer on disk, and the table on the CPU")
+def device_map_disk(folder: Path) -> Outcome:
+    return _pair_loaded(
+        folder, device_map=_on_disk("roberta.encoder.layer.0"), offload_folder=str(folder / "offloaded")
+    )
+
+
+@door(
+    "Trainer, a model loaded with a device_map that has the table on disk",
+    expects="refused",
+    refuses="offloaded by accelerate; shrink the model before it is dispatched",
+    why="accelerate puts the weight in place for each call, and would put the full one there",
+)
+def device_map_disk_table(folder: Path) -> Outcome:
+    places = {"device_map": _on_disk("roberta.embeddings"), "offload_folder": str(folder / "offloaded")}
+    model = _loader(folder, "roberta", **places)(models.make_model("roberta"))
+    return pairs.refused(lambda: models.lean(model))
+
+
+def _on_disk(place: str) -> dict[str, str]:
+    places = ("roberta.embeddings", "roberta.encoder.layer.0", "roberta.encoder.layer.1", "classifier")
+    return {each: "disk" if each == place else "cpu" for each in places}
+
+
+def _loader(folder: Path, family: str, **loading: Any) -> Callable[[nn.Module], nn.Module]:
+    """Loads what is saved now; what is offloaded to disk does not train."""
+    models.make_model(family).save_pretrained(folder / "base")  # type: ignore[operator]
 
     def load(model: nn.Module) -> nn.Module:
-        return type(model).from_pretrained(folder / "base", **options)  # type: ignore[attr-defined, no-any-return]
+        loaded: nn.Module = type(model).from_pretrained(folder / "base", **loading)  # type: ignore[attr-defined]
+        for parameter in loaded.parameters():
+            parameter.requires_grad_(not parameter.is_meta)
+        return loaded
 
-    return pair(folder, change=load)
+    return load
+
+
+def _pair_loaded(
+    folder: Path, family: str = "roberta", settings: dict[str, Any] | None = None, **loading: Any
+) -> Outcome:
+    return pair(folder, family, change=_loader(folder, family, **loading), **settings or {})
 
 
 # --- language models --------------------------------------------------------------------------------------------------
@@ -343,7 +437,7 @@ def causal_frozen(folder: Path) -> Outcome:
     why="the softmax is over the kept rows alone: another objective, announced when the model is shrunk",
 )
 def causal_restricted(folder: Path) -> Outcome:
-    return pair(folder, "llama-tied", task="causal-lm", output="restricted")
+    return pair(folder, "llama-tied", task="causal-lm", output="restricted", announces="trains a softmax over")
 
 
 @door(
@@ -409,6 +503,17 @@ def causal_compiled(folder: Path) -> Outcome:
     return pair(folder, "llama-tied", task="causal-lm", output="frozen", torch_compile=True)
 
 
+@door(
+    'Trainer, causal language model, tied, loaded with device_map="auto" (output="frozen")',
+    expects="close",
+    within=FROZEN,
+    why=APART,
+)
+def causal_device_map(folder: Path) -> Outcome:
+    settings = {"task": "causal-lm", "output": "frozen"}
+    return _pair_loaded(folder, "llama-tied", settings, device_map="auto")
+
+
 @door('Seq2SeqTrainer with predict_with_generate, untied (output="full")')
 def seq2seq_full(folder: Path) -> Outcome:
     return pair(folder, "bart-untied", tables=3, task="seq2seq-lm", **_GENERATES)  # one of the three gets no gradient
@@ -421,7 +526,12 @@ def seq2seq_full(folder: Path) -> Outcome:
     why=APART,
 )
 def seq2seq_tied(folder: Path) -> Outcome:
-    return pair(folder, "t5", task="seq2seq-lm", output="frozen", **_GENERATES, generation_num_beams=2)
+    options = {
+        **_GENERATES,
+        "generation_num_beams": 2,
+        "announces": "are served from the base",
+    }  # ids that are generated
+    return pair(folder, "t5", task="seq2seq-lm", output="frozen", **options)
 
 
 @door('Seq2SeqTrainer, bf16 autocast, accumulation, checkpointing, best model at the end, untied (output="full")')
@@ -432,5 +542,45 @@ def seq2seq_best(folder: Path) -> Outcome:
         "gradient_accumulation_steps": 2,
         "gradient_checkpointing": True,
         "load_best_model_at_end": True,
+        "after": _best_before_last,
+        "learning_rate": 5e-2,
+        "max_steps": 20,
     }
     return pair(folder, "bart-untied", tables=3, task="seq2seq-lm", **saving, **both)
+
+
+_UNTIED: dict[str, Any] = {"tables": 3, "task": "seq2seq-lm", "output": "full"}
+
+
+def _untied(folder: Path, **options: Any) -> Outcome:
+    return pair(folder, "bart-untied", **_UNTIED, **options)
+
+
+for name, combined, fast, run in (
+    (
+        "grouped_by_length", "group_by_length", True,
+        lambda folder: _untied(folder, uneven=True, train_sampling_strategy="group_by_length", **_GENERATES),
+    ),
+    ("compiled", "torch_compile (inductor)", False, lambda folder: _untied(folder, torch_compile=True)),
+    (
+        "auto_find_batch_size", "auto_find_batch_size (a first size that does not fit)", False,
+        lambda folder: _untied(
+            folder, change=_out_of_memory_above(4), per_device_train_batch_size=8, auto_find_batch_size=True
+        ),
+    ),
+    (
+        "early_stopping", "checkpoints, early stopping and load_best_model_at_end", True,
+        lambda folder: _untied(folder, **_stopping_early(), **_GENERATES, learning_rate=5e-2),
+    ),
+    ("push_to_hub", "push_to_hub (its local part)", True, lambda folder: _untied(folder, after=_pushed)),
+    (
+        "device_map", 'loaded with device_map="auto"', True,
+        lambda folder: _pair_loaded(folder, "bart-untied", _UNTIED | _GENERATES, device_map="auto"),
+    ),
+):  # fmt: skip
+    door(f'Seq2SeqTrainer, {combined}, untied (output="full")', name=f"seq2seq_{name}", fast=fast)(run)
+
+
+@door("Seq2SeqTrainer.hyperparameter_search (optuna): every trial, untied", needs="optuna", fast=False)
+def seq2seq_search(folder: Path) -> Outcome:
+    return _searches(folder, "bart-untied", "seq2seq-lm")

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ from torch import nn
 from doors import models, pairs
 from doors.registry import Outcome, door
 from doors.trainer import APART
+from leanvocab.model import status
 
 _NEEDS = {"needs": ("trl",), "pip": "'leanvocab[trl]'"}
+_NEEDS_PEFT = {"needs": ("trl", "peft"), "pip": "'leanvocab[trl,peft]'"}
 _SLOW = {"fast": False}
 _ROUNDING = f"TRL adds up its loss over pieces of the vocabulary, leanvocab's has whole rows of scores; {APART}"
 _TEMPLATE = (
@@ -69,26 +72,38 @@ def data(kind: str) -> Any:
     return datasets.Dataset.from_list(rows)
 
 
-def settings(kind: str, folder: Path, **options: Any) -> Any:
-    """Four steps on a CPU, logged one by one, nothing saved."""
+def of_trl(name: str, kind: str) -> Any:
+    """A trainer of TRL or its settings; those that it calls experimental have a package each."""
     import trl
 
+    if hasattr(trl, f"{kind}Trainer"):
+        return getattr(trl, f"{kind}{name}")
+    return getattr(importlib.import_module(f"trl.experimental.{_EXPERIMENTAL[kind]}"), f"{kind}{name}")
+
+
+_EXPERIMENTAL = {"ORPO": "orpo", "CPO": "cpo", "GKD": "gkd", "OnlineDPO": "online_dpo", "GMPO": "gmpo"}
+
+
+def settings(kind: str, folder: Path, **options: Any) -> Any:
+    """Four steps on a CPU, logged one by one, nothing saved."""
     defaults = {
         "max_steps": 4, "per_device_train_batch_size": 4, "learning_rate": 1e-2, "logging_steps": 1, "report_to": [],
         "save_strategy": "no", "use_cpu": True, "disable_tqdm": True, "bf16": False, "gradient_checkpointing": False,
         "lr_scheduler_type": "constant", "seed": 5,
     }  # fmt: skip
-    return getattr(trl, f"{kind}Config")(str(folder), **defaults | options)
+    return of_trl("Config", kind)(str(folder), **defaults | options)
 
 
-def train(kind: str, model: nn.Module, folder: Path, rows: str, *, extra: Any = None, **options: Any) -> pairs.Run:
-    """One run of a trainer of TRL on a model, shrunk or not."""
-    import trl
-
-    trainer = getattr(trl, f"{kind}Trainer")(
+def train(
+    kind: str, model: nn.Module, folder: Path, rows: str, *, extra: Any = None, masked: bool = False, **options: Any
+) -> pairs.Run:
+    """One run of a trainer of TRL on a model, shrunk or not; `masked`: rows outside the vocabulary get no gradient."""
+    trainer = of_trl("Trainer", kind)(
         model=model, args=settings(kind, folder, **options), train_dataset=data(rows), processing_class=tokenizer(),
         **(extra(model) if extra else {}),
     )  # fmt: skip
+    if masked:  # now that TRL has put the adapter on, copies that train are masked too
+        models.mask_gradients(trainer.model)
     run = pairs.Run(folder=folder)
     with pairs.held_bytes(run, model):
         trainer.train()
@@ -111,18 +126,31 @@ def pair(
     output: str | None = None,
     tables: int = 1,
     lean: Any = None,
+    loaded: bool = False,
     **options: Any,
 ) -> Outcome:
-    """The same settings on the full model and on the shrunk one; for frozen rows the reference masks their gradients."""
+    """The same settings on the full model and on the shrunk one; for frozen rows the reference masks their gradients.
+
+    `loaded`: from a folder, from which TRL then loads its reference model.
+    """
     frozen = family == "llama-tied" or output == "frozen"
-    model = models.make_model(family)
-    full = train(kind, models.mask_gradients(model) if frozen else model, folder / "full", rows, **options)
-    shrunk = models.lean(models.make_model(family), output=output, **lean or {})
+
+    def made() -> nn.Module:
+        model: Any = models.make_model(family)
+        if not loaded:
+            return model  # type: ignore[no-any-return]
+        model.save_pretrained(folder / "base")
+        return type(model).from_pretrained(folder / "base")  # type: ignore[no-any-return]
+
+    full = train(kind, made(), folder / "full", rows, masked=frozen, **options)
+    shrunk = models.lean(made(), output=output, **lean or {})
     partial = train(kind, shrunk, folder / "lean", rows, **options)
     return pairs.compare(full, partial, models.left_out(tables))
 
 
 _CLOSE: Any = {"expects": "close", "within": 1e-3, "why": _ROUNDING, **_NEEDS}
+_CLOSE_PEFT = {**_CLOSE, **_NEEDS_PEFT}
+_CLOSE_LOGITS = {**_CLOSE, "why": APART}  # TRL asks for the logits too
 
 
 @door('SFTTrainer, untied, output="full"', **_NEEDS)
@@ -177,7 +205,7 @@ def sft_accumulation(folder: Path) -> Outcome:
     )
 
 
-@door('SFTTrainer, tied, output="frozen", label smoothing (which makes the logits)', **_CLOSE, **_SLOW)
+@door('SFTTrainer, tied, output="frozen", label smoothing (which makes the logits)', **_CLOSE_LOGITS, **_SLOW)
 def sft_smoothing(folder: Path) -> Outcome:
     return pair(folder, label_smoothing_factor=0.1)
 
@@ -187,20 +215,37 @@ def sft_bf16(folder: Path) -> Outcome:
     return pair(folder, bf16=True, learning_rate=1e-3)
 
 
-def _lora(model: nn.Module) -> dict[str, Any]:
+def _lora(model: nn.Module, **options: Any) -> dict[str, Any]:
     from peft import LoraConfig
 
-    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", init_lora_weights="gaussian")
-    return {"peft_config": config}
+    targets = {"r": 4, "target_modules": ["q_proj", "v_proj"], "init_lora_weights": "gaussian"}
+    return {"peft_config": LoraConfig(task_type="CAUSAL_LM", **targets | options)}
 
 
-@door('SFTTrainer with peft_config (LoRA), tied, output="frozen"', **_CLOSE)
+def _lora_with_tables(model: nn.Module) -> dict[str, Any]:
+    return _lora(model, modules_to_save=["embed_tokens", "lm_head"])
+
+
+@door('SFTTrainer with peft_config (LoRA), tied, output="frozen"', **_CLOSE_PEFT)
 def sft_lora(folder: Path) -> Outcome:
     return pair(folder, extra=_lora)
 
 
-def _reference(model: nn.Module) -> dict[str, Any]:
-    return {"ref_model": copy.deepcopy(model)}
+@door(
+    'SFTTrainer with peft_config (LoRA with modules_to_save=[embedding, output layer]), tied, output="frozen"',
+    **_CLOSE_PEFT,
+    **_SLOW,
+)
+def sft_lora_tables(folder: Path) -> Outcome:
+    return pair(folder, extra=_lora_with_tables)
+
+
+def _reference(model: Any) -> dict[str, Any]:
+    reference = copy.deepcopy(model)
+    if status(model):  # a second model costs no second copy of the full rows
+        store = model.get_input_embeddings().table.store
+        assert reference.get_input_embeddings().table.store is store, "the copy has full rows of its own"
+    return {"ref_model": reference}
 
 
 @door('DPOTrainer, tied, output="frozen", reference model a deep copy', **_CLOSE)
@@ -218,7 +263,33 @@ def dpo_precomputed(folder: Path) -> Outcome:
     return pair(folder, "DPO", rows="preference", extra=_reference, precompute_ref_log_probs=True)
 
 
-@door('DPOTrainer with peft_config (LoRA), tied, output="frozen"', **_CLOSE, **_SLOW)
+# A margin of the first step lies near zero, where rounding is a larger part of it.
+@door('DPOTrainer without ref_model (TRL loads it, whole), tied, output="frozen"', **_CLOSE | {"within": 5e-3})
+def dpo_loaded(folder: Path) -> Outcome:
+    return pair(folder, "DPO", rows="preference", loaded=True)
+
+
+@door('DPOTrainer without ref_model (TRL loads it, whole), untied, output="full"', **_NEEDS, **_SLOW)
+def dpo_loaded_untied(folder: Path) -> Outcome:
+    return pair(folder, "DPO", "llama-untied", rows="preference", loaded=True)
+
+
+@door('DPOTrainer, tied, output="frozen", sync_ref_model, reference model a deep copy', **_CLOSE, **_SLOW)
+def dpo_synced(folder: Path) -> Outcome:
+    syncs = {"sync_ref_model": True, "ref_model_sync_steps": 2, "ref_model_mixup_alpha": 0.5}
+    return pair(folder, "DPO", rows="preference", extra=_reference, **syncs)
+
+
+@door(
+    'DPOTrainer without ref_model, tied, output="frozen", reference log-probabilities computed before',
+    **_CLOSE,
+    **_SLOW,
+)
+def dpo_precomputed_itself(folder: Path) -> Outcome:
+    return pair(folder, "DPO", rows="preference", precompute_ref_log_probs=True)
+
+
+@door('DPOTrainer with peft_config (LoRA), tied, output="frozen"', **_CLOSE_PEFT, **_SLOW)
 def dpo_lora(folder: Path) -> Outcome:
     return pair(folder, "DPO", rows="preference", extra=_lora)
 
@@ -227,6 +298,21 @@ def dpo_lora(folder: Path) -> Outcome:
 @door('KTOTrainer, tied, output="frozen", reference model a deep copy', **_CLOSE | {"within": 5e-3}, **_SLOW)
 def kto_tied(folder: Path) -> Outcome:
     return pair(folder, "KTO", rows="labelled", extra=_reference)
+
+
+@door('ORPOTrainer (trl.experimental), tied, output="frozen"', **_CLOSE_LOGITS, **_SLOW)
+def orpo(folder: Path) -> Outcome:
+    return pair(folder, "ORPO", rows="preference", max_length=32)
+
+
+@door('CPOTrainer (trl.experimental), tied, output="frozen"', **_CLOSE_LOGITS, **_SLOW)
+def cpo(folder: Path) -> Outcome:
+    return pair(folder, "CPO", rows="preference", max_length=32)
+
+
+@door('CPOTrainer (trl.experimental), untied, output="full"', **_NEEDS, **_SLOW)
+def cpo_untied(folder: Path) -> Outcome:
+    return pair(folder, "CPO", "llama-untied", rows="preference", max_length=32)
 
 
 @door("RewardTrainer", **_NEEDS)
@@ -243,6 +329,10 @@ def reward(folder: Path) -> Outcome:
 
 def _rewards(model: nn.Module) -> dict[str, Any]:
     return {"reward_funcs": lambda completions, **_: [float(len(each) % 5) for each in completions]}
+
+
+def _rewarded_lora(model: nn.Module) -> dict[str, Any]:
+    return _rewards(model) | _lora(model)
 
 
 _GRPO: Any = {
@@ -265,6 +355,33 @@ def grpo_missing(folder: Path) -> Outcome:
 @door('GRPOTrainer, tied, output="frozen", on_missing="base"', **_CLOSE)
 def grpo_served(folder: Path) -> Outcome:
     return pair(folder, "GRPO", rows="prompt", extra=_rewards, lean={"on_missing": "base"}, **_GRPO)
+
+
+@door(
+    'GRPOTrainer, tied, output="frozen", on_missing="base", a reference model (beta), which TRL loads',
+    **_CLOSE,
+    **_SLOW,
+)
+def grpo_reference(folder: Path) -> Outcome:
+    options = _GRPO | {"beta": 0.1}
+    return pair(folder, "GRPO", rows="prompt", extra=_rewards, lean={"on_missing": "base"}, loaded=True, **options)
+
+
+@door('GRPOTrainer with peft_config (LoRA), tied, output="frozen", on_missing="base"', **_CLOSE_PEFT, **_SLOW)
+def grpo_lora(folder: Path) -> Outcome:
+    return pair(folder, "GRPO", rows="prompt", extra=_rewarded_lora, lean={"on_missing": "base"}, **_GRPO)
+
+
+@door('GRPOTrainer with peft_config (LoRA), tied, output="frozen", on_missing="base", beta', **_CLOSE_PEFT, **_SLOW)
+def grpo_lora_reference(folder: Path) -> Outcome:
+    options = _GRPO | {"beta": 0.1}
+    return pair(folder, "GRPO", rows="prompt", extra=_rewarded_lora, lean={"on_missing": "base"}, **options)
+
+
+@door('GMPOTrainer (trl.experimental), tied, output="frozen", on_missing="base"', **_CLOSE, **_SLOW)
+def gmpo(folder: Path) -> Outcome:
+    options = _GRPO | {"num_iterations": 2}  # where ratios are all one, it is GRPO
+    return pair(folder, "GMPO", rows="prompt", extra=_rewards, lean={"on_missing": "base"}, **options)
 
 
 @door('GRPOTrainer, tied, output="restricted": roll-outs stay within the vocabulary', expects="works", **_NEEDS)
@@ -299,3 +416,24 @@ def distillation(folder: Path) -> Outcome:
             **options,
         )
     )
+
+
+def _teacher(model: nn.Module) -> dict[str, Any]:
+    return {"teacher_model": copy.deepcopy(model)}
+
+
+@door('GKDTrainer (trl.experimental), student and teacher tied, output="frozen"', **_CLOSE_LOGITS, **_SLOW)
+def gkd(folder: Path) -> Outcome:
+    return pair(folder, "GKD", rows="chat", extra=_teacher, lmbda=0.0, max_length=32, max_new_tokens=6)
+
+
+@door('GKDTrainer (trl.experimental), on-policy, tied, output="frozen", on_missing="base"', **_CLOSE_LOGITS, **_SLOW)
+def gkd_on_policy(folder: Path) -> Outcome:
+    options = {"lmbda": 1.0, "max_length": 32, "max_new_tokens": 6}
+    return pair(folder, "GKD", rows="chat", extra=_teacher, lean={"on_missing": "base"}, **options)
+
+
+@door('OnlineDPOTrainer (trl.experimental), tied, output="frozen", on_missing="base"', **_CLOSE_LOGITS, **_SLOW)
+def online_dpo(folder: Path) -> Outcome:
+    options = {"max_new_tokens": 6, "max_length": 32}
+    return pair(folder, "OnlineDPO", rows="prompt", extra=_rewards, lean={"on_missing": "base"}, **options)

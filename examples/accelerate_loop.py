@@ -7,6 +7,7 @@ import sys
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from datasets import load_dataset
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
 
@@ -20,7 +21,9 @@ def main(name: str, data: str, output: str) -> None:
     dataset = dataset.map(lambda rows: tokenizer(rows["text"]), batched=True, remove_columns="text")
     model = AutoModelForSequenceClassification.from_pretrained(name, num_labels=len(set(dataset["labels"])))
 
-    lv.shrink_(model, lv.PartialVocabulary.from_counts(lv.count_tokens(dataset), tokenizer=tokenizer, model=model))
+    part = dataset.shard(accelerator.num_processes, accelerator.process_index)  # each process counts its own
+    counts = sum(gather_object([lv.count_tokens(part)]))
+    lv.shrink_(model, lv.PartialVocabulary.from_counts(counts, tokenizer=tokenizer, model=model))
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.0)  # after shrinking
     loader = torch.utils.data.DataLoader(dataset, batch_size=8, collate_fn=DataCollatorWithPadding(tokenizer))

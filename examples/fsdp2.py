@@ -1,8 +1,7 @@
-"""FSDP2 over the processes of torchrun: shrink, then shard; the partial rows are gathered, and saved as a whole model:
+"""FSDP2 over the processes of torchrun: shrink, then shard; what is saved is the whole model, as ever:
 torchrun --nproc-per-node 2 examples/fsdp2.py MODEL DATA.csv OUTPUT
 """
 
-import copy
 import sys
 
 import torch
@@ -21,18 +20,15 @@ def main(name: str, data: str, output: str) -> None:
     tokenizer, model = AutoTokenizer.from_pretrained(name), AutoModelForCausalLM.from_pretrained(name)
     rows = tokenizer(list(load_dataset("csv", data_files=data, split="train")["text"]))["input_ids"]
     lv.shrink_(model, lv.PartialVocabulary.from_counts(lv.count_tokens(rows), tokenizer=tokenizer, model=model))
-    whole = copy.deepcopy(model)  # the two share the full rows, which lie in the checkpoint's file
     fully_shard(model, mesh=dist.init_device_mesh(where, (size,)))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.0)
     for row in rows[rank : len(rows) // size * size : size]:
         model(**dict.fromkeys(["input_ids", "labels"], torch.tensor([row], device=where))).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    with lv.partial_state_dicts(model), lv.partial_state_dicts(whole):
-        state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-        whole.load_state_dict(state, strict=rank == 0)  # the first process gets it all
-    if rank == 0:
-        whole.save_pretrained(output)  # the full vocabulary
+    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if rank == 0:  # it got the full vocabulary, put together from all processes
+        model.save_pretrained(output, state_dict=state)
     dist.destroy_process_group()
 
 

@@ -6,7 +6,13 @@ python examples/seq2seq_lm.py MODEL DATA.csv OUTPUT        (columns source and t
 import sys
 
 from datasets import load_dataset
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, DataCollatorForSeq2Seq, Trainer, TrainingArguments
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    DataCollatorForSeq2Seq,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+)
 
 import leanvocab as lv
 
@@ -22,10 +28,9 @@ def main(name: str, data: str, output: str) -> None:
     counts = lv.count_tokens(dataset, ["input_ids", "labels"])
     vocabulary = lv.PartialVocabulary.from_counts(counts, tokenizer=tokenizer, model=model)
     lv.shrink_(model, vocabulary)
-
-    arguments = TrainingArguments(output, learning_rate=1e-4, save_strategy="no", report_to="none")
+    arguments = Seq2SeqTrainingArguments(output, learning_rate=1e-4, save_strategy="no", report_to="none")
     collator = DataCollatorForSeq2Seq(tokenizer, model=model)  # the model shifts the labels into the decoder
-    trainer = Trainer(model, arguments, collator, train_dataset=dataset, processing_class=tokenizer)
+    trainer = Seq2SeqTrainer(model, arguments, collator, train_dataset=dataset, processing_class=tokenizer)
     trainer.train()
     trainer.save_model(output)
     print(f"trained {len(vocabulary):,} of {vocabulary.full_size:,} rows, output={lv.status(model).output!r}")

@@ -17,11 +17,12 @@ LANGUAGE_MODELS = {  # tied, as published ones are
     "trl_sft": "gpt2",
 }  # fmt: skip
 PACKAGES = {"lora": "peft", "ray_counting": "ray", "sentence_embeddings": "sentence_transformers"}
-PACKAGES |= {"qlora": "bitsandbytes", "eight_bit_adam": "bitsandbytes"}
+PACKAGES |= {"qlora": "bitsandbytes", "eight_bit_adam": "bitsandbytes", "zero3": "deepspeed"}
 PACKAGES |= dict.fromkeys(["trl_dpo", "trl_grpo", "trl_reward", "trl_sft"], "trl")
 LAUNCHED = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 LAUNCHERS = {
     "fsdp2": LAUNCHED,
+    "zero3": LAUNCHED,
     "accelerate_loop": ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"],
 }
 
@@ -62,7 +63,7 @@ def test_an_example_runs_and_saves(example: Path, tmp_path: Path) -> None:
         str(tmp_path / "data.csv"),
         str(tmp_path / "output"),
     ]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     saved = {path.name for path in (tmp_path / "output").iterdir()}
