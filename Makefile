@@ -37,10 +37,11 @@ test-slow: $(INSTALLED)  ## the tests that take longer than CI allows
 
 doors: $(INSTALLED)  ## every combination with trainers, adapters and optimizers, into docs/composability.md
 	$(RUN) -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -r doors/requirements.txt
+	$(if $(HERE),$(RUN) $(SHARED)/tools/fetch_models.py .cache/models minilm e5-small)
 	$(RUN) -m doors
 	test -d $(DEEPSPEED) || $(RUN) -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --no-deps --no-build-isolation \
 		--target $(DEEPSPEED) deepspeed einops hjson msgpack ninja py-cpuinfo
-	PYTHONPATH=$(DEEPSPEED) $(RUN) -m doors --only distributed.zero
+	PYTHONPATH=$(DEEPSPEED) $(RUN) -m doors --only deepspeed
 
 # In a folder of its own, since accelerate and transformers import it wherever they find it; its setup imports torch.
 DEEPSPEED := .cache/deepspeed

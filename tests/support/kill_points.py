@@ -22,8 +22,8 @@ from small import train
 from leanvocab import checkpoint
 from leanvocab.checkpoint import clear_leftovers, save_full
 from leanvocab.delta import save_delta
+from leanvocab.delta_runs import make_delta_of_checkpoint
 from leanvocab.merge import merge_checkpoint
-from leanvocab.trainer import make_delta_of_checkpoint
 
 # Where a writer's own lines are: in these files, from the operation down.
 _FILES = ("/leanvocab/", "/shutil.py", "/safetensors/torch.py", "/transformers/modeling_utils.py")
