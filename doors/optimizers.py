@@ -244,7 +244,7 @@ for optim, combined in {
     "schedule_free_radam": "schedule-free RAdam",
     "schedule_free_sgd": "schedule-free SGD",
 }.items():
-    named(combined, optim, needs={"needs": "schedulefree"}, lr_scheduler_type="constant")
+    named(combined, optim, needs={"needs": "schedulefree"}, lr_scheduler_type="constant", **_SAVING)
 
 
 def stacked(combined: str, optim: str) -> None:

@@ -412,8 +412,20 @@ def lora_with_tokens_after(folder: Path) -> Outcome:
 _TOKENS: dict[str, Any] = {"token_indices": [5, 9], "target_modules": ["embed_tokens"]}
 
 
-def _refused(order: str, make: Callable[[], Adapt], folder: Path) -> Outcome:
-    return pairs.refused(lambda: train(adapted(order, make(), "llama"), folder))
+def _refused(order: str, make: Callable[[], Adapt], folder: Path, family: str = "llama") -> Outcome:
+    return pairs.refused(lambda: train(adapted(order, make(), family), folder, task=task_of(family)))
+
+
+@door(
+    "peft LoRA with modules_to_save=[embedding] and ensure_weight_tying, tied, shrunk before it",
+    expects="refused",
+    refuses="a Linear was given the partial weight of model.embed_tokens",
+    why="peft makes an output layer of its own of the partial rows; both matrices named in modules_to_save train as ever",
+    **NEEDS,
+)
+def tied_by_peft(folder: Path) -> Outcome:
+    tying = {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}
+    return _refused("before", lambda: lora(**tying), folder, "llama-tied")
 
 
 @door(

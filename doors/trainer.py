@@ -451,6 +451,17 @@ def causal_bf16(folder: Path) -> Outcome:
 
 
 @door(
+    'Trainer, causal language model in bf16, tied (output="frozen")',
+    expects="close",
+    within=5e-2,
+    why=_APART_BF16,
+)
+def causal_bf16_weights(folder: Path) -> Outcome:
+    options = {"change": lambda model: model.bfloat16(), "learning_rate": 1e-3}
+    return pair(folder, "llama-tied", task="causal-lm", output="frozen", **options)
+
+
+@door(
     'Trainer, causal language model, tied, gradient checkpointing and accumulation (output="frozen")',
     expects="close",
     within=FROZEN,
