@@ -39,8 +39,10 @@ def save_full(model: "nn.Module", directory: str | os.PathLike[str], **options: 
     that method is written as `model.safetensors`. Beside a model that is shrunk with output="restricted", which is another
     objective, `leanvocab_training.json` says so.
 
-    Raises `CheckpointError` where `directory` is no folder, `OSError` where it cannot be written; then nothing has changed.
+    Raises `CheckpointError` where `directory` is no folder, or where other processes hold some of the rows (FSDP2: hand over what
+    was gathered, `state_dict=…`), `OSError` where it cannot be written; then nothing has changed.
     """
+    _check_not_sharded(model, options)
     with written_whole(directory, keeps=lambda name: not (SAVED_WEIGHTS.fullmatch(name) or name == TRAINING_NOTE)) as (
         folder,
         target,
@@ -51,6 +53,17 @@ def save_full(model: "nn.Module", directory: str | os.PathLike[str], **options: 
         if restricted:
             write_training_note(folder, restricted)
     return target
+
+
+def _check_not_sharded(model: "nn.Module", options: dict[str, Any]) -> None:
+    """A state dict of a sharded model is put together by all processes: one alone would wait for the others."""
+    sharded = next((name for name, each in model.named_parameters() if hasattr(each, "full_tensor")), None)
+    if sharded is not None and options.get("state_dict") is None:
+        raise CheckpointError(
+            f"{sharded}: its rows are sharded over processes, and one process writes the folder; gather the state dict in all of "
+            "them (get_model_state_dict with StateDictOptions(full_state_dict=True, cpu_offload=True)) and hand it to the first "
+            "one's save_full(model, folder, state_dict=…)"
+        )
 
 
 @contextlib.contextmanager

@@ -16,9 +16,7 @@ from leanvocab.errors import OptimizerError
 from leanvocab.rows import RowStore, RowWriter
 
 THE_ROW: Final = "the row"
-AtRest = (
-    float | Literal["the row"]
-)  # what a state holds for a row that never had a gradient: a value, or the row itself
+AtRest = float | Literal["the row"]  # of a row that never had a gradient: a value, or the row itself
 
 
 class DecayReplay:

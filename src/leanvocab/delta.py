@@ -51,6 +51,7 @@ from leanvocab.partial_module import PartialModule
 from leanvocab.plan import Partial, make_plan, read_partial
 from leanvocab.rowbytes import gaps
 from leanvocab.rows import same_bits
+from leanvocab.sharded import is_sharded
 from leanvocab.table import Table
 from leanvocab.tensorfiles import TORCH_DTYPES, read_rows, read_tensor
 from leanvocab.vocabulary import PartialVocabulary
@@ -220,9 +221,20 @@ def _check_can_be_saved(model: nn.Module, tables: dict[Table, str], tensors: str
         raise NotShrunkError(
             f"{type(model).__name__} is not shrunk, so that nothing says which rows were trained; call shrink_ first"
         )
+    check_not_sharded(model)
     if hasattr(model, "peft_config"):
         raise ModelError(
             "a model with adapters saves those by itself; merge them first (merge_and_unload) for a delta of the model"
+        )
+
+
+def check_not_sharded(model: nn.Module) -> None:
+    """Raises `ModelError` where other processes hold some of the rows: deltas are written by one."""
+    sharded = next((name for name, each in model.named_parameters() if is_sharded(each)), None)
+    if sharded is not None:
+        raise ModelError(
+            f"{sharded}: its rows are sharded over processes, and one process writes a delta; save full checkpoints, in shares "
+            "(torch.distributed.checkpoint) or put together (get_model_state_dict with StateDictOptions(full_state_dict=True))"
         )
 
 

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from leanvocab.checkpoint import clear_leftovers
-from leanvocab.delta import find_base, load_delta
+from leanvocab.delta import check_not_sharded, find_base, load_delta
 from leanvocab.delta_runs import make_delta_of_checkpoint, resume_from_delta
 from leanvocab.errors import NotShrunkError, OptimizerError, SettingsError
 from leanvocab.layout import is_delta
@@ -71,7 +71,8 @@ class LeanVocabCallback(TrainerCallback):
                     "optimizer after shrink_, or hand it over: shrink_(…, optimizer=optimizer)"
                 )
         if self.checkpoints == "delta":
-            find_base(model, self.base)  # now, not at the first save
+            check_not_sharded(model)  # now, not at the first save
+            find_base(model, self.base)
             check_states_can_be_saved(optimizer, {id(module.weight) for module in shrunk})
             for path in Path(args.output_dir).glob(".checkpoint-*.leanvocab-*"):
                 clear_leftovers(path.with_name(path.name[1:].partition(".leanvocab-")[0]))

@@ -10,6 +10,7 @@ from torch import nn
 
 import leanvocab as lv
 from doors import ranks
+from leanvocab.delta import write_delta
 from leanvocab.errors import CheckpointError, LeanVocabWarning, ModelError
 from leanvocab.sharded import share_of, whole
 
@@ -77,6 +78,8 @@ def everything(folder: Path) -> dict[str, Any]:
     given["sliced"] = resumed.state[again.table.weight]["exp_avg"].shape
 
     given["merge"] = raised(ModelError, lambda: lv.merge_(model))
+    given["delta"] = raised(ModelError, lambda: write_delta(model, folder, None))  # type: ignore[arg-type]
+    given["full"] = raised(CheckpointError, lambda: lv.save_full(model, folder / "full"))
     strange = type("Strange", (), {"full_tensor": None, "placements": ["_StridedShard(0)"], "device_mesh": None})()
     given["strange"] = raised(CheckpointError, lambda: share_of(torch.zeros(3, 2), strange))
     given["warned"] = warned()
@@ -138,6 +141,12 @@ def test_training_goes_on_from_full_states(found: dict[str, Any]) -> None:
 def test_what_cannot_be_is_an_error_that_says_what_to_do(found: dict[str, Any]) -> None:
     assert found["merge"].startswith("table: its rows are sharded over processes")
     assert "StateDictOptions(full_state_dict=True)" in found["merge"]
+    assert found["delta"].startswith(
+        "table.weight: its rows are sharded over processes, and one process writes a delta"
+    )
+    assert found["full"].startswith(
+        "table.weight: its rows are sharded over processes, and one process writes the folder"
+    )
     assert found["strange"].startswith(
         "a vocabulary matrix is spread over processes as _StridedShard(0), expected Shard"
     )
