@@ -23,7 +23,7 @@ ABOUT = About(
     measures="QLoRA: the peak memory of a step with the full and a partial vocabulary, and what arithmetic says of it.",
     beside="QLoRA without leanvocab",
     limit="estimate_memory's bytes",
-    budget_seconds=540,
+    budget_seconds=1200,
 )
 MODULE = "benchmarks.qlora_step"
 FULL = "QLoRA"

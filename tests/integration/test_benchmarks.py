@@ -10,7 +10,7 @@ import re
 import pytest
 
 from benchmarks import _report, fits, output_side, training_step
-from benchmarks.__main__ import NAMES, abouts, main
+from benchmarks.__main__ import LONG_ON_A_CPU, NAMES, abouts, main
 from benchmarks._models import SHAPES, kept_ids, make_model
 from benchmarks._results import FOLDER, OURS, Figure, Result, Series, beside_ours, median_interval
 from benchmarks._rounds import Budget, take_turns
@@ -82,7 +82,7 @@ def test_every_module_of_benchmarks_is_listed(repository):
 
 
 def test_all_of_them_together_take_less_than_half_an_hour_on_cpu():
-    assert sum(about.budget_seconds for about in abouts() if about.name not in ("fits", "qlora_step")) <= 30 * 60
+    assert sum(about.budget_seconds for about in abouts() if about.name not in ("fits", *LONG_ON_A_CPU)) <= 30 * 60
 
 
 # --- programs ----------------------------------------------------------------------------------------------------------
