@@ -32,7 +32,7 @@ def local_worker(module, *words):
     yield LocalWorker(module, *words)
 
 
-def run_here(module, *words):
+def run_here(module, *words, environment=None):
     return json.loads(json.dumps(importlib.import_module(module).child(*map(str, words))))
 
 
