@@ -174,7 +174,7 @@ def contrastive(folder: Path) -> Outcome:
 )
 @pairs.one_thread
 def checkpoints(folder: Path) -> Outcome:
-    """Eight steps, and again from the ordinary run's fourth; both times the best model is the one of the second."""
+    """Eight steps, and again from the ordinary run's fourth; both times the best model is not the last."""
     loss, data = _loss("MultipleNegativesRankingLoss"), rows("pairs")
     saving = {"save_strategy": "steps", "save_steps": 2, "eval_steps": 2, "load_best_model_at_end": True}
     options = {**saving, "max_steps": 8, "learning_rate": 3e-3, "lr_scheduler_type": "constant"}
@@ -184,7 +184,7 @@ def checkpoints(folder: Path) -> Outcome:
         runs = []
         for name, make in made.items():
             run = train(make(folder / "base"), folder / name, data, loss, _texts(), resume=resume, **options)
-            assert run.others["best"] == 2, "the best model is not the last"
+            assert 0 < run.others["best"] < 8, "the best model is not the last"
             run.folder = (
                 folder / name / ("final" if resume else "")
             )  # a resumed run's state names the folder of the first

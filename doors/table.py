@@ -25,10 +25,20 @@ def table(doors: list[Door], results: dict[str, Result]) -> str:
     run = [each for each in doors if each.name in results]
     count = {verdict: sum(results[each.name].verdict == verdict for each in run) for verdict in _WORDS}
     lines = [f"{len(run)} combinations were run: " + ", ".join(f"{n} {v}" for v, n in count.items() if n) + ".\n"]
-    for kind in dict.fromkeys(each.kind for each in run):
+    for kind in sorted({each.kind for each in run}, key=_place):
         rows = [_row(each, results[each.name]) for each in run if each.kind == kind]
         lines.append(f"### {kind.replace('_', ' ')}\n\n{_HEAD}" + "\n".join(rows) + "\n")
     return "\n".join(lines)
+
+
+_ORDER = (  # what most people come for first
+    "trainer", "finetune", "peft", "qlora", "trl", "sentence_transformers", "loop", "distributed", "fsdp", "deepspeed",
+    "checkpoints", "optimizers", "ray",
+)  # fmt: skip
+
+
+def _place(kind: str) -> tuple[int, str]:
+    return _ORDER.index(kind) if kind in _ORDER else len(_ORDER), kind
 
 
 _WORDS = ("identical", "close", "different", "works", "refused")

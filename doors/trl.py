@@ -1,7 +1,6 @@
 """TRL: supervised fine-tuning, preferences, rewards, reinforcement."""
 
 import copy
-import functools
 import importlib
 from pathlib import Path
 from typing import Any
@@ -24,9 +23,8 @@ _TEMPLATE = (
 )
 
 
-@functools.cache
 def tokenizer() -> Any:
-    """A word for each id: "w17" is 17."""
+    """A word for each id: "w17" is 17. A new one at each call: trainers change theirs."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

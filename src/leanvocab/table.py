@@ -135,5 +135,6 @@ def describe_missing(table: Table, token_id: int, where: str) -> str:
     return (
         f"{table.name}: token {table.vocabulary.describe(token_id)} at {where} is outside the partial vocabulary "
         f"({table.num_rows:,} of {table.full_size:,} rows); count the data that it comes from too, keep it with "
-        'PartialVocabulary.from_counts(…, always_keep=[…]), or shrink with on_missing="base" to read its row from the base'
+        'PartialVocabulary.from_counts(…, always_keep=[…]), or shrink with on_missing="base" to read its row from the base, as '
+        "evaluation mode does: model.eval()"
     )
