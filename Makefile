@@ -41,7 +41,8 @@ doors: $(INSTALLED)  ## every combination with trainers, adapters and optimizers
 	$(RUN) -m doors
 	test -d $(DEEPSPEED) || $(RUN) -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --no-deps --no-build-isolation \
 		--target $(DEEPSPEED) deepspeed einops hjson msgpack ninja py-cpuinfo
-	PYTHONPATH=$(DEEPSPEED) $(RUN) -m doors --only deepspeed
+	PYTHONPATH=$(DEEPSPEED) $(RUN) -m doors --only deepspeed.
+	PYTHONPATH=$(DEEPSPEED) $(RUN) -m pytest -q tests/integration/test_examples.py -k zero3
 
 # In a folder of its own, since accelerate and transformers import it wherever they find it; its setup imports torch.
 DEEPSPEED := .cache/deepspeed
