@@ -14,7 +14,8 @@ from doors.trainer import GPU_SUMS, train
 from leanvocab.errors import LeanVocabWarning
 
 _BITS: dict[str, Any] = {"needs": "bitsandbytes", "pip": "'leanvocab[quantization]'"}
-_AO: dict[str, Any] = {"needs": "torchao", "pip": "'leanvocab[quantization]'"}
+# torchao compiles its step, which takes long where nothing is cached yet.
+_AO: dict[str, Any] = {"needs": "torchao", "pip": "'leanvocab[quantization]'", "fast": False}
 _GPU: dict[str, Any] = {"gpu": True, "within": 1e-2}
 _UNPAGED = "bitsandbytes, paged; on a CPU it does not page"
 _SAVING: dict[str, Any] = {"save_strategy": "steps", "save_steps": 3}
@@ -110,7 +111,7 @@ named("AdamW in 4 bits (torchao)", "adamw_torch_4bit", "different", _BLOCKS, nee
 for bits in (8, 4):  # the Trainer asks for blocks of 256 elements: a row of as many is one
     named(
         f"AdamW in {bits} bits (torchao), a width of 256, of which blocks are whole rows",
-        f"adamw_torch_{bits}bit", name=f"adamw_torch_{bits}bit_wide", needs=_AO | {"fast": False}, width=256,
+        f"adamw_torch_{bits}bit", name=f"adamw_torch_{bits}bit_wide", needs=_AO, width=256,
     )  # fmt: skip
 for bits in (32, 8):
     named(
@@ -150,7 +151,6 @@ def _(model: nn.Module) -> Any:
     "AdamW in 4 bits (torchao), its own blocks of 128, a width of 128",
     "torchao_4bit_wide",
     settings={"width": 128},
-    fast=False,
     **_AO,
 )
 def _(model: nn.Module) -> Any:

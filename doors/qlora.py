@@ -20,6 +20,9 @@ _CLOSE: dict[str, Any] = {
 }
 
 
+_SLOW = {"fast": False}  # two or three of a kind are enough in each test run
+
+
 def quantized(folder: Path, family: str, dtype: str = "bfloat16") -> Any:
     """A model of a family, saved in a folder and loaded in 4 bits."""
     from transformers import BitsAndBytesConfig
@@ -109,6 +112,7 @@ def tied_host(folder: Path) -> Outcome:
     why="losses are within 1e-3; of LoRA's first gradients, which start from zero, Adam makes steps of full size, so that small "
     "ones change their sign where bf16 rounds the two products of the output layer apart",
     **NEEDS,
+    **_SLOW,
 )
 def tied_bf16(folder: Path) -> Outcome:
     return pair(folder, "llama-tied", "frozen", losses_within=1e-3, bf16=True, learning_rate=1e-4)
@@ -119,17 +123,18 @@ def tied_bf16(folder: Path) -> Outcome:
     expects="different",
     why="the softmax is over the kept rows alone, which is another objective",
     **NEEDS,
+    **_SLOW,
 )
 def tied_restricted(folder: Path) -> Outcome:
     return pair(folder, "llama-tied", "restricted")
 
 
-@door('QLoRA after shrink_, untied (output="frozen")', **NEEDS, **_CLOSE)
+@door('QLoRA after shrink_, untied (output="frozen")', **NEEDS, **_CLOSE, **_SLOW)
 def frozen(folder: Path) -> Outcome:
     return pair(folder, "llama-untied", "frozen", tables=2)
 
 
-@door('QLoRA without prepare_model_for_kbit_training, untied (output="full")', **NEEDS)
+@door('QLoRA without prepare_model_for_kbit_training, untied (output="full")', **NEEDS, **_SLOW)
 def unprepared(folder: Path) -> Outcome:
     return pair(folder, prepare=False)
 
@@ -139,7 +144,7 @@ def paged(folder: Path) -> Outcome:
     return pair(folder, bf16=True, optim="paged_adamw_8bit")
 
 
-@door('QLoRA with modules_to_save=[embedding], untied (output="full")', **NEEDS)
+@door('QLoRA with modules_to_save=[embedding], untied (output="full")', **NEEDS, **_SLOW)
 def with_table(folder: Path) -> Outcome:
     return pair(folder, lora={"modules_to_save": ["embed_tokens"]})
 
@@ -149,7 +154,7 @@ def tied_with_table(folder: Path) -> Outcome:
     return pair(folder, "llama-tied", "frozen", lora={"modules_to_save": ["embed_tokens"]})
 
 
-@door('QLoRA with modules_to_save=[embedding, output layer], tied (output="frozen")', **NEEDS, **_CLOSE)
+@door('QLoRA with modules_to_save=[embedding, output layer], tied (output="frozen")', **NEEDS, **_CLOSE, **_SLOW)
 def tied_with_both(folder: Path) -> Outcome:
     return pair(folder, "llama-tied", "frozen", lora={"modules_to_save": ["embed_tokens", "lm_head"]})
 

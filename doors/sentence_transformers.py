@@ -193,12 +193,12 @@ def checkpoints(folder: Path) -> Outcome:
     return max(outcomes, key=lambda each: (each.verdict != "identical", each.difference))
 
 
-@door("CrossEncoderTrainer, BinaryCrossEntropyLoss; predict during and after; its own layout", **_NEEDS)
+@door("CrossEncoderTrainer, BinaryCrossEntropyLoss; predict during and after; its own layout", **_NEEDS, fast=False)
 def reranking(folder: Path) -> Outcome:
     return pair(folder, "label", _loss("BinaryCrossEntropyLoss", "cross_encoder"), cross_encoder)
 
 
-@door("SparseEncoderTrainer, CSRLoss: a sparse autoencoder on an encoder", **_NEEDS)
+@door("SparseEncoderTrainer, CSRLoss: a sparse autoencoder on an encoder", **_NEEDS, fast=False)
 def sparse_autoencoder(folder: Path) -> Outcome:
     return pair(folder, "pairs", _loss("CSRLoss", "sparse_encoder"), autoencoder)
 
@@ -210,7 +210,7 @@ def _splade_loss(model: Any) -> Any:
     return losses.SpladeLoss(model, ranking, document_regularizer_weight=1e-3, query_regularizer_weight=1e-3)
 
 
-@door('SparseEncoderTrainer, SpladeLoss, an untied head (output="full")', **_NEEDS)
+@door('SparseEncoderTrainer, SpladeLoss, an untied head (output="full")', **_NEEDS, fast=False)
 def sparse_untied(folder: Path) -> Outcome:
     return pair(folder, "pairs", _splade_loss, functools.partial(splade, tie_word_embeddings=False))
 

@@ -580,7 +580,7 @@ for name, combined, fast, run in (
         ),
     ),
     (
-        "early_stopping", "checkpoints, early stopping and load_best_model_at_end", True,
+        "early_stopping", "checkpoints, early stopping and load_best_model_at_end", False,
         lambda folder: _untied(folder, **_stopping_early(), **_GENERATES, learning_rate=5e-2),
     ),
     ("push_to_hub", "push_to_hub (its local part)", True, lambda folder: _untied(folder, after=_pushed)),
