@@ -24,7 +24,11 @@ def main(merged: str, pretrained: str, texts: str) -> None:
 
     import torch
 
-    for name in ("torchao", "torch.utils._pytree"):  # which a development environment has: of kernels for GPUs
+    for name in (
+        "torchao",
+        "torch.utils._pytree",
+        "bitsandbytes.backends.cpu",
+    ):  # in a development environment, of kernels
         standard.getLogger(name).setLevel(standard.ERROR)
     from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, logging
 

@@ -55,8 +55,8 @@ def quiet_libraries() -> None:
     """transformers and datasets report what they load and save at length; a command has its own summary."""
     import logging as standard
 
-    # torchao, where it is installed, which others import: of its kernels for GPUs, on a machine without one.
-    for name in ("torchao", "torch.utils._pytree"):
+    # torchao and bitsandbytes, where they are installed, which others import: of kernels that this machine has no use for.
+    for name in ("torchao", "torch.utils._pytree", "bitsandbytes.backends.cpu"):
         standard.getLogger(name).setLevel(standard.ERROR)
     from transformers import logging
 
