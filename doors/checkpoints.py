@@ -27,7 +27,7 @@ def _given(family: str) -> Any:
 def all_layouts(folder: Path) -> Outcome:
     """Training goes on from each; beside the same without leanvocab."""
     full, lean, wrong = _given("llama")
-    return _wrong(wrong) if wrong else pairs.compare(full, lean)
+    return pairs.nothing_wrong(wrong) if wrong else pairs.compare(full, lean)
 
 
 @door("the same, a shrunk run going on from the checkpoints of ordinary ones", fast=False)
@@ -37,11 +37,7 @@ def from_ordinary_runs(folder: Path) -> Outcome:
 
 @door('the same, tied language model, output="frozen": what is loaded, beside what was saved', fast=False)
 def tied(folder: Path) -> Outcome:
-    return _wrong(_given("llama-tied")[2])
-
-
-def _wrong(names: list[str]) -> Outcome:
-    return Outcome("different" if names else "identical", ", ".join(names), float("inf") if names else 0.0)
+    return pairs.nothing_wrong(_given("llama-tied")[2])
 
 
 # --- in two processes -------------------------------------------------------------------------------------------------

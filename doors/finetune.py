@@ -13,7 +13,7 @@ import torch
 
 from doors import models, pairs
 from doors.registry import Outcome, door
-from doors.trainer import APART
+from doors.trainer import CLOSE
 from doors.trl import texts, tokenizer
 
 _ONE = ("-m",)
@@ -22,7 +22,6 @@ _ACCELERATE = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "
 _LANGUAGE = ("--task", "causal-lm")
 _LORA: Any = {"needs": "peft", "pip": "'leanvocab[peft]'"}
 _QLORA: Any = {"needs": ("peft", "bitsandbytes"), "pip": "'leanvocab[peft,quantization]'"}
-_CLOSE: Any = {"expects": "close", "within": 1e-4, "why": APART}
 
 
 def run(folder: Path, name: str, launcher: Sequence[str], options: Sequence[str]) -> pairs.Run:
@@ -72,7 +71,7 @@ def _door(name: str, combined: str, family: str, launcher: Sequence[str], *optio
 _door("defaults", "a classifier", "roberta", _ONE)
 _door("bf16", "--bf16", "roberta", _ONE, "--bf16")
 _door("lora", "--lora", "llama", _ONE, "--lora", **_LORA)
-_door("lora_tied", "--lora, tied language model", "llama-tied", _ONE, "--lora", **_LORA | _CLOSE)
+_door("lora_tied", "--lora, tied language model", "llama-tied", _ONE, "--lora", **_LORA | CLOSE)
 _door("qlora", "--qlora, untied language model (--output full)", "llama-untied", _ONE, "--qlora", **_QLORA)
 _door("torchrun", "under torchrun, two processes", "roberta", _TORCHRUN)
 _door("torchrun_bf16", "--lora --bf16 under torchrun, two processes", "llama", _TORCHRUN, "--lora", "--bf16", **_LORA)

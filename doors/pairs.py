@@ -206,6 +206,11 @@ def _read_text(path: Path) -> Any:
     return json.loads(_content(path, path.parents[1]) or b"") if path.suffix == ".json" else path.read_bytes()
 
 
+def nothing_wrong(names: list[str]) -> Outcome:
+    """Of a door that names itself what differs: identical where it names nothing."""
+    return Outcome("different" if names else "identical", ", ".join(names), float("inf") if names else 0.0)
+
+
 def refused(run: Callable[[], Any]) -> Outcome:
     """Runs what must be refused: the outcome is leanvocab's own error, by name, or "works" where nothing was raised."""
     try:

@@ -10,7 +10,7 @@ from torch import nn
 
 from doors import models, pairs
 from doors.registry import Outcome, door
-from doors.trainer import APART, FROZEN, train
+from doors.trainer import CLOSE, FROZEN, train
 from leanvocab.model import merge_, status
 
 NEEDS: dict[str, Any] = {"needs": "peft", "pip": "'leanvocab[peft]'"}
@@ -136,9 +136,6 @@ def _one_order(combined: str, name: str, make: Callable[[], Adapt], order: str, 
     door(f"{combined}, shrunk {order} it", name=f"{name}_{order}", **NEEDS | rest)(run)
 
 
-_CLOSE: dict[str, Any] = {"expects": "close", "within": FROZEN, "why": APART}
-
-
 def _peft() -> Any:
     import peft
 
@@ -175,7 +172,7 @@ _both_orders(
     lora,
     family="llama-tied",
     output="frozen",
-    **_CLOSE,
+    **CLOSE,
 )
 _both_orders(
     'peft LoRA with modules_to_save=[embedding, output layer], untied (output="frozen")',
@@ -184,7 +181,7 @@ _both_orders(
     family="llama-untied",
     output="frozen",
     tables=2,
-    **_CLOSE,
+    **CLOSE,
 )
 _both_orders(
     'peft LoRA on the output layer, untied (output="full")',
@@ -199,13 +196,13 @@ _both_orders(
     family="llama-untied",
     output="frozen",
     tables=2,
-    **_CLOSE,
+    **CLOSE,
 )
 
 
 # --- tied weights, and adapters on the table itself -------------------------------------------------------------------
 
-_TIED: dict[str, Any] = {"family": "llama-tied", "output": "frozen", **_CLOSE}
+_TIED: dict[str, Any] = {"family": "llama-tied", "output": "frozen", **CLOSE}
 _both_orders(
     'peft LoRA with modules_to_save=[embedding], tied (output="frozen")',
     "tied_modules_to_save",
@@ -291,7 +288,7 @@ def two_adapters(folder: Path) -> Outcome:
     'two adapters of peft on one model, each with modules_to_save=[embedding], tied (output="frozen")',
     fast=False,
     **NEEDS,
-    **_CLOSE,
+    **CLOSE,
 )
 def two_adapters_tied(folder: Path) -> Outcome:
     return _two_adapters(folder, "llama-tied", "frozen", modules_to_save=["embed_tokens"])
@@ -342,7 +339,7 @@ def continued_after(folder: Path) -> Outcome:
 @door(
     'peft LoRA with modules_to_save=[embedding], saved and loaded in the middle of a run, tied (output="frozen")',
     **NEEDS,
-    **_CLOSE,
+    **CLOSE,
 )
 def continued_tied(folder: Path) -> Outcome:
     return _continued(folder, "before", lora(modules_to_save=["embed_tokens"]), "llama-tied", "frozen")
@@ -387,26 +384,15 @@ def trainable_tokens_before(folder: Path) -> Outcome:
     return _refused("before", lambda: adapter(_peft().TrainableTokensConfig, **_TOKENS), folder)
 
 
-@door(
-    "peft LoRA with trainable_token_indices, shrunk before it",
-    expects="refused",
-    refuses="BypassError",
-    why=_AROUND,
-    **NEEDS,
-)
-def lora_with_tokens(folder: Path) -> Outcome:
-    return _refused("before", lambda: lora(trainable_token_indices={"embed_tokens": [5, 9]}), folder)
+for _order in ("before", "after"):
 
+    def _with_tokens(folder: Path, order: str = _order) -> Outcome:
+        return _refused(order, lambda: lora(trainable_token_indices={"embed_tokens": [5, 9]}), folder)
 
-@door(
-    "peft LoRA with trainable_token_indices, shrunk after it",
-    expects="refused",
-    refuses="BypassError",
-    why=_AROUND,
-    **NEEDS,
-)
-def lora_with_tokens_after(folder: Path) -> Outcome:
-    return _refused("after", lambda: lora(trainable_token_indices={"embed_tokens": [5, 9]}), folder)
+    door(
+        f"peft LoRA with trainable_token_indices, shrunk {_order} it", name="lora_with_tokens" + "_after" * (_order == "after"),
+        expects="refused", refuses="BypassError", why=_AROUND, **NEEDS,
+    )(_with_tokens)  # fmt: skip
 
 
 _TOKENS: dict[str, Any] = {"token_indices": [5, 9], "target_modules": ["embed_tokens"]}

@@ -12,7 +12,7 @@ import torch
 import leanvocab as lv
 from doors import models, pairs, trl
 from doors.registry import Outcome, door, real_file
-from doors.trainer import APART, FROZEN
+from doors.trainer import CLOSE
 from leanvocab.model import shrink_
 
 _NEEDS: dict[str, Any] = {"needs": ("sentence-transformers",), "pip": "'leanvocab[sentence-transformers]'"}
@@ -217,9 +217,7 @@ def sparse_untied(folder: Path) -> Outcome:
 
 @door(
     'SparseEncoderTrainer, SpladeLoss, a tied head (output="frozen")',
-    expects="close",
-    within=FROZEN,
-    why=APART,
+    **CLOSE,
     **_NEEDS,
 )
 def sparse_tied(folder: Path) -> Outcome:

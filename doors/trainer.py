@@ -18,7 +18,9 @@ APART = (
     "the gradient of the hidden states is a product with the frozen rows and one with the kept rows, where ordinary training has "
     "one with all, and scores of kept rows are a product of their own: sums of the same terms, rounded apart"
 )
+CLOSE: Any = {"expects": "close", "within": FROZEN, "why": APART}
 _APART_BF16 = APART + "; logits are rounded to bf16 in other places"
+_CLOSE_BF16: Any = {"expects": "close", "within": 5e-2, "why": _APART_BF16}
 GPU_SUMS = "a GPU adds up an embedding's gradient in an order that varies"
 
 
@@ -421,12 +423,12 @@ def causal_full(folder: Path) -> Outcome:
     return pair(folder, "llama-untied", task="causal-lm")
 
 
-@door('Trainer, causal language model, tied (output="frozen")', expects="close", within=FROZEN, why=APART)
+@door('Trainer, causal language model, tied (output="frozen")', **CLOSE)
 def causal_tied(folder: Path) -> Outcome:
     return pair(folder, "llama-tied", task="causal-lm", output="frozen")
 
 
-@door('Trainer, causal language model, untied (output="frozen")', expects="close", within=FROZEN, why=APART)
+@door('Trainer, causal language model, untied (output="frozen")', **CLOSE)
 def causal_frozen(folder: Path) -> Outcome:
     return pair(folder, "llama-untied", tables=2, task="causal-lm", output="frozen")
 
@@ -442,9 +444,7 @@ def causal_restricted(folder: Path) -> Outcome:
 
 @door(
     'Trainer, causal language model, tied, bf16 autocast (output="frozen")',
-    expects="close",
-    within=5e-2,
-    why=_APART_BF16,
+    **_CLOSE_BF16,
 )
 def causal_bf16(folder: Path) -> Outcome:
     return pair(folder, "llama-tied", task="causal-lm", output="frozen", bf16=True, learning_rate=1e-3)
@@ -452,9 +452,7 @@ def causal_bf16(folder: Path) -> Outcome:
 
 @door(
     'Trainer, causal language model in bf16, tied (output="frozen")',
-    expects="close",
-    within=5e-2,
-    why=_APART_BF16,
+    **_CLOSE_BF16,
 )
 def causal_bf16_weights(folder: Path) -> Outcome:
     options = {"change": lambda model: model.bfloat16(), "learning_rate": 1e-3}
@@ -463,9 +461,7 @@ def causal_bf16_weights(folder: Path) -> Outcome:
 
 @door(
     'Trainer, causal language model, tied, gradient checkpointing and accumulation (output="frozen")',
-    expects="close",
-    within=FROZEN,
-    why=APART,
+    **CLOSE,
 )
 def causal_checkpointing(folder: Path) -> Outcome:
     both = {"gradient_checkpointing": True, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}
@@ -474,9 +470,7 @@ def causal_checkpointing(folder: Path) -> Outcome:
 
 @door(
     'Trainer, causal language model, tied, compute_metrics and predict (output="frozen")',
-    expects="close",
-    within=FROZEN,
-    why=APART,
+    **CLOSE,
 )
 def causal_metrics(folder: Path) -> Outcome:
     """The Trainer gathers, pads and joins the logits themselves."""
@@ -495,9 +489,7 @@ def causal_metrics(folder: Path) -> Outcome:
 
 @door(
     'Trainer, causal language model, tied, label smoothing (output="frozen")',
-    expects="close",
-    within=FROZEN,
-    why=APART,
+    **CLOSE,
 )
 def causal_smoothed(folder: Path) -> Outcome:
     return pair(folder, "llama-tied", task="causal-lm", output="frozen", label_smoothing_factor=0.1)
@@ -505,9 +497,7 @@ def causal_smoothed(folder: Path) -> Outcome:
 
 @door(
     'Trainer, causal language model, tied, torch_compile (output="frozen")',
-    expects="close",
-    within=FROZEN,
-    why=APART,
+    **CLOSE,
     fast=False,
 )
 def causal_compiled(folder: Path) -> Outcome:
@@ -516,9 +506,7 @@ def causal_compiled(folder: Path) -> Outcome:
 
 @door(
     'Trainer, causal language model, tied, loaded with device_map="auto" (output="frozen")',
-    expects="close",
-    within=FROZEN,
-    why=APART,
+    **CLOSE,
 )
 def causal_device_map(folder: Path) -> Outcome:
     settings = {"task": "causal-lm", "output": "frozen"}
@@ -532,9 +520,7 @@ def seq2seq_full(folder: Path) -> Outcome:
 
 @door(
     'Seq2SeqTrainer with predict_with_generate and beams, tied (output="frozen")',
-    expects="close",
-    within=FROZEN,
-    why=APART,
+    **CLOSE,
 )
 def seq2seq_tied(folder: Path) -> Outcome:
     options = {

@@ -19,6 +19,12 @@ THE_ROW: Final = "the row"
 AtRest = float | Literal["the row"]  # of a row that never had a gradient: a value, or the row itself
 
 
+_NO_REPLAY = (
+    "decay_unused_rows=True cannot replay {name}, which keeps a copy of each row ({key}) and changes rows between steps; "
+    "leave unused rows as they are (decay_unused_rows=False), or use AdamW"
+)
+
+
 class DecayReplay:
     """The steps since the full rows were last right, and the optimizer states of rows outside the vocabulary."""
 
@@ -49,7 +55,7 @@ class DecayReplay:
             self._row_keys = [key for key, value in state.items() if is_row_shaped(value, weight)]
             self._first_state = {key: _copied(value) for key, value in state.items() if key not in self._row_keys}
             self._optimizer_class, self._device = type(optimizer), weight.device
-            self._at_rest = _values_at_rest(optimizer, group)
+            self._at_rest = values_at_rest(optimizer, group, _NO_REPLAY)
         elif type(optimizer) is not self._optimizer_class:
             raise OptimizerError(
                 f"decay_unused_rows=True replays one optimizer, and {type(optimizer).__name__} steps after "
@@ -121,14 +127,12 @@ def states_at_rest(optimizer: Optimizer, group: dict[str, Any]) -> dict[str, AtR
     return {key: THE_ROW if torch.equal(value, rows) else float(value[0]) for key, value in found.items()}
 
 
-def _values_at_rest(optimizer: Optimizer, group: dict[str, Any]) -> dict[str, float]:
-    values = {}
+def values_at_rest(optimizer: Optimizer, group: dict[str, Any], refusal: str) -> dict[str, float]:
+    """`states_at_rest`, where they are values alone; raises `OptimizerError` with `refusal`, given {name} and {key}."""
+    values: dict[str, float] = {}
     for key, value in states_at_rest(optimizer, group).items():
         if value == THE_ROW:
-            raise OptimizerError(
-                f"decay_unused_rows=True cannot replay {type(optimizer).__name__}, which keeps a copy of each row ({key!r}) "
-                "and changes rows between steps; leave unused rows as they are (decay_unused_rows=False), or use AdamW"
-            )
+            raise OptimizerError(refusal.format(name=type(optimizer).__name__, key=repr(key)))
         values[key] = value
     return values
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from leanvocab.decay import THE_ROW, AtRest, states_at_rest
+from leanvocab.decay import values_at_rest
 from leanvocab.errors import CheckpointError, OptimizerError
 from leanvocab.headers import SafetensorsFile, read_file, read_json
 from leanvocab.layout import OPTIMIZER, OPTIMIZER_TENSORS, Description
@@ -19,6 +19,10 @@ from leanvocab.table import Table
 from leanvocab.tensorfiles import read_tensor
 
 _FORMAT = "leanvocab optimizer"
+_NO_DELTA = (
+    "{name} keeps a copy of each row ({key}), which a delta does not hold for rows outside the vocabulary; save full "
+    'checkpoints (checkpoints="full"), or the delta without optimizer states'
+)
 
 
 def write_states(optimizer: Optimizer, folder: Path, tables: dict[int, tuple[str, Table]]) -> None:
@@ -38,7 +42,7 @@ def write_states(optimizer: Optimizer, folder: Path, tables: dict[int, tuple[str
         for parameter in group["params"]:
             if parameter in optimizer.state:
                 name, table = tables.get(id(parameter), (None, None))
-                at_rest = _values_at_rest(optimizer, group) if table is not None else {}
+                at_rest = values_at_rest(optimizer, group, _NO_DELTA) if table is not None else {}
                 states[str(number)] = {"table": name, "values": {}}
                 for key, value in optimizer.state[parameter].items():
                     is_tensor = isinstance(value, Tensor)
@@ -57,23 +61,12 @@ def write_states(optimizer: Optimizer, folder: Path, tables: dict[int, tuple[str
     (folder / OPTIMIZER).write_text(json.dumps(content), encoding="utf-8")
 
 
-def _values_at_rest(optimizer: Optimizer, group: dict[str, Any]) -> dict[str, AtRest]:
-    found = states_at_rest(optimizer, group)
-    slow = next((key for key, value in found.items() if value == THE_ROW), None)
-    if slow is not None:
-        raise OptimizerError(
-            f"{type(optimizer).__name__} keeps a copy of each row ({slow!r}), which a delta does not hold for rows outside the "
-            'vocabulary; save full checkpoints (checkpoints="full"), or the delta without optimizer states'
-        )
-    return found
-
-
 def check_states_can_be_saved(optimizer: Optimizer, tables: Container[int]) -> None:
     """Raises `OptimizerError` where `write_states` would; `tables` has the ids of the parameters of tables."""
     optimizer = getattr(optimizer, "optimizer", optimizer)
     for group in optimizer.param_groups:
         if any(id(parameter) in tables for parameter in group["params"]):
-            _values_at_rest(optimizer, group)
+            values_at_rest(optimizer, group, _NO_DELTA)
 
 
 def read_full_states(folder: Path, said: Description) -> dict[str, Any]:
