@@ -140,7 +140,7 @@ def memory_of(folder: Path, case: dict[str, Any], name: str) -> dict[str, int]:
     """Growth of this process while it counts, which it does for the first time."""
     import datasets
 
-    from leanvocab.peak import record_peak
+    from leanvocab.reports.peak import record_peak
 
     datasets.disable_progress_bars()
     program = programs(folder, case)[name]

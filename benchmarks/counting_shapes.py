@@ -71,7 +71,7 @@ def time_case(folder: str, rows: str, derived: str, rounds: str, seconds: str) -
 def memory_of(folder: str, in_memory: str) -> dict[str, int]:
     """Growth of this process while it counts, which it does for the first time."""
     from leanvocab import count_tokens
-    from leanvocab.peak import record_peak
+    from leanvocab.reports.peak import record_peak
 
     dataset = load_rows(Path(folder, "data"), in_memory=in_memory == "held")
     with record_peak(0.0005) as peak:

@@ -105,7 +105,7 @@ def child(who: str, folder: str, given: str) -> dict[str, Any]:
     import datasets
     from transformers import AutoModelForSequenceClassification
 
-    from leanvocab.peak import record_peak
+    from leanvocab.reports.peak import record_peak
 
     options = json.loads(given)
     warnings.simplefilter("ignore")

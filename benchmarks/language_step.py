@@ -64,7 +64,7 @@ def serve(who: str, folder: str, size: str, batch: str, length: str, kept: str, 
     """A worker: loads the checkpoint and takes steps when asked."""
     import torch
 
-    from leanvocab.peak import record_peak
+    from leanvocab.reports.peak import record_peak
 
     warnings.simplefilter("ignore")  # it says that restricted is another objective
     ids = kept_ids(size, int(kept)) if size in SHAPES else _first_ids(folder, int(kept))

@@ -24,12 +24,12 @@ from benchmarks._command import About, finish, parser, read_options
 from benchmarks._models import kept_ids, save_model
 from benchmarks._results import OURS, Figure, Result, Series, beside_ours
 from benchmarks._rounds import Budget, run_child, run_module, take_turns
-from leanvocab.bytestreams import sha256_of_range
-from leanvocab.compare import rest_sha256
-from leanvocab.headers import make_header, opened, read_file, read_weights
-from leanvocab.layout import BaseTensor, DeltaTable, DeltaTensor, Description, digest_of, write_signs
-from leanvocab.merge import merge_checkpoint
-from leanvocab.vocabulary import PartialVocabulary
+from leanvocab.checkpoints.delta_format import BaseTensor, DeltaTable, DeltaTensor, Description, digest_of, write_signs
+from leanvocab.checkpoints.merge import merge_checkpoint
+from leanvocab.checkpoints.verify import rest_sha256
+from leanvocab.files.copying import sha256_of_range
+from leanvocab.files.headers import make_header, opened, read_header, read_weights
+from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 ABOUT = About(
     name="merge",
@@ -87,7 +87,7 @@ def make_delta(folder: Path, base: Path) -> None:
         with opened(file.path.parent, file.path.name) as source:
             base_tensors[each] = BaseTensor(entry.dtype, entry.shape, sha256_of_range(source, entry.start, entry.end))
             rest = rest_sha256(source, entry, vocabulary.token_ids) if each == name else rest
-    file = read_file(folder, "delta.safetensors")
+    file = read_header(folder, "delta.safetensors")
     entry = file.tensors[name]
     digest = digest_of((folder / "delta.safetensors").read_bytes()[entry.start : entry.end])
     tables, tensors = {name: DeltaTable(vocabulary, rest)}, {name: DeltaTensor((name,), digest)}
@@ -123,7 +123,7 @@ def with_copy(folder: Path, target: Path) -> None:
 
 
 def with_leanvocab(folder: Path, target: Path) -> None:
-    merge_checkpoint(base=folder / "base", partial=folder / "delta", output=target, progress=False)
+    merge_checkpoint(base=folder / "base", delta=folder / "delta", output=target, progress=False)
 
 
 def with_safetensors(folder: Path, target: Path) -> None:
@@ -199,11 +199,11 @@ def check(folder: Path, who: str) -> None:
 
 def child(who: str, folder: str) -> int:
     """Growth of this process's anonymous bytes while it merges; for leanvocab while it verifies, too."""
-    from leanvocab.peak import record_peak
+    from leanvocab.reports.peak import record_peak
 
     path = Path(folder)
     if who == OURS:
-        import leanvocab.merge  # noqa: F401
+        import leanvocab.checkpoints.merge  # noqa: F401
     elif who == PEFT:
         import peft  # noqa: F401
         from transformers import AutoModelForSequenceClassification, XLMRobertaForSequenceClassification  # noqa: F401
@@ -211,7 +211,7 @@ def child(who: str, folder: str) -> int:
         import safetensors.torch  # noqa: F401
     with record_peak() as peak:
         if who == OURS:
-            merge_checkpoint(base=path / "base", partial=path / "delta", output=path / "merged", verify=True)
+            merge_checkpoint(base=path / "base", delta=path / "delta", output=path / "merged", verify=True)
         else:
             PROGRAMS[who](path, path / "merged")
     shutil.rmtree(path / "merged")
@@ -233,7 +233,7 @@ def delta_ratios(folder: Path, size: str) -> Iterator[Figure]:
     lv.save_delta(model, folder / "everything", base=folder / "base")
     for name in ("delta", "everything"):
         num_bytes = sum(path.stat().st_size for path in (folder / name).iterdir())
-        tensors = read_file(folder / name, "delta.safetensors").tensors.values()
+        tensors = read_header(folder / name, "delta.safetensors").tensors.values()
         trained = "rows" if name == "delta" else name
         yield Figure(
             f"delta folder / its tensors, {trained} trained", num_bytes / sum(e.num_bytes for e in tensors), "×", 1.02

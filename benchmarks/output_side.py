@@ -261,7 +261,7 @@ def pairs_of(
 
 def memory_of(rows: str, tokens: str, given: str, who: str) -> int:
     """Peak of this process in its first forward and backward at this size, beyond the layer and its inputs."""
-    from leanvocab.peak import record_peak
+    from leanvocab.reports.peak import record_peak
 
     options = json.loads(given)
     make_small = losses(600, 16, options)[who]

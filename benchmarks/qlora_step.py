@@ -70,7 +70,7 @@ def child(name: str, folder: str, who: str, batch: str, length: str, device: str
     import torch
 
     import leanvocab as lv
-    from leanvocab.peak import record_peak
+    from leanvocab.reports.peak import record_peak
 
     warnings.simplefilter("ignore")  # it says that restricted is another objective
     ids = kept_ids(name)
@@ -95,7 +95,7 @@ def child(name: str, folder: str, who: str, batch: str, length: str, device: str
 
 def _mapped_bytes(estimate: Any, who: str) -> int:
     """What a card would hold and a CPU has in a mapped file: frozen rows, or a block of them on its way, in bf16 for fp32."""
-    from leanvocab.projection import STREAMED_BYTES
+    from leanvocab.output.projection import STREAMED_BYTES
 
     return STREAMED_BYTES // 2 if who == HOST else int(estimate.partial.frozen_bytes)
 

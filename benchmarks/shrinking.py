@@ -82,7 +82,7 @@ def child(who: str, folder: str, code: str) -> dict[str, float]:
     """Seconds and growth of anonymous memory of each stage, in this process; and of the stages in `TOTAL` together."""
     from transformers import AutoModelForSequenceClassification
 
-    from leanvocab.peak import record_peak
+    from leanvocab.reports.peak import record_peak
 
     base, out = Path(folder, "base"), Path(folder, "saved")
     model = AutoModelForSequenceClassification.from_pretrained(base)

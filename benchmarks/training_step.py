@@ -241,7 +241,7 @@ def _num_bytes(value: Any) -> int:
 
 def memory_of(program: Program, batches: Iterator[Any], start: dict[str, int], device: str) -> dict[str, int]:
     """Peaks over two steps beyond what the process held before the model was loaded, and the split."""
-    from leanvocab.peak import record_peak
+    from leanvocab.reports.peak import record_peak
 
     split: dict[str, int] = {}
     with record_peak() as peak:
@@ -262,7 +262,7 @@ def prepare(who: str, folder: str, size: str, given: str) -> tuple[dict[str, Cal
     import torch
     from transformers import AutoModelForSequenceClassification
 
-    from leanvocab.peak import record_peak
+    from leanvocab.reports.peak import record_peak
 
     options = json.loads(given)
     warnings.simplefilter("ignore")  # that 8-bit states mix rows is said once, in the documentation

@@ -82,8 +82,8 @@ def programs(task: str, where: str) -> dict[str, Callable[[], Any]]:
     import numpy as np
     from transformers import AutoTokenizer
 
-    from leanvocab.counts import count_tokens
-    from leanvocab.text import tokenize
+    from leanvocab.finetune.text_columns import tokenize
+    from leanvocab.vocabulary.counts import count_tokens
 
     tokenizer, data, columns = AutoTokenizer.from_pretrained(where), load_task(task), TASKS[task][2]
     texts = [list(data[column][:]) for column in columns]

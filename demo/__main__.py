@@ -18,7 +18,7 @@ from demo.downloads import sha256_of
 from demo.figure import draw
 from demo.inputs import NUM_REVIEWS, make_data_folder, make_model_folder
 from demo.runs import Run, finetune
-from leanvocab.vocabulary import PartialVocabulary
+from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 # Files that record a run's timings, its folder or its vocabulary; all others hold what was trained.
 _OF_THE_RUN = {"finetune.json", "partial_vocabulary.json", "trainer_state.json", "training_args.bin"}

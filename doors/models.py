@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 import leanvocab as lv
-from leanvocab.model import shrink_
+from leanvocab.model.shrink import shrink_
 
 FULL_SIZE, PAD, DIM = 500, 1, 64
 _SIZES: dict[str, Any] = {

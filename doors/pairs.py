@@ -15,7 +15,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from doors.registry import Outcome, Verdict
 from leanvocab.errors import LeanVocabError
-from leanvocab.output import RemapLinear
+from leanvocab.output.layer import RemapLinear
 
 _UNCOMPARED = {"README.md", "training_args.bin"}  # cards are dated; arguments hold the folder's own path
 
@@ -59,7 +59,7 @@ def _frozen_nbytes(module: nn.Module) -> int:
     if not isinstance(module, RemapLinear) or module.__dict__.get("_frozen") is None:
         return 0
     table = module.table
-    if table.output != "frozen" or table.frozen_rows_place == "host":
+    if table.output != "frozen" or table.frozen_rows_on == "host":
         return 0
     return (table.full_size - table.num_rows) * module.weight.shape[1] * module._frozen.held_dtype.itemsize  # type: ignore[union-attr]
 

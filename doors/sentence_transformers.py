@@ -13,7 +13,7 @@ import leanvocab as lv
 from doors import models, pairs, trl
 from doors.registry import Outcome, door, real_file
 from doors.trainer import CLOSE
-from leanvocab.model import shrink_
+from leanvocab.model.shrink import shrink_
 
 _NEEDS: dict[str, Any] = {"needs": ("sentence-transformers",), "pip": "'leanvocab[sentence-transformers]'"}
 

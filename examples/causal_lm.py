@@ -9,7 +9,7 @@ from datasets import load_dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
 import leanvocab as lv
-from leanvocab.collators import PaddingCollator
+from leanvocab.finetune.collators import PaddingCollator
 
 
 def main(name: str, data: str, output: str) -> None:

@@ -5,8 +5,8 @@ python examples/masked_lm.py MODEL DATA.csv OUTPUT        (column text)
 
 import sys
 
-from leanvocab.finetune import finetune
-from leanvocab.settings import FineTuneSettings
+from leanvocab.finetune.job import finetune
+from leanvocab.finetune.settings import FineTuneSettings
 
 
 def main(name: str, data: str, output: str) -> None:

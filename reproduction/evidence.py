@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from leanvocab.vocabulary import PartialVocabulary
+from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 from reproduction.bench import Bench
 from reproduction.grid import Entry, Grid, Result
 from reproduction.paper import DEBERTA_SIZES, MODELS, TASKS, Model, Paper

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
-from leanvocab.counts import TokenCounts, count_tokens
 from leanvocab.errors import DataError
 from leanvocab.extras import require
+from leanvocab.vocabulary.counts import TokenCounts, count_tokens
 from reproduction.counting import token_ids
 from reproduction.grid import Entry, Grid, Result
 from reproduction.paper import GPT2, TASKS, Task

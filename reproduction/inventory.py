@@ -100,8 +100,8 @@ def _why_incomplete(names: Sequence[str], held: Sequence[Any]) -> str:
 
 
 def table8(bench: Bench) -> Result:
-    """The hyperparameters for GLUE, beside the defaults of `leanvocab.settings`."""
-    from leanvocab.settings import FineTuneSettings
+    """The hyperparameters for GLUE, beside the defaults of `leanvocab.finetune.settings`."""
+    from leanvocab.finetune.settings import FineTuneSettings
 
     settings = FineTuneSettings()
     table, heading = "table8_hyperparameters", "glue"

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from leanvocab.counts import TokenCounts
+from leanvocab.vocabulary.counts import TokenCounts
 from reproduction.bench import Bench
 from reproduction.cells import Cell, make_cell
 from reproduction.grid import Entry, Grid, Result, cell_grid

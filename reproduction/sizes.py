@@ -4,9 +4,9 @@ import copy
 from dataclasses import dataclass, field
 from typing import Any
 
-from leanvocab.counts import TokenCounts
-from leanvocab.memory import estimate_memory
-from leanvocab.vocabulary import PartialVocabulary
+from leanvocab.reports.memory import estimate_memory
+from leanvocab.vocabulary.counts import TokenCounts
+from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 from reproduction.sources import Sources
 
 

@@ -108,7 +108,7 @@ class Sources:
         return found
 
     def _find(self, benchmark: str, prefix: str, config_name: str, splits: list[str]) -> dict[str, Split]:
-        from leanvocab.data import load_splits, read_file
+        from leanvocab.finetune.loading import load_splits, read_data_file
 
         if self.data is None:
             loaded = load_splits(HUB_NAMES[benchmark], config_name)
@@ -121,7 +121,7 @@ class Sources:
             whole, part = (folder / f"{prefix}.{name}{end}.parquet" for end in ("", "_partial"))
             if whole.is_file() or part.is_file():
                 path = whole if whole.is_file() else part
-                found[name] = Split(name, read_file(path), path == part)
+                found[name] = Split(name, read_data_file(path), path == part)
         return found
 
     # --------------------------------------------------------------------------------- tokenizers and configs

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leanvocab.errors import DataError
-from leanvocab.settings import FineTuneSettings
+from leanvocab.finetune.settings import FineTuneSettings
 from reproduction.cells import Cell, make_cell
 from reproduction.grid import Entry, Grid, Look, Result
 from reproduction.paper import MODELS, TASKS, Task
 from reproduction.sources import Sources
 
 if TYPE_CHECKING:
-    from leanvocab.finetune import FineTuneResult
+    from leanvocab.finetune.job import FineTuneResult
 
 NUM_RUNS = 5
 _TIMES, _SCORES = "table9_runtime_seconds", "table10_glue_scores"
@@ -85,7 +85,7 @@ def _finetuned(
 
     Without scores the other splits are counted under names that are not taken for one to validate on.
     """
-    from leanvocab.finetune import finetune
+    from leanvocab.finetune.job import finetune
 
     held = sources.glue(task).splits
     splits = {split.name if is_scored else f"counted_{split.name}": split.rows for split in held}

@@ -12,8 +12,8 @@ from typing import Any
 
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
-from leanvocab.counts import TokenCounts, count_tokens
 from leanvocab.errors import DataError
+from leanvocab.vocabulary.counts import TokenCounts, count_tokens
 from reproduction.cells import Cell, make_cell
 from reproduction.grid import Entry, Grid, Result, cell_grid
 from reproduction.paper import GPT2, Paper

@@ -9,7 +9,7 @@ from pathlib import Path
 import transformers
 
 import leanvocab as lv
-from leanvocab.report import plot_memory
+from leanvocab.reports.plots import plot_memory
 
 _BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
 _ROBERTA = {**_BASE, "max_position_embeddings": 514, "type_vocab_size": 1}

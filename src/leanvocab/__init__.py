@@ -9,31 +9,31 @@ from typing import TYPE_CHECKING, Any
 from leanvocab._version import __version__
 
 if TYPE_CHECKING:
-    from leanvocab.checkpoint import save_full
-    from leanvocab.counts import TokenCounts, count_tokens
-    from leanvocab.delta import save_delta
+    from leanvocab.checkpoints.checkpoint import save_full
+    from leanvocab.checkpoints.delta_saving import save_delta
+    from leanvocab.checkpoints.merge import merge_checkpoint
     from leanvocab.errors import LeanVocabError
-    from leanvocab.memory import estimate_memory
-    from leanvocab.merge import merge_checkpoint
-    from leanvocab.model import merge_, partial_state_dicts, shrink_, shrunk, status
+    from leanvocab.model.shrink import merge_, partial_state_dicts, shrink_, shrunk, status
+    from leanvocab.reports.memory import estimate_memory
     from leanvocab.trainer import LeanVocabCallback
-    from leanvocab.vocabulary import PartialVocabulary
+    from leanvocab.vocabulary.counts import TokenCounts, count_tokens
+    from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 # Name → room, in the order in which the data flows.
 _ROOMS = {
     "LeanVocabError": "errors",
-    "TokenCounts": "counts",
-    "count_tokens": "counts",
-    "PartialVocabulary": "vocabulary",
-    "shrink_": "model",
-    "merge_": "model",
-    "shrunk": "model",
-    "status": "model",
-    "partial_state_dicts": "model",
-    "estimate_memory": "memory",
-    "save_full": "checkpoint",
-    "save_delta": "delta",
-    "merge_checkpoint": "merge",
+    "TokenCounts": "vocabulary.counts",
+    "count_tokens": "vocabulary.counts",
+    "PartialVocabulary": "vocabulary.partial_vocabulary",
+    "shrink_": "model.shrink",
+    "merge_": "model.shrink",
+    "shrunk": "model.shrink",
+    "status": "model.shrink",
+    "partial_state_dicts": "model.shrink",
+    "estimate_memory": "reports.memory",
+    "save_full": "checkpoints.checkpoint",
+    "save_delta": "checkpoints.delta_saving",
+    "merge_checkpoint": "checkpoints.merge",
     "LeanVocabCallback": "trainer",
 }
 

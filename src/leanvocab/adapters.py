@@ -7,14 +7,14 @@ from typing import Any
 
 from torch import nn
 
-from leanvocab.checkpoint import written_whole
-from leanvocab.delta import find_base, write_delta
+from leanvocab.checkpoints.checkpoint import written_whole
+from leanvocab.checkpoints.delta_format import read_delta
+from leanvocab.checkpoints.delta_saving import find_base, write_delta
 from leanvocab.errors import ModelError
 from leanvocab.extras import require
-from leanvocab.layout import read_delta
-from leanvocab.output import RemapLinear
-from leanvocab.partial_module import PartialModule
-from leanvocab.tensorfiles import read_tensor
+from leanvocab.files.tensors import read_tensor
+from leanvocab.output.layer import RemapLinear
+from leanvocab.partial.module import PartialModule
 
 _KINDS = {"causal-lm": "CAUSAL_LM", "seq2seq-lm": "SEQ_2_SEQ_LM", "masked-lm": "FEATURE_EXTRACTION"}
 _WEIGHTS = "adapter_model.safetensors"

@@ -5,19 +5,25 @@ from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
-from leanvocab.checkpoint import clear_leftovers
-from leanvocab.delta import check_not_sharded, find_base, load_delta
-from leanvocab.delta_runs import make_delta_of_checkpoint, resume_from_delta
+from leanvocab.checkpoints.checkpoint import clear_leftovers
+from leanvocab.checkpoints.delta_format import is_delta, read_delta
+from leanvocab.checkpoints.delta_saving import (
+    check_not_sharded,
+    check_vocabularies,
+    find_base,
+    load_delta,
+    paths_of_tables,
+    warn_of_another_mode,
+    widen_tables,
+)
+from leanvocab.checkpoints.optimizer_states import check_states_can_be_saved
+from leanvocab.checkpoints.training_runs import full_checkpoint, make_delta_of_checkpoint
 from leanvocab.errors import NotShrunkError, OptimizerError, SettingsError
-from leanvocab.layout import is_delta
-from leanvocab.model import shrink_, status
-from leanvocab.optimizerstates import check_states_can_be_saved
-from leanvocab.partial_module import PartialModule
-from leanvocab.vocabulary import PartialVocabulary
-
-__all__ = ["LeanVocabCallback", "resume_from_delta"]
+from leanvocab.model.shrink import shrink_, status
+from leanvocab.partial.module import PartialModule
+from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 
 class LeanVocabCallback(TrainerCallback):
@@ -89,3 +95,36 @@ class LeanVocabCallback(TrainerCallback):
         model, best = kwargs.get("model"), state.best_model_checkpoint
         if args.load_best_model_at_end and model is not None and best and is_delta(Path(best)):
             load_delta(model, best, base=self.base)
+
+
+def resume_from_delta(
+    trainer: Trainer,
+    checkpoint: str | os.PathLike[str],
+    *,
+    widen: bool = False,
+    base: str | os.PathLike[str] | None = None,
+) -> Any:
+    """Goes on training from a delta checkpoint, states included, and returns what `trainer.train` returns.
+
+    The delta is made full beside the checkpoint for as long as loading and training take, since a Trainer resumes from
+    full checkpoints alone. With `widen`, a model that was shrunk to another vocabulary is shrunk to the union of both.
+
+    Raises:
+        CheckpointError: the delta is of another vocabulary, or another base; before a step is taken.
+        NotShrunkError: the trainer's model is not shrunk.
+    """
+    model = trainer.model
+    if not isinstance(model, nn.Module):
+        raise SettingsError("the trainer has no model yet; make it with one before resuming from a delta")
+    said, _ = read_delta(Path(os.path.realpath(checkpoint)))
+    paths = paths_of_tables(model, said)
+    check_vocabularies(model, said, paths, widen)
+    warn_of_another_mode(model, said)
+    if widen and trainer.optimizer is not None:
+        raise OptimizerError(
+            "widen=True makes new tables, and the trainer has an optimizer already: let the trainer build it"
+        )
+    if widen:
+        widen_tables(model, said, paths)
+    with full_checkpoint(checkpoint, base=base) as folder:
+        return trainer.train(resume_from_checkpoint=str(folder))

@@ -13,9 +13,9 @@ from tiny_models import AUTO_CLASSES, PAIRS, TABLES, UNBUILDABLE, Pair, Tiny, bu
 from torch import nn
 from training import check_same, differing, outputs, same_bits, train
 
-from leanvocab.embedding import RemapEmbedding
 from leanvocab.errors import BypassError, LeanVocabError, ModelError, TiedOutputError
-from leanvocab.model import merge_, shrink_
+from leanvocab.model.shrink import merge_, shrink_
+from leanvocab.partial.embedding import RemapEmbedding
 
 pytestmark = [
     # EncoderDecoderModel, at every loss.

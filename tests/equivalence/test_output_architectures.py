@@ -35,12 +35,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from training import check_same, differing, far_apart, layout_of, outputs, seed_everything, ties_of
 
-from leanvocab import lazy_logits
 from leanvocab.errors import BypassError, LeanVocabError, LeanVocabWarning, ModelError, TiedOutputError
-from leanvocab.inventory import PARTIAL, take_inventory
-from leanvocab.model import merge_, shrink_, status
-from leanvocab.output import RemapLinear
-from leanvocab.partial_module import PartialModule
+from leanvocab.model.shrink import merge_, shrink_, status
+from leanvocab.output import lazy_logits
+from leanvocab.output.layer import RemapLinear
+from leanvocab.partial.module import PartialModule
+from leanvocab.reports.inventory import PARTIAL, take_inventory
 
 CLOSE = 1e-5  # relative, in fp32
 NUM_STEPS = 3

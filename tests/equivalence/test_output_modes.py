@@ -21,9 +21,9 @@ from small_lm import (
 )
 from torch import Tensor
 
-from leanvocab.lazy_logits import LazyLogits
-from leanvocab.model import merge_, shrink_, status
-from leanvocab.projection import FrozenRows
+from leanvocab.model.shrink import merge_, shrink_, status
+from leanvocab.output.lazy_logits import LazyLogits
+from leanvocab.output.projection import FrozenRows
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*which is another objective:leanvocab.errors.LeanVocabWarning"),

@@ -24,9 +24,9 @@ from tiny_models import PAIRS, VOCAB_SIZE, Tiny
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 from training import differing, gradient_norm, same_bits, seed_everything
 
-from leanvocab.counts import count_tokens
-from leanvocab.model import merge_, shrink_
-from leanvocab.vocabulary import PartialVocabulary
+from leanvocab.model.shrink import merge_, shrink_
+from leanvocab.vocabulary.counts import count_tokens
+from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 NUM_STEPS = 20
 MAX_GRAD_NORM = 1.0

@@ -20,8 +20,8 @@ import transformers
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
-from leanvocab.counts import count_tokens
-from leanvocab.vocabulary import PartialVocabulary
+from leanvocab.vocabulary.counts import count_tokens
+from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 VOCAB_SIZE = 300
 BATCH, LENGTH = 3, 12

@@ -16,8 +16,8 @@ from disk import content, delta_of_base, tiny_folders, trained_pair
 from small import differing
 
 import leanvocab as lv
+from leanvocab.checkpoints.merge import merge_checkpoint
 from leanvocab.errors import CheckpointError
-from leanvocab.merge import merge_checkpoint
 
 
 @contextlib.contextmanager
@@ -38,8 +38,8 @@ def operations(model: Any, disk: Path) -> dict[str, tuple[Callable[[], Any], str
     return {
         "save_full": (lambda: lv.save_full(model, disk / "saved"), "saved"),
         "save_delta": (lambda: lv.save_delta(model, disk / "delta2", base=disk / "base"), "delta2"),
-        "merge": (lambda: merge_checkpoint(base=disk / "base", partial=disk / "delta", output=disk / "out"), "out"),
-        "merge in place": (lambda: merge_checkpoint(base=disk / "base", partial=disk / "delta", in_place=True), "base"),
+        "merge": (lambda: merge_checkpoint(base=disk / "base", delta=disk / "delta", output=disk / "out"), "out"),
+        "merge in place": (lambda: merge_checkpoint(base=disk / "base", delta=disk / "delta", in_place=True), "base"),
     }
 
 
@@ -102,12 +102,12 @@ def test_a_disk_that_is_read_only_is_an_error_and_leaves_everything_as_it_was(tm
 READ_ONLY = """
 import os, sys
 from pathlib import Path
-from leanvocab.merge import merge_checkpoint
+from leanvocab.checkpoints.merge import merge_checkpoint
 if os.getuid() == 0:
     os.setgid(65534); os.setuid(65534)  # root may write anywhere
 folder = Path(sys.argv[1])
 try:
-    merge_checkpoint(base=folder / "single", partial=folder / "delta", output=folder / "out")
+    merge_checkpoint(base=folder / "single", delta=folder / "delta", output=folder / "out")
 except PermissionError as error:
     print("refused", error)
 """
@@ -143,17 +143,17 @@ def test_a_file_that_is_cut_off_anywhere_is_refused(tmp_path: Path, base: str, s
     for length in lengths:
         path.write_bytes(whole[:length])
         with pytest.raises(CheckpointError, match=path.name):
-            merge_checkpoint(base=tmp_path / base, partial=tmp_path / "delta", output=tmp_path / "out")
+            merge_checkpoint(base=tmp_path / base, delta=tmp_path / "delta", output=tmp_path / "out")
         assert not (tmp_path / "out").exists()
     print(f"{len(lengths)} lengths of {path.name}")
     path.write_bytes(whole)
-    merge_checkpoint(base=tmp_path / base, partial=tmp_path / "delta", output=tmp_path / "out", verify=True)
+    merge_checkpoint(base=tmp_path / base, delta=tmp_path / "delta", output=tmp_path / "out", verify=True)
 
 
 MERGE = """
 import sys
-from leanvocab.merge import merge_checkpoint
-result = merge_checkpoint(base=sys.argv[1], partial=sys.argv[2], output=sys.argv[3])
+from leanvocab.checkpoints.merge import merge_checkpoint
+result = merge_checkpoint(base=sys.argv[1], delta=sys.argv[2], output=sys.argv[3])
 print("already there" if result.already_there else "written")
 """
 
@@ -182,7 +182,7 @@ def test_of_two_different_merges_into_one_output_one_wins_and_the_other_is_refus
     tiny_folders(tmp_path)
     (tmp_path / "early").mkdir()
     (tmp_path / "early" / "model.safetensors").write_bytes(b"another's")
-    from leanvocab import merge
+    from leanvocab.checkpoints import merge
 
     original = merge._copy_side_files
 
@@ -192,6 +192,6 @@ def test_of_two_different_merges_into_one_output_one_wins_and_the_other_is_refus
 
     monkeypatch.setattr(merge, "_copy_side_files", someone_else_is_faster)
     with pytest.raises(CheckpointError, match="is there already, and is not this merge's result"):
-        merge_checkpoint(base=tmp_path / "single", partial=tmp_path / "delta", output=tmp_path / "out")
+        merge_checkpoint(base=tmp_path / "single", delta=tmp_path / "delta", output=tmp_path / "out")
     assert content(tmp_path / "out") == {"model.safetensors": b"another's"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["delta", "out", "sharded", "single"]

@@ -18,10 +18,10 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["leanvocab"]):
+    from leanvocab.checkpoints.delta_format import CONFIG, DESCRIPTION, TENSORS, read_delta
+    from leanvocab.checkpoints.merge import merge_checkpoint
     from leanvocab.errors import CheckpointError
-    from leanvocab.headers import INDEX, SINGLE, read_file, read_weights
-    from leanvocab.layout import CONFIG, DESCRIPTION, TENSORS, read_delta
-    from leanvocab.merge import merge_checkpoint
+    from leanvocab.files.headers import INDEX, SINGLE, read_header, read_weights
 
 SLOW_SECONDS, GROWTH_BYTES = 2.0, 256 << 20
 KINDS = (
@@ -41,7 +41,7 @@ class Readers:
         self.peak_at_start = 0
 
     def _single(self) -> None:
-        file = read_file(self.folder / "single", SINGLE)
+        file = read_header(self.folder / "single", SINGLE)
         covered = sum(entry.num_bytes for entry in file.tensors.values()) + len(file.raw)
         assert covered == file.num_bytes == (self.folder / "single" / SINGLE).stat().st_size
         self._merge()
@@ -53,7 +53,7 @@ class Readers:
         read_delta(self.folder / "delta")
         out = self.folder / "out"
         try:
-            merge_checkpoint(base=self.folder / "single", partial=self.folder / "delta", output=out, progress=False)
+            merge_checkpoint(base=self.folder / "single", delta=self.folder / "delta", output=out, progress=False)
             read_weights(out)  # what is merged can be read
         finally:
             shutil.rmtree(out, ignore_errors=True)

@@ -26,9 +26,9 @@ from small_lm import (
 from small_text import write
 
 from leanvocab.errors import MissingTokenError
-from leanvocab.finetune import finetune
-from leanvocab.model import merge_, shrink_
-from leanvocab.settings import FineTuneSettings
+from leanvocab.finetune.job import finetune
+from leanvocab.finetune.settings import FineTuneSettings
+from leanvocab.model.shrink import merge_, shrink_
 
 DEVICE = os.environ.get("LEANVOCAB_TEST_DEVICE", "cuda")
 if DEVICE == "cuda" and not torch.cuda.is_available():

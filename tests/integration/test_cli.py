@@ -18,7 +18,7 @@ from leanvocab._version import __version__
 from leanvocab.cli.app import app
 from leanvocab.cli.shell import DEBUG_VARIABLE
 from leanvocab.errors import LeanVocabWarning
-from leanvocab.settings import FineTuneSettings
+from leanvocab.finetune.settings import FineTuneSettings
 
 QUICK = ["--epochs", "1", "--batch-size", "8", "--learning-rate", "1e-2", "--cpu"]
 

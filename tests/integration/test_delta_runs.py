@@ -8,7 +8,7 @@ from disk import read_all
 from small import differing, small_model
 from test_trainer import ALL_IDS, run, run_all
 
-from leanvocab.merge import merge_checkpoint
+from leanvocab.checkpoints.merge import merge_checkpoint
 
 DELTA_CHECKPOINT = {
     "README.md",
@@ -62,7 +62,7 @@ def test_resuming_from_a_delta_equals_never_having_stopped(runs: tuple[Path, dic
     assert resumed["losses"][-4:] == results["full"]["losses"][-4:]
     assert differing(read_all(folder / "again" / "final"), read_all(folder / "full" / "final")) == []
     assert not [path for path in (folder / "delta").iterdir() if path.name.startswith(".")]
-    merge_checkpoint(base=base, partial=folder / "again" / "checkpoint-8", output=folder / "merged", verify=True)
+    merge_checkpoint(base=base, delta=folder / "again" / "checkpoint-8", output=folder / "merged", verify=True)
     assert differing(read_all(folder / "merged"), read_all(folder / "full" / "checkpoint-8")) == []
 
 

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from leanvocab.counts import count_tokens
 from leanvocab.errors import DataError
-from leanvocab.ray_data import _add_partial_counts, _count_block
+from leanvocab.vocabulary.counts import count_tokens
+from leanvocab.vocabulary.ray_data import _add_partial_counts, _count_block
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what Ray's own threads and files warn of
 

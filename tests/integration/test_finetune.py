@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 from small_text import FULL_SIZE, SPECIAL, WORDS, listing, rows, save_pretrained, small_tokenizer, write, write_splits
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from leanvocab.data import load_splits
 from leanvocab.errors import CheckpointError, DataError, LeanVocabError, ModelError, SettingsError
-from leanvocab.finetune import finetune
-from leanvocab.settings import FineTuneSettings
-from leanvocab.task import find_task
-from leanvocab.vocabulary import PartialVocabulary
+from leanvocab.finetune.classification import find_task
+from leanvocab.finetune.job import finetune
+from leanvocab.finetune.loading import load_splits
+from leanvocab.finetune.settings import FineTuneSettings
+from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 QUICK = {"epochs": 1, "batch_size": 8, "learning_rate": 1e-2, "logging_steps": 1, "cpu": True}
 MODEL_FILES = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
@@ -280,7 +280,7 @@ def test_errors_come_before_long_work_and_leave_nothing(
 def test_a_failure_in_training_leaves_the_earlier_model_whole(base, data, tmp_path, monkeypatch):
     finetune(base, data, tmp_path / "out", settings())
     before = (tmp_path / "out/model.safetensors").read_bytes()
-    monkeypatch.setattr("leanvocab.finetune.save_full", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr("leanvocab.finetune.job.save_full", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         finetune(base, data, tmp_path / "out", settings(overwrite=True, seed=7))
     assert (tmp_path / "out/model.safetensors").read_bytes() == before

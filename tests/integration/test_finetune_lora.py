@@ -12,8 +12,8 @@ from small_language import pairs, save_language_model, texts
 from small_text import rows, save_pretrained, write
 
 from leanvocab.errors import MissingExtraError
-from leanvocab.finetune import finetune
-from leanvocab.settings import FineTuneSettings
+from leanvocab.finetune.job import finetune
+from leanvocab.finetune.settings import FineTuneSettings
 
 pytest.importorskip("peft")
 

@@ -23,8 +23,8 @@ from small_language import (
 from small_text import FULL_SIZE, SPECIAL, listing, save_pretrained, small_tokenizer, write
 
 from leanvocab.errors import DataError, LeanVocabError, LeanVocabWarning, ModelError, SettingsError
-from leanvocab.finetune import finetune
-from leanvocab.settings import FineTuneSettings
+from leanvocab.finetune.job import finetune
+from leanvocab.finetune.settings import FineTuneSettings
 
 QUICK = {"epochs": 1, "batch_size": 6, "learning_rate": 1e-2, "logging_steps": 1, "max_length": 32, "cpu": True}
 AUTO = {

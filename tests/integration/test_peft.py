@@ -11,8 +11,8 @@ from small import batch, differing, small_model, train, used_vocabulary
 from torch import nn
 
 from leanvocab.errors import BypassError, TiedOutputError
-from leanvocab.model import merge_, shrink_, status
-from leanvocab.output import RemapLinear
+from leanvocab.model.shrink import merge_, shrink_, status
+from leanvocab.output.layer import RemapLinear
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "LoRA": {"target_modules": ["q_proj", "v_proj"]},

@@ -12,8 +12,8 @@ import torch
 from small_text import SPECIAL, WORDS, listing, rows, save_pretrained, small_tokenizer, write
 from transformers import BertConfig, BertForSequenceClassification, BertModel
 
-from leanvocab.counts import count_tokens
 from leanvocab.errors import DataError, ModelError
+from leanvocab.vocabulary.counts import count_tokens
 from reproduction import cells, evidence, grid, heaps, inventory, reductions, report, training, unused
 from reproduction.bench import Bench
 from reproduction.counting import count_text
@@ -321,7 +321,7 @@ def test_without_a_folder_data_come_from_the_hub_by_their_names(monkeypatch, pub
 
         return datasets.Dataset.from_list(texts("cola", split))
 
-    monkeypatch.setattr("leanvocab.data.load_splits", load)
+    monkeypatch.setattr("leanvocab.finetune.loading.load_splits", load)
     sources = Sources(paper=Paper(published))
     assert sources.glue(find_task("cola")).is_complete
     assert sources.xnli("de").gaps[0] == "xnli.de.train has 40 rows, the paper's 392,702"

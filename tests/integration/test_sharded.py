@@ -10,9 +10,9 @@ from torch import nn
 
 import leanvocab as lv
 from doors import ranks
-from leanvocab.delta import write_delta
+from leanvocab.checkpoints.delta_saving import write_delta
 from leanvocab.errors import CheckpointError, LeanVocabWarning, ModelError
-from leanvocab.sharded import share_of, whole
+from leanvocab.partial.sharded import share_of, whole
 
 FULL_SIZE, KEPT = 23, [1, 2, 5, 7, 11, 20, 22]  # neither is even: the ranks' shares are not alike
 

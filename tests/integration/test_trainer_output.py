@@ -12,7 +12,7 @@ from test_trainer import run, run_all, same_files
 from transformers import Trainer, TrainingArguments
 
 import leanvocab as lv
-from leanvocab.merge import merge_checkpoint
+from leanvocab.checkpoints.merge import merge_checkpoint
 
 USED = torch.randint(3, FULL_SIZE, (32, 12), generator=torch.Generator().manual_seed(7)).unique()
 MATRIX = "model.embed_tokens.weight"
@@ -107,7 +107,7 @@ def test_resuming_from_a_delta_equals_never_having_stopped(runs: tuple[Path, dic
     )
     assert resumed["losses"][-4:] == results["frozen"]["losses"][-4:]
     assert differing(read_all(folder / "again" / "final"), read_all(folder / "frozen" / "final")) == []
-    merge_checkpoint(base=folder / "base", partial=folder / "again/checkpoint-8", output=folder / "merged", verify=True)
+    merge_checkpoint(base=folder / "base", delta=folder / "again/checkpoint-8", output=folder / "merged", verify=True)
     assert differing(read_all(folder / "merged"), read_all(folder / "frozen" / "final")) == []
 
 

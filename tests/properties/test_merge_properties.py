@@ -13,12 +13,12 @@ from safetensors.torch import save_file
 from small import bits
 from torch import Tensor, nn
 
-from leanvocab.delta import save_delta
-from leanvocab.headers import read_file
-from leanvocab.merge import merge_checkpoint
-from leanvocab.model import shrink_
-from leanvocab.rowbytes import convert, gaps, runs
-from leanvocab.vocabulary import PartialVocabulary
+from leanvocab.checkpoints.delta_saving import save_delta
+from leanvocab.checkpoints.merge import merge_checkpoint
+from leanvocab.files.headers import read_header
+from leanvocab.files.row_bytes import convert, gaps, runs
+from leanvocab.model.shrink import shrink_
+from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
 
@@ -95,14 +95,14 @@ def test_merging_after_shrinking_is_what_training_the_full_tables_gives(case: tu
             model.head.bias.data.add_(1)
             expected["head.bias"] += 1
         save_delta(model, folder / "delta", base=folder / "base", tensors="all" if all_tensors else "changed")
-        merge_checkpoint(base=folder / "base", partial=folder / "delta", output=folder / "out", verify=True)
+        merge_checkpoint(base=folder / "base", delta=folder / "delta", output=folder / "out", verify=True)
         merged = read_all(folder / "out")
         assert set(merged) == set(expected)
         assert all(bits(merged[name].view(-1)) == bits(expected[name].view(-1)) for name in expected)
         assert_form_is_kept(folder / "base", folder / "out")
         before = content(folder / "out")
-        assert merge_checkpoint(base=folder / "base", partial=folder / "delta", output=folder / "out").already_there
-        merge_checkpoint(base=folder / "base", partial=folder / "delta", in_place=True, verify=True)
+        assert merge_checkpoint(base=folder / "base", delta=folder / "delta", output=folder / "out").already_there
+        merge_checkpoint(base=folder / "base", delta=folder / "delta", in_place=True, verify=True)
         assert content(folder / "base") == content(folder / "out") == before
 
 
@@ -111,7 +111,7 @@ def assert_form_is_kept(base: Path, out: Path) -> None:
     assert sorted(path.name for path in base.iterdir()) == sorted(path.name for path in out.iterdir())
     for path in base.iterdir():
         if path.suffix == ".safetensors":
-            assert read_file(base, path.name).raw == read_file(out, path.name).raw
+            assert read_header(base, path.name).raw == read_header(out, path.name).raw
         else:
             assert path.read_bytes() == (out / path.name).read_bytes()
 

@@ -11,8 +11,8 @@ from small import differing
 from torch import nn
 
 from leanvocab.errors import LeanVocabWarning, MissingTokenError
-from leanvocab.model import merge_, shrink_
-from leanvocab.vocabulary import PartialVocabulary
+from leanvocab.model.shrink import merge_, shrink_
+from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 
 @st.composite

@@ -11,9 +11,9 @@ from safetensors import safe_open
 from small import batch, small_model, train, used_vocabulary
 from torch import Tensor, nn
 
-from leanvocab.delta import save_delta
-from leanvocab.model import shrink_
-from leanvocab.vocabulary import PartialVocabulary
+from leanvocab.checkpoints.delta_saving import save_delta
+from leanvocab.model.shrink import shrink_
+from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 
 def listing(folder: Path) -> list[str]:

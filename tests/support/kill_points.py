@@ -19,16 +19,16 @@ import torch
 from disk import content, trained_pair
 from small import train
 
-from leanvocab import checkpoint
-from leanvocab.checkpoint import clear_leftovers, save_full
-from leanvocab.delta import save_delta
-from leanvocab.delta_runs import make_delta_of_checkpoint
-from leanvocab.merge import merge_checkpoint
+from leanvocab.checkpoints import checkpoint
+from leanvocab.checkpoints.checkpoint import clear_leftovers, save_full
+from leanvocab.checkpoints.delta_saving import save_delta
+from leanvocab.checkpoints.merge import merge_checkpoint
+from leanvocab.checkpoints.training_runs import make_delta_of_checkpoint
 
 # Where a writer's own lines are: in these files, from the operation down.
 _FILES = ("/leanvocab/", "/shutil.py", "/safetensors/torch.py", "/transformers/modeling_utils.py")
 _STAGES = {
-    "header": {"_write_header", "make_header", "read_file", "read_weights", "make_plan", "write", "write_signs"},
+    "header": {"_write_header", "make_header", "read_header", "read_weights", "make_plan", "write", "write_signs"},
     "tensor": {"_write_tensor", "_write_rows", "_write_whole", "copy_range", "write_at", "_write_tensors", "_delta_blocks",
                "save_file", "_write_model", "_save_parts", "save_pretrained", "_flatten", "sha256_of_range", "row_blocks"},
     "sync": {"_sync", "_sync_tree", "_sync_file", "sync_and_forget"},
@@ -89,17 +89,17 @@ def make_operation(folder: Path, name: str) -> tuple[Callable[[], Any], Path, Pa
         "save_full_new": (lambda: save_full(model, here / "fresh"), "fresh"),
         "save_delta": (lambda: save_delta(model, here / "delta", base=here / "base"), "delta"),
         "delta_checkpoint": (lambda: make_delta(model, here), "checkpoint-4"),
-        "merge": (lambda: merge_checkpoint(base=here / "base", partial=here / "delta", output=here / "out"), "out"),
+        "merge": (lambda: merge_checkpoint(base=here / "base", delta=here / "delta", output=here / "out"), "out"),
         "merge_verify": (
-            lambda: merge_checkpoint(base=here / "base", partial=here / "delta", output=here / "out", verify=True),
+            lambda: merge_checkpoint(base=here / "base", delta=here / "delta", output=here / "out", verify=True),
             "out",
         ),
         "merge_in_place": (
-            lambda: merge_checkpoint(base=here / "base", partial=here / "delta", in_place=True),
+            lambda: merge_checkpoint(base=here / "base", delta=here / "delta", in_place=True),
             "base",
         ),
         "merge_overwrite": (
-            lambda: merge_checkpoint(base=here / "base", partial=here / "delta", output=here / "saved", overwrite=True),
+            lambda: merge_checkpoint(base=here / "base", delta=here / "delta", output=here / "saved", overwrite=True),
             "saved",
         ),
     }

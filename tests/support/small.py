@@ -17,8 +17,8 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
-from leanvocab.counts import count_tokens
-from leanvocab.vocabulary import PartialVocabulary
+from leanvocab.vocabulary.counts import count_tokens
+from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 FULL_SIZE, PAD = 500, 1
 SIZES: dict[str, Any] = {"vocab_size": FULL_SIZE, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 
-from leanvocab import output_loss
-from leanvocab.model import merge_, shrink_, status
-from leanvocab.vocabulary import PartialVocabulary
+from leanvocab.model.shrink import merge_, shrink_, status
+from leanvocab.output import loss as output_loss
+from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 FULL_SIZE = 300
 KEPT = np.sort(np.random.default_rng(0).choice(np.arange(3, FULL_SIZE), 60, replace=False))
@@ -79,7 +79,7 @@ def hold_few_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several chunks of tokens and several blocks of rows, as real sizes have them."""
     for device in output_loss.CHUNK_BYTES:
         monkeypatch.setitem(output_loss.CHUNK_BYTES, device, 7 * 4 * FULL_SIZE)
-    monkeypatch.setattr("leanvocab.projection.STREAMED_BYTES", 77 * 32 * 4)
+    monkeypatch.setattr("leanvocab.output.projection.STREAMED_BYTES", 77 * 32 * 4)
 
 
 def lm_vocabulary() -> PartialVocabulary:

@@ -16,8 +16,8 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from leanvocab.counts import count_tokens
-from leanvocab.vocabulary import PartialVocabulary
+from leanvocab.vocabulary.counts import count_tokens
+from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 _SHARED: dict[str, Any] = {**SIZES, "intermediate_size": 64, "pad_token_id": PAD, "attention_dropout": 0.1}
 _BART: dict[str, Any] = {

@@ -32,8 +32,8 @@ def main(options: dict[str, Any]) -> None:
     model_class = LlamaForCausalLM if options.get("language_model") else RobertaForSequenceClassification
     model = model_class.from_pretrained(options["base"])
     if options.get("token_ids"):
-        from leanvocab.model import shrink_
-        from leanvocab.vocabulary import PartialVocabulary
+        from leanvocab.model.shrink import shrink_
+        from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
         ids = rows.unique().tolist() if options["token_ids"] == "used" else options["token_ids"]
         decays = options.get("decay", 0) > 0

@@ -9,11 +9,11 @@ from safetensors.torch import load_file
 from small import differing, small_model, train, twins, used_vocabulary
 from torch import nn
 
-from leanvocab import checkpoint
-from leanvocab.checkpoint import save_full
+from leanvocab.checkpoints import checkpoint
+from leanvocab.checkpoints.checkpoint import save_full
 from leanvocab.errors import CheckpointError
-from leanvocab.model import shrink_
-from leanvocab.vocabulary import PartialVocabulary
+from leanvocab.model.shrink import shrink_
+from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 SHARDED, WHOLE = "60KB", "5GB"
 

@@ -5,12 +5,18 @@ import pytest
 import torch
 from small_language import language_model, language_tokenizer
 
-from leanvocab.collators import EpochCallback, MaskingCollator, PaddingCollator, choose_collator, mask_to_validate
 from leanvocab.errors import DataError
-from leanvocab.language import LanguageTask
-from leanvocab.packing import IGNORED
-from leanvocab.settings import FineTuneSettings
-from leanvocab.vocabulary import PartialVocabulary
+from leanvocab.finetune.collators import (
+    EpochCallback,
+    MaskingCollator,
+    PaddingCollator,
+    choose_collator,
+    mask_to_validate,
+)
+from leanvocab.finetune.language import LanguageTask
+from leanvocab.finetune.packing import IGNORED
+from leanvocab.finetune.settings import FineTuneSettings
+from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 MASK, SPECIAL, KEPT = 4, [0, 1, 2, 3, 4], np.arange(100, 150)
 

@@ -5,8 +5,8 @@ import pyarrow as pa
 import pytest
 from small_text import listing, rows, write, write_splits
 
-from leanvocab.data import load_splits
 from leanvocab.errors import DataError
+from leanvocab.finetune.loading import load_splits
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".json", ".parquet"])

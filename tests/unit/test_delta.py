@@ -22,13 +22,13 @@ from transformers import (
 
 import leanvocab as lv
 from leanvocab.adapters import export_trainable_tokens
-from leanvocab.delta import load_delta
+from leanvocab.checkpoints.delta_format import read_delta
+from leanvocab.checkpoints.delta_saving import load_delta
+from leanvocab.checkpoints.merge import merge_checkpoint
 from leanvocab.errors import CheckpointError, LeanVocabWarning, ModelError, NotShrunkError
-from leanvocab.headers import read_file
-from leanvocab.layout import read_delta
-from leanvocab.merge import merge_checkpoint
-from leanvocab.model import merge_, shrink_
-from leanvocab.vocabulary import PartialVocabulary
+from leanvocab.files.headers import read_header
+from leanvocab.model.shrink import merge_, shrink_
+from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 DELTA = ["README.md", "config.json", "delta.safetensors", "leanvocab.json", "model_config.json"]
 
@@ -40,7 +40,7 @@ def freeze_all_but_rows(model: nn.Module) -> None:
 
 def test_a_delta_and_its_base_give_the_ordinarily_trained_model_bit_for_bit(tmp_path: Path) -> None:
     full = delta_of_base(tmp_path)
-    merge_checkpoint(base=tmp_path / "base", partial=tmp_path / "delta", output=tmp_path / "merged")
+    merge_checkpoint(base=tmp_path / "base", delta=tmp_path / "delta", output=tmp_path / "merged")
     assert differing(type(full).from_pretrained(tmp_path / "merged"), full) == []
     full.save_pretrained(tmp_path / "expected")
     for name in listing(tmp_path / "expected"):
@@ -67,9 +67,7 @@ def test_only_what_changed_is_held_unless_all_is_asked_for(tmp_path: Path) -> No
     assert list(read_all(tmp_path / "changed")) == ["roberta.embeddings.word_embeddings.weight"]
     assert set(read_all(tmp_path / "all")) == set(read_all(tmp_path / "base"))
     for name in ("changed", "all"):
-        merge_checkpoint(
-            base=tmp_path / "base", partial=tmp_path / name, output=tmp_path / f"{name}-merged", verify=True
-        )
+        merge_checkpoint(base=tmp_path / "base", delta=tmp_path / name, output=tmp_path / f"{name}-merged", verify=True)
     assert content(tmp_path / "changed-merged") == content(tmp_path / "all-merged")
 
 
@@ -81,7 +79,7 @@ def test_the_description_names_the_base_the_vocabulary_and_every_digest(tmp_path
     table = said["tables"]["roberta.embeddings.word_embeddings.weight"]
     assert table["token_ids"] == used_vocabulary().token_ids.tolist()
     assert table["digest"] == used_vocabulary().digest
-    base = read_file(tmp_path / "base", "model.safetensors")
+    base = read_header(tmp_path / "base", "model.safetensors")
     data = (tmp_path / "base" / "model.safetensors").read_bytes()
     import hashlib
 
@@ -112,22 +110,22 @@ def test_a_base_with_another_head_gives_the_new_head_the_models_names_and_its_co
         train(model)
         lv.save_delta(model, tmp_path / f"{base}-delta")
         merge_checkpoint(
-            base=tmp_path / base, partial=tmp_path / f"{base}-delta", output=tmp_path / f"{base}-out", verify=True
+            base=tmp_path / base, delta=tmp_path / f"{base}-delta", output=tmp_path / f"{base}-out", verify=True
         )
         merged, report = type(model).from_pretrained(tmp_path / f"{base}-out", output_loading_info=True)
         assert merged.config.num_labels == 5
         assert not report["missing_keys"]
         assert not report["unexpected_keys"]
         assert differing(merged, model) == []
-        merge_checkpoint(base=tmp_path / base, partial=tmp_path / f"{base}-delta", in_place=True)
-        assert merge_checkpoint(base=tmp_path / base, partial=tmp_path / f"{base}-delta", in_place=True).already_there
+        merge_checkpoint(base=tmp_path / base, delta=tmp_path / f"{base}-delta", in_place=True)
+        assert merge_checkpoint(base=tmp_path / base, delta=tmp_path / f"{base}-delta", in_place=True).already_there
         assert content(tmp_path / base) == content(tmp_path / f"{base}-out")
 
 
 @pytest.mark.parametrize("family", ["roberta", "bert", "bart", "llama", "llama-lm"])
 def test_every_family_merges_to_what_it_saves_in_full(tmp_path: Path, family: str) -> None:
     full = delta_of_base(tmp_path, family=family)
-    merge_checkpoint(base=tmp_path / "base", partial=tmp_path / "delta", output=tmp_path / "merged", verify=True)
+    merge_checkpoint(base=tmp_path / "base", delta=tmp_path / "delta", output=tmp_path / "merged", verify=True)
     full.save_pretrained(tmp_path / "expected")
     for name in listing(tmp_path / "expected"):
         assert (tmp_path / "merged" / name).read_bytes() == (tmp_path / "expected" / name).read_bytes(), name
@@ -141,7 +139,7 @@ def test_unused_rows_that_decayed_are_carried_whole(tmp_path: Path) -> None:
         train(each, torch.optim.AdamW(each.parameters(), lr=1e-2, weight_decay=0.1))
     lv.save_delta(model, tmp_path / "delta")
     assert read_all(tmp_path / "delta")["roberta.embeddings.word_embeddings.weight"].shape[0] == FULL_SIZE
-    merge_checkpoint(base=tmp_path / "base", partial=tmp_path / "delta", output=tmp_path / "merged", verify=True)
+    merge_checkpoint(base=tmp_path / "base", delta=tmp_path / "delta", output=tmp_path / "merged", verify=True)
     assert differing(type(full).from_pretrained(tmp_path / "merged"), full) == []
 
 
@@ -153,7 +151,7 @@ def test_a_model_in_another_dtype_than_its_base_merges_into_the_bases_dtype(tmp_
         model.roberta.embeddings.word_embeddings.weight.mul_(3)
     lv.save_delta(model, tmp_path / "delta")
     assert len(read_all(tmp_path / "delta")) == 1  # what equals the base, rounded as the model has it, is left out
-    merge_checkpoint(base=tmp_path / "base", partial=tmp_path / "delta", output=tmp_path / "merged", verify=True)
+    merge_checkpoint(base=tmp_path / "base", delta=tmp_path / "delta", output=tmp_path / "merged", verify=True)
     assert read_all(tmp_path / "merged")["classifier.dense.weight"].dtype == torch.float32
     assert differing(type(model).from_pretrained(tmp_path / "merged", dtype=torch.bfloat16), model) == []
 
@@ -164,7 +162,7 @@ def test_values_that_the_bases_dtype_cannot_hold_are_rounded_only_on_request(tmp
     shrink_(model, used_vocabulary())
     train(model)
     lv.save_delta(model, tmp_path / "delta")
-    paths = {"base": tmp_path / "base", "partial": tmp_path / "delta", "output": tmp_path / "merged"}
+    paths = {"base": tmp_path / "base", "delta": tmp_path / "delta", "output": tmp_path / "merged"}
     with pytest.raises(
         CheckpointError, match="expected BF16, as in the base, found F32, whose values would be rounded"
     ):
@@ -240,7 +238,7 @@ def test_a_base_that_has_other_rows_is_warned_about_and_the_table_is_carried_who
         LeanVocabWarning, match=r"rows outside the vocabulary differ from those of .*other, .* carried whole"
     ):
         lv.save_delta(model, tmp_path / "delta", base=tmp_path / "other")
-    merge_checkpoint(base=tmp_path / "other", partial=tmp_path / "delta", output=tmp_path / "merged", verify=True)
+    merge_checkpoint(base=tmp_path / "other", delta=tmp_path / "delta", output=tmp_path / "merged", verify=True)
     assert differing(type(full).from_pretrained(tmp_path / "merged"), full) == []
 
 
@@ -251,7 +249,7 @@ def test_saving_a_delta_twice_replaces_it_and_keeps_notes_beside_it(tmp_path: Pa
     train(model)
     lv.save_delta(model, tmp_path / "delta")
     assert listing(tmp_path / "delta") == sorted([*DELTA, "note.txt"])
-    merge_checkpoint(base=tmp_path / "base", partial=tmp_path / "delta", output=tmp_path / "merged")
+    merge_checkpoint(base=tmp_path / "base", delta=tmp_path / "delta", output=tmp_path / "merged")
     assert differing(type(model).from_pretrained(tmp_path / "merged"), model) == []
 
 
@@ -277,7 +275,7 @@ def test_any_module_has_a_delta_when_its_base_is_named(tmp_path: Path) -> None:
         "table.weight": 3,
         "per_layer.weight": 4,
     }
-    merge_checkpoint(base=tmp_path / "base", partial=tmp_path / "delta", output=tmp_path / "merged", verify=True)
+    merge_checkpoint(base=tmp_path / "base", delta=tmp_path / "delta", output=tmp_path / "merged", verify=True)
     merged = make()
     load_model(merged, str(tmp_path / "merged" / "model.safetensors"))
     assert differing(merged, expected) == []
@@ -342,7 +340,7 @@ def test_a_model_whose_checkpoint_has_other_names_than_the_model_itself(tmp_path
         optimizer.zero_grad()
     lv.save_delta(model, tmp_path / "delta")
     assert differing(load_delta(other, tmp_path / "delta"), model) == []
-    merge_checkpoint(base=tmp_path / "base", partial=tmp_path / "delta", output=tmp_path / "merged", verify=True)
+    merge_checkpoint(base=tmp_path / "base", delta=tmp_path / "delta", output=tmp_path / "merged", verify=True)
     assert differing(GPTNeoXForCausalLM.from_pretrained(tmp_path / "merged"), model) == []
 
 
@@ -357,6 +355,6 @@ def test_a_delta_beside_full_weights_is_refused_since_nothing_says_which_is_newe
     with pytest.raises(CheckpointError, match=said):
         load_delta(model, tmp_path / "delta")
     with pytest.raises(CheckpointError, match=r"Remove model\.safetensors to use the delta, or leanvocab\.json and"):
-        merge_checkpoint(base=tmp_path / "base", partial=tmp_path / "delta", output=tmp_path / "merged")
+        merge_checkpoint(base=tmp_path / "base", delta=tmp_path / "delta", output=tmp_path / "merged")
     (tmp_path / "delta" / "model.safetensors").unlink()
     assert differing(load_delta(model, tmp_path / "delta"), full) == []

@@ -14,11 +14,11 @@ from torch import nn
 
 import leanvocab as lv
 from leanvocab.adapters import export_trainable_tokens
-from leanvocab.delta import load_delta
+from leanvocab.checkpoints.delta_saving import load_delta
+from leanvocab.checkpoints.merge import merge_checkpoint
 from leanvocab.errors import CheckpointError, LeanVocabWarning, ModelError
-from leanvocab.merge import merge_checkpoint
-from leanvocab.model import merge_, shrink_
-from leanvocab.vocabulary import PartialVocabulary
+from leanvocab.model.shrink import merge_, shrink_
+from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 PAIRS = [
     ("llama-tied", "frozen"),
@@ -77,7 +77,7 @@ def test_a_delta_and_its_base_give_the_merged_model_and_what_was_tied_is_tied(
 ) -> None:
     model = trained(tmp_path, family, mode)
     lv.save_delta(model, tmp_path / "delta")
-    merge_checkpoint(base=tmp_path / "base", partial=tmp_path / "delta", output=tmp_path / "merged", verify=True)
+    merge_checkpoint(base=tmp_path / "base", delta=tmp_path / "delta", output=tmp_path / "merged", verify=True)
     merge_(model)
     model.save_pretrained(tmp_path / "expected")
     for name in listing(tmp_path / "expected"):
@@ -136,7 +136,7 @@ def test_widening_keeps_the_mode_and_where_frozen_rows_are(tmp_path: Path, famil
     found = lv.status(fresh)
     assert found.output == mode
     assert {table.digest for table in found.tables} == {(other | lm_vocabulary()).digest}
-    assert fresh.get_output_embeddings().table.frozen_rows_place == "host"
+    assert fresh.get_output_embeddings().table.frozen_rows_on == "host"
     assert differing(merge_(fresh), merge_(model)) == []
 
 
@@ -212,7 +212,7 @@ def test_a_mode_that_nobody_knows_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "delta" / "leanvocab.json"
     path.write_text(path.read_text().replace('"output":"frozen"', '"output":"sampled"'))
     with pytest.raises(CheckpointError, match="output: expected one of full, frozen, restricted, found 'sampled'"):
-        merge_checkpoint(base=tmp_path / "base", partial=tmp_path / "delta", output=tmp_path / "merged")
+        merge_checkpoint(base=tmp_path / "base", delta=tmp_path / "delta", output=tmp_path / "merged")
 
 
 def test_a_restricted_objective_is_said_beside_what_is_saved_and_merged(tmp_path: Path) -> None:
@@ -220,10 +220,8 @@ def test_a_restricted_objective_is_said_beside_what_is_saved_and_merged(tmp_path
     lv.save_delta(model, tmp_path / "delta")
     assert 'output="restricted"' in (tmp_path / "delta" / "README.md").read_text()
     lv.save_full(model, tmp_path / "saved")
-    merge_checkpoint(base=tmp_path / "base", partial=tmp_path / "delta", output=tmp_path / "merged", verify=True)
-    assert merge_checkpoint(
-        base=tmp_path / "base", partial=tmp_path / "delta", output=tmp_path / "merged"
-    ).already_there
+    merge_checkpoint(base=tmp_path / "base", delta=tmp_path / "delta", output=tmp_path / "merged", verify=True)
+    assert merge_checkpoint(base=tmp_path / "base", delta=tmp_path / "delta", output=tmp_path / "merged").already_there
     for folder in ("saved", "merged"):
         said = json.loads((tmp_path / folder / "leanvocab_training.json").read_text())
         assert said["output"] == "restricted"

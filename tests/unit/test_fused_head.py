@@ -8,9 +8,9 @@ import pytest
 import torch
 from small_lm import check_close, gradients, lm_batch, lm_vocabulary, mask_gradients, small_lm
 
-from leanvocab import fused_head
 from leanvocab.errors import BypassError, MissingTokenError
-from leanvocab.model import merge_, shrink_
+from leanvocab.model.shrink import merge_, shrink_
+from leanvocab.output import trl_losses as fused_head
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of TRL's imports
 trl_utils = pytest.importorskip("trl.trainer.utils")

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers.models.idefics.modeling_idefics import IdeficsDecoupledEmbedding
 
 from leanvocab.errors import BypassError, ModelError
-from leanvocab.model import merge_, partial_state_dicts, shrink_
-from leanvocab.vocabulary import PartialVocabulary
+from leanvocab.model.shrink import merge_, partial_state_dicts, shrink_
+from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 VOCABULARY = PartialVocabulary([0, 3, 5, 8], 9)
 LOW = torch.tensor([0, 3])  # ids that are kept, and below the partial size

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from disk import content, sha256, tiny_folders, write_raw
 
+from leanvocab.checkpoints.merge import merge_checkpoint
 from leanvocab.errors import CheckpointError
-from leanvocab.merge import merge_checkpoint
 
 SHARD, INDEX = "model-00001-of-00002.safetensors", "model.safetensors.index.json"
 
@@ -205,7 +205,7 @@ def test_a_hostile_input_is_refused_by_name_and_nothing_is_written(tmp_path: Pat
     before = content(tmp_path)
     for options in ({"output": tmp_path / "out"}, {"in_place": True}):
         with pytest.raises(CheckpointError, match=said):
-            merge_checkpoint(base=tmp_path / "in" / base, partial=tmp_path / "in" / "delta", **options)
+            merge_checkpoint(base=tmp_path / "in" / base, delta=tmp_path / "in" / "delta", **options)
         assert content(tmp_path) == before
         assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
 
@@ -216,7 +216,7 @@ def test_there_are_as_many_hostile_inputs_as_promised_and_the_pristine_ones_merg
     print(f"{len(CASES)} hostile inputs, each merged out of place and in place")
     assert len(CASES) >= 40
     for base in ("single", "sharded"):
-        merge_checkpoint(base=folders / base, partial=folders / "delta", output=tmp_path / base, verify=True)
+        merge_checkpoint(base=folders / base, delta=folders / "delta", output=tmp_path / base, verify=True)
 
 
 def test_a_file_of_a_hub_cache_is_a_link_and_is_read(tmp_path: Path, folders: Path) -> None:
@@ -226,8 +226,8 @@ def test_a_file_of_a_hub_cache_is_a_link_and_is_read(tmp_path: Path, folders: Pa
     snapshot.mkdir(parents=True)
     for path in blobs.iterdir():
         (snapshot / path.name).symlink_to(os.path.relpath(path, snapshot))
-    result = merge_checkpoint(base=snapshot, partial=folders / "delta", output=tmp_path / "out", verify=True)
+    result = merge_checkpoint(base=snapshot, delta=folders / "delta", output=tmp_path / "out", verify=True)
     assert not any(path.is_symlink() for path in result.output.iterdir())
     assert (result.output / "tokenizer.json").read_text() == "{}"
     with pytest.raises(CheckpointError, match="lies in a hub cache, which others share"):
-        merge_checkpoint(base=snapshot, partial=folders / "delta", in_place=True)
+        merge_checkpoint(base=snapshot, delta=folders / "delta", in_place=True)

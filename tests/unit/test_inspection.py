@@ -7,7 +7,7 @@ from small_text import FULL_SIZE, save_pretrained
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from leanvocab.errors import CheckpointError
-from leanvocab.inspection import inspect_checkpoint, read_tensors, trained_rows
+from leanvocab.reports.inspection import inspect_checkpoint, read_tensors, trained_rows
 
 SIZES = {
     "vocab_size": FULL_SIZE, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,

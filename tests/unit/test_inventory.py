@@ -11,9 +11,9 @@ from small_lm import small_gemma3n
 from small_outputs import lm_vocabulary, small_lm
 from torch import nn
 
-from leanvocab.inventory import NOT_UNDERSTOOD, take_inventory
-from leanvocab.model import merge_, shrink_
-from leanvocab.partial_module import PartialModule
+from leanvocab.model.shrink import merge_, shrink_
+from leanvocab.partial.module import PartialModule
+from leanvocab.reports.inventory import NOT_UNDERSTOOD, take_inventory
 
 PARTIAL, WHOLE = "partial", "stays whole"
 

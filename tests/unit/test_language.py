@@ -5,13 +5,13 @@ import pytest
 from small_language import CHAT_TEMPLATE, chats, ids_of, language_tokenizer, pairs, texts
 from small_text import SPECIAL, WORDS
 
+from leanvocab.choices import IGNORE_INDEX
 from leanvocab.errors import DataError, ModelError
-from leanvocab.language import chat_pieces, encode_language, find_language_task
-from leanvocab.packing import IGNORED
-from leanvocab.settings import FineTuneSettings
+from leanvocab.finetune.language import chat_spans, encode_language, find_language_task
+from leanvocab.finetune.settings import FineTuneSettings
 
 CLS, SEP = 2, 3
-P = IGNORED
+P = IGNORE_INDEX
 
 
 def splits_of(train, **others):
@@ -204,7 +204,7 @@ def test_a_chat_is_written_as_its_template_writes_it():
     tokenizer.chat_template = CHAT_TEMPLATE
     for row in chats(5):
         whole = tokenizer.apply_chat_template(row["messages"], tokenize=False)
-        assert "".join(text for text, _ in chat_pieces(row["messages"], tokenizer)) == whole
+        assert "".join(text for text, _ in chat_spans(row["messages"], tokenizer)) == whole
 
 
 def test_a_template_that_writes_beginnings_otherwise_is_an_error():
@@ -213,7 +213,7 @@ def test_a_template_that_writes_beginnings_otherwise_is_an_error():
     with pytest.raises(
         DataError, match="chat template writes a beginning of a chat in another way than the chat itself"
     ):
-        chat_pieces([*chats(1)[0]["messages"], {"role": "user", "content": "word1"}], tokenizer)
+        chat_spans([*chats(1)[0]["messages"], {"role": "user", "content": "word1"}], tokenizer)
 
 
 def test_messages_without_a_template_are_an_error():

@@ -13,12 +13,12 @@ from small_lm import FULL_SIZE, lm_batch, lm_vocabulary, small_lm, token_loss
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from leanvocab import output_loss
-from leanvocab.elementwise import Elementwise
 from leanvocab.errors import BypassError, ModelError
-from leanvocab.lazy_logits import LazyLogits
-from leanvocab.model import shrink_
-from leanvocab.output_loss import Reduction
+from leanvocab.model.shrink import shrink_
+from leanvocab.output import loss as output_loss
+from leanvocab.output.elementwise import Elementwise
+from leanvocab.output.lazy_logits import LazyLogits
+from leanvocab.output.loss import Reduction
 
 
 @pytest.fixture(autouse=True)

@@ -13,9 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import leanvocab as lv
 from leanvocab.errors import ModelError, SettingsError, VocabularyError
-from leanvocab.footprint import OPTIMIZERS
-from leanvocab.memory import format_bytes
-from leanvocab.peak import record_peak
+from leanvocab.reports.footprint import OPTIMIZERS
+from leanvocab.reports.memory import format_bytes
+from leanvocab.reports.peak import record_peak
 
 FULL_ROWS, KEPT_ROWS = 300, 40
 

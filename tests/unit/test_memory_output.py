@@ -13,10 +13,10 @@ from torch import nn
 
 import leanvocab as lv
 from leanvocab.errors import ModelError, SettingsError, TiedOutputError
-from leanvocab.model import shrink_
-from leanvocab.output_loss import CHUNK_BYTES
-from leanvocab.peak import record_peak
-from leanvocab.projection import FrozenRows
+from leanvocab.model.shrink import shrink_
+from leanvocab.output.loss import CHUNK_BYTES
+from leanvocab.output.projection import FrozenRows
+from leanvocab.reports.peak import record_peak
 
 KEPT = len(lm_vocabulary())
 

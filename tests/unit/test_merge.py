@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from small import bits, differing, used_vocabulary
 
 import leanvocab as lv
-from leanvocab import merge as merging
+from leanvocab.checkpoints import merge as merging
+from leanvocab.checkpoints.merge import merge_checkpoint
 from leanvocab.errors import CheckpointError
-from leanvocab.merge import merge_checkpoint
 
 
 @pytest.mark.parametrize("base", ["single", "sharded"])
@@ -28,7 +28,7 @@ def test_a_merge_keeps_the_form_of_the_base_and_every_side_file(tmp_path: Path, 
     (tmp_path / base / "pytorch_model.bin").write_bytes(b"stale")
     for path in (tmp_path / base).glob("*.*"):
         path.chmod(0o640)
-    result = merge_checkpoint(base=tmp_path / base, partial=tmp_path / "delta", output=tmp_path / "out", verify=True)
+    result = merge_checkpoint(base=tmp_path / base, delta=tmp_path / "delta", output=tmp_path / "out", verify=True)
     assert listing(tmp_path / "out") == [name for name in listing(tmp_path / base) if name != "pytorch_model.bin"]
     assert result.left_out == ("pytorch_model.bin",)
     assert os.readlink(tmp_path / "out" / "same.json") == "tokenizer.json"
@@ -41,7 +41,7 @@ def test_a_merge_keeps_the_form_of_the_base_and_every_side_file(tmp_path: Path, 
 
 def test_merging_twice_changes_nothing_out_of_place_and_in_place(tmp_path: Path) -> None:
     tiny_folders(tmp_path)
-    options: dict[str, Any] = {"base": tmp_path / "sharded", "partial": tmp_path / "delta"}
+    options: dict[str, Any] = {"base": tmp_path / "sharded", "delta": tmp_path / "delta"}
     first = merge_checkpoint(**options, output=tmp_path / "out")
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
     second = merge_checkpoint(**options, output=tmp_path / "out")
@@ -57,7 +57,7 @@ def test_what_lies_in_the_output_is_replaced_only_on_request(tmp_path: Path) -> 
     tiny_folders(tmp_path)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("mine")
-    options: dict[str, Any] = {"base": tmp_path / "single", "partial": tmp_path / "delta", "output": tmp_path / "out"}
+    options: dict[str, Any] = {"base": tmp_path / "single", "delta": tmp_path / "delta", "output": tmp_path / "out"}
     with pytest.raises(CheckpointError, match=r"is there already, and is not this merge's result .*overwrite=True"):
         merge_checkpoint(**options)
     assert content(tmp_path / "out") == {"thesis.txt": b"mine"}
@@ -70,7 +70,7 @@ def test_an_output_within_what_is_read_is_refused(tmp_path: Path, place: str) ->
     tiny_folders(tmp_path)
     before = content(tmp_path)
     with pytest.raises(CheckpointError, match="lie in one another"):
-        merge_checkpoint(base=tmp_path / "single", partial=tmp_path / "delta", output=tmp_path / place, overwrite=True)
+        merge_checkpoint(base=tmp_path / "single", delta=tmp_path / "delta", output=tmp_path / place, overwrite=True)
     assert content(tmp_path) == before
 
 
@@ -81,7 +81,7 @@ def test_verification_finds_what_was_written_wrongly_and_nothing_appears(
     tiny_folders(tmp_path)
     monkeypatch.setattr(merging._Merge, where, lambda *args: None)
     with pytest.raises(CheckpointError, match="is not what was to be written, and is discarded"):
-        merge_checkpoint(base=tmp_path / "single", partial=tmp_path / "delta", output=tmp_path / "out", verify=True)
+        merge_checkpoint(base=tmp_path / "single", delta=tmp_path / "delta", output=tmp_path / "out", verify=True)
     assert not (tmp_path / "out").exists()
 
 
@@ -90,7 +90,7 @@ def test_a_partial_checkpoint_merges_with_the_vocabulary_of_its_rows(tmp_path: P
     with lv.partial_state_dicts(model):
         model.save_pretrained(tmp_path / "partial")
     used_vocabulary().save(tmp_path / "vocabulary.json")
-    options: dict[str, Any] = {"base": tmp_path / "base", "partial": tmp_path / "partial", "output": tmp_path / "out"}
+    options: dict[str, Any] = {"base": tmp_path / "base", "delta": tmp_path / "partial", "output": tmp_path / "out"}
     with pytest.raises(CheckpointError, match="for a partial checkpoint say which rows it holds: vocabulary="):
         merge_checkpoint(**options)
     merge_checkpoint(**options, vocabulary=tmp_path / "vocabulary.json", verify=True)
@@ -107,7 +107,7 @@ def test_rows_with_nan_are_taken_on_request(tmp_path: Path) -> None:
     with torch.no_grad():
         model.roberta.embeddings.word_embeddings.weight[0, 0] = float("nan")
     lv.save_delta(model, tmp_path / "delta")
-    options: dict[str, Any] = {"base": tmp_path / "base", "partial": tmp_path / "delta", "output": tmp_path / "out"}
+    options: dict[str, Any] = {"base": tmp_path / "base", "delta": tmp_path / "delta", "output": tmp_path / "out"}
     with pytest.raises(CheckpointError, match="found NaN in the row of id 0: the training diverged"):
         merge_checkpoint(**options)
     assert not (tmp_path / "out").exists()
@@ -129,16 +129,15 @@ def test_both_copies_of_a_tied_table_in_the_base_are_replaced(tmp_path: Path) ->
     with torch.no_grad():
         model.model.shared.weight.copy_(random_rows(len(used_vocabulary()), 48, torch.float32))
     lv.save_delta(model, tmp_path / "delta")
-    merge_checkpoint(base=tmp_path / "base", partial=tmp_path / "delta", output=tmp_path / "out", verify=True)
+    merge_checkpoint(base=tmp_path / "base", delta=tmp_path / "delta", output=tmp_path / "out", verify=True)
     merged = read_all(tmp_path / "out")
     assert bits(merged[shared]) == bits(merged["model.encoder.embed_tokens.weight"]) == bits(model.state_dict()[shared])
     assert differing(type(model).from_pretrained(tmp_path / "out"), model) == []
 
 
 def test_merging_loads_no_torch() -> None:
-    program = (
-        "import sys, leanvocab.merge, leanvocab.cli.merge; print('torch' in sys.modules, 'transformers' in sys.modules)"
-    )
+    loaded = "print('torch' in sys.modules, 'transformers' in sys.modules)"
+    program = f"import sys, leanvocab.checkpoints.merge, leanvocab.cli.merge; {loaded}"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
 
@@ -175,7 +174,7 @@ def test_the_command_refuses_in_one_line(tmp_path: Path) -> None:
 
 def test_a_long_merge_shows_a_bar_with_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tiny_folders(tmp_path)
-    options: dict[str, Any] = {"base": tmp_path / "single", "partial": tmp_path / "delta"}
+    options: dict[str, Any] = {"base": tmp_path / "single", "delta": tmp_path / "delta"}
     merge_checkpoint(**options, output=tmp_path / "quiet")
     assert capsys.readouterr().err == ""
     merge_checkpoint(**options, output=tmp_path / "loud", progress=True)

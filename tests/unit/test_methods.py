@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from small import batch, small_model, train, twins, used_vocabulary
 
-from leanvocab.model import merge_, partial_state_dicts, shrink_
+from leanvocab.model.shrink import merge_, partial_state_dicts, shrink_
 
 
 def test_a_state_dict_with_partial_rows_is_saved_in_full(tmp_path: Path) -> None:

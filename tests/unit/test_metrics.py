@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from leanvocab.metrics import classification_scores, regression_scores, without_prefix
+from leanvocab.finetune.scores import classification_scores, regression_scores, without_prefix
 
 
 def test_two_classes_are_scored_as_glue_does():

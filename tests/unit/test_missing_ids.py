@@ -8,10 +8,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from leanvocab.embedding import RemapEmbedding
 from leanvocab.errors import LeanVocabWarning, MissingTokenError
-from leanvocab.model import merge_, shrink_, status
-from leanvocab.vocabulary import PartialVocabulary
+from leanvocab.model.shrink import merge_, shrink_, status
+from leanvocab.partial.embedding import RemapEmbedding
+from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 TABLE = "roberta.embeddings.word_embeddings"
 

@@ -16,7 +16,6 @@ from transformers import (
     RobertaForMaskedLM,
 )
 
-from leanvocab.counts import count_tokens
 from leanvocab.errors import (
     AlreadyShrunkError,
     BypassError,
@@ -25,8 +24,9 @@ from leanvocab.errors import (
     TiedOutputError,
     VocabularyError,
 )
-from leanvocab.model import merge_, partial_state_dicts, shrink_, shrunk, status
-from leanvocab.vocabulary import PartialVocabulary
+from leanvocab.model.shrink import merge_, partial_state_dicts, shrink_, shrunk, status
+from leanvocab.vocabulary.counts import count_tokens
+from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 TABLE = "roberta.embeddings.word_embeddings"
 

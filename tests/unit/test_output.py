@@ -20,11 +20,11 @@ from leanvocab.errors import (
     OptimizerError,
     VocabularyError,
 )
-from leanvocab.inventory import take_inventory
-from leanvocab.model import merge_, shrink_, shrunk, status
-from leanvocab.output import RemapLinear
-from leanvocab.projection import FrozenRows, MappedRows
-from leanvocab.vocabulary import PartialVocabulary
+from leanvocab.model.shrink import merge_, shrink_, shrunk, status
+from leanvocab.output.layer import RemapLinear
+from leanvocab.output.projection import FrozenRows, MappedRows
+from leanvocab.reports.inventory import take_inventory
+from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 OUTSIDE = next(token_id for token_id in range(3, FULL_SIZE) if token_id not in lm_vocabulary())
 
@@ -292,7 +292,7 @@ def test_a_pickled_and_a_copied_model_go_on_as_the_first(output: str) -> None:
 
 
 def test_frozen_rows_on_the_host_are_never_brought_to_the_device_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("leanvocab.projection.STREAMED_BYTES", 77 * 32 * 4)
+    monkeypatch.setattr("leanvocab.output.projection.STREAMED_BYTES", 77 * 32 * 4)
     full, model = small_lm("llama-tied"), shrunk_lm(frozen_rows="host")
     monkeypatch.setattr(FrozenRows, "whole", None)
     for each in (full, model):

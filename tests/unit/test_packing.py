@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leanvocab.packing import IGNORED, join_and_cut, lay_side_by_side, num_learned
+from leanvocab.choices import IGNORE_INDEX
+from leanvocab.finetune.packing import join_and_cut, lay_side_by_side, num_learned
 
 SEQUENCES = st.lists(st.lists(st.integers(0, 99), min_size=2, max_size=9), max_size=20)
 
@@ -16,11 +17,11 @@ def test_joined_texts_are_one_stream_cut_into_blocks(texts, length):
     naive = [stream[start : start + length] for start in range(0, len(stream), length)]
     assert [block["input_ids"] for block in blocks] == [block for block in naive if len(block) > 1]
     for block in blocks:
-        assert block["labels"] == [IGNORED, *block["input_ids"][1:]]
+        assert block["labels"] == [IGNORE_INDEX, *block["input_ids"][1:]]
 
 
 def examples(sequences):
-    return [{"input_ids": ids, "labels": [IGNORED, *ids[1:]]} for ids in sequences]
+    return [{"input_ids": ids, "labels": [IGNORE_INDEX, *ids[1:]]} for ids in sequences]
 
 
 @given(SEQUENCES, st.integers(9, 20))
@@ -32,7 +33,7 @@ def test_examples_side_by_side_stay_whole_and_none_is_lost(sequences, length):
         for start, end in zip(starts, [*starts[1:], len(block["input_ids"])], strict=True):
             found.append(block["input_ids"][start:end])
             assert block["position_ids"][start:end] == list(range(end - start))
-            assert block["labels"][start:end] == [IGNORED, *block["input_ids"][start + 1 : end]]
+            assert block["labels"][start:end] == [IGNORE_INDEX, *block["input_ids"][start + 1 : end]]
     assert sorted(found) == sorted(sequences)
 
 
@@ -45,6 +46,6 @@ def test_an_example_longer_than_a_block_is_alone_in_its_own():
     assert [len(block["input_ids"]) for block in lay_side_by_side(examples([[1] * 12, [2] * 3]), 10)] == [12, 3]
 
 
-@pytest.mark.parametrize(("labels", "number"), [([IGNORED, 5, 0], 2), ([IGNORED], 0)])
+@pytest.mark.parametrize(("labels", "number"), [([IGNORE_INDEX, 5, 0], 2), ([IGNORE_INDEX], 0)])
 def test_ignored_labels_are_not_learned(labels, number):
     assert num_learned({"labels": labels}) == number

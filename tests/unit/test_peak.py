@@ -7,8 +7,8 @@ import time
 import numpy as np
 import pytest
 
-from leanvocab import peak as peak_module
-from leanvocab.peak import record_peak
+from leanvocab.reports import peak as peak_module
+from leanvocab.reports.peak import record_peak
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from transformers import MobileBertConfig, MobileBertForMaskedLM
 
 from leanvocab.errors import BypassError, LeanVocabWarning
-from leanvocab.model import shrink_
-from leanvocab.reads import reads_of
-from leanvocab.vocabulary import PartialVocabulary
+from leanvocab.model.shrink import shrink_
+from leanvocab.model.weight_reads import reads_of
+from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 VOCABULARY = PartialVocabulary([0, 1, 2, 5, 9], 10)
 LOW = torch.tensor([[0, 1, 2]])

@@ -12,7 +12,7 @@ from rich.console import Console
 
 import leanvocab as lv
 from leanvocab.errors import MissingExtraError, VocabularyError
-from leanvocab.report import plot_memory, plot_vocabulary_use, vocabulary_use
+from leanvocab.reports.plots import plot_memory, plot_vocabulary_use, vocabulary_use
 
 
 def zipf_counts(full_size=500, used=120):
@@ -141,8 +141,6 @@ def test_without_matplotlib_a_plot_is_an_error_with_the_pip_line(tmp_path, monke
 
 
 def test_importing_the_room_loads_neither_matplotlib_nor_torch():
-    code = (
-        "import sys, leanvocab.report; print([m for m in ('matplotlib', 'torch', 'transformers') if m in sys.modules])"
-    )
+    code = "import sys, leanvocab.reports.plots; print([m for m in ('matplotlib', 'torch', 'transformers') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from leanvocab import rows
 from leanvocab.errors import CheckpointError
-from leanvocab.rows import RowStore, RowWriter, put_rows, same_bits, take_rows, zero_pages
+from leanvocab.files import row_store as rows
+from leanvocab.files.row_store import RowStore, RowWriter, put_rows, same_bits, take_rows, zero_pages
 
 MATRIX = torch.arange(24, dtype=torch.float32).view(6, 4)
 KEPT = torch.tensor([0, 3, 5])

@@ -5,7 +5,7 @@ import csv
 import pytest
 
 from leanvocab.errors import SettingsError
-from leanvocab.settings import FineTuneSettings
+from leanvocab.finetune.settings import FineTuneSettings
 
 
 @pytest.mark.shared_data

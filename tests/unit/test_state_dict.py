@@ -9,8 +9,8 @@ from small import FULL_SIZE, bits, differing, small_model, train, twins, unseen_
 from torch import nn
 
 from leanvocab.errors import CheckpointError
-from leanvocab.model import merge_, partial_state_dicts, shrink_
-from leanvocab.vocabulary import PartialVocabulary
+from leanvocab.model.shrink import merge_, partial_state_dicts, shrink_
+from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 KEY = "roberta.embeddings.word_embeddings.weight"
 

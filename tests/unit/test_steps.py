@@ -10,9 +10,9 @@ from torch import nn, optim
 from transformers.optimization import Adafactor
 
 from leanvocab.errors import LeanVocabWarning, OptimizerError
-from leanvocab.model import merge_, shrink_, shrunk
-from leanvocab.separability import is_row_separable
-from leanvocab.vocabulary import PartialVocabulary
+from leanvocab.model.shrink import merge_, shrink_, shrunk
+from leanvocab.partial.separability import is_row_separable
+from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 TABLE = "roberta.embeddings.word_embeddings"
 

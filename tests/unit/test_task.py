@@ -6,8 +6,8 @@ import pytest
 from small_text import listing, rows, small_tokenizer
 
 from leanvocab.errors import DataError
-from leanvocab.settings import FineTuneSettings
-from leanvocab.task import encode, find_task, select_samples
+from leanvocab.finetune.classification import encode, find_task, select_samples
+from leanvocab.finetune.settings import FineTuneSettings
 
 
 def splits_of(train, **others):

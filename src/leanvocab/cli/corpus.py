@@ -8,8 +8,8 @@ import typer
 from leanvocab.errors import DataError, ModelError
 
 if TYPE_CHECKING:
-    from leanvocab.counts import TokenCounts
-    from leanvocab.vocabulary import PartialVocabulary
+    from leanvocab.vocabulary.counts import TokenCounts
+    from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 DATA_HELP = (
     "A CSV, JSON lines, Parquet or text file, a folder of them with splits in their names, or a name on the hub; "
@@ -42,9 +42,9 @@ def count_data(
     Raises:
         DataError: there are neither token ids nor text with a tokenizer.
     """
-    from leanvocab.counts import count_tokens
-    from leanvocab.data import load_splits
-    from leanvocab.text import check_texts, find_text_columns, tokenize
+    from leanvocab.finetune.loading import load_splits
+    from leanvocab.finetune.text_columns import check_texts, find_text_columns, tokenize
+    from leanvocab.vocabulary.counts import count_tokens
 
     splits = load_splits(data, config_name)
     columns = next(iter(splits.values())).column_names
@@ -98,7 +98,7 @@ def keep(
     always_keep: Sequence[int] = (),
 ) -> "PartialVocabulary":
     """The vocabulary of all splits: counted ids, and those that the tokenizer or the model can insert."""
-    from leanvocab.vocabulary import PartialVocabulary
+    from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
     first, *others = counts.values()
     total = first

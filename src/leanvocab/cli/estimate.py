@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from leanvocab.choices import FROZEN_ROWS_ON, OUTPUT_MODES
 from leanvocab.cli.corpus import (
     DATA_HELP,
     ConfigName,
@@ -19,7 +20,6 @@ from leanvocab.cli.corpus import (
 )
 from leanvocab.cli.shell import AsJson, clean_errors, print_json, print_rich, quiet_libraries
 from leanvocab.errors import ModelError, SettingsError
-from leanvocab.modes import FROZEN_PLACES, OUTPUT_MODES
 
 # By task, as `leanvocab finetune` has them.
 _CLASSES = {
@@ -69,12 +69,12 @@ def estimate(
             raise SettingsError("say what is kept by one of --vocabulary, --data and --rows")
         _check("task", task, _CLASSES)
         _check("output", output, OUTPUT_MODES)
-        _check("frozen-rows", frozen_rows, FROZEN_PLACES)
+        _check("frozen-rows", frozen_rows, FROZEN_ROWS_ON)
         if task is not None and auto_class is not None:
             raise SettingsError("--task and --auto-class both say what the model becomes: give one of them")
         quiet_libraries()
-        from leanvocab.memory import estimate_memory
-        from leanvocab.vocabulary import PartialVocabulary
+        from leanvocab.reports.memory import estimate_memory
+        from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
         config = config_beside(model)
         if config is None:

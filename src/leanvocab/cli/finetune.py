@@ -11,7 +11,7 @@ from leanvocab.cli.shell import AsJson, clean_errors, print_json, print_rich, qu
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from leanvocab.finetune import FineTuneResult
+    from leanvocab.finetune.job import FineTuneResult
 
 _OUTPUTS = {
     "full": "full: stays whole",
@@ -45,8 +45,8 @@ def finetune(
     with clean_errors(as_json):
         settings = settings_from(knobs)
         quiet_libraries()
-        from leanvocab import finetune as job
-        from leanvocab.data import load_splits
+        from leanvocab.finetune import job
+        from leanvocab.finetune.loading import load_splits
 
         files = {"validation": validation, "test": test}
         source: Any = data
@@ -63,7 +63,7 @@ def finetune(
 def _summary(result: "FineTuneResult") -> "list[Table | str]":
     from rich.table import Table
 
-    from leanvocab.memory import format_bytes
+    from leanvocab.reports.memory import format_bytes
 
     table = Table(title=str(result.output_dir), show_header=False)
     table.add_column()

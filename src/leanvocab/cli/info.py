@@ -44,7 +44,7 @@ def info(
 
 
 def _vocabulary(path: str, tokenizer: str | None) -> dict[str, Any]:
-    from leanvocab.vocabulary import PartialVocabulary
+    from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
     vocabulary = PartialVocabulary.load(path)
     return {
@@ -58,7 +58,7 @@ def _vocabulary(path: str, tokenizer: str | None) -> dict[str, Any]:
 
 
 def _checkpoint(path: str, base: str | None, tokenizer: str | None) -> dict[str, Any]:
-    from leanvocab.inspection import inspect_checkpoint, trained_rows
+    from leanvocab.reports.inspection import inspect_checkpoint, trained_rows
 
     found = inspect_checkpoint(path)
     described: dict[str, Any] = {"kind": "checkpoint", **found.to_dict()}
@@ -75,8 +75,8 @@ def _checkpoint(path: str, base: str | None, tokenizer: str | None) -> dict[str,
 
 
 def _delta(path: str, base: str | None, tokenizer: str | None) -> dict[str, Any]:
-    from leanvocab.inspection import inspect_delta
-    from leanvocab.layout import merge_command, read_description
+    from leanvocab.checkpoints.delta_format import merge_command, read_description
+    from leanvocab.reports.inspection import inspect_delta
 
     if base is not None:
         raise SettingsError("a delta says by itself which rows were trained, and from which base: leave --base out")
@@ -122,7 +122,7 @@ def _vocabulary_rows(described: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _checkpoint_rows(described: dict[str, Any]) -> list[tuple[str, str]]:
-    from leanvocab.memory import format_bytes
+    from leanvocab.reports.memory import format_bytes
 
     rows = [
         ("class", f"{described['model_class']} ({described['model_type']})"),
@@ -144,7 +144,7 @@ def _checkpoint_rows(described: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _delta_rows(described: dict[str, Any]) -> list[tuple[str, str]]:
-    from leanvocab.memory import format_bytes
+    from leanvocab.reports.memory import format_bytes
 
     revision = f" at {described['revision']}" if described["revision"] else ""
     rows = [
@@ -170,7 +170,7 @@ def _inventory(described: dict[str, Any]) -> "Table":
     from rich.markup import escape
     from rich.table import Table
 
-    from leanvocab.memory import format_bytes
+    from leanvocab.reports.memory import format_bytes
 
     found = described["inventory"]
     modes = list(dict.fromkeys(mode for each in found["tensors"] for mode in each["outcomes"]))

@@ -9,7 +9,7 @@ from leanvocab.cli.shell import AsJson, clean_errors, print_json, print_rich
 from leanvocab.errors import CheckpointError, SettingsError
 
 if TYPE_CHECKING:
-    from leanvocab.merge import MergeResult
+    from leanvocab.checkpoints.merge import MergeResult
 
 
 def merge(
@@ -36,12 +36,12 @@ def merge(
     with clean_errors(as_json):
         if (output is None) != in_place:
             raise SettingsError("give OUTPUT, a folder to make, or --in-place to replace the base: one of the two")
-        from leanvocab.merge import merge_checkpoint
+        from leanvocab.checkpoints.merge import merge_checkpoint
 
         try:
             result = merge_checkpoint(
                 base=base,
-                partial=delta,
+                delta=delta,
                 output=output,
                 in_place=in_place,
                 verify=verify,

@@ -7,7 +7,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
-from leanvocab.settings import About, FineTuneSettings
+from leanvocab.finetune.settings import About, FineTuneSettings
 
 # tuple[str, ...] is an option that may be given several times; its name is then better said in the singular.
 _SINGULAR = {"text_columns": "--text-column"}

@@ -1,0 +1,1 @@
+"""Full and delta checkpoints, and merging them on disk; merging never loads torch."""

@@ -1,0 +1,261 @@
+"""Writing folders so that no failure costs anyone a model: into a sibling folder first, then a swap.
+
+Two cases make it unsafe to let transformers save over the folder that a model was loaded from: from one file to shards it
+leaves a stale `model.safetensors` beside them, which wins on reload; from shards to one file it deletes the shards first,
+so that a full disk leaves no weights. `save_full` does neither.
+"""
+
+import contextlib
+import ctypes
+import errno
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from leanvocab.checkpoints.delta_format import TRAINING_NOTE, write_training_note
+from leanvocab.errors import CheckpointError
+from leanvocab.files.headers import SAVED_WEIGHTS
+
+if TYPE_CHECKING:  # merging on disk needs this module, and no torch
+    from torch import nn
+
+if sys.platform != "win32":  # elsewhere the process id alone says whether a writer lives
+    import fcntl
+
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+_REPLACED = "-replaced"
+
+
+def save_full(model: "nn.Module", directory: str | os.PathLike[str], **options: Any) -> Path:
+    """Saves the model with its full vocabulary in `directory`, whole or not at all, and returns the folder.
+
+    Other files that lie there (tokenizer, notes) stay; weights of an earlier save do not. Saving over the folder that the
+    model came from is safe, whatever its sharding. `options` go to `save_pretrained` (`max_shard_size=`, …); a model without
+    that method is written as `model.safetensors`. Beside a model that is shrunk with output="restricted", which is another
+    objective, `leanvocab_training.json` says so.
+
+    Raises `CheckpointError` where `directory` is no folder, or where other processes hold some of the rows (FSDP2: hand over what
+    was gathered, `state_dict=…`), `OSError` where it cannot be written; then nothing has changed.
+    """
+    _check_not_sharded(model, options)
+    with written_whole(directory, keeps=lambda name: not (SAVED_WEIGHTS.fullmatch(name) or name == TRAINING_NOTE)) as (
+        folder,
+        target,
+    ):
+        _write_model(model, folder, options)
+        tables: list[Any] = [getattr(module, "table", None) for module in model.modules()]
+        restricted = {each.name: each.vocabulary for each in tables if getattr(each, "output", None) == "restricted"}
+        if restricted:
+            write_training_note(folder, restricted)
+    return target
+
+
+def _check_not_sharded(model: "nn.Module", options: dict[str, Any]) -> None:
+    """A state dict of a sharded model is put together by all processes: one alone would wait for the others."""
+    sharded = next((name for name, each in model.named_parameters() if hasattr(each, "full_tensor")), None)
+    if sharded is not None and options.get("state_dict") is None:
+        raise CheckpointError(
+            f"{sharded}: its rows are sharded over processes, and one process writes the folder; gather the state dict in all of "
+            "them (get_model_state_dict with StateDictOptions(full_state_dict=True, cpu_offload=True)) and hand it to the first "
+            "one's save_full(model, folder, state_dict=…)"
+        )
+
+
+@contextlib.contextmanager
+def written_whole(
+    directory: str | os.PathLike[str], *, keeps: Callable[[str], bool] | None = None, replace: bool = True
+) -> Iterator[tuple[Path, Path]]:
+    """(a fresh folder to write to, the folder whose place it takes) — whole, when the block ends without an error, or not at all.
+
+    Other files that lie in the place stay, those at its top that `keeps` says: by default all that hold no weights. Without
+    `replace` the place has to be free, or an empty folder, when the block ends: otherwise `FileExistsError`.
+
+    Raises `CheckpointError` where the place is a file, `OSError` where it cannot be written; then nothing has changed.
+    """
+    target = Path(os.path.realpath(directory))
+    if target.exists() and not target.is_dir():
+        raise CheckpointError(f"{target} is a file, expected a folder, or a path that is free")
+    with sibling(target) as folder:
+        yield folder, target
+        if target.is_dir() and replace:
+            _keep_other_files(target, folder, keeps or (lambda name: not SAVED_WEIGHTS.fullmatch(name)))
+        _sync_tree(folder)
+        if replace:
+            _swap(folder, target)
+        else:
+            _put(folder, target)
+
+
+def _write_model(model: "nn.Module", folder: Path, options: dict[str, Any]) -> None:
+    if hasattr(model, "save_pretrained"):
+        model.save_pretrained(folder, **options)  # type: ignore[operator]
+        return
+    if options:
+        raise CheckpointError(f"{type(model).__name__} has no save_pretrained to take the options {', '.join(options)}")
+    from safetensors.torch import save_model
+
+    save_model(model, str(folder / "model.safetensors"), metadata={"format": "pt"})
+
+
+@contextlib.contextmanager
+def sibling(target: Path) -> Iterator[Path]:
+    """A fresh folder beside `target`, removed in any case; what crashed writers left behind is removed too."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    clear_leftovers(target)
+    prefix = _prefix(target)
+    folder = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=target.parent))
+    with _held(folder):
+        folder.chmod((target if target.is_dir() else target.parent).stat().st_mode & 0o777)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _prefix(target: Path) -> str:
+    return f".{target.name}.leanvocab-"
+
+
+def clear_leftovers(target: Path) -> None:
+    """Removes what writers of `target` left behind that were killed.
+
+    Where folders cannot be exchanged in one step, a kill between two renames leaves `target` aside: it is put back first.
+    """
+    prefix = _prefix(target)
+    leftovers = [path for path in target.parent.glob(f"{glob_escape(prefix)}*") if not _in_use(path, prefix)]
+    for path in leftovers:
+        if path.name.endswith(_REPLACED) and not target.exists():
+            os.rename(path, target)
+    for path in leftovers:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def glob_escape(text: str) -> str:
+    """`text` as a pattern that matches itself alone."""
+    return re.sub(r"([*?[])", r"[\1]", text)
+
+
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Holds a lock on a folder, which the kernel lets go when the process ends, however it ends."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        if sys.platform != "win32":
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _in_use(leftover: Path, prefix: str) -> bool:
+    """Whether the writer of a folder lives: it holds a lock (in whatever container), or its process is there."""
+    return _is_locked(leftover) or _is_alive(leftover.name[len(prefix) :].split("-")[0])
+
+
+def _is_locked(folder: Path) -> bool:
+    if sys.platform == "win32":
+        return False
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in (errno.EWOULDBLOCK, errno.EACCES)
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _is_alive(process: str) -> bool:
+    try:
+        os.kill(int(process), 0)
+    except (ValueError, OverflowError, ProcessLookupError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _keep_other_files(target: Path, folder: Path, keeps: Callable[[str], bool]) -> None:
+    for path in target.rglob("*"):
+        kept = folder / path.relative_to(target)
+        if kept.exists() or kept.is_symlink() or (path.parent == target and not keeps(path.name)):
+            continue
+        if path.is_symlink():
+            kept.symlink_to(os.readlink(path))
+        elif path.is_dir():
+            kept.mkdir(parents=True)
+        else:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            _link_or_copy(path, kept)
+
+
+def _link_or_copy(path: Path, kept: Path) -> None:
+    try:
+        os.link(path, kept)
+    except OSError:  # a file system without links
+        shutil.copy2(path, kept)
+
+
+def _sync_tree(folder: Path) -> None:
+    for path in [folder, *folder.rglob("*")]:
+        if path.is_symlink() or not (path.is_dir() or path.is_file()):
+            continue
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _put(folder: Path, target: Path) -> None:
+    """Puts `folder` in the place of `target`, which has to be free or an empty folder: two writers cannot both succeed."""
+    try:
+        os.rename(folder, target)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise FileExistsError(errno.EEXIST, "something was put there in the meantime", str(target)) from error
+        raise
+    _sync(target.parent)
+
+
+def _swap(folder: Path, target: Path) -> None:
+    """Puts `folder` in the place of `target` in one step; what was there is then in `folder`'s place."""
+    if not target.exists():
+        os.rename(folder, target)
+    elif not _exchange(folder, target):
+        aside = folder.with_name(folder.name + _REPLACED)
+        os.rename(target, aside)
+        try:
+            os.rename(folder, target)
+        except OSError:
+            os.rename(aside, target)
+            raise
+        shutil.rmtree(aside, ignore_errors=True)
+    _sync(target.parent)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Exchanges two paths atomically (Linux: renameat2); False where the system or the file system cannot."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    done = rename(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), ctypes.c_uint(_RENAME_EXCHANGE))
+    if done == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+        return False
+    raise OSError(number, os.strerror(number), str(first), None, str(second))

@@ -1,0 +1,352 @@
+"""What a delta is on disk: the one file `leanvocab.json` that says so, and the files beside it. No torch.
+
+| file | holds |
+| --- | --- |
+| leanvocab.json | what this is: vocabularies, base, tensors, digests (this module) |
+| delta.safetensors | the trained rows, and the other tensors that are not the base's |
+| model_config.json | the model's config, as an ordinary checkpoint has it |
+| config.json | makes a plain `from_pretrained` fail with the command to run |
+| optimizer.safetensors, optimizer.json | the optimizer's states, partial (checkpoints of a training run) |
+| README.md | one line for a person |
+
+A full checkpoint whose training had another objective has `leanvocab_training.json` beside its weights, which says so.
+"""
+
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from leanvocab.choices import OUTPUT_MODES
+from leanvocab.errors import CheckpointError, VocabularyError
+from leanvocab.files.headers import SafetensorsFile, is_sizes, is_weights_file, read_header, read_json
+from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
+
+FORMAT, VERSION = "leanvocab delta", 1
+_MAX_FULL_SIZE = 1 << 24  # rows; a vocabulary takes memory for each, so a file must not choose freely
+DESCRIPTION, TENSORS, MODEL_CONFIG, CONFIG, README = (
+    "leanvocab.json", "delta.safetensors", "model_config.json", "config.json", "README.md",
+)  # fmt: skip
+OPTIMIZER_TENSORS, OPTIMIZER = "optimizer.safetensors", "optimizer.json"
+FILES = (DESCRIPTION, TENSORS, MODEL_CONFIG, CONFIG, README, OPTIMIZER_TENSORS, OPTIMIZER)
+TRAINING_NOTE = "leanvocab_training.json"  # beside a full checkpoint
+
+
+@dataclass(frozen=True)
+class BaseTensor:
+    """One tensor of the base, as it must be."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    sha256: str
+
+
+@dataclass(frozen=True)
+class DeltaTensor:
+    """One tensor of a delta: which of the base's it replaces (ties: several; none: it is new), and its digest."""
+
+    replaces: tuple[str, ...]
+    sha256: str
+
+
+@dataclass(frozen=True)
+class DeltaTable:
+    """Rows of one vocabulary matrix. `rest_sha256` is the digest of the base's rows that are not in the vocabulary."""
+
+    vocabulary: PartialVocabulary
+    rest_sha256: str
+
+
+@dataclass(frozen=True)
+class Description:
+    """What `leanvocab.json` says."""
+
+    base_name: str
+    base_revision: str | None
+    base_tensors: Mapping[str, BaseTensor]
+    tables: Mapping[str, DeltaTable]  # name in delta.safetensors → its vocabulary
+    tensors: Mapping[str, DeltaTensor]  # name in delta.safetensors, the tables' too
+    absent: tuple[str, ...] = ()  # tensors of the base that the model does not have (another head)
+    renamed: Mapping[str, str] = field(default_factory=dict)  # name in the base → name that the model gives it
+    output: str = "full"
+    decay_unused_rows: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "base": {
+                "name": self.base_name,
+                "revision": self.base_revision,
+                "tensors": {
+                    name: {"dtype": each.dtype, "shape": list(each.shape), "sha256": each.sha256}
+                    for name, each in self.base_tensors.items()
+                },
+            },
+            "tables": {
+                name: {
+                    "full_size": each.vocabulary.full_size,
+                    "digest": each.vocabulary.digest,
+                    "rest_sha256": each.rest_sha256,
+                    "token_ids": each.vocabulary.token_ids.tolist(),
+                }
+                for name, each in self.tables.items()
+            },
+            "tensors": {
+                name: {"replaces": list(each.replaces), "sha256": each.sha256} for name, each in self.tensors.items()
+            },
+            "absent": list(self.absent),
+            "renamed": dict(self.renamed),
+            "output": self.output,
+            "decay_unused_rows": self.decay_unused_rows,
+        }
+
+    def write(self, folder: Path) -> None:
+        """Writes `leanvocab.json`: a line a part, so that a person can look at it and rows of ids stay short."""
+        parts = (
+            f"{json.dumps(key)}:{json.dumps(value, separators=(',', ':'))}" for key, value in self.to_json().items()
+        )
+        (folder / DESCRIPTION).write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
+
+
+def is_delta(folder: Path) -> bool:
+    """Whether a folder says that it holds a delta."""
+    return (folder / DESCRIPTION).is_file()
+
+
+def read_delta(folder: Path) -> tuple[Description, SafetensorsFile]:
+    """(what a delta's folder says, its tensors), each checked against the other; raises `CheckpointError`."""
+    description = read_description(folder)
+    _refuse_full_weights(folder)
+    file = read_header(folder, TENSORS)
+    if set(file.tensors) != set(description.tensors):
+        odd = sorted(set(file.tensors) ^ set(description.tensors))[0]
+        holds, lacks = (TENSORS, DESCRIPTION) if odd in file.tensors else (DESCRIPTION, TENSORS)
+        raise CheckpointError(f"{folder}: tensor {odd!r} is in {holds} and not in {lacks}, expected it in both")
+    for name, table in description.tables.items():
+        shape, expected = file.tensors[name].shape, len(table.vocabulary)
+        if not shape or shape[0] != expected:
+            raise CheckpointError(
+                f"{folder / TENSORS}: {name!r}: expected {expected:,} rows, as many as ids, found shape {shape}"
+            )
+    return description, file
+
+
+def _refuse_full_weights(folder: Path) -> None:
+    """A training run without deltas that writes where one with deltas wrote leaves both: which is newer, nothing says."""
+    found = next((name for name in sorted(os.listdir(folder)) if is_weights_file(name)), None)
+    if found is not None:
+        raise CheckpointError(
+            f"{folder} holds a delta ({DESCRIPTION}) and weights of a full checkpoint ({found}), expected one of them: two "
+            f"runs wrote there. Remove {found} to use the delta, or {DESCRIPTION} and {TENSORS} to use the full checkpoint"
+        )
+
+
+def read_description(folder: Path) -> Description:
+    """What `leanvocab.json` says, checked; raises `CheckpointError`."""
+    path = folder / DESCRIPTION
+    _, found = read_json(folder, DESCRIPTION)
+    if found.get("format") != FORMAT or found.get("version") != VERSION:
+        raise CheckpointError(
+            f"{path}: expected format {FORMAT!r}, version {VERSION}, found {found.get('format')!r:.60}, "
+            f"{found.get('version')!r:.60}; a newer leanvocab may read it"
+        )
+    reader = _Reader(path)
+    base = reader.of(found, "base", dict)
+    tables = {name: _table(reader, name, value) for name, value in reader.objects(found, "tables")}
+    tensors = {
+        name: DeltaTensor(tuple(reader.texts(value, "replaces")), reader.digest(value, "sha256"))
+        for name, value in reader.objects(found, "tensors")
+    }
+    description = Description(
+        base_name=reader.of(base, "name", str),
+        base_revision=base.get("revision") if isinstance(base.get("revision"), str) else None,
+        base_tensors={name: _base_tensor(reader, value) for name, value in reader.objects(base, "tensors")},
+        tables=tables,
+        tensors=tensors,
+        absent=tuple(reader.texts(found, "absent")),
+        renamed=reader.text_map(found, "renamed"),
+        output=reader.one_of(found, "output", OUTPUT_MODES),
+        decay_unused_rows=reader.of(found, "decay_unused_rows", bool),
+    )
+    _check_names(path, description)
+    return description
+
+
+def _base_tensor(reader: "_Reader", value: dict[str, Any]) -> BaseTensor:
+    return BaseTensor(
+        reader.of(value, "dtype", str), tuple(reader.sizes(value, "shape")), reader.digest(value, "sha256")
+    )
+
+
+def _table(reader: "_Reader", name: str, value: dict[str, Any]) -> DeltaTable:
+    full_size, ids = reader.of(value, "full_size", int), value.get("token_ids")
+    where = f"{reader.path}: table {name!r:.100}"
+    if not is_sizes(ids) or not ids:
+        raise CheckpointError(f"{where}: expected token ids from 0, found {ids!r:.60}")
+    assert isinstance(ids, list)
+    if not 0 < full_size <= _MAX_FULL_SIZE or max(ids) >= full_size:
+        raise CheckpointError(f"{where}: expected token ids from 0 to {full_size - 1}, found {max(ids)}")
+    for first, second in itertools.pairwise(ids):
+        if second <= first:
+            raise CheckpointError(f"{where}: expected sorted token ids, each once, found {second} after {first}")
+    try:
+        vocabulary = PartialVocabulary(ids, full_size)
+    except VocabularyError as error:
+        raise CheckpointError(f"{where}: {error}") from error
+    if vocabulary.digest != reader.digest(value, "digest"):
+        raise CheckpointError(
+            f"{where}: the token ids have the digest {vocabulary.digest[:16]}…, expected {value['digest'][:16]}…: "
+            "they were changed"
+        )
+    return DeltaTable(vocabulary, reader.digest(value, "rest_sha256"))
+
+
+def _check_names(path: Path, description: Description) -> None:
+    replaced: set[str] = set()
+    for name, tensor in description.tensors.items():
+        for each in tensor.replaces:
+            if each in replaced:
+                raise CheckpointError(f"{path}: {each!r:.100} is replaced twice, the second time by {name!r:.100}")
+            replaced.add(each)
+    for name in (*replaced, *description.absent, *description.renamed):
+        if name not in description.base_tensors:
+            raise CheckpointError(
+                f"{path}: {name!r:.100} is said to be a tensor of the base, and is not among its tensors"
+            )
+    for name, table in description.tables.items():
+        if name not in description.tensors or not description.tensors[name].replaces:
+            raise CheckpointError(f"{path}: table {name!r:.100} replaces rows of no tensor of the base")
+        for each in description.tensors[name].replaces:
+            shape, size = description.base_tensors[each].shape, table.vocabulary.full_size
+            if not shape or shape[0] != size:
+                raise CheckpointError(
+                    f"{path}: table {name!r:.100}: expected {size:,} rows in {each!r:.100}, found shape {shape}"
+                )
+    gone = set(description.absent)
+    kept = [description.renamed.get(name, name) for name in description.base_tensors if name not in gone]
+    kept += [name for name, tensor in description.tensors.items() if not tensor.replaces]
+    twice = {name for name in kept if kept.count(name) > 1} if len(set(kept)) != len(kept) else set()
+    if twice or gone & replaced or "__metadata__" in kept:
+        raise CheckpointError(
+            f"{path}: the merged tensors would not have one name each: {sorted(twice | (gone & replaced))!r:.100}"
+        )
+
+
+class _Reader:
+    """Takes values of the expected kinds out of JSON, or says what was found instead."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def of(self, owner: dict[str, Any], key: str, kind: type) -> Any:
+        value = owner.get(key)
+        if type(value) is not kind:
+            raise CheckpointError(f"{self.path}: {key}: expected {kind.__name__}, found {value!r:.60}")
+        return value
+
+    def one_of(self, owner: dict[str, Any], key: str, allowed: tuple[str, ...]) -> str:
+        value = owner.get(key)
+        if value not in allowed:
+            raise CheckpointError(
+                f"{self.path}: {key}: expected one of {', '.join(allowed)}, found {value!r:.60}; a newer leanvocab may read it"
+            )
+        return str(value)
+
+    def objects(self, owner: dict[str, Any], key: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        for name, value in self.of(owner, key, dict).items():
+            if not isinstance(value, dict):
+                raise CheckpointError(f"{self.path}: {key}: {name!r:.60}: expected an object, found {value!r:.60}")
+            yield name, value
+
+    def texts(self, owner: dict[str, Any], key: str) -> list[str]:
+        values: list[str] = self.of(owner, key, list)
+        if not all(isinstance(value, str) for value in values):
+            raise CheckpointError(f"{self.path}: {key}: expected a list of names, found {values!r:.60}")
+        return values
+
+    def text_map(self, owner: dict[str, Any], key: str) -> dict[str, str]:
+        values: dict[str, str] = self.of(owner, key, dict)
+        if not all(isinstance(value, str) for value in values.values()):
+            raise CheckpointError(f"{self.path}: {key}: expected {{name: name}}, found {values!r:.60}")
+        return values
+
+    def sizes(self, owner: dict[str, Any], key: str) -> list[int]:
+        values: list[int] = self.of(owner, key, list)
+        if not is_sizes(values):
+            raise CheckpointError(f"{self.path}: {key}: expected a list of sizes, found {values!r:.60}")
+        return values
+
+    def digest(self, owner: dict[str, Any], key: str) -> str:
+        value = owner.get(key)
+        if not isinstance(value, str) or len(value) != 64 or set(value) - set("0123456789abcdef"):
+            raise CheckpointError(f"{self.path}: {key}: expected 64 hexadecimal digits, found {value!r:.80}")
+        return value
+
+
+# --- what plain from_pretrained meets ---------------------------------------------------------------------------------
+
+
+def merge_command(base_name: str) -> str:
+    """The command that makes a checkpoint of a delta."""
+    return f"leanvocab merge {base_name} DELTA OUTPUT"
+
+
+def write_signs(folder: Path, base_name: str, output: str = "full") -> None:
+    """`config.json` and `README.md`: what tells a person, and transformers, that this is no checkpoint.
+
+    An unknown model type stops the Auto classes, and a name of a weights file that is none stops a model's own class; each
+    error repeats the text that stands there.
+    """
+    said = f"this is a leanvocab delta, not a checkpoint; to make one, run: {merge_command(base_name)}"
+    config = {"model_type": said, "transformers_weights": said}
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    line = (
+        "A leanvocab delta: the trained rows and tensors alone, without the rest of the model. To make a checkpoint that loads "
+        f"anywhere, run `{merge_command(base_name)}` with this folder as DELTA; `{DESCRIPTION}` says what it holds.\n"
+    )
+    objective = f'\nTrained with output="restricted": {RESTRICTED}.\n' if output == "restricted" else ""
+    (folder / README).write_text(line + objective, encoding="utf-8")
+
+
+# --- what a full checkpoint says of its training ----------------------------------------------------------------------
+
+RESTRICTED = (
+    "the softmax was over the rows of the partial vocabulary alone, which is another objective than the full model's"
+)
+
+
+def write_training_note(folder: Path, tables: Mapping[str, PartialVocabulary]) -> None:
+    """Says beside a full checkpoint that it was trained with a restricted softmax: over which rows of which matrices.
+
+    A file of its own, so that the folder loads anywhere, and its other files are byte for byte the merged model's.
+    """
+    said = {
+        "format": "leanvocab training",
+        "version": VERSION,
+        "output": "restricted",
+        "meaning": RESTRICTED,
+        "tables": {
+            name: {"num_rows": len(each), "full_size": each.full_size, "digest": each.digest}
+            for name, each in tables.items()
+        },
+    }
+    (folder / TRAINING_NOTE).unlink(missing_ok=True)  # a link that a base had there is not followed
+    (folder / TRAINING_NOTE).write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
+
+
+def read_training_note(folder: Path) -> dict[str, Any] | None:
+    """What `write_training_note` said of the checkpoint in a folder; None where nothing is said."""
+    return read_json(folder, TRAINING_NOTE)[1] if (folder / TRAINING_NOTE).is_file() else None
+
+
+def digest_of(*parts: bytes) -> str:
+    """sha256 over parts that follow on one another."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""The main job: a model and data become a fine-tuned model; nothing bad is saved as its result."""

@@ -1,0 +1,191 @@
+"""What labelled text asks of a model: which columns are texts, which is the label, what the labels mean."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from leanvocab.errors import DataError
+from leanvocab.extras import require
+from leanvocab.finetune.settings import FineTuneSettings
+from leanvocab.finetune.text_columns import (
+    check_no_gaps,
+    check_texts,
+    choose_text_columns,
+    find_text_columns,
+    tokenize,
+    values_of,
+)
+
+if TYPE_CHECKING:
+    import datasets
+else:
+    datasets = require("datasets", extra="finetune")
+
+_LABEL_COLUMNS = (("label",), ("labels",))
+
+
+@dataclass(frozen=True)
+class Task:
+    """Columns, splits and labels of one fine-tuning. `label_names` in the order of class ids; empty for regression."""
+
+    text_columns: tuple[str, ...]
+    label_column: str
+    label_names: tuple[str, ...]
+    train_split: str
+    eval_split: str | None
+    _label_values: tuple[Any, ...] = ()
+
+    @property
+    def is_regression(self) -> bool:
+        return not self.label_names
+
+    @property
+    def num_labels(self) -> int:
+        return len(self.label_names) or 1
+
+    @property
+    def token_columns(self) -> tuple[str, ...]:
+        """Columns of the encoded data with ids to count; its labels are classes."""
+        return ("input_ids",)
+
+    def label_ids(self, values: Iterable[Any]) -> np.ndarray[Any, Any]:
+        """Labels as the model takes them: int64 class ids, or float32 scores for regression."""
+        if self.is_regression:
+            return np.asarray(list(values), np.float32)
+        ids = {value: position for position, value in enumerate(self._label_values)}
+        return np.asarray([ids[value] for value in values], np.int64)
+
+
+def select_samples(splits: Any, settings: FineTuneSettings) -> Any:
+    """The splits that the settings ask for: validation held out, and samples limited, both drawn by the seed.
+
+    Raises:
+        DataError: there is no split of that name.
+    """
+    splits, train = datasets.DatasetDict(splits), settings.train_split
+    if train not in splits:
+        raise DataError(f"there is no split {train!r} to train on (train_split); the data set has {', '.join(splits)}")
+    if settings.validation_ratio and find_eval_split(splits, settings) is None:
+        held_out = round(len(splits[train]) * settings.validation_ratio)
+        order = np.random.default_rng(settings.seed).permutation(len(splits[train]))
+        splits["validation"] = _rows(splits[train], order[:held_out])
+        splits[train] = _rows(splits[train], order[held_out:])
+    limits = {train: settings.max_train_samples, find_eval_split(splits, settings): settings.max_eval_samples}
+    for name, most in limits.items():
+        if name is not None and most is not None and most < len(splits[name]):
+            chosen = np.random.default_rng(settings.seed).choice(len(splits[name]), most, replace=False)
+            splits[name] = _rows(splits[name], chosen)
+    return splits
+
+
+def find_task(splits: Any, settings: FineTuneSettings) -> Task:
+    """Finds texts and labels, by name where the settings name them, and checks every row of them.
+
+    Raises:
+        DataError: a column is missing, holds something else, or has gaps; or there are fewer than two classes.
+    """
+    train, evaluation = settings.train_split, find_eval_split(splits, settings)
+    text_columns = find_text_columns(splits[train], settings.text_columns)
+    wanted = (settings.label_column,) if settings.label_column else ()
+    (label_column,) = choose_text_columns("label", wanted, _LABEL_COLUMNS, splits[train].column_names)
+    for name, split in splits.items():
+        check_texts(name, split, text_columns)
+    labels = {name: _labels(name, splits[name], label_column) for name in (train, evaluation) if name is not None}
+    if _is_regression(splits[train].features[label_column], label_column, settings.task):
+        for name, found in labels.items():
+            _check_numbers(name, label_column, found)
+        return Task(text_columns, label_column, (), train, evaluation)
+    for name, found in labels.items():
+        hint = " (-1 means a missing label; give classes other names)"
+        check_no_gaps(name, label_column, [label == -1 for label in found], "label", hint)
+    values, names = _classes(splits[train].features[label_column], label_column, labels[train])
+    for name, found in labels.items():
+        _check_classes(name, label_column, found, values)
+    return Task(text_columns, label_column, names, train, evaluation, values)
+
+
+def encode(splits: Any, task: Task, tokenizer: Any, max_length: int) -> Any:
+    """Token ids of every split, and `labels` of those to train and to validate on."""
+    encoded = datasets.DatasetDict()
+    for name, split in splits.items():
+        encoded[name] = tokenize(split, name, task.text_columns, tokenizer, max_length)
+        if name in (task.train_split, task.eval_split):
+            labels = task.label_ids(values_of(split, task.label_column))
+            encoded[name] = encoded[name].add_column("labels", labels)
+    return encoded
+
+
+def _rows(split: Any, positions: np.ndarray[Any, Any]) -> Any:
+    """Some rows of a split, in its order; in memory, where `select` would write beside a data set on disk."""
+    if not 0 < len(positions) < len(split):
+        raise DataError(f"cannot take {len(positions):,} of {len(split):,} rows: at least one belongs on each side")
+    return split.select(np.sort(positions), keep_in_memory=True)
+
+
+def find_eval_split(splits: Any, settings: FineTuneSettings) -> str | None:
+    """The split to validate on: the one that is named, or the first whose name begins with validation; else None.
+
+    Raises:
+        DataError: there is no split of the name that was given.
+    """
+    if settings.eval_split is None:
+        return next((name for name in sorted(splits) if name.startswith("validation")), None)
+    if settings.eval_split not in splits:
+        raise DataError(
+            f"there is no split {settings.eval_split!r} to validate on (eval_split); the data set has "
+            f"{', '.join(splits)}"
+        )
+    return settings.eval_split
+
+
+def _labels(split_name: str, split: Any, label_column: str) -> list[Any]:
+    """The labels of a split, none of them null, NaN or empty."""
+    if label_column not in split.column_names:
+        raise DataError(
+            f"split {split_name!r} has no label column {label_column!r}; its columns are "
+            f"{', '.join(split.column_names)}"
+        )
+    labels = values_of(split, label_column)
+    gaps = [label is None or label == "" or label != label for label in labels]  # NaN is not itself
+    check_no_gaps(split_name, label_column, gaps, "label")
+    return labels
+
+
+def _is_regression(feature: Any, label_column: str, task: str | None) -> bool:
+    if not isinstance(feature, datasets.Value | datasets.ClassLabel):
+        raise DataError(f"label column {label_column!r} holds {feature}; expected one string, integer or float a row")
+    is_number = feature.dtype.startswith(("float", "double", "decimal", "int", "uint"))
+    if task == "regression" and (not is_number or isinstance(feature, datasets.ClassLabel)):
+        raise DataError(f"regression needs numbers; label column {label_column!r} holds {feature}")
+    return task == "regression" or (task is None and feature.dtype.startswith(("float", "double", "decimal")))
+
+
+def _classes(feature: Any, label_column: str, labels: list[Any]) -> tuple[tuple[Any, ...], tuple[str, ...]]:
+    """The values that stand for classes, in the order of the class ids, and their names."""
+    if isinstance(feature, datasets.ClassLabel):
+        return tuple(range(len(feature.names))), tuple(feature.names)
+    values = tuple(sorted(set(labels)))
+    if len(values) < 2:
+        raise DataError(
+            f"label column {label_column!r} holds {values[0]!r} in all {len(labels):,} rows to train on; expected at "
+            "least two classes"
+        )
+    if isinstance(values[0], float) and any(value != int(value) for value in values):
+        raise DataError(f"classes are strings or whole numbers; label column {label_column!r} holds {values[0]}")
+    return values, tuple(str(int(value) if isinstance(value, float) else value) for value in values)
+
+
+def _check_classes(split_name: str, label_column: str, labels: list[Any], values: tuple[Any, ...]) -> None:
+    known = set(values)
+    if unknown := [label for label in labels if label not in known]:
+        raise DataError(
+            f"label {unknown[0]!r} in column {label_column!r} of split {split_name!r} is none of the classes to train "
+            f"on: {', '.join(map(repr, values))}"
+        )
+
+
+def _check_numbers(split_name: str, label_column: str, labels: list[Any]) -> None:
+    if not np.isfinite(np.asarray(labels, np.float64)).all():
+        raise DataError(f"label column {label_column!r} of split {split_name!r} holds an infinite number")

@@ -1,0 +1,384 @@
+"""The main job: text + a pretrained model → a fine-tuned full model. Short enough to read as an example.
+
+`finetune` tokenizes, counts, shrinks, trains with transformers' own Trainer, validates and saves. The model that it
+leaves in the output directory is full, and bit for bit the one that the same run with `full_vocabulary=True` leaves,
+unless an output layer is frozen in part or restricted (`output`).
+"""
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from leanvocab.adapters import add_lora
+from leanvocab.checkpoints.checkpoint import save_full
+from leanvocab.errors import CheckpointError, SettingsError
+from leanvocab.extras import require
+from leanvocab.finetune.classification import Task, encode, find_task, select_samples
+from leanvocab.finetune.collators import EpochCallback, MaskingCollator, choose_collator, mask_to_validate
+from leanvocab.finetune.language import LanguageTask, encode_language, find_language_task
+from leanvocab.finetune.loading import load_splits
+from leanvocab.finetune.pretrained import find_pretrained
+from leanvocab.finetune.probes import check_causal, check_packed_examples_are_apart
+from leanvocab.finetune.scores import classification_scores, regression_scores, without_prefix
+from leanvocab.finetune.settings import CAUSAL_LM, MASKED_LM, FineTuneSettings
+from leanvocab.finetune.token_scores import TOKEN_LOSS, TokenScores, sums_by_example
+from leanvocab.model.shrink import shrink_, status
+from leanvocab.reports.memory import MemoryEstimate, estimate_memory
+from leanvocab.vocabulary.counts import count_tokens
+from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
+
+require("accelerate", extra="finetune")  # the Trainer needs it
+
+RESULT_FILE = "finetune.json"
+VOCABULARY_FILE = "partial_vocabulary.json"
+CHECKPOINTS_FOLDER = "checkpoints"
+RESTRICTED_NOTE = (
+    "The output layer was restricted: the softmax knew the kept rows alone, which is another objective than that of the full "
+    "model; loss and perplexity are over these rows too, and compare with no other mode's."
+)
+
+ADAPTER_NOTE = (
+    "LoRA was trained, and the adapter alone was saved: it loads on the pretrained model, with the whole vocabulary "
+    "(PeftModel.from_pretrained), where leanvocab is not installed."
+)
+
+
+@dataclass(frozen=True)
+class FineTuneResult:
+    """What a run did. `vocabulary` and `memory` are None with the full vocabulary.
+
+    `output` is what became of a language model's output layer: "full", "frozen" or "restricted"; None where it is that of
+    ordinary training. The bytes are what this run's training held; `losses` are (step, loss) as logged, `scores` those of
+    validation.
+    """
+
+    output_dir: Path
+    task: Task | LanguageTask
+    output: str | None
+    vocabulary: PartialVocabulary | None
+    memory: MemoryEstimate | None
+    num_parameters: int
+    weights_bytes: int
+    gradients_bytes: int
+    optimizer_bytes: int
+    num_steps: int
+    seconds: Mapping[str, float]
+    losses: tuple[tuple[int, float], ...]
+    scores: Mapping[str, float]
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        if self.vocabulary is not None:
+            vocabulary = self.vocabulary
+            kept = {"kept_rows": len(vocabulary), "full_rows": vocabulary.full_size, "digest": vocabulary.digest}
+            plain |= {"vocabulary": kept}
+        task = {name: value for name, value in asdict(self.task).items() if not name.startswith("_")}
+        memory = self.memory and self.memory.to_dict()
+        return plain | {"output_dir": str(self.output_dir), "task": task, "memory": memory}
+
+
+def finetune(
+    model: str | Path,
+    data: Any,
+    output_dir: str | Path,
+    settings: FineTuneSettings | None = None,
+    *,
+    progress: bool | None = None,
+) -> FineTuneResult:
+    """Fine-tunes a pretrained model on text, and writes the whole model and its tokenizer.
+
+    Args:
+        model: a folder or a name on the hub; any model that AutoModelForSequenceClassification takes, or, by the task,
+            AutoModelForCausalLM, AutoModelForSeq2SeqLM or AutoModelForMaskedLM.
+        data: whatever `leanvocab.finetune.loading.load_splits` takes. The tokens of all its splits are counted.
+        output_dir: a folder that is empty, or not there yet.
+        settings: the knobs; None: the paper's (Table 8), for classification and regression.
+        progress: whether to show progress bars; None: on a terminal.
+
+    Raises:
+        LeanVocabError: mostly before any long work (DataError, ModelError, SettingsError, CheckpointError).
+
+    Source: Section 4 of the paper. Its D' is never made, since the lookup remaps.
+    """
+    settings, output_dir = settings or FineTuneSettings(), Path(output_dir)
+    _check_extras(settings)
+    last_checkpoint = _check_output_dir(output_dir, Path(model), settings)
+    pretrained = find_pretrained(model, settings)
+    splits = select_samples(load_splits(data, settings.config_name), settings)
+    task = _find_task(splits, settings)
+    seconds: dict[str, float] = {}
+    with _timed(seconds, "tokenizing"):
+        encoded, notes = _encode(splits, task, pretrained.tokenizer, settings)
+    transformers.set_seed(settings.seed)  # the new head is the same with and without the full vocabulary
+    network, loading_notes = pretrained.load(task, few_bits=settings.qlora)
+    _check_network(network, task, settings)
+    vocabulary = None
+    if not settings.full_vocabulary or settings.task == MASKED_LM:  # random words come from the kept ids in any case
+        with _timed(seconds, "counting"):
+            counts = count_tokens(encoded, task.token_columns)
+            vocabulary = PartialVocabulary.from_counts(counts, tokenizer=pretrained.tokenizer, model=network)
+    collator = choose_collator(task, network, pretrained.tokenizer, vocabulary, settings)
+    if isinstance(collator, MaskingCollator) and task.eval_split:
+        encoded[task.eval_split] = mask_to_validate(encoded[task.eval_split], collator)
+    prepared = _prepare(network, None if settings.full_vocabulary else vocabulary, settings, seconds)
+    network = prepared.network
+    trainer = _make_trainer(network, encoded, task, pretrained.tokenizer, collator, output_dir, settings, progress)
+    with _timed(seconds, "training"):
+        trainer.train(resume_from_checkpoint=last_checkpoint)
+    scores = _scores(trainer.evaluate()) if task.eval_split else {}
+    result = FineTuneResult(
+        output_dir=output_dir,
+        task=task,
+        output=prepared.output,
+        vocabulary=None if settings.full_vocabulary else vocabulary,
+        memory=prepared.memory,
+        **_held(network, trainer.optimizer),
+        num_steps=trainer.state.global_step,
+        seconds=seconds,
+        losses=tuple((int(log["step"]), log["loss"]) for log in trainer.state.log_history if "loss" in log),
+        scores=scores,
+        notes=(*pretrained.notes, *loading_notes, *notes, *prepared.notes),
+    )
+    if trainer.is_world_process_zero():
+        _save(network, pretrained.tokenizer, result)  # full while shrunk
+    trainer.accelerator.wait_for_everyone()
+    return result
+
+
+def _check_extras(settings: FineTuneSettings) -> None:
+    if settings.uses_lora:
+        require("peft", extra="peft")
+    if settings.qlora:
+        require("bitsandbytes", extra="quantization")
+
+
+def _find_task(splits: Any, settings: FineTuneSettings) -> Task | LanguageTask:
+    task = find_language_task(splits, settings) if settings.is_language_model else find_task(splits, settings)
+    if settings.best and task.eval_split is None:
+        raise SettingsError("best needs a validation split: name one (eval_split), or hold one out (validation_ratio)")
+    return task
+
+
+def _check_network(network: Any, task: Task | LanguageTask, settings: FineTuneSettings) -> None:
+    """What only the model itself shows: before it trains for hours on a task that it cannot do."""
+    if settings.task == CAUSAL_LM:
+        check_causal(network)
+    if isinstance(task, LanguageTask) and settings.packing and task.source != "text":
+        check_packed_examples_are_apart(network)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A model that is ready to train, and what was done to it; the fields are those of the result."""
+
+    network: Any
+    output: str | None
+    memory: MemoryEstimate | None
+    notes: tuple[str, ...]
+
+
+def _prepare(
+    network: Any, vocabulary: PartialVocabulary | None, settings: FineTuneSettings, seconds: dict[str, float]
+) -> _Prepared:
+    """Shrinks the model (None: it keeps the full vocabulary), and puts an adapter on it if asked for.
+
+    It is not merged at the end, which would bring the full matrix to the device: what is saved is full in any case.
+    """
+    output = memory = None
+    notes: list[str] = []
+    if vocabulary is not None:
+        with _timed(seconds, "shrinking"):
+            layer: dict[str, Any] = {"output": settings.output, "frozen_rows": settings.frozen_rows}
+            decays = settings.weight_decay > 0 and not settings.uses_lora
+            shrink_(network, vocabulary, decay_unused_rows=decays, **layer)
+        output = status(network).output if settings.is_language_model else None
+    if settings.uses_lora:
+        network = add_lora(network, settings.task or "", settings.lora_rank, few_bits=settings.qlora)
+        notes.append(ADAPTER_NOTE)
+    if vocabulary is not None:
+        memory = estimate_memory(network, precision="mixed" if settings.bf16 else None)
+    if output == "restricted":
+        notes.append(RESTRICTED_NOTE)
+    return _Prepared(network, output, memory, tuple(notes))
+
+
+def _check_output_dir(output_dir: Path, model: Path, settings: FineTuneSettings) -> str | None:
+    """The checkpoint to go on from, if any. Nothing is written before everything else was checked."""
+    if output_dir.exists() and not output_dir.is_dir():
+        raise CheckpointError(f"the output directory {output_dir} is a file")
+    if model.is_dir() and output_dir.exists() and output_dir.samefile(model):
+        raise CheckpointError(f"the output directory {output_dir} is the folder of the pretrained model; name another")
+    if settings.resume:
+        checkpoints = output_dir / CHECKPOINTS_FOLDER
+        last: str | None = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+        if last is None:
+            raise CheckpointError(f"there is no checkpoint in {checkpoints} to resume from")
+        return last
+    if not settings.overwrite and output_dir.exists() and any(output_dir.iterdir()):
+        raise CheckpointError(
+            f"the output directory {output_dir} is not empty; name another, or set overwrite (or resume) if an earlier "
+            "run left it"
+        )
+    return None
+
+
+def _encode(
+    splits: Any, task: Task | LanguageTask, tokenizer: Any, settings: FineTuneSettings
+) -> tuple[Any, tuple[str, ...]]:
+    if isinstance(task, LanguageTask):
+        return encode_language(splits, task, tokenizer, settings)
+    return encode(splits, task, tokenizer, settings.max_length), ()
+
+
+def _make_trainer(
+    network: Any,
+    encoded: Any,
+    task: Task | LanguageTask,
+    tokenizer: Any,
+    collator: Any,
+    output_dir: Path,
+    settings: FineTuneSettings,
+    progress: bool | None,
+) -> Trainer:
+    if settings.overwrite:
+        _remove_earlier_run(output_dir)
+    if settings.gradient_checkpointing:  # transformers is renaming it, and the Trainer's argument too
+        getattr(network, "activation_checkpointing_enable", network.gradient_checkpointing_enable)()
+    trainer = Trainer(
+        network,
+        _training_arguments(task, output_dir / CHECKPOINTS_FOLDER, settings, network.config.model_type),
+        train_dataset=encoded[task.train_split],
+        eval_dataset=encoded[task.eval_split] if task.eval_split else None,
+        data_collator=collator,
+        processing_class=tokenizer,
+        **_scoring(task),
+    )
+    if isinstance(collator, MaskingCollator):
+        trainer.add_callback(EpochCallback(collator))
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+    if sys.stderr.isatty() if progress is None else progress:
+        trainer.add_callback(_Progress)
+    return trainer
+
+
+def _training_arguments(
+    task: Task | LanguageTask, folder: Path, settings: FineTuneSettings, model_type: str
+) -> TrainingArguments:
+    best = TOKEN_LOSS if settings.best == "loss" and settings.is_language_model else settings.best
+    return TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=settings.epochs,
+        max_steps=settings.max_steps or -1,
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=settings.eval_batch_size or settings.batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation_steps,
+        learning_rate=settings.learning_rate_for(model_type),
+        lr_scheduler_type=settings.scheduler,
+        warmup_steps=settings.warmup,
+        weight_decay=settings.weight_decay,
+        adam_beta1=settings.adam_beta1,
+        adam_beta2=settings.adam_beta2,
+        adam_epsilon=settings.adam_epsilon,
+        max_grad_norm=settings.max_grad_norm,
+        bf16=settings.bf16,
+        train_sampling_strategy="group_by_length" if settings.group_by_length else "random",
+        use_cpu=settings.cpu,
+        seed=settings.seed,
+        eval_strategy=settings.eval_strategy if task.eval_split else "no",
+        eval_steps=settings.eval_steps,
+        save_strategy=settings.save_strategy,
+        save_steps=settings.save_steps,
+        save_total_limit=settings.save_total_limit,
+        load_best_model_at_end=settings.best is not None,
+        metric_for_best_model=best,
+        greater_is_better=best not in ("loss", TOKEN_LOSS, "perplexity"),
+        batch_eval_metrics=settings.is_language_model,  # predictions over a vocabulary are not held
+        logging_steps=settings.logging_steps,
+        report_to="none",
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+
+
+def _scoring(task: Task | LanguageTask) -> dict[str, Any]:
+    """How the Trainer makes scores of what the model gives; encoder-decoder models give hidden states beside the logits."""
+    if isinstance(task, LanguageTask):
+        predicts_next = task.kind == CAUSAL_LM
+
+        def sums(given: Any, labels: Any) -> Any:
+            logits = given[0] if isinstance(given, tuple) else given
+            return sums_by_example(logits, labels, predicts_next=predicts_next)
+
+        return {"compute_metrics": TokenScores(), "preprocess_logits_for_metrics": sums}
+    scores = regression_scores if task.is_regression else classification_scores
+    return {
+        "compute_metrics": lambda evaluated: scores(evaluated.predictions, evaluated.label_ids),
+        "preprocess_logits_for_metrics": lambda given, labels: given[0] if isinstance(given, tuple) else given,
+    }
+
+
+def _scores(evaluated: dict[str, float]) -> dict[str, float]:
+    """A language model's loss is the mean over tokens; the Trainer's own is a mean over batches."""
+    scores = without_prefix(evaluated)
+    return scores | {"loss": scores.pop(TOKEN_LOSS)} if TOKEN_LOSS in scores else scores
+
+
+class _Progress(ProgressCallback):
+    """One bar for training and one for validation; the loss stands beside the bar instead of on lines of its own."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        bar: Any = self.training_bar
+        if bar is not None and "loss" in (logs or {}):
+            bar.set_postfix(loss=f"{logs['loss']:.4f}")
+
+
+def _held(network: Any, optimizer: Any) -> dict[str, int]:
+    """What training held in parameters, gradients and optimizer states."""
+    parameters = list(network.parameters())
+    states = [value for state in optimizer.state.values() for value in state.values()]
+    return {
+        "num_parameters": sum(p.numel() for p in parameters if p.requires_grad or not hasattr(network, "peft_config")),
+        "weights_bytes": sum(parameter.nbytes for parameter in parameters),
+        "gradients_bytes": sum(parameter.nbytes for parameter in parameters if parameter.requires_grad),
+        "optimizer_bytes": sum(state.nbytes for state in states if isinstance(state, torch.Tensor)),
+    }
+
+
+def _save(network: Any, tokenizer: Any, result: FineTuneResult) -> None:
+    if hasattr(network, "peft_config"):
+        network.save_pretrained(result.output_dir)
+    else:
+        save_full(network, result.output_dir)
+    tokenizer.save_pretrained(result.output_dir)
+    if result.vocabulary is not None:
+        result.vocabulary.save(result.output_dir / VOCABULARY_FILE)
+    (result.output_dir / RESULT_FILE).write_text(json.dumps(result.to_dict(), indent=2) + "\n")
+    with suppress(OSError):  # the Trainer makes the folder even where no checkpoint is asked for
+        (result.output_dir / CHECKPOINTS_FOLDER).rmdir()
+
+
+def _remove_earlier_run(output_dir: Path) -> None:
+    """What an earlier run left and this one might not write again. Its model stays until the new one is whole."""
+    shutil.rmtree(output_dir / CHECKPOINTS_FOLDER, ignore_errors=True)
+    for name in (RESULT_FILE, VOCABULARY_FILE):
+        (output_dir / name).unlink(missing_ok=True)
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - start

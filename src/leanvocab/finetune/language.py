@@ -1,0 +1,327 @@
+"""What text asks of a language model: which columns hold it, and its token ids with the labels that are learned."""
+
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from leanvocab.choices import IGNORE_INDEX
+from leanvocab.errors import DataError, ModelError
+from leanvocab.extras import require
+from leanvocab.finetune.classification import find_eval_split
+from leanvocab.finetune.packing import join_and_cut, lay_side_by_side, num_learned
+from leanvocab.finetune.settings import CAUSAL_LM, MASKED_LM, SEQ2SEQ_LM, FineTuneSettings
+from leanvocab.finetune.text_columns import check_no_gaps, check_texts, choose_text_columns, values_of
+
+if TYPE_CHECKING:
+    import datasets
+else:
+    datasets = require("datasets", extra="finetune")
+
+_PAIRS = (("prompt", "completion"), ("source", "target"))
+_TEXTS = (("text",), ("sentence",))
+_BLOCKS_AT_ONCE = 1000
+
+Span = tuple[str, bool]
+"""A part of an example's text, and whether it is learned."""
+
+
+@dataclass(frozen=True)
+class LanguageTask:
+    """Columns and splits of one fine-tuning of a language model.
+
+    `kind` is causal-lm, seq2seq-lm or masked-lm; `source` says what `columns` hold: one text, prompt and completion, or
+    messages (a chat).
+    """
+
+    kind: str
+    source: str
+    columns: tuple[str, ...]
+    train_split: str
+    eval_split: str | None
+
+    @property
+    def token_columns(self) -> tuple[str, ...]:
+        """Columns of the encoded data with ids to count. The labels of the other kinds are input ids."""
+        return ("input_ids", "labels") if self.kind == SEQ2SEQ_LM else ("input_ids",)
+
+
+def find_language_task(splits: Any, settings: FineTuneSettings) -> LanguageTask:
+    """Finds the texts, by name where the settings name them, and checks every row of them.
+
+    Raises:
+        DataError: a column is missing, holds something else, or has gaps.
+    """
+    train, evaluation = settings.train_split, find_eval_split(splits, settings)
+    source, columns = _find_columns(splits[train].column_names, settings)
+    for name, split in splits.items():
+        if source == "messages":
+            _check_messages(name, split, columns[0])
+        else:
+            check_texts(name, split, columns)
+    assert settings.task is not None
+    return LanguageTask(settings.task, source, columns, train, evaluation)
+
+
+def _find_columns(names: list[str], settings: FineTuneSettings) -> tuple[str, tuple[str, ...]]:
+    if settings.task == MASKED_LM or settings.text_columns:
+        return "text", choose_text_columns("text", settings.text_columns, _TEXTS, names)
+    for role, named in (("prompt", settings.prompt_column), ("completion", settings.completion_column)):
+        if named is not None:
+            choose_text_columns(role, (named,), (), names)
+    if settings.prompt_column and settings.completion_column:
+        return "prompts", (settings.prompt_column, settings.completion_column)
+    if settings.messages_column:
+        return "messages", choose_text_columns("messages", (settings.messages_column,), (), names)
+    usual: dict[str, tuple[tuple[str, ...], ...]] = {"prompts": _PAIRS}
+    if settings.task != SEQ2SEQ_LM:
+        usual |= {"messages": (("messages",),), "text": _TEXTS}
+    for source, groups in usual.items():
+        for columns in groups:
+            if set(columns) <= set(names):
+                return source, columns
+    for pair in _PAIRS:
+        for present, absent in (pair, pair[::-1]):
+            if present in names:
+                raise DataError(
+                    f"there is a column {present!r} without {absent!r}; the columns are {', '.join(names)}. Name both with "
+                    "prompt_column and completion_column"
+                )
+    looked_for = ", ".join(" + ".join(columns) for groups in usual.values() for columns in groups)
+    how = "prompt_column and completion_column" + ("" if settings.task == SEQ2SEQ_LM else ", or text_columns")
+    raise DataError(
+        f"found nothing to learn from: looked for {looked_for}; the columns are {', '.join(names)}. Name them with {how}"
+    )
+
+
+def _check_messages(split_name: str, split: Any, column: str) -> None:
+    if column not in split.column_names:
+        raise DataError(
+            f"split {split_name!r} has no messages column {column!r}; its columns are {', '.join(split.column_names)}"
+        )
+    chats = values_of(split, column)
+    check_no_gaps(split_name, column, [not chat for chat in chats], "messages")
+    for at, chat in enumerate(chats):
+        if not all(isinstance(message, dict) and {"role", "content"} <= set(message) for message in chat):
+            raise DataError(
+                f"row {at} of split {split_name!r}: column {column!r} holds something else than messages; expected a list "
+                f"of {{'role': …, 'content': …}}"
+            )
+
+
+# --- token ids --------------------------------------------------------------------------------------------------------
+
+
+def encode_language(
+    splits: Any, task: LanguageTask, tokenizer: Any, settings: FineTuneSettings
+) -> tuple[Any, tuple[str, ...]]:
+    """`input_ids`, and `labels` where they are known before masking, of every split; and what a user should know.
+
+    Examples of which nothing would be learned (a prompt that fills max_length by itself) are left out, and said.
+
+    Raises:
+        DataError: nothing at all is left of a split, or a chat cannot be cut into what is learned and what is not.
+        ModelError: chats, and a tokenizer without a chat template.
+    """
+    if task.source == "messages" and not getattr(tokenizer, "chat_template", None):
+        raise ModelError(
+            "the tokenizer has no chat template, which a column of messages needs; set tokenizer.chat_template and save it, "
+            "or give prompt and completion columns"
+        )
+    to_rows = {CAUSAL_LM: _causal_rows, SEQ2SEQ_LM: _seq2seq_rows, MASKED_LM: _masked_rows}[task.kind](
+        task, tokenizer, settings
+    )
+    encoded, notes = datasets.DatasetDict(), list(_general_notes(task, tokenizer, settings))
+    for name, split in splits.items():
+        tally = _Tally()
+        rows = _map(split, name, task, to_rows, tally)
+        if len(rows) == 0:
+            raise DataError(
+                f"nothing is left to learn of the {len(split):,} rows of split {name!r}: their texts are empty, or their "
+                f"prompts fill max_length ({settings.max_length} tokens) by themselves"
+            )
+        encoded[name] = _packed(rows, task, tokenizer, settings) if settings.packing else rows
+        notes += tally.notes(name, len(split), settings.max_length)
+    return encoded, tuple(notes)
+
+
+@dataclass
+class _Tally:
+    num_cut: int = 0
+    num_left_out: int = 0
+
+    def notes(self, split_name: str, num_rows: int, max_length: int) -> Iterator[str]:
+        if self.num_cut:
+            yield f"{self.num_cut:,} of {num_rows:,} rows of split {split_name!r} were cut to {max_length} tokens."
+        if self.num_left_out:
+            yield (
+                f"{self.num_left_out:,} of {num_rows:,} rows of split {split_name!r} were left out: nothing of them is left "
+                f"to learn within {max_length} tokens."
+            )
+
+
+def _general_notes(task: LanguageTask, tokenizer: Any, settings: FineTuneSettings) -> Iterator[str]:
+    if task.kind == CAUSAL_LM and task.source != "messages" and tokenizer.eos_token_id is None:
+        yield "The tokenizer has no end-of-sequence token: the texts are learned without an end."
+    if settings.packing and task.source == "text":
+        yield "Texts are joined and cut into blocks (packing): those in one block see one another."
+
+
+Rows = dict[str, list[Any]]
+_ToRows = Callable[[dict[str, list[Any]], _Tally], Rows]
+
+
+def _map(split: Any, name: str, task: LanguageTask, to_rows: _ToRows, tally: _Tally) -> Any:
+    """A new data set, in memory: nothing is cached on disk or written to the split."""
+    names = ("input_ids",) if task.kind == MASKED_LM else ("input_ids", "labels")
+    return split.with_format(None).map(
+        lambda batch: to_rows(batch, tally),
+        batched=True,
+        remove_columns=split.column_names,
+        features=_features(names),
+        keep_in_memory=True,
+        load_from_cache_file=False,
+        new_fingerprint=uuid.uuid4().hex[:16],  # by default a digest of the pickled tokenizer, which takes seconds
+        desc=f"tokenizing {name}",
+    )
+
+
+def _features(names: Iterable[str]) -> Any:
+    return datasets.Features({name: datasets.Sequence(datasets.Value("int32")) for name in names})
+
+
+def _causal_rows(task: LanguageTask, tokenizer: Any, settings: FineTuneSettings) -> _ToRows:
+    joins = settings.packing and task.source == "text"  # then nothing is cut off
+
+    def to_rows(batch: dict[str, list[Any]], tally: _Tally) -> Rows:
+        examples = list(_pieces(batch, task, tokenizer, settings.train_on_prompts))
+        rows: Rows = {"input_ids": [], "labels": []}
+        for ids, labels in _joined(examples, tokenizer, is_chat=task.source == "messages"):
+            if not joins and len(ids) > settings.max_length:
+                tally.num_cut += 1
+                ids, labels = ids[: settings.max_length], labels[: settings.max_length]
+            # Nothing stands before the first id to predict it from. Said here, it is not counted where losses are averaged.
+            labels = [IGNORE_INDEX, *labels[1:]]
+            if not joins and not num_learned({"labels": labels}):
+                tally.num_left_out += 1
+                continue
+            rows["input_ids"].append(ids)
+            rows["labels"].append(labels)
+        return rows
+
+    return to_rows
+
+
+def _pieces(
+    batch: dict[str, list[Any]], task: LanguageTask, tokenizer: Any, train_on_prompts: bool
+) -> Iterator[list[Span]]:
+    columns = [batch[column] for column in task.columns]
+    if task.source == "text":
+        yield from ([(text, True)] for text in columns[0])
+    elif task.source == "prompts":
+        for prompt, completion in zip(*columns, strict=True):
+            yield [(prompt, train_on_prompts), (completion, True)]
+    else:
+        yield from (chat_spans(chat, tokenizer, train_on_prompts) for chat in columns[0])
+
+
+def chat_spans(messages: list[dict[str, Any]], tokenizer: Any, train_on_prompts: bool = False) -> list[Span]:
+    """A chat as its tokenizer's template writes it, cut where the assistant's replies begin and end.
+
+    Raises:
+        DataError: what the template writes for the first messages is no beginning of what it writes for all of them, so that
+            the replies cannot be found in it.
+    """
+    messages = [{name: value for name, value in each.items() if value is not None} for each in messages]
+
+    def written(end: int, prompt: bool = False) -> str:
+        return str(tokenizer.apply_chat_template(messages[:end], tokenize=False, add_generation_prompt=prompt))
+
+    whole, pieces, done = written(len(messages)), [], 0
+    for at, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        before, after = written(at, prompt=True), written(at + 1)
+        if not (whole.startswith(after) and after.startswith(before) and len(before) >= done):
+            raise DataError(
+                "the tokenizer's chat template writes a beginning of a chat in another way than the chat itself, so that the "
+                "replies cannot be found in it; give prompt and completion columns"
+            )
+        pieces += [(whole[done : len(before)], train_on_prompts), (whole[len(before) : len(after)], True)]
+        done = len(after)
+    return [*pieces, (whole[done:], train_on_prompts)]
+
+
+def _joined(examples: list[list[Span]], tokenizer: Any, *, is_chat: bool) -> Iterator[tuple[list[int], list[int]]]:
+    """Ids and labels of each example. Its pieces are tokenized one by one, so that a prompt has the ids it has alone.
+
+    The tokenizer's own first tokens (a beginning of sequence) come first, the end of sequence comes last; a chat template
+    writes both itself.
+    """
+    first = tokenizer(
+        [pieces[0][0] for pieces in examples],
+        add_special_tokens=not is_chat,
+        return_special_tokens_mask=True,
+        verbose=False,
+    )
+    others = [text for pieces in examples for text, _ in pieces[1:]]
+    rest = iter(tokenizer(others, add_special_tokens=False, verbose=False)["input_ids"] if others else ())
+    end = [] if is_chat or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    for pieces, ids, added in zip(examples, first["input_ids"], first["special_tokens_mask"], strict=True):
+        length = len(ids)
+        while not is_chat and length and added[length - 1]:
+            length -= 1
+        parts = [ids[:length], *(next(rest) for _ in pieces[1:]), end]
+        learned = [*(learns for _, learns in pieces), True]
+        labels = [part if learns else [IGNORE_INDEX] * len(part) for part, learns in zip(parts, learned, strict=True)]
+        yield list(chain.from_iterable(parts)), list(chain.from_iterable(labels))
+
+
+def _seq2seq_rows(task: LanguageTask, tokenizer: Any, settings: FineTuneSettings) -> _ToRows:
+    def to_rows(batch: dict[str, list[Any]], tally: _Tally) -> Rows:
+        sources, targets = (batch[column] for column in task.columns)
+        inputs = tokenizer(sources, truncation=True, max_length=settings.max_length)["input_ids"]
+        labels = tokenizer(text_target=targets, truncation=True, max_length=settings.max_target_length)["input_ids"]
+        kept = [at for at, ids in enumerate(labels) if ids and inputs[at]]
+        tally.num_left_out += len(labels) - len(kept)
+        return {"input_ids": [inputs[at] for at in kept], "labels": [labels[at] for at in kept]}
+
+    return to_rows
+
+
+def _masked_rows(task: LanguageTask, tokenizer: Any, settings: FineTuneSettings) -> _ToRows:
+    special = set(tokenizer.all_special_ids)
+    is_fast = bool(getattr(tokenizer, "is_fast", False))  # others give no pieces of long texts
+
+    def to_rows(batch: dict[str, list[Any]], tally: _Tally) -> Rows:
+        texts = batch[task.columns[0]]
+        pieces = tokenizer(
+            texts, truncation=True, max_length=settings.max_length, return_overflowing_tokens=is_fast, verbose=False
+        )["input_ids"]
+        kept = [ids for ids in pieces if set(ids) - special]
+        tally.num_left_out += len(pieces) - len(kept)
+        return {"input_ids": kept}
+
+    return to_rows
+
+
+def _packed(rows: Any, task: LanguageTask, tokenizer: Any, settings: FineTuneSettings) -> Any:
+    """Blocks in memory; Python's lists hold no more than the open blocks and those of one batch."""
+    names = ["input_ids", "labels"]
+    if task.source == "text":
+        blocks = join_and_cut((row["input_ids"] for row in rows), settings.max_length)
+    else:
+        names.append("position_ids")
+        blocks = lay_side_by_side(rows, settings.max_length)
+    schema = pa.schema([(name, pa.list_(pa.int32())) for name in names])
+    batches, batch = [], []
+    for block in blocks:
+        batch.append(block)
+        if len(batch) == _BLOCKS_AT_ONCE:
+            batches.append(pa.RecordBatch.from_pylist(batch, schema))
+            batch = []
+    batches.append(pa.RecordBatch.from_pylist(batch, schema))
+    return datasets.Dataset(pa.Table.from_batches(batches, schema))

@@ -1,0 +1,149 @@
+"""A name or folder → config, tokenizer and model, made ready for a task; what cannot work is an error at once."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+)
+
+from leanvocab.errors import ModelError, SettingsError, first_line
+from leanvocab.finetune.classification import Task
+from leanvocab.finetune.language import LanguageTask
+from leanvocab.finetune.settings import CAUSAL_LM, MASKED_LM, SEQ2SEQ_LM, FineTuneSettings
+
+# By task: the class of transformers, and what to call its head.
+_HEADS: dict[str, tuple[Any, str]] = {
+    CAUSAL_LM: (AutoModelForCausalLM, "causal language model"),
+    SEQ2SEQ_LM: (AutoModelForSeq2SeqLM, "sequence-to-sequence language model"),
+    MASKED_LM: (AutoModelForMaskedLM, "masked language model"),
+}
+_CLASSIFIER = (AutoModelForSequenceClassification, "sequence classification")
+
+# Where configs keep the dropout of hidden states and of attention.
+_DROPOUT_NAMES = (
+    "hidden_dropout_prob", "attention_probs_dropout_prob", "hidden_dropout", "dropout", "attention_dropout",
+    "dropout_rate", "embd_pdrop", "attn_pdrop", "resid_pdrop",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A model that is not loaded yet: where it lies, its config, its tokenizer, and what was repaired."""
+
+    name: str
+    config: Any
+    tokenizer: Any
+    notes: tuple[str, ...]
+
+    def load(self, task: Task | LanguageTask, *, few_bits: bool = False) -> tuple[Any, tuple[str, ...]]:
+        """The model in fp32, on CPU (with `few_bits` in 4 bits), with a head for the task, and what a user should know of it.
+
+        A classification head is new where the checkpoint has none of that size. A language model's is the checkpoint's own;
+        weights of it that are not there start anew, and are named.
+
+        Raises:
+            ModelError: the weights are not there or not readable, or there is no head of this kind.
+        """
+        is_language_model = isinstance(task, LanguageTask)
+        if isinstance(task, Task):
+            _set_labels(self.config, task)
+        auto_class, _ = _HEADS[task.kind] if isinstance(task, LanguageTask) else _CLASSIFIER
+        try:
+            network, said = auto_class.from_pretrained(
+                self.name,
+                config=self.config,
+                **(_in_four_bits() if few_bits else {"dtype": torch.float32}),
+                ignore_mismatched_sizes=not is_language_model,
+                output_loading_info=True,
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ModelError(f"the model {self.name!r} cannot be loaded: {first_line(error)}") from error
+        new = sorted(said["missing_keys"]) if is_language_model else []
+        return network, tuple(f"The checkpoint has no {name}; it starts anew." for name in new)
+
+
+def _in_four_bits() -> dict[str, Any]:
+    """How to load a model for QLoRA: 4 bits (nf4, scales quantized too), computing in bf16, on the device that trains."""
+    bits = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    place = {"": int(os.environ.get("LOCAL_RANK", "0"))} if torch.cuda.is_available() else "cpu"
+    return {"quantization_config": bits, "dtype": torch.bfloat16, "device_map": place}
+
+
+def find_pretrained(name: str | Path, settings: FineTuneSettings) -> Pretrained:
+    """Config and tokenizer of a model, made ready for fine-tuning; no weights.
+
+    Raises:
+        ModelError: there is no such model, it has no tokenizer, or nothing to pad with.
+        SettingsError: texts may become longer than the model can take.
+    """
+    try:
+        config = AutoConfig.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError, KeyError) as error:
+        where = "is no folder here, and the hub did not give it" if not Path(name).is_dir() else "cannot be read"
+        raise ModelError(f"the model {str(name)!r} {where}: {first_line(error)}") from error
+    auto_class, head = _HEADS.get(settings.task or "", _CLASSIFIER)
+    if type(config) not in auto_class._model_mapping:
+        raise ModelError(f"transformers has no {head} for models of the type {config.model_type!r}")
+    if settings.task == MASKED_LM and tokenizer.mask_token is None:
+        raise ModelError(f"the tokenizer of {str(name)!r} has no mask token, which masked-lm needs")
+    _check_length(config, tokenizer, "max_length", settings.max_length)
+    if settings.task == SEQ2SEQ_LM:
+        _check_length(config, tokenizer, "max_target_length", settings.max_target_length)
+    notes = () if settings.task == CAUSAL_LM else _set_padding(config, tokenizer, str(name), settings.is_language_model)
+    if settings.dropout >= 0:
+        for part in {id(part): part for part in (config, config.get_text_config())}.values():
+            for field in _DROPOUT_NAMES:
+                if isinstance(getattr(part, field, None), float | int):
+                    setattr(part, field, settings.dropout)
+    return Pretrained(str(name), config, tokenizer, notes)
+
+
+def _set_labels(config: Any, task: Task) -> None:
+    config.num_labels = task.num_labels
+    if task.is_regression:
+        config.problem_type = "regression"
+    else:
+        config.problem_type = "single_label_classification"
+        config.id2label = dict(enumerate(task.label_names))
+        config.label2id = {label: position for position, label in enumerate(task.label_names)}
+
+
+def _set_padding(config: Any, tokenizer: Any, name: str, is_language_model: bool) -> tuple[str, ...]:
+    """Something to pad with. Causal language models need none: their padding is masked by its place, whatever its id."""
+    notes: tuple[str, ...] = ()
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise ModelError(
+                f"the tokenizer of {name!r} has neither a padding nor an end-of-sequence token to pad batches with; "
+                "give it one (tokenizer.pad_token = …), save it and name that folder"
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+        notes = (f"The tokenizer has no padding token; its end of sequence {tokenizer.eos_token!r} pads.",)
+    if not is_language_model and getattr(config.get_text_config(), "pad_token_id", None) is None:
+        # Decoder models find the last token of a text by it. (An embedding would not train the row of its padding_idx, which
+        # a language model that ends its texts with that token needs.)
+        config.pad_token_id = config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    return notes
+
+
+def _check_length(config: Any, tokenizer: Any, name: str, max_length: int) -> None:
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    limits = [limit for limit in (tokenizer.model_max_length, positions) if isinstance(limit, int) and limit > 0]
+    if limits and max_length > min(limits):
+        raise SettingsError(f"{name} is {max_length}, but the model takes {min(limits)} tokens at most")

@@ -1,0 +1,92 @@
+"""Which columns of a data set are texts, and their token ids."""
+
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+from leanvocab.errors import DataError
+
+# Pairs first: QNLI's question + sentence is no single sentence.
+_TEXT_COLUMNS = (
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+    ("question", "sentence"),
+    ("sentence",),
+    ("text",),
+)
+_STRINGS = ("string", "large_string", "string_view")
+
+
+def find_text_columns(split: Any, wanted: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """One column with texts, or two with pairs: the wanted ones, or the first of the usual names that are there.
+
+    Raises:
+        DataError: there is no such column.
+    """
+    return choose_text_columns("text", wanted, _TEXT_COLUMNS, split.column_names)
+
+
+def choose_text_columns(
+    what: str, wanted: tuple[str, ...], usual: tuple[tuple[str, ...], ...], columns: Sequence[str]
+) -> tuple[str, ...]:
+    """The wanted columns, or the first of the usual groups that is there; raises DataError where there are none."""
+    if missing := [name for name in wanted if name not in columns]:
+        raise DataError(f"there is no {what} column {missing[0]!r}; the columns are {', '.join(columns)}")
+    if wanted:
+        return wanted
+    for names in usual:
+        if set(names) <= set(columns):
+            return names
+    raise DataError(
+        f"found no {what} column: looked for {', '.join(' + '.join(names) for names in usual)}; the columns are "
+        f"{', '.join(columns)}. Name it with {what}_column{'s' if what == 'text' else ''}"
+    )
+
+
+def check_texts(split_name: str, split: Any, text_columns: tuple[str, ...]) -> None:
+    """Raises DataError where a text column is missing, holds no strings, or has gaps."""
+    for name in text_columns:
+        if name not in split.column_names:
+            raise DataError(
+                f"split {split_name!r} has no text column {name!r}; its columns are {', '.join(split.column_names)}"
+            )
+        kind = getattr(split.features[name], "dtype", split.features[name])
+        if kind not in _STRINGS:
+            raise DataError(f"text column {name!r} of split {split_name!r} holds {kind}; expected strings")
+        check_no_gaps(split_name, name, [text is None for text in values_of(split, name)], "text")
+
+
+def check_no_gaps(split_name: str, column: str, gaps: list[bool], what: str, hint: str = "") -> None:
+    """Raises DataError where any row has a gap, saying how many have and which is the first."""
+    if any(gaps):
+        raise DataError(
+            f"{sum(gaps):,} of {len(gaps):,} rows of split {split_name!r} have no {what} in column {column!r}, the "
+            f"first is row {gaps.index(True)}{hint}. Leave those rows out"
+        )
+
+
+def values_of(split: Any, column: str) -> list[Any]:
+    """All values of a column as Python objects, whatever format the user set on the data set."""
+    return list(split.with_format(None)[column][:])
+
+
+def tokenize(
+    split: Any, name: str, text_columns: tuple[str, ...], tokenizer: Any, max_length: int | None = None
+) -> Any:
+    """A new data set with the token ids of each row, in memory: nothing is cached on disk or written to the split."""
+
+    def to_ids(batch: dict[str, list[str]]) -> Any:
+        texts = (batch[column] for column in text_columns)
+        return tokenizer(*texts, truncation=max_length is not None, max_length=max_length)
+
+    return split.with_format(None).map(
+        to_ids,
+        batched=True,
+        remove_columns=split.column_names,
+        keep_in_memory=True,
+        load_from_cache_file=False,
+        # By default it is a digest of the pickled tokenizer, which takes seconds for a large vocabulary; nothing is cached.
+        new_fingerprint=uuid.uuid4().hex[:16],
+        desc=f"tokenizing {name}",
+    )

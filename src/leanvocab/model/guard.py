@@ -1,0 +1,181 @@
+"""Finds code that reads the partial weight around the lookup, where ids of the full vocabulary would give wrong rows.
+
+`F.embedding(ids, module.weight)` in a model's own forward looks up row `id` of the partial matrix, silently where the id
+is small. No hook of a module sees that, so the first forward in each mode (training, evaluation) runs under a
+`TorchFunctionMode`, which sees every torch function and its arguments. Later forwards cost one comparison; where the model's
+code reads a shrunk weight in some branch, which a later batch may be the first to come to, each forward is watched.
+"""
+
+import sys
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from leanvocab.errors import BypassError
+from leanvocab.model.weight_reads import reads_of
+from leanvocab.output.layer import RemapLinear
+from leanvocab.output.lazy_logits import LazyLogits
+from leanvocab.partial.embedding import RemapEmbedding
+from leanvocab.partial.module import PartialModule
+
+# What asks about a weight and reads none of its rows.
+_HARMLESS = {
+    Tensor.size, Tensor.dim, Tensor.numel, Tensor.nelement, Tensor.ndimension, Tensor.element_size, Tensor.stride,
+    Tensor.data_ptr, Tensor.is_floating_point, Tensor.is_complex, Tensor.is_contiguous, Tensor.__len__, Tensor.__hash__,
+    Tensor.__repr__, Tensor.get_device, Tensor.type, Tensor.register_hook, Tensor.is_shared, Tensor.untyped_storage,
+    torch.is_floating_point, torch.is_complex, torch.numel, torch.is_tensor,
+}  # fmt: skip
+
+_OWN_ROOMS = {RemapEmbedding.__module__, RemapLinear.__module__, LazyLogits.__module__}
+# ZeRO-3 brings the rows of all ranks together before a module's forward, and takes them apart after it.
+_MOVERS = {"deepspeed.runtime.zero.partition_parameters"}
+
+
+class _Watch(TorchFunctionMode):
+    def __init__(self, modules: list[PartialModule]):
+        super().__init__()
+        self.modules = {id(module.weight): module for module in modules}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for value in (*args, *(kwargs or {}).values()):
+            if isinstance(value, Tensor) and id(value) in self.modules and not _is_harmless(func):
+                self._refuse_unless_lookup(func, self.modules[id(value)])
+        return func(*args, **(kwargs or {}))
+
+    def _refuse_unless_lookup(self, func: Any, module: PartialModule) -> None:
+        caller = None
+        frame: FrameType | None = sys._getframe(2)
+        while frame is not None:
+            if frame.f_globals.get("__name__") in _OWN_ROOMS | _MOVERS:
+                return
+            owner = frame.f_locals.get("self")
+            if caller is None and isinstance(owner, nn.Module):
+                caller = f"{type(owner).__name__}.{frame.f_code.co_name}"
+            frame = frame.f_back
+        raise BypassError(
+            f"{caller or 'the model'} calls {getattr(func, '__name__', func)} on the weight of {module.table.name} itself, "
+            "around the lookup that remaps ids: with a partial vocabulary it would read wrong rows. Call the embedding module "
+            "instead of its weight, or do not shrink this table"
+        )
+
+
+def _is_harmless(func: Any) -> bool:
+    # Attributes arrive as the __get__ or __set__ of their descriptors; `.T` and the like give the rows themselves.
+    if getattr(func, "__name__", "") in ("__get__", "__set__"):
+        return getattr(getattr(func, "__self__", None), "__name__", "") not in ("T", "mT", "H", "mH", "data")
+    return func in _HARMLESS
+
+
+def _forward_of(module: nn.Module) -> tuple[Any, ...]:
+    """The mode, and the code that a library has put in the place of the forward: a new one is watched anew."""
+    forward = module.__dict__.get("forward")
+    return module.training, getattr(getattr(forward, "__func__", forward), "__code__", None)
+
+
+class Guard:
+    """Watches the forwards of the modules above the shrunk tables until one has passed in each mode."""
+
+    def __init__(self, root: nn.Module, modules: list[PartialModule], paths: list[str]):
+        self.modules = modules
+        self._handles: list[Any] = []
+        self._passed: set[tuple[Any, ...]] = set()
+        self._watch: _Watch | None = None
+        self._owner: nn.Module | None = None
+        self._calls: dict[int, int] = {}
+        self._may_come_later = bool(reads_of(root, modules))
+        self._sites: list[tuple[nn.Module, str, nn.Module]] = []
+        above: dict[int, nn.Module] = {}
+        for path, module in zip(paths, modules, strict=True):
+            parts = path.split(".")
+            for depth in range(len(parts)):
+                ancestor = root.get_submodule(".".join(parts[:depth]))
+                above[id(ancestor)] = ancestor
+            self._sites.append((root.get_submodule(".".join(parts[:-1])), parts[-1], module))
+        for ancestor in above.values():
+            self._handles.append(ancestor.register_forward_pre_hook(self._enter))
+            self._handles.append(ancestor.register_forward_hook(self._leave, always_call=True))
+
+    def remove(self) -> None:
+        """Takes the hooks off the model again."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _enter(self, module: nn.Module, args: Any) -> None:
+        if torch.compiler.is_compiling() or self._owner is not None:
+            return
+        if any(parent._modules.get(name) is not child for parent, name, child in self._sites):
+            self._rearm()
+        has_passed = _forward_of(module) in self._passed
+        if has_passed and not self._may_come_later:
+            return
+        if not has_passed:
+            _refuse_strangers(module)
+        self._owner, self._watch = module, _Watch(self.modules)
+        self._calls = self._num_calls(module)
+        self._watch.__enter__()
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self._owner is not module or self._watch is None:
+            return
+        self._watch.__exit__(None, None, None)
+        self._owner = self._watch = None
+        if output is not None:  # an always-called hook gets None where the forward raised
+            self._refuse_other_losses(module, output)
+            self._passed.add(_forward_of(module))
+
+    def _num_calls(self, module: nn.Module) -> dict[int, int]:
+        """Of the output layers in a module, how often each was called."""
+        return {id(each): each.num_calls for each in module.modules() if isinstance(each, RemapLinear)}
+
+    def _refuse_other_losses(self, module: nn.Module, output: Any) -> None:
+        """A loss that was computed from the weight of the output layer, and not by calling it, is of the wrong rows."""
+        if self._calls and self._calls == self._num_calls(module) and getattr(output, "loss", None) is not None:
+            layer = next(each for each in module.modules() if isinstance(each, RemapLinear))
+            raise BypassError(
+                f"{type(module).__name__} gave a loss without calling its output layer {layer.table.name}, as fused losses do "
+                "(Liger, CCE): they would read the rows of a partial vocabulary as those of the full one. "
+                "Switch that loss off: leanvocab's own is computed in chunks too"
+            )
+
+    def _rearm(self) -> None:
+        """Something has been wrapped around a table since (an adapter, say): watch again, and know the wrapper by then."""
+        self._passed.clear()
+        self._sites = [(parent, name, parent._modules[name] or child) for parent, name, child in self._sites]
+        for _, _, wrapper in self._sites:
+            refuse_merging_adapters(wrapper)
+
+
+def _refuse_strangers(root: nn.Module) -> None:
+    """A module of another kind that shares a partial matrix, tied to it since, would take its rows for those of all ids."""
+    partial = {id(each.weight): each for each in root.modules() if isinstance(each, PartialModule)}
+    for path, module in root.named_modules():
+        found = partial.get(id(module._parameters.get("weight")))
+        if found is not None and not isinstance(module, PartialModule):
+            raise BypassError(
+                f"{path or type(module).__name__}: a {type(module).__name__} was given the partial weight of "
+                f"{found.table.name}, and would take its rows for those of all token ids, as peft's ensure_weight_tying does "
+                'with modules_to_save; name both matrices instead: modules_to_save=["embed_tokens", "lm_head"]'
+            )
+
+
+def refuse_merging_adapters(wrapper: nn.Module | None) -> None:
+    """Makes an adapter on a shrunk table refuse to merge itself into it: its update has full rows, the table partial ones."""
+    table = getattr(wrapper, "base_layer", None)
+    if isinstance(table, PartialModule) and hasattr(wrapper, "merge"):
+        object.__setattr__(wrapper, "merge", _RefuseMerge(table))
+
+
+class _RefuseMerge:
+    def __init__(self, module: PartialModule):
+        self._module = [module]  # in a list, so that it does not register as a submodule anywhere
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        module = self._module[0]
+        name = module.table.name if isinstance(module, PartialModule) else "the embedding"
+        raise BypassError(
+            f"{name}: an adapter on a partial vocabulary matrix cannot be merged into it, since its update has all rows; "
+            "call leanvocab.merge_(model) first, then merge the adapter"
+        )

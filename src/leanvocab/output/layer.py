@@ -1,0 +1,129 @@
+"""An output layer over a partial vocabulary: a smaller matrix, and logits that are as wide as ever.
+
+`"frozen"`: the rows that are not kept do not train and are still in the softmax, so that the loss is the full model's.
+`"restricted"`: the softmax is over the kept rows alone, which is another objective.
+"""
+
+import warnings
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from leanvocab.errors import LeanVocabWarning, MissingTokenError
+from leanvocab.output.elementwise import Elementwise
+from leanvocab.output.lazy_logits import LazyLogits, Origin
+from leanvocab.output.loss import Columns
+from leanvocab.output.projection import FrozenRows, KeptRows
+from leanvocab.partial.missing import MissingNote
+from leanvocab.partial.module import PartialModule
+from leanvocab.partial.partial_table import describe_missing
+
+
+class RemapLinear(PartialModule, nn.Linear):
+    """A linear layer over the rows of a partial vocabulary that scores all token ids.
+
+    Input: hidden states [..., dim]; output: logits [..., full_size], which are computed when they are looked at, and never
+    for a cross-entropy. `weight` is [len(vocabulary), dim]; `out_features` and the bias stay those of the full layer.
+    Made by `switch_class`.
+
+    In the restricted mode, a label outside the vocabulary raises `MissingTokenError` in training mode: on CPU at once,
+    elsewhere before the next optimizer step.
+    """
+
+    own_attributes: ClassVar[tuple[str, ...]] = (
+        *PartialModule.own_attributes,
+        "_frozen",
+        "_ids",
+        "_missing",
+        "num_calls",
+    )
+    _frozen: FrozenRows | None
+    _ids: Tensor
+    _missing: MissingNote
+    num_calls: int  # of forwards, which tells whether a loss went around the layer
+
+    def settle_on_device(self) -> None:
+        """What lies on the weight's device."""
+        device = torch.device("cpu") if self.weight.is_meta else self.weight.device
+        self._ids = self.table.token_ids.to(device)
+        frozen = self.__dict__.get("_frozen")
+        self._frozen = frozen if frozen is not None and frozen.device == device else None
+        self._missing = MissingNote(device)
+        self.num_calls = self.__dict__.get("num_calls", 0)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._computed(input) if torch.compiler.is_compiling() else self._lazy(input)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _computed(self, input: Tensor) -> Tensor:
+        """A compiled model gets the logits themselves: a compiler would look into what makes them lazy."""
+        return self._lazy(input).compute()
+
+    def _lazy(self, input: Tensor) -> LazyLogits:
+        self.check_length()
+        self.num_calls += 1
+        if torch.is_autocast_enabled(input.device.type):
+            input = input.to(torch.get_autocast_dtype(input.device.type))
+        elementwise = Elementwise(self.table.full_size)
+        if self.bias is not None:
+            elementwise = elementwise.plus(self.bias.to(input.dtype))
+        origin = Origin(self.table.name, self.weight, self._columns(input), self._check_labels, torch.is_grad_enabled())
+        return LazyLogits(input, origin, elementwise)
+
+    def raise_if_missing(self) -> None:
+        """Raises `MissingTokenError` for a label that was missing since the last call."""
+        found = self._missing.take()
+        if found is not None:
+            raise MissingTokenError(self._describe(*found))
+
+    def _columns(self, hidden: Tensor) -> Columns:
+        if self.table.output == "restricted":
+            kept = self._kept_rows(hidden.device)
+            return Columns(lambda: kept, None, self.table.num_rows)
+        if self._frozen is None or not self._frozen.fits(self.table, hidden.device, hidden.dtype):
+            self._frozen = FrozenRows(self.table, hidden.device, hidden.dtype)
+        blocks = self._frozen.blocks if self.table.frozen_rows_on == "host" else None
+        return Columns(self._frozen.whole, blocks, self.table.full_size)
+
+    def _kept_rows(self, device: torch.device) -> KeptRows:
+        if self._ids.device != device:  # some libraries move parameters one by one (FSDP)
+            self._ids = self.table.token_ids.to(device)
+        return KeptRows(self._ids, self.table.full_size)
+
+    def _check_labels(self, labels: Tensor, ignore_index: int) -> None:
+        """Labels [n] in full ids: one that is none would be another token's, or an infinite loss."""
+        counted = labels != ignore_index
+        wrong = counted & ((labels < 0) | (labels >= self.table.full_size))
+        if wrong.any():
+            position = int(wrong.nonzero()[0])
+            raise IndexError(
+                f"{self.table.name}: label {int(labels[position])} at flat position {position} is no token id: expected 0 … "
+                f"{self.table.full_size - 1}, or {ignore_index}, which is ignored; were the labels made with another tokenizer?"
+            )
+        if self.table.output == "restricted":
+            self._check_kept(labels, counted & (self._kept_rows(labels.device).columns_of(labels) < 0))
+
+    def _check_kept(self, labels: Tensor, missing: Tensor) -> None:
+        if labels.device.type != "cpu" and self.training:
+            self._missing.add(labels, missing)
+        elif missing.any():
+            position = int(missing.nonzero()[0])
+            if self.training:
+                raise MissingTokenError(self._describe(position, int(labels[position])))
+            warnings.warn(
+                f"{self.table.name}: {int(missing.sum()):,} labels are outside the partial vocabulary, the first of them "
+                f'{self.table.vocabulary.describe(int(labels[position]))}: with output="restricted" they have no '
+                "probability, and the loss is infinite",
+                LeanVocabWarning,
+                stacklevel=2,
+            )
+
+    def _describe(self, position: int, token_id: int) -> str:
+        return describe_missing(self.table, token_id, f"flat position {position} of the labels")
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, rows={self.table.num_rows}, output={self.table.output}"
+
+
+RemapLinear.kind = RemapLinear

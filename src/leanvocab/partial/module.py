@@ -1,0 +1,208 @@
+"""What the modules that hold a partial matrix have in common, be it an input table or an output layer.
+
+The module object is kept. Its weight becomes partial, and its class one with ours under the original class in the order of
+inheritance, so that subclasses with a forward of their own keep it. State dicts stay full, by torch's public hooks.
+"""
+
+import weakref
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from leanvocab.errors import BypassError, CheckpointError
+from leanvocab.files.row_store import RowStore, take_rows
+from leanvocab.partial.partial_table import PartialTable
+from leanvocab.partial.sharded import share_of, whole
+
+DIGEST_KEY = "leanvocab_digest"  # in the metadata of a partial state dict: which vocabulary its rows belong to
+
+_partial_classes: "dict[tuple[type, type], type[PartialModule]]" = {}
+_shrunk_modules: "weakref.WeakSet[PartialModule]" = weakref.WeakSet()
+
+
+def shrunk_modules() -> "Iterator[PartialModule]":
+    """Every module with a partial matrix that is alive in this process, deep copies and unpickled ones included."""
+    return iter(list(_shrunk_modules))
+
+
+class PartialModule(nn.Module):
+    """A module whose `weight` holds the rows of a partial vocabulary, [len(vocabulary), dim]; `switch_class` makes it."""
+
+    kind: ClassVar[type["PartialModule"]]
+    original_class: ClassVar[type[nn.Module]] = nn.Module
+    own_attributes: ClassVar[tuple[str, ...]] = ("table", "_state_hooks")  # what `restore_class` takes away
+    weight: Tensor
+    table: PartialTable
+    _state_hooks: list[RemovableHandle]
+
+    def settle_on_device(self) -> None:
+        """Sets up what depends on the device, at first and after the module was moved."""
+
+    def raise_if_missing(self) -> None:
+        """Raises `MissingTokenError` for an id that was noted on the device as missing since the last call."""
+
+    def check_length(self) -> None:
+        """Raises `BypassError` where something has put another weight in place, or runs copies of the module in threads."""
+        if "_is_replica" in self.__dict__:
+            raise BypassError(
+                f"{self.table.name}: nn.DataParallel runs copies of the model in threads, which share what a partial vocabulary "
+                "notes of missing ids. Start one process a GPU (torchrun, accelerate launch), or let the process see one GPU: "
+                "CUDA_VISIBLE_DEVICES=0"
+            )
+        if self.weight.shape[0] != self.table.num_rows:
+            raise BypassError(_wrong_length(self.table, self.weight.shape[0]))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "PartialModule":
+        super()._apply(fn, recurse)
+        self.table.cast(self.weight.dtype)
+        if not self.weight.is_meta:  # what is no parameter moves with the weight, and survives a detour over meta
+            self.settle_on_device()
+        return self
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return _new_module, (self.kind, self.original_class), dict(self.__dict__)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        _shrunk_modules.add(self)
+
+
+def partial_class(kind: type[PartialModule], original: type[nn.Module]) -> type[PartialModule]:
+    """The class `original` with `kind` under it: one for each pair, so that types compare equal."""
+    if (kind, original) not in _partial_classes:
+        is_plain = original in kind.__bases__
+        bases = (kind,) if is_plain else (original, kind)
+        name = kind.__name__ if is_plain else f"{kind.__name__.removesuffix(_plain_name(kind))}{original.__name__}"
+        members = {"original_class": original, "kind": kind, "__module__": kind.__module__, "__doc__": kind.__doc__}
+        _partial_classes[kind, original] = type(name, bases, members)
+    return _partial_classes[kind, original]
+
+
+def _plain_name(kind: type[PartialModule]) -> str:
+    """'Embedding' of RemapEmbedding, so that a RemapEmbedding under ScaledEmbedding is a RemapScaledEmbedding."""
+    return kind.__bases__[-1].__name__
+
+
+def switch_class(
+    module: nn.Module, kind: type[PartialModule], table: PartialTable, weight: nn.Parameter
+) -> PartialModule:
+    """Makes `module` one that holds the partial `weight` [len(vocabulary), dim], in place."""
+    module.__class__ = partial_class(kind, type(module))
+    assert isinstance(module, PartialModule)
+    module._parameters["weight"] = weight
+    module.table = table
+    module._state_hooks = [
+        module.register_state_dict_post_hook(_give_full_rows),
+        module.register_load_state_dict_pre_hook(_take_partial_rows),
+    ]
+    module.settle_on_device()
+    _shrunk_modules.add(module)
+    return module
+
+
+def restore_class(module: PartialModule, weight: nn.Parameter) -> None:
+    """Makes `module` what it was before `switch_class`: in place, weight [full_size, dim]."""
+    for handle in module._state_hooks:
+        handle.remove()
+    _shrunk_modules.discard(module)
+    for name in module.own_attributes:
+        module.__dict__.pop(name, None)
+    module._parameters["weight"] = weight
+    module.__class__ = module.original_class  # type: ignore[assignment]
+
+
+def _new_module(kind: type[PartialModule], original: type[nn.Module]) -> PartialModule:
+    cls = partial_class(kind, original)
+    return cls.__new__(cls)
+
+
+def _wrong_length(table: PartialTable, found: int) -> str:
+    return (
+        f"{table.name}: the weight has {found:,} rows, expected the {table.num_rows:,} of the partial vocabulary; something "
+        "replaced it while the model was shrunk. Call merge_(model) first, then change the table, then shrink again "
+        "(for torch.func.functional_call take the state dict within partial_state_dicts(model))"
+    )
+
+
+# --- state dicts ------------------------------------------------------------------------------------------------------
+
+
+def _give_full_rows(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]) -> None:
+    """After `state_dict()`: the full rows in place of the partial ones."""
+    key = f"{prefix}weight"
+    if not isinstance(module, PartialModule) or key not in state_dict:
+        return
+    table, weight = module.table, state_dict[key]
+    if weight.numel() == 0 and _is_taken_away(module.weight):
+        return
+    if weight.shape[0] != table.num_rows:
+        raise BypassError(_wrong_length(table, weight.shape[0]))
+    if table.gives_partial_state_dicts:
+        local_metadata[DIGEST_KEY] = table.vocabulary.digest
+        return
+    if weight.is_meta:
+        full = torch.empty(table.full_size, weight.shape[1], dtype=weight.dtype, device="meta")
+    else:
+        full = table.view_for(state_dict, whole(weight))
+    is_kept = weight is module.weight and not weight.is_meta  # keep_vars=True
+    share = share_of(full, weight)
+    state_dict[key] = nn.Parameter(share, requires_grad=weight.requires_grad) if is_kept else share
+
+
+def _is_taken_away(weight: Tensor) -> bool:
+    """Whether ZeRO-3 holds the rows elsewhere at the moment: an ordinary state dict has an empty tensor then, too."""
+    return weight.numel() == 0 and hasattr(weight, "ds_status")
+
+
+def _take_partial_rows(
+    module: nn.Module, state_dict: dict[str, Any], prefix: str, metadata: dict[str, Any], *_: Any
+) -> None:
+    """Before `load_state_dict()`: the kept rows of a full matrix; a partial one as it is, if it is of this vocabulary."""
+    key = f"{prefix}weight"
+    if not isinstance(module, PartialModule) or key not in state_dict:
+        return
+    table, value = module.table, state_dict[key]
+    if value.numel() == 0 and _is_taken_away(module.weight):
+        return
+    digest = metadata.get(DIGEST_KEY)
+    if digest is not None or (value.shape[0] == table.num_rows and value.shape[0] != table.full_size):
+        _check_partial(table, key, value, digest)
+    elif value.shape[0] == table.full_size:
+        full = whole(value).detach()
+        if not full.is_meta:
+            _adopt_other_rows(table, full, module.weight)
+        state_dict[key] = share_of(take_rows(full, table.token_ids), module.weight)
+    else:
+        raise CheckpointError(
+            f"{key}: expected {table.full_size:,} rows (the full vocabulary), found {value.shape[0]:,}; "
+            "load a checkpoint of this model, or merge_(model) first"
+        )
+
+
+def _check_partial(table: PartialTable, key: str, value: Tensor, digest: str | None) -> None:
+    if digest is None and not table.gives_partial_state_dicts:
+        raise CheckpointError(
+            f"{key}: found {value.shape[0]:,} rows, as many as the partial vocabulary has, but nothing says that they are of "
+            f"this vocabulary; expected {table.full_size:,} rows, or a partial state dict with its metadata. "
+            "If they are of this vocabulary, load them within partial_state_dicts(model)"
+        )
+    if digest not in (None, table.vocabulary.digest):
+        raise CheckpointError(
+            f"{key}: the partial rows are of another vocabulary: expected digest {table.vocabulary.digest[:16]}…, "
+            f"found {str(digest)[:16]}…; load the full state dict, which fits every vocabulary"
+        )
+    if value.shape[0] != table.num_rows:
+        raise CheckpointError(f"{key}: expected {table.num_rows:,} partial rows, found {value.shape[0]:,}")
+
+
+def _adopt_other_rows(table: PartialTable, value: Tensor, weight: Tensor) -> None:
+    """Rows outside the vocabulary that differ from the store's are the model's from now on, as ordinary loading has it."""
+    table.settle_decay()
+    if table.dtype != table.store.dtype or table.store.differs(value, table.token_ids):
+        if value.dtype == weight.dtype:
+            table.replace_store(RowStore.of(value, table.token_ids, table.store_dir))
+        else:
+            table.replace_store(RowStore.copy(value.to(weight.dtype), table.store_dir))

@@ -1,0 +1,1 @@
+"""What something is, holds or will cost; nothing is changed here."""
