@@ -14,10 +14,11 @@ import torch
 import transformers
 
 import leanvocab as lv
+from docs.figures import draw_wings
 from leanvocab.partial.separability import is_row_separable
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
+PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```(\w+)(?: (\w+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -134,12 +135,14 @@ def test_every_link_within_the_repository_leads_somewhere():
             assert "://" in target or (page.parent / target).exists(), f"{page_name(page)}: {target}"
 
 
-def test_the_readme_names_every_room():
-    text = (REPOSITORY / "README.md").read_text()
-    table = text[text.index("## The rooms") : text.index("## One word per idea")]
-    source = REPOSITORY / "src" / "leanvocab"
-    rooms = {path.stem for path in source.iterdir() if not path.stem.startswith("_") and path.suffix in ("", ".py")}
-    assert set(re.findall(r"`([a-z_]+[a-z])`", table)) == rooms
+def test_the_wings_are_drawn_and_the_rooms_listed_as_they_are_today():
+    text = draw_wings.PAGE.read_text()
+    assert draw_wings.BEGIN + draw_wings.drawn() + draw_wings.END in text, "run `make figures`"
+
+
+def test_a_circle_of_wings_is_not_drawn():
+    with pytest.raises(ValueError, match=r"these wings import one another in a circle: \['a', 'b'\]"):
+        draw_wings.floors({"a": {"b"}, "b": {"a"}, "c": set()})
 
 
 # The rows of the table in docs/exactness.md, as optimizers.

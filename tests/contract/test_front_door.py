@@ -1,7 +1,9 @@
 """The front door: small, light, and what `__all__` says."""
 
 import ast
+import importlib
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -77,3 +79,35 @@ def test_an_unknown_name_is_an_attribute_error():
 def test_every_public_function_and_class_says_what_it_does():
     for name in set(leanvocab.__all__) - {"__version__"}:
         assert inspect.getdoc(getattr(leanvocab, name)), name
+
+
+# --- what the reference lists -----------------------------------------------------------------------------------------
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+REFERENCE = (REPOSITORY / "docs" / "reference.md").read_text()
+LISTED = set(re.findall(r"^\| `(leanvocab\.[\w.]+)`", REFERENCE, re.M))
+
+
+def test_the_reference_lists_the_front_door():
+    assert set(re.findall(r"^\| `lv\.(\w+)`", REFERENCE, re.M)) == set(leanvocab.__all__) - {"__version__"}
+
+
+@pytest.mark.parametrize("name", sorted(LISTED))
+def test_what_the_reference_lists_is_there_and_says_what_it_does(name):
+    module, _, attribute = name.rpartition(".")
+    found = (
+        importlib.import_module(name) if module == "leanvocab" else getattr(importlib.import_module(module), attribute)
+    )
+    assert inspect.getdoc(found)
+
+
+def test_guides_and_examples_import_public_names_alone():
+    pages = [REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md"), *(REPOSITORY / "examples").glob("*.py")]
+    code = "\n".join(page.read_text() for page in pages)
+    found = {
+        f"{module}.{name.split()[0]}"
+        for module, names in re.findall(r"^\s*from (leanvocab[\w.]*) import ([\w, ]+)$", code, re.M)
+        for name in names.split(", ")
+    }
+    public = LISTED | {f"leanvocab.{name}" for name in leanvocab.__all__}
+    assert {name for name in found if name not in public and name.rpartition(".")[0] not in public} == set()
