@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from leanvocab.choices import IGNORE_INDEX
 from leanvocab.errors import MissingTokenError, VocabularyError
-from leanvocab.vocabulary.columns import is_tensor
+from leanvocab.extras import is_tensor
 from leanvocab.vocabulary.counts import TokenCounts
 from leanvocab.vocabulary.remap import remap_dataset
 from leanvocab.vocabulary.special_ids import model_full_size, model_ids, tokenizer_full_size, tokenizer_ids
