@@ -86,7 +86,7 @@ def test_blocks_of_any_size_count_the_same(rows: list[list[int]], block: int) ->
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("leanvocab.vocabulary.tally.SMALLEST_BLOCK", block)
         patch.setattr("leanvocab.vocabulary.tally.LARGEST_BLOCK", 2 * block)
-        patch.setattr("leanvocab.vocabulary.sources.PIECE_IDS", 3)
+        patch.setattr("leanvocab.vocabulary.pieces.PIECE_IDS", 3)
         patch.setattr("leanvocab.vocabulary.sources.IDS_GATHERED", block)
         for dtype in (np.int32, np.int64):
             assert counted([np.array(row, dtype=dtype) for row in rows]) == expected

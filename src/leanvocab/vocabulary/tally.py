@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from leanvocab.choices import IGNORE_INDEX
 from leanvocab.errors import DataError
 from leanvocab.vocabulary.flatten import flat_ids
-from leanvocab.vocabulary.sources import Piece
+from leanvocab.vocabulary.pieces import Piece
 
 SMALLEST_BLOCK, LARGEST_BLOCK = 1 << 19, 1 << 20  # ids counted at once: 4 to 8 MB
 _LARGEST_GUESSED_SIZE = 1 << 24  # without full_size, a larger id is taken for a mistake: counts alone would take 128 MB

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leanvocab.progress import ProgressBar
-from leanvocab.vocabulary.sources import Piece, find_sources
+from leanvocab.vocabulary.pieces import Piece
+from leanvocab.vocabulary.sources import find_sources
 from leanvocab.vocabulary.tally import Tally, add_counts
 
 SECONDS_BEFORE_PROGRESS = 2.0
