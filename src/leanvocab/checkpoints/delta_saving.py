@@ -35,7 +35,7 @@ from leanvocab.checkpoints.optimizer_states import write_states
 from leanvocab.checkpoints.verify import rest_sha256
 from leanvocab.choices import FrozenRowsOn, OutputMode
 from leanvocab.errors import CheckpointError, LeanVocabWarning, ModelError, NotShrunkError
-from leanvocab.files.copying import Progress, copy_range, sha256_of_range
+from leanvocab.files.copying import copy_range, sha256_of_range
 from leanvocab.files.headers import (
     SINGLE,
     SafetensorsFile,
@@ -54,6 +54,7 @@ from leanvocab.model.shrink import merge_, shrink_, status
 from leanvocab.partial.module import PartialModule
 from leanvocab.partial.partial_table import PartialTable
 from leanvocab.partial.sharded import is_sharded
+from leanvocab.progress import ProgressBar
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 _BLOCK_ROWS_BYTES = 8 << 20
@@ -152,7 +153,7 @@ def write_delta(
     tables = _tables(model)
     _check_can_be_saved(model, tables, tensors)
     entries = base.weights.tensors
-    bar = Progress("digests of the base", base.weights.num_bytes, progress)
+    bar = ProgressBar("digests of the base", base.weights.num_bytes, progress)
     base_tensors = {
         name: BaseTensor(entry.dtype, entry.shape, _digest(file, entry, bar.add))
         for name, (file, entry) in entries.items()

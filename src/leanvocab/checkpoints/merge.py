@@ -21,9 +21,10 @@ from leanvocab.checkpoints.delta_format import CONFIG, MODEL_CONFIG, is_delta, w
 from leanvocab.checkpoints.merge_plan import FilePlan, Partial, Plan, TensorPlan, make_plan, read_partial
 from leanvocab.checkpoints.verify import first_difference, is_merged_already
 from leanvocab.errors import CheckpointError
-from leanvocab.files.copying import Progress, copy_range, sha256_of_range, sync_and_forget
+from leanvocab.files.copying import copy_range, sha256_of_range, sync_and_forget
 from leanvocab.files.headers import INDEX, Weights, is_weights_file, opened, read_json, read_weights, resolve_in
 from leanvocab.files.row_bytes import convert, first_nan_row, row_blocks, runs
+from leanvocab.progress import ProgressBar
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 _CODE_KEYS = ("auto_map", "custom_pipelines")  # names of code that a loader may be asked to run
@@ -204,7 +205,7 @@ class _Merge:
 
     def __init__(self, plan: Plan, partial: Partial, allow_nan: bool, progress: bool | None):
         self.plan, self.partial, self.allow_nan = plan, partial, allow_nan
-        self.progress = Progress("merging", plan.num_bytes, progress)
+        self.progress = ProgressBar("merging", plan.num_bytes, progress)
         self.sources: dict[Path, int] = {}
         self.digests: list[tuple[str, str, Future[str]]] = []
 

@@ -1,18 +1,15 @@
-"""Bytes from file to file in blocks: copied by the kernel where it can, digests, and a progress bar with bytes."""
+"""Bytes from file to file in blocks: copied by the kernel where it can, and digests."""
 
 import errno
 import hashlib
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from leanvocab.errors import CheckpointError
 
 BLOCK_BYTES = 8 << 20
 _DIGEST_BYTES = 1 << 18  # stays in the processor's cache between being read and being digested
-_SLOW_SECONDS = 1.0  # shorter work shows no bar
 _NO_KERNEL_COPY = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)
 
 
@@ -69,32 +66,3 @@ def sync_and_forget(path: Path) -> None:
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(descriptor)
-
-
-class Progress:
-    """A tqdm bar with bytes that is made, and tqdm imported, only when the work has turned out long."""
-
-    def __init__(self, what: str, num_bytes: int, wanted: bool | None = None):
-        self.what, self.num_bytes, self.wanted = what, num_bytes, wanted
-        self._done, self._started, self._bar = 0, time.monotonic(), None
-
-    _bar: Any
-
-    def add(self, num_bytes: int) -> None:
-        """Notes that so many bytes more are done."""
-        self._done += num_bytes
-        if self.wanted is False:
-            return
-        if self._bar is None and (self.wanted or time.monotonic() - self._started > _SLOW_SECONDS):
-            from tqdm.auto import tqdm  # type: ignore[import-untyped]
-
-            disable = False if self.wanted else None  # None: shown on a terminal alone
-            self._bar = tqdm(total=self.num_bytes, desc=self.what, unit="B", unit_scale=True, disable=disable)
-            num_bytes = self._done
-        if self._bar is not None:
-            self._bar.update(num_bytes)
-
-    def close(self) -> None:
-        """Leaves the bar as it is."""
-        if self._bar is not None:
-            self._bar.close()
