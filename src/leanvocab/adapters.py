@@ -16,12 +16,13 @@ from leanvocab.files.tensors import read_tensor
 from leanvocab.output.layer import RemapLinear
 from leanvocab.partial.module import PartialModule
 
-_KINDS = {"causal-lm": "CAUSAL_LM", "seq2seq-lm": "SEQ_2_SEQ_LM", "masked-lm": "FEATURE_EXTRACTION"}
 _WEIGHTS = "adapter_model.safetensors"
 
 
-def add_lora(model: nn.Module, task: str, rank: int, *, few_bits: bool = False) -> Any:
+def add_lora(model: nn.Module, adapter_type: str, rank: int, *, few_bits: bool = False) -> Any:
     """A model with LoRA on all linear layers but its output's; a new classification head trains beside it and is saved with it.
+
+    `adapter_type` is peft's word for the task, such as CAUSAL_LM or SEQ_CLS.
 
     Raises `MissingExtraError` where peft is not installed, and `ModelError` where peft finds no layer that it can adapt.
     """
@@ -29,7 +30,7 @@ def add_lora(model: nn.Module, task: str, rank: int, *, few_bits: bool = False) 
     if few_bits:  # after the model was shrunk: it casts vocabulary matrices to fp32
         model = peft.prepare_model_for_kbit_training(model)
     config = peft.LoraConfig(
-        task_type=_KINDS.get(task, "SEQ_CLS"),
+        task_type=adapter_type,
         r=rank,
         lora_alpha=2 * rank,
         lora_dropout=0.05,
