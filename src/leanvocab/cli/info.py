@@ -56,14 +56,14 @@ def _vocabulary(path: str, tokenizer: str | None) -> dict[str, Any]:
 def _checkpoint(path: str, base: str | None, tokenizer: str | None) -> dict[str, Any]:
     from leanvocab.reports.inspection import inspect_checkpoint, trained_rows
 
-    found = inspect_checkpoint(path)
-    described: dict[str, Any] = {"kind": "checkpoint", **found.to_dict()}
+    checkpoint = inspect_checkpoint(path)
+    described: dict[str, Any] = {"kind": "checkpoint", **checkpoint.to_dict()}
     if base is not None:
-        rows = trained_rows(found, inspect_checkpoint(base))
+        rows = trained_rows(checkpoint, inspect_checkpoint(base))
         described["trained"] = {
             "base": base,
             "num_rows": len(rows),
-            "rows_ratio": len(rows) / found.full_size,
+            "rows_ratio": len(rows) / checkpoint.full_size,
             "token_ids": rows.tolist(),
             "first_tokens": _tokens(rows, tokenizer or path),
         }
@@ -76,8 +76,8 @@ def _delta(path: str, base: str | None, tokenizer: str | None) -> dict[str, Any]
 
     if base is not None:
         raise SettingsError("a delta says by itself which rows were trained, and from which base: leave --base out")
-    found = inspect_delta(Path(path))
-    described = {"kind": "delta", **found.to_dict(), "to_merge": merge_command(found.base)}
+    delta = inspect_delta(Path(path))
+    described = {"kind": "delta", **delta.to_dict(), "to_merge": merge_command(delta.base)}
     if tokenizer:
         for name, table in read_description(Path(path)).tables.items():
             described["tables"][name]["first_tokens"] = _tokens(table.vocabulary.token_ids, tokenizer)
@@ -168,19 +168,19 @@ def _inventory(described: dict[str, Any]) -> "Table":
 
     from leanvocab.reports.memory import format_bytes
 
-    found = described["inventory"]
-    modes = list(dict.fromkeys(mode for each in found["tensors"] for mode in each["outcomes"]))
+    inventory = described["inventory"]
+    modes = list(dict.fromkeys(mode for tensor in inventory["tensors"] for mode in tensor["outcomes"]))
     grid = Table(title="vocabulary-sized tensors")
     for heading in ("names of one memory", "what", "shape", "size"):
         grid.add_column(heading, overflow="fold", justify="right" if heading == "size" else "left")
     for mode in modes:
-        grid.add_column(f"{mode}*" if mode == found["default_mode"] else mode)
-    for each in found["tensors"]:
-        shape = " × ".join(f"{size:,}" for size in each["shape"])
-        size = f"{format_bytes(each['num_bytes'])} ({each['ratio']:.1%})"
-        cells = [escape(" = ".join(each["names"])), each["kind"], f"{shape} {each['dtype']}", size]
-        grid.add_row(*cells, *(each["outcomes"][mode] for mode in modes))
-    refusals = [f"{mode}: {escape(reason.partition('. ')[0])}" for mode, reason in found["refusals"].items()]
+        grid.add_column(f"{mode}*" if mode == inventory["default_mode"] else mode)
+    for tensor in inventory["tensors"]:
+        shape = " × ".join(f"{size:,}" for size in tensor["shape"])
+        size = f"{format_bytes(tensor['num_bytes'])} ({tensor['ratio']:.1%})"
+        cells = [escape(" = ".join(tensor["names"])), tensor["kind"], f"{shape} {tensor['dtype']}", size]
+        grid.add_row(*cells, *(tensor["outcomes"][mode] for mode in modes))
+    refusals = [f"{mode}: {escape(reason.partition('. ')[0])}" for mode, reason in inventory["refusals"].items()]
     grid.caption_justify = "left"
-    grid.caption = "\n".join([*(["* by default"] if found["default_mode"] else []), *refusals]) or None
+    grid.caption = "\n".join([*(["* by default"] if inventory["default_mode"] else []), *refusals]) or None
     return grid

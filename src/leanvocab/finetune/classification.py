@@ -13,6 +13,7 @@ from leanvocab.finetune.scores import classification_scores, logits_of, regressi
 from leanvocab.finetune.settings import DataSettings
 from leanvocab.finetune.splits import find_eval_split
 from leanvocab.finetune.text_columns import (
+    check_column,
     check_no_gaps,
     check_texts,
     choose_text_columns,
@@ -104,27 +105,23 @@ def find_label_task(splits: Any, settings: DataSettings) -> LabelTask:
     (label_column,) = choose_text_columns("label", wanted, _LABEL_COLUMNS, splits[train].column_names)
     for name, split in splits.items():
         check_texts(name, split, text_columns)
-    labels = {name: _labels(name, splits[name], label_column) for name in (train, evaluation) if name is not None}
+    labels_of = {name: _labels(name, splits[name], label_column) for name in (train, evaluation) if name is not None}
     if _is_regression(splits[train].features[label_column], label_column, settings.task):
-        for name, found in labels.items():
-            _check_numbers(name, label_column, found)
+        for name, labels in labels_of.items():
+            _check_numbers(name, label_column, labels)
         return LabelTask(text_columns, label_column, (), train, evaluation)
-    for name, found in labels.items():
+    for name, labels in labels_of.items():
         hint = " (-1 means a missing label; give classes other names)"
-        check_no_gaps(name, label_column, [label == -1 for label in found], "label", hint)
-    values, names = _classes(splits[train].features[label_column], label_column, labels[train])
-    for name, found in labels.items():
-        _check_classes(name, label_column, found, values)
+        check_no_gaps(name, label_column, [label == -1 for label in labels], "label", hint)
+    values, names = _classes(splits[train].features[label_column], label_column, labels_of[train])
+    for name, labels in labels_of.items():
+        _check_classes(name, label_column, labels, values)
     return LabelTask(text_columns, label_column, names, train, evaluation, values)
 
 
 def _labels(split_name: str, split: Any, label_column: str) -> list[Any]:
     """The labels of a split, none of them null, NaN or empty."""
-    if label_column not in split.column_names:
-        raise DataError(
-            f"split {split_name!r} has no label column {label_column!r}; its columns are "
-            f"{', '.join(split.column_names)}"
-        )
+    check_column(split_name, split, label_column, "label")
     labels = values_of(split, label_column)
     gaps = [label is None or label == "" or label != label for label in labels]  # NaN is not itself
     check_no_gaps(split_name, label_column, gaps, "label")

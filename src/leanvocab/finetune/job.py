@@ -99,9 +99,8 @@ def finetune(
     """Fine-tunes a pretrained model on text, and writes the whole model and its tokenizer.
 
     Args:
-        model: a folder or a name on the hub; any model that AutoModelForSequenceClassification takes, or, by the task,
-            AutoModelForCausalLM, AutoModelForSeq2SeqLM or AutoModelForMaskedLM.
-        data: whatever `leanvocab.finetune.loading.load_splits` takes. The tokens of all its splits are counted.
+        model: a folder or a name on the hub; any model that the task's class of transformers takes (`settings.TASKS`).
+        data: whatever `leanvocab.finetune.splits.load_splits` takes. The tokens of all its splits are counted.
         output_dir: a folder that is empty, or not there yet.
         settings: the knobs; None: the paper's (Table 8), for classification and regression.
         progress: whether to show progress bars; None: on a terminal.
@@ -115,39 +114,19 @@ def finetune(
     _check_extras(settings)
     last_checkpoint = _check_output_dir(output_dir, Path(model), settings)
     pretrained = find_pretrained(model, settings, settings.dropout)
-    clock = _Clock()
-    examples = _read(data, pretrained.tokenizer, settings, clock)
-    prepared = _prepare(pretrained, examples, settings, clock)
+    seconds: dict[str, float] = {}
+    examples = _read(data, pretrained.tokenizer, settings, seconds)
+    prepared = _prepare(pretrained, examples, settings, seconds)
     trainer = _make_trainer(prepared, examples, pretrained.tokenizer, output_dir, settings, progress)
-    with clock.timed("training"):
+    with _timed(seconds, "training"):
         trainer.train(resume_from_checkpoint=last_checkpoint)
     scores = without_prefix(trainer.evaluate()) if examples.task.eval_split else {}
-    result = FineTuneResult(
-        output_dir=output_dir,
-        task=examples.task,
-        **prepared.outcome,
-        **_training_facts(trainer, prepared.network),
-        seconds=clock.seconds,
-        scores=scores,
-        notes=(*prepared.notes_of_loading, *examples.notes, *prepared.notes),
-    )
+    facts = _training_facts(trainer, prepared.network)
+    result = FineTuneResult(output_dir=output_dir, seconds=seconds, scores=scores, **prepared.outcome, **facts)
     if trainer.is_world_process_zero():
         _save(prepared.network, pretrained.tokenizer, result)  # full while shrunk
     trainer.accelerator.wait_for_everyone()
     return result
-
-
-class _Clock:
-    """Seconds of the parts of a run."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def timed(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = time.perf_counter() - start
 
 
 def _check_extras(settings: TrainingSettings) -> None:
@@ -166,67 +145,64 @@ class _Examples:
     notes: tuple[str, ...]
 
 
-def _read(data: Any, tokenizer: Any, settings: FineTuneSettings, clock: _Clock) -> _Examples:
+def _read(data: Any, tokenizer: Any, settings: FineTuneSettings, seconds: dict[str, float]) -> _Examples:
     splits = select_samples(load_splits(data, settings.config_name), settings, settings.seed)
     find_task: Callable[..., Task] = find_language_task if settings.is_language_model else find_label_task
     task = find_task(splits, settings)
     if settings.best and task.eval_split is None:
         raise SettingsError("best needs a validation split: name one (eval_split), or hold one out (validation_ratio)")
-    with clock.timed("tokenizing"):
+    with _timed(seconds, "tokenizing"):
         return _Examples(task, *task.encode(splits, tokenizer, settings))
 
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A model that is ready to train, its batches, and what was done to it; `outcome` are fields of the result."""
+    """A model that is ready to train, its batches, and what was done to it: fields of the result."""
 
     network: Any
     collator: Any
     callbacks: tuple[Any, ...]
     outcome: dict[str, Any]
-    notes_of_loading: tuple[str, ...]
-    notes: tuple[str, ...]
 
 
-def _prepare(pretrained: Pretrained, examples: _Examples, settings: FineTuneSettings, clock: _Clock) -> _Prepared:
+def _prepare(
+    pretrained: Pretrained, examples: _Examples, settings: FineTuneSettings, seconds: dict[str, float]
+) -> _Prepared:
     task, encoded, tokenizer = examples.task, examples.encoded, pretrained.tokenizer
     transformers.set_seed(settings.seed)  # the new head is the same with and without the full vocabulary
-    network, notes = pretrained.load(task, few_bits=settings.qlora)
+    network, loading_notes = pretrained.load(task, few_bits=settings.qlora)
     task.check_network(network, settings)
     vocabulary = None
     if not settings.full_vocabulary or task.draws_words:
-        with clock.timed("counting"):
+        with _timed(seconds, "counting"):
             counts = count_tokens(encoded, task.token_columns)
             vocabulary = PartialVocabulary.from_counts(counts, tokenizer=tokenizer, model=network)
     collator, callbacks = task.batches(encoded, network, tokenizer, vocabulary, settings, settings.seed)
     kept = None if settings.full_vocabulary else vocabulary
-    network, outcome, notes_of_shrinking = _shrink(network, kept, settings, clock)
-    return _Prepared(network, collator, callbacks, outcome, (*pretrained.notes, *notes), notes_of_shrinking)
-
-
-def _shrink(
-    network: Any, vocabulary: PartialVocabulary | None, settings: FineTuneSettings, clock: _Clock
-) -> tuple[Any, dict[str, Any], tuple[str, ...]]:
-    """Shrinks the model (None: it keeps the full vocabulary), and puts an adapter on it if asked for.
-
-    It is not merged at the end, which would bring the full matrix to the device: what is saved is full in any case.
-    """
-    output = memory = None
-    notes: list[str] = []
-    if vocabulary is not None:
-        with clock.timed("shrinking"):
-            layer: dict[str, Any] = {"output": settings.output, "frozen_rows": settings.frozen_rows}
-            decays = settings.weight_decay > 0 and not settings.uses_lora
-            shrink_(network, vocabulary, decay_unused_rows=decays, **layer)
-        output = status(network).output if settings.is_language_model else None
+    output = None if kept is None else _shrink(network, kept, settings, seconds)
+    notes = [*pretrained.notes, *loading_notes, *examples.notes]
     if settings.uses_lora:
         network = add_lora(network, settings.kind.adapter_type, settings.lora_rank, few_bits=settings.qlora)
         notes.append(ADAPTER_NOTE)
-    if vocabulary is not None:
-        memory = estimate_memory(network, precision="mixed" if settings.bf16 else None)
+    memory = None if kept is None else estimate_memory(network, precision="mixed" if settings.bf16 else None)
     if output == "restricted":
         notes.append(RESTRICTED_NOTE)
-    return network, {"output": output, "vocabulary": vocabulary, "memory": memory}, tuple(notes)
+    outcome = {"task": task, "output": output, "vocabulary": kept, "memory": memory, "notes": tuple(notes)}
+    return _Prepared(network, collator, callbacks, outcome)
+
+
+def _shrink(
+    network: Any, vocabulary: PartialVocabulary, settings: FineTuneSettings, seconds: dict[str, float]
+) -> str | None:
+    """Shrinks the model, and returns what became of a language model's output layer.
+
+    It is not merged at the end, which would bring the full matrix to the device: what is saved is full in any case.
+    """
+    decays = settings.weight_decay > 0 and not settings.uses_lora
+    layer: dict[str, Any] = {"output": settings.output, "frozen_rows": settings.frozen_rows}
+    with _timed(seconds, "shrinking"):
+        shrink_(network, vocabulary, decay_unused_rows=decays, **layer)
+    return status(network).output if settings.is_language_model else None
 
 
 def _check_output_dir(output_dir: Path, model: Path, settings: SavingSettings) -> str | None:
@@ -340,3 +316,10 @@ def _remove_earlier_run(output_dir: Path) -> None:
     shutil.rmtree(output_dir / CHECKPOINTS_FOLDER, ignore_errors=True)
     for name in (RESULT_FILE, VOCABULARY_FILE):
         (output_dir / name).unlink(missing_ok=True)
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - start

@@ -18,7 +18,14 @@ from leanvocab.finetune.packing import join_and_cut, lay_side_by_side, num_learn
 from leanvocab.finetune.scores import TokenScores, logits_of, sums_by_example
 from leanvocab.finetune.settings import CAUSAL_LM, MASKED_LM, SEQ2SEQ_LM, DataSettings
 from leanvocab.finetune.splits import find_eval_split
-from leanvocab.finetune.text_columns import check_no_gaps, check_texts, choose_text_columns, map_in_memory, values_of
+from leanvocab.finetune.text_columns import (
+    check_column,
+    check_no_gaps,
+    check_texts,
+    choose_text_columns,
+    map_in_memory,
+    values_of,
+)
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 if TYPE_CHECKING:
@@ -101,7 +108,7 @@ class LanguageTask:
         encoded: Any,
         network: Any,
         tokenizer: Any,
-        vocabulary: PartialVocabulary | None,
+        kept: PartialVocabulary | None,
         settings: DataSettings,
         seed: int,
     ) -> tuple[Any, tuple[Any, ...]]:
@@ -115,8 +122,8 @@ class LanguageTask:
         if self.kind == CAUSAL_LM:
             end = tokenizer.eos_token_id
             return PaddingCollator(end if tokenizer.pad_token_id is None else tokenizer.pad_token_id), ()
-        assert vocabulary is not None
-        collator = MaskingCollator.of(tokenizer, vocabulary, masked_ratio=settings.masked_ratio, seed=seed)
+        assert kept is not None
+        collator = MaskingCollator.of(tokenizer, kept, masked_ratio=settings.masked_ratio, seed=seed)
         if self.eval_split:
             encoded[self.eval_split] = mask_to_validate(encoded[self.eval_split], collator)
         return collator, (EpochCallback(collator),)
@@ -177,10 +184,7 @@ def _find_columns(names: list[str], settings: DataSettings) -> tuple[str, tuple[
 
 
 def _check_messages(split_name: str, split: Any, column: str) -> None:
-    if column not in split.column_names:
-        raise DataError(
-            f"split {split_name!r} has no messages column {column!r}; its columns are {', '.join(split.column_names)}"
-        )
+    check_column(split_name, split, column, "messages")
     chats = values_of(split, column)
     check_no_gaps(split_name, column, [not chat for chat in chats], "messages")
     for at, chat in enumerate(chats):
@@ -267,7 +271,7 @@ def chat_spans(messages: list[dict[str, Any]], tokenizer: Any, train_on_prompts:
         DataError: what the template writes for the first messages is no beginning of what it writes for all of them, so that
             the replies cannot be found in it.
     """
-    messages = [{name: value for name, value in each.items() if value is not None} for each in messages]
+    messages = [{key: value for key, value in message.items() if value is not None} for message in messages]
 
     def written(end: int, prompt: bool = False) -> str:
         return str(tokenizer.apply_chat_template(messages[:end], tokenize=False, add_generation_prompt=prompt))

@@ -55,7 +55,7 @@ class Pretrained:
 
 
 def _in_four_bits() -> dict[str, Any]:
-    """How to load a model for QLoRA: 4 bits (nf4, scales quantized too), computing in bf16, on the device that trains."""
+    """Arguments that load a model for QLoRA: 4 bits (nf4, scales quantized too), computing in bf16, on the device that trains."""
     bits = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",

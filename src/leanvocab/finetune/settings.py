@@ -267,9 +267,9 @@ class FineTuneSettings(SavingSettings, TrainingSettings, DataSettings, Vocabular
         for name in ("max_length", "batch_size", "dropout"):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, getattr(self.kind, name))
-        for each in fields(self):
-            if (value := getattr(self, each.name)) != each.default:
-                each.metadata["about"].check(each.name, value, self.task or CLASSIFICATION)
+        for turned in fields(self):
+            if (value := getattr(self, turned.name)) != turned.default:
+                turned.metadata["about"].check(turned.name, value, self.task or CLASSIFICATION)
         self._check_checkpoints()
         self._check_columns()
         self._check_output()
@@ -288,8 +288,8 @@ class FineTuneSettings(SavingSettings, TrainingSettings, DataSettings, Vocabular
 
     def trainer_arguments(self) -> dict[str, Any]:
         """The knobs that `TrainingArguments` takes as they are, by its names."""
-        taken = {each.metadata["about"].argument: getattr(self, each.name) for each in fields(self)}
-        return {argument: value for argument, value in taken.items() if argument}
+        arguments = {known.name: known.metadata["about"].argument for known in fields(self)}
+        return {argument: getattr(self, name) for name, argument in arguments.items() if argument}
 
     def _check_checkpoints(self) -> None:
         if self.best and (self.save_strategy == "no" or self.save_strategy != self.eval_strategy):

@@ -1,4 +1,4 @@
-"""What the main job asks of a task. Classification and language modeling answer, each in a room of its own."""
+"""The protocol of tasks: all that the main job asks of one. Classification and language modeling answer it."""
 
 from typing import Any, Protocol
 
@@ -41,7 +41,7 @@ class Task(Protocol):
         encoded: Any,
         network: Any,
         tokenizer: Any,
-        vocabulary: PartialVocabulary | None,
+        kept: PartialVocabulary | None,
         settings: DataSettings,
         seed: int,
     ) -> tuple[Any, tuple[Any, ...]]:

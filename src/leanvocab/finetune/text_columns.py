@@ -47,14 +47,19 @@ def choose_text_columns(
 def check_texts(split_name: str, split: Any, text_columns: tuple[str, ...]) -> None:
     """Raises DataError where a text column is missing, holds no strings, or has gaps."""
     for name in text_columns:
-        if name not in split.column_names:
-            raise DataError(
-                f"split {split_name!r} has no text column {name!r}; its columns are {', '.join(split.column_names)}"
-            )
+        check_column(split_name, split, name, "text")
         kind = getattr(split.features[name], "dtype", split.features[name])
         if kind not in _STRINGS:
             raise DataError(f"text column {name!r} of split {split_name!r} holds {kind}; expected strings")
         check_no_gaps(split_name, name, [text is None for text in values_of(split, name)], "text")
+
+
+def check_column(split_name: str, split: Any, column: str, what: str) -> None:
+    """Raises DataError where a split lacks a column that another has."""
+    if column not in split.column_names:
+        raise DataError(
+            f"split {split_name!r} has no {what} column {column!r}; its columns are {', '.join(split.column_names)}"
+        )
 
 
 def check_no_gaps(split_name: str, column: str, gaps: list[bool], what: str, hint: str = "") -> None:
