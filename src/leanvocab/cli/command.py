@@ -26,7 +26,8 @@ def as_command(function: Callable[..., Answer]) -> Callable[..., None]:
 
     A parameter whose type is a dataclass stands for an option of each of its fields. `--json` is added.
     """
-    groups: dict[str, Any] = {p.name: p.annotation for p in _parameters(function) if is_dataclass(p.annotation)}
+    parameters = inspect.signature(function).parameters.values()
+    groups: dict[str, Any] = {p.name: p.annotation for p in parameters if is_dataclass(p.annotation)}
 
     def run(*, as_json: bool, **values: Any) -> None:
         with clean_errors(as_json):
@@ -38,19 +39,15 @@ def as_command(function: Callable[..., Answer]) -> Callable[..., None]:
         else:
             print_rich(*answer.printed())
 
-    options = list(_options(function))
+    options = list(_options(parameters))
     run.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
     run.__annotations__ = {option.name: option.annotation for option in options}
     run.__doc__ = function.__doc__
     return run
 
 
-def _parameters(function: Callable[..., Answer]) -> Iterable[inspect.Parameter]:
-    return inspect.signature(function).parameters.values()
-
-
-def _options(function: Callable[..., Answer]) -> Iterator[inspect.Parameter]:
-    for parameter in _parameters(function):
+def _options(parameters: Iterable[inspect.Parameter]) -> Iterator[inspect.Parameter]:
+    for parameter in parameters:
         if parameter.annotation is FineTuneSettings:
             for heading, group in GROUPS.items():
                 yield from _options_of(group, heading)

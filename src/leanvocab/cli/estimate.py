@@ -1,6 +1,5 @@
 """`leanvocab estimate`: what training holds in memory, with the full and with a partial vocabulary."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -40,9 +39,10 @@ class TrainingOptions:
 
     def arguments(self) -> dict[str, Any]:
         """Arguments of `estimate_memory`; raises SettingsError where they contradict each other."""
-        _check("task", self.task, TASKS)
-        _check("output", self.output, OUTPUT_MODES)
-        _check("frozen-rows", self.frozen_rows, FROZEN_ROWS_ON)
+        for name, allowed in (("task", TASKS), ("output", OUTPUT_MODES), ("frozen_rows", FROZEN_ROWS_ON)):
+            if (value := getattr(self, name)) is not None and value not in allowed:
+                option = name.replace("_", "-")
+                raise SettingsError(f"--{option} {value}: expected one of {', '.join(allowed)}")
         if self.task is not None and self.auto_class is not None:
             raise SettingsError("--task and --auto-class both say what the model becomes: give one of them")
         given = dict(vars(self))
@@ -86,8 +86,3 @@ def estimate_command(
         kept = rows
     estimated = estimate_memory(model, kept, **arguments)
     return Answer(estimated.to_dict(), lambda: [estimated])
-
-
-def _check(name: str, value: str | None, allowed: Iterable[str]) -> None:
-    if value is not None and value not in allowed:
-        raise SettingsError(f"--{name} {value}: expected one of {', '.join(allowed)}")

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from leanvocab.cli.command import Answer, as_command
-from leanvocab.cli.data_counts import describe_vocabulary
-from leanvocab.errors import SettingsError
+from leanvocab.cli.data_counts import describe_vocabulary, load_tokenizer
+from leanvocab.errors import ModelError, SettingsError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -85,11 +85,9 @@ def _delta(path: str, base: str | None, tokenizer: str | None) -> dict[str, Any]
 
 
 def _tokens(token_ids: Any, tokenizer: str) -> list[str]:
-    from transformers import AutoTokenizer
-
     try:
-        loaded = AutoTokenizer.from_pretrained(tokenizer)
-    except (OSError, ValueError, KeyError):
+        loaded = load_tokenizer(tokenizer)
+    except ModelError:
         return []  # a checkpoint without a tokenizer: ids say enough
     return [str(token) for token in loaded.convert_ids_to_tokens(token_ids[:_NUM_NAMED].tolist())]
 

@@ -1,9 +1,9 @@
 """Language modeling: which columns hold texts, and their token ids with the labels that are learned."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
@@ -89,11 +89,11 @@ class LanguageTask:
                 "the tokenizer has no chat template, which a column of messages needs; set tokenizer.chat_template and "
                 "save it, or give prompt and completion columns"
             )
-        to_rows = _TO_ROWS[self.kind](self, tokenizer, settings)
         encoded, notes = datasets.DatasetDict(), list(_general_notes(self, tokenizer, settings))
         for name, split in splits.items():
             tally = _Tally()
-            rows = map_in_memory(split, name, partial(to_rows, tally=tally), _features(self.kind))
+            to_rows = partial(_TO_ROWS[self.kind], tally=tally, task=self, tokenizer=tokenizer, settings=settings)
+            rows = map_in_memory(split, name, to_rows, _features(self.kind))
             if len(rows) == 0:
                 raise DataError(
                     f"nothing is left to learn of the {len(split):,} rows of split {name!r}: their texts are empty, or "
@@ -220,8 +220,8 @@ def _general_notes(task: LanguageTask, tokenizer: Any, settings: DataSettings) -
         yield "Texts are joined and cut into blocks (packing): those in one block see one another."
 
 
-Rows = dict[str, list[Any]]
-_ToRows = Callable[..., Rows]
+Columns = dict[str, list[Any]]
+"""A batch of rows."""
 
 
 def _features(kind: str) -> Any:
@@ -229,31 +229,25 @@ def _features(kind: str) -> Any:
     return datasets.Features({name: datasets.Sequence(datasets.Value("int32")) for name in names})
 
 
-def _causal_rows(task: LanguageTask, tokenizer: Any, settings: DataSettings) -> _ToRows:
+def _causal_rows(batch: Columns, tally: _Tally, task: LanguageTask, tokenizer: Any, settings: DataSettings) -> Columns:
     joins = settings.packing and task.source == "text"  # then nothing is cut off
-
-    def to_rows(batch: dict[str, list[Any]], tally: _Tally) -> Rows:
-        examples = list(_pieces(batch, task, tokenizer, settings.train_on_prompts))
-        rows: Rows = {"input_ids": [], "labels": []}
-        for ids, labels in _joined(examples, tokenizer, is_chat=task.source == "messages"):
-            if not joins and len(ids) > settings.max_length:
-                tally.num_cut += 1
-                ids, labels = ids[: settings.max_length], labels[: settings.max_length]
-            # Nothing stands before the first id to predict it from. Said here, it is not counted where losses are averaged.
-            labels = [IGNORE_INDEX, *labels[1:]]
-            if not joins and not num_learned({"labels": labels}):
-                tally.num_left_out += 1
-                continue
-            rows["input_ids"].append(ids)
-            rows["labels"].append(labels)
-        return rows
-
-    return to_rows
+    examples = list(_pieces(batch, task, tokenizer, settings.train_on_prompts))
+    rows: Columns = {"input_ids": [], "labels": []}
+    for ids, labels in _joined(examples, tokenizer, is_chat=task.source == "messages"):
+        if not joins and len(ids) > settings.max_length:
+            tally.num_cut += 1
+            ids, labels = ids[: settings.max_length], labels[: settings.max_length]
+        # Nothing stands before the first id to predict it from. Said here, it is not counted where losses are averaged.
+        labels = [IGNORE_INDEX, *labels[1:]]
+        if not joins and not num_learned({"labels": labels}):
+            tally.num_left_out += 1
+            continue
+        rows["input_ids"].append(ids)
+        rows["labels"].append(labels)
+    return rows
 
 
-def _pieces(
-    batch: dict[str, list[Any]], task: LanguageTask, tokenizer: Any, train_on_prompts: bool
-) -> Iterator[list[Span]]:
+def _pieces(batch: Columns, task: LanguageTask, tokenizer: Any, train_on_prompts: bool) -> Iterator[list[Span]]:
     columns = [batch[column] for column in task.columns]
     if task.source == "text":
         yield from ([(text, True)] for text in columns[0])
@@ -316,32 +310,23 @@ def _joined(examples: list[list[Span]], tokenizer: Any, *, is_chat: bool) -> Ite
         yield list(chain.from_iterable(parts)), list(chain.from_iterable(labels))
 
 
-def _seq2seq_rows(task: LanguageTask, tokenizer: Any, settings: DataSettings) -> _ToRows:
-    def to_rows(batch: dict[str, list[Any]], tally: _Tally) -> Rows:
-        sources, targets = (batch[column] for column in task.columns)
-        inputs = tokenizer(sources, truncation=True, max_length=settings.max_length)["input_ids"]
-        labels = tokenizer(text_target=targets, truncation=True, max_length=settings.max_target_length)["input_ids"]
-        kept = [at for at, ids in enumerate(labels) if ids and inputs[at]]
-        tally.num_left_out += len(labels) - len(kept)
-        return {"input_ids": [inputs[at] for at in kept], "labels": [labels[at] for at in kept]}
-
-    return to_rows
+def _seq2seq_rows(batch: Columns, tally: _Tally, task: LanguageTask, tokenizer: Any, settings: DataSettings) -> Columns:
+    sources, targets = (batch[column] for column in task.columns)
+    inputs = tokenizer(sources, truncation=True, max_length=settings.max_length)["input_ids"]
+    labels = tokenizer(text_target=targets, truncation=True, max_length=settings.max_target_length)["input_ids"]
+    kept = [at for at, ids in enumerate(labels) if ids and inputs[at]]
+    tally.num_left_out += len(labels) - len(kept)
+    return {"input_ids": [inputs[at] for at in kept], "labels": [labels[at] for at in kept]}
 
 
-def _masked_rows(task: LanguageTask, tokenizer: Any, settings: DataSettings) -> _ToRows:
+def _masked_rows(batch: Columns, tally: _Tally, task: LanguageTask, tokenizer: Any, settings: DataSettings) -> Columns:
     special = set(tokenizer.all_special_ids)
     is_fast = bool(getattr(tokenizer, "is_fast", False))  # others give no pieces of long texts
-
-    def to_rows(batch: dict[str, list[Any]], tally: _Tally) -> Rows:
-        texts = batch[task.columns[0]]
-        pieces = tokenizer(
-            texts, truncation=True, max_length=settings.max_length, return_overflowing_tokens=is_fast, verbose=False
-        )["input_ids"]
-        kept = [ids for ids in pieces if set(ids) - special]
-        tally.num_left_out += len(pieces) - len(kept)
-        return {"input_ids": kept}
-
-    return to_rows
+    options = {"truncation": True, "max_length": settings.max_length, "return_overflowing_tokens": is_fast}
+    pieces = tokenizer(batch[task.columns[0]], verbose=False, **options)["input_ids"]
+    kept = [ids for ids in pieces if set(ids) - special]
+    tally.num_left_out += len(pieces) - len(kept)
+    return {"input_ids": kept}
 
 
 _TO_ROWS = {CAUSAL_LM: _causal_rows, SEQ2SEQ_LM: _seq2seq_rows, MASKED_LM: _masked_rows}
@@ -356,11 +341,7 @@ def _packed(rows: Any, task: LanguageTask, max_length: int) -> Any:
         names.append("position_ids")
         blocks = lay_side_by_side(rows, max_length)
     schema = pa.schema([(name, pa.list_(pa.int32())) for name in names])
-    batches, batch = [], []
-    for block in blocks:
-        batch.append(block)
-        if len(batch) == _BLOCKS_AT_ONCE:
-            batches.append(pa.RecordBatch.from_pylist(batch, schema))
-            batch = []
-    batches.append(pa.RecordBatch.from_pylist(batch, schema))
+    batches = []
+    while batch := list(islice(blocks, _BLOCKS_AT_ONCE)):
+        batches.append(pa.RecordBatch.from_pylist(batch, schema))
     return datasets.Dataset(pa.Table.from_batches(batches, schema))

@@ -137,10 +137,7 @@ class DataSettings:
     train_split: str = knob("train", "Split to train on.")
     eval_split: str | None = knob(None, "Split to validate on. By default the first that is named validation.")
     validation_ratio: float = knob(
-        0.0,
-        "Without a validation split, hold this share of the training split out for it.",
-        at_least=0,
-        is_ratio=True,
+        0.0, "Without a validation split, hold this share of the training split out for it.", at_least=0, is_ratio=True
     )
     max_train_samples: int | None = knob(None, "Train on so many examples only, drawn by the seed.", above=0)
     max_eval_samples: int | None = knob(None, "Validate on so many examples only, drawn by the seed.", above=0)

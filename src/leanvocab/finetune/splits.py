@@ -52,7 +52,10 @@ def load_splits(source: Any, config_name: str | None = None) -> "datasets.Datase
 
 def _splits(source: Any, config_name: str | None) -> dict[str, Any]:
     if isinstance(source, Mapping):
-        return {str(name): _split(part) for name, part in source.items()}
+        return {
+            str(name): read_data_file(Path(part)) if isinstance(part, str | Path) else part
+            for name, part in source.items()
+        }
     if isinstance(source, datasets.Dataset):
         return {"train": source}
     if not isinstance(source, str | Path):
@@ -68,10 +71,6 @@ def _splits(source: Any, config_name: str | None) -> dict[str, Any]:
     return _from_hub(str(source), config_name)
 
 
-def _split(part: Any) -> Any:
-    return read_data_file(Path(part)) if isinstance(part, str | Path) else part
-
-
 def read_data_file(path: Path) -> "datasets.Dataset":
     """One CSV, JSON lines or Parquet file, or lines of text, as a Dataset in memory.
 
@@ -84,10 +83,10 @@ def read_data_file(path: Path) -> "datasets.Dataset":
     if not path.is_file():
         raise DataError(f"{path} does not exist")
     try:
-        table = reader(path)
+        arrow = reader(path)
     except (pa.ArrowException, UnicodeError) as error:
         raise DataError(f"{path} cannot be read as {path.suffix}: {first_line(error)}") from error
-    return datasets.Dataset(table)
+    return datasets.Dataset(arrow)
 
 
 def _read_csv(path: Path) -> pa.Table:
