@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from leanvocab.cli.shell import AsJson, clean_errors, print_json, print_rich, quiet_libraries
+from leanvocab.cli.printing import AsJson, clean_errors, print_json, print_rich, quiet_libraries
 
 if TYPE_CHECKING:
     from reproduction.bench import Bench

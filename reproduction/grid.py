@@ -27,7 +27,7 @@ _MARKDOWN: Mapping[Look, str] = {
 
 @dataclass(frozen=True)
 class Entry:
-    """What stands in one place of a grid."""
+    """One cell of a grid."""
 
     text: str
     look: Look = "plain"

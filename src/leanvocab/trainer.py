@@ -116,15 +116,15 @@ def resume_from_delta(
     model = trainer.model
     if not isinstance(model, nn.Module):
         raise SettingsError("the trainer has no model yet; make it with one before resuming from a delta")
-    said, _ = read_delta(Path(os.path.realpath(checkpoint)))
-    paths = paths_of_tables(model, said)
-    check_vocabularies(model, said, paths, widen)
-    warn_of_another_mode(model, said)
+    delta, _ = read_delta(Path(os.path.realpath(checkpoint)))
+    paths = paths_of_tables(model, delta)
+    check_vocabularies(model, delta, paths, widen)
+    warn_of_another_mode(model, delta)
     if widen and trainer.optimizer is not None:
         raise OptimizerError(
             "widen=True makes new tables, and the trainer has an optimizer already: let the trainer build it"
         )
     if widen:
-        widen_tables(model, said, paths)
+        widen_tables(model, delta, paths)
     with full_checkpoint(checkpoint, base=base) as folder:
         return trainer.train(resume_from_checkpoint=str(folder))

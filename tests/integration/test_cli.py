@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from leanvocab import PartialVocabulary, count_tokens
 from leanvocab._version import __version__
 from leanvocab.cli.app import app
-from leanvocab.cli.shell import DEBUG_VARIABLE
+from leanvocab.cli.printing import DEBUG_VARIABLE
 from leanvocab.errors import LeanVocabWarning
 from leanvocab.finetune.settings import FineTuneSettings
 

@@ -12,10 +12,10 @@ from small_text import FULL_SIZE, SPECIAL, WORDS, listing, rows, save_pretrained
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from leanvocab.errors import CheckpointError, DataError, LeanVocabError, ModelError, SettingsError
-from leanvocab.finetune.classification import find_task
+from leanvocab.finetune.classification import find_label_task
 from leanvocab.finetune.job import finetune
-from leanvocab.finetune.loading import load_splits
 from leanvocab.finetune.settings import FineTuneSettings
+from leanvocab.finetune.splits import load_splits
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 QUICK = {"epochs": 1, "batch_size": 8, "learning_rate": 1e-2, "logging_steps": 1, "cpu": True}
@@ -301,7 +301,7 @@ def test_a_failure_in_training_leaves_the_earlier_model_whole(base, data, tmp_pa
 )
 def test_glue_is_understood_as_it_is_published(shared, name, columns, num_labels):
     splits = load_splits(shared / "data/glue", name)
-    task = find_task(splits, FineTuneSettings())
+    task = find_label_task(splits, FineTuneSettings())
     assert (task.text_columns, task.num_labels, task.train_split) == (columns, num_labels, "train")
     assert task.eval_split == ("validation_matched" if name == "mnli" else "validation")
     assert np.bincount(task.label_ids(splits[task.eval_split]["label"][:])).min() > 0

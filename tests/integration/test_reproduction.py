@@ -321,7 +321,7 @@ def test_without_a_folder_data_come_from_the_hub_by_their_names(monkeypatch, pub
 
         return datasets.Dataset.from_list(texts("cola", split))
 
-    monkeypatch.setattr("leanvocab.finetune.loading.load_splits", load)
+    monkeypatch.setattr("leanvocab.finetune.splits.load_splits", load)
     sources = Sources(paper=Paper(published))
     assert sources.glue(find_task("cola")).is_complete
     assert sources.xnli("de").gaps[0] == "xnli.de.train has 40 rows, the paper's 392,702"
@@ -431,7 +431,7 @@ def test_a_stream_of_one_endless_line_is_cut(monkeypatch):
 def test_blocks_are_cut_only_where_no_token_can_lie(monkeypatch):
     monkeypatch.setattr(unused, "_BLOCK_CHARACTERS", 20)
     text = "def one():\n    return 1\n\n\ndef two():\n    return 2\n" * 20
-    blocks = list(unused._blocks(text))
+    blocks = list(unused.Corpus("text", [text]).blocks())
     assert "".join(blocks) == text
     assert len(blocks) > 10
     assert all(block.endswith("\n") and not block[0].isspace() for block in blocks)

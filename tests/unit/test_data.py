@@ -6,7 +6,7 @@ import pytest
 from small_text import listing, rows, write, write_splits
 
 from leanvocab.errors import DataError
-from leanvocab.finetune.loading import load_splits
+from leanvocab.finetune.splits import load_splits
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".json", ".parquet"])

@@ -7,7 +7,7 @@ from small_text import SPECIAL, WORDS
 
 from leanvocab.choices import IGNORE_INDEX
 from leanvocab.errors import DataError, ModelError
-from leanvocab.finetune.language import chat_spans, encode_language, find_language_task
+from leanvocab.finetune.language_modeling import chat_spans, find_language_task
 from leanvocab.finetune.settings import FineTuneSettings
 
 CLS, SEP = 2, 3
@@ -23,7 +23,7 @@ def encoded(train, tokenizer=None, **knobs):
     """Rows of the train split, and the notes."""
     settings, splits = FineTuneSettings(**{"task": "causal-lm"} | knobs), splits_of(train)
     task = find_language_task(splits, settings)
-    made, notes = encode_language(splits, task, tokenizer or language_tokenizer(), settings)
+    made, notes = task.encode(splits, tokenizer or language_tokenizer(), settings)
     return made["train"].to_list(), notes
 
 
@@ -261,6 +261,6 @@ def test_the_callers_data_set_is_left_as_it_was(tmp_path):
     splits_of(texts(12)).save_to_disk(tmp_path / "saved")
     loaded, before = datasets.load_from_disk(tmp_path / "saved"), listing(tmp_path)
     settings = FineTuneSettings(task="causal-lm", packing=True)
-    encode_language(loaded, find_language_task(loaded, settings), language_tokenizer(), settings)
+    find_language_task(loaded, settings).encode(loaded, language_tokenizer(), settings)
     assert listing(tmp_path) == before
     assert loaded["train"].column_names == ["text"]

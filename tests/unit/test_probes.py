@@ -5,7 +5,7 @@ import transformers
 from small_language import language_model
 
 from leanvocab.errors import ModelError, SettingsError
-from leanvocab.finetune.probes import check_causal, check_packed_examples_are_apart
+from leanvocab.finetune.causal_checks import check_causal, check_packed_examples_are_apart
 
 
 def bert(**changes):

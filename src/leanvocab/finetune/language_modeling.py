@@ -1,20 +1,32 @@
-"""What text asks of a language model: which columns hold it, and its token ids with the labels that are learned."""
+"""Language modeling: which columns hold texts, and their token ids with the labels that are learned."""
 
-import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
+from transformers import DataCollatorForSeq2Seq
 
 from leanvocab.choices import IGNORE_INDEX
 from leanvocab.errors import DataError, ModelError
 from leanvocab.extras import require
-from leanvocab.finetune.classification import find_eval_split
+from leanvocab.finetune.causal_checks import check_causal, check_packed_examples_are_apart
+from leanvocab.finetune.collators import EpochCallback, MaskingCollator, PaddingCollator, mask_to_validate
 from leanvocab.finetune.packing import join_and_cut, lay_side_by_side, num_learned
-from leanvocab.finetune.settings import CAUSAL_LM, MASKED_LM, SEQ2SEQ_LM, FineTuneSettings
-from leanvocab.finetune.text_columns import check_no_gaps, check_texts, choose_text_columns, values_of
+from leanvocab.finetune.scores import TokenScores, logits_of, sums_by_example
+from leanvocab.finetune.settings import CAUSAL_LM, MASKED_LM, SEQ2SEQ_LM, DataSettings
+from leanvocab.finetune.splits import find_eval_split
+from leanvocab.finetune.text_columns import (
+    check_column,
+    check_no_gaps,
+    check_texts,
+    choose_text_columns,
+    map_in_memory,
+    values_of,
+)
+from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 if TYPE_CHECKING:
     import datasets
@@ -43,13 +55,87 @@ class LanguageTask:
     train_split: str
     eval_split: str | None
 
+    has_new_head: ClassVar[bool] = False
+
     @property
     def token_columns(self) -> tuple[str, ...]:
         """Columns of the encoded data with ids to count. The labels of the other kinds are input ids."""
         return ("input_ids", "labels") if self.kind == SEQ2SEQ_LM else ("input_ids",)
 
+    @property
+    def draws_words(self) -> bool:
+        return self.kind == MASKED_LM
 
-def find_language_task(splits: Any, settings: FineTuneSettings) -> LanguageTask:
+    def set_labels(self, config: Any) -> None:
+        """A language model's labels are token ids."""
+
+    def check_network(self, network: Any, settings: DataSettings) -> None:
+        if self.kind == CAUSAL_LM:
+            check_causal(network)
+        if settings.packing and self.source != "text":
+            check_packed_examples_are_apart(network)
+
+    def encode(self, splits: Any, tokenizer: Any, settings: DataSettings) -> tuple[Any, tuple[str, ...]]:
+        """`input_ids`, and `labels` where they are known before masking, of every split; and what a user should know.
+
+        Examples of which nothing would be learned (a prompt that fills max_length by itself) are left out, and said.
+
+        Raises:
+            DataError: nothing at all is left of a split, or a chat cannot be cut into what is learned and what is not.
+            ModelError: chats, and a tokenizer without a chat template.
+        """
+        if self.source == "messages" and not getattr(tokenizer, "chat_template", None):
+            raise ModelError(
+                "the tokenizer has no chat template, which a column of messages needs; set tokenizer.chat_template and "
+                "save it, or give prompt and completion columns"
+            )
+        encoded, notes = datasets.DatasetDict(), list(_general_notes(self, tokenizer, settings))
+        for name, split in splits.items():
+            tally = _Tally()
+            to_rows = partial(_TO_ROWS[self.kind], tally=tally, task=self, tokenizer=tokenizer, settings=settings)
+            rows = map_in_memory(split, name, to_rows, _features(self.kind))
+            if len(rows) == 0:
+                raise DataError(
+                    f"nothing is left to learn of the {len(split):,} rows of split {name!r}: their texts are empty, or "
+                    f"their prompts fill max_length ({settings.max_length} tokens) by themselves"
+                )
+            encoded[name] = _packed(rows, self, settings.max_length) if settings.packing else rows
+            notes += tally.notes(name, len(split), settings.max_length)
+        return encoded, tuple(notes)
+
+    def batches(
+        self,
+        encoded: Any,
+        network: Any,
+        tokenizer: Any,
+        kept: PartialVocabulary | None,
+        settings: DataSettings,
+        seed: int,
+    ) -> tuple[Any, tuple[Any, ...]]:
+        """The collator; of a masked language model it masks anew each epoch, but for the rows to validate on, masked here.
+
+        Raises:
+            DataError: there is no word among the kept ids that a masked language model could draw.
+        """
+        if self.kind == SEQ2SEQ_LM:
+            return DataCollatorForSeq2Seq(tokenizer, model=network), ()
+        if self.kind == CAUSAL_LM:
+            end = tokenizer.eos_token_id
+            return PaddingCollator(end if tokenizer.pad_token_id is None else tokenizer.pad_token_id), ()
+        assert kept is not None
+        collator = MaskingCollator.of(tokenizer, kept, masked_ratio=settings.masked_ratio, seed=seed)
+        if self.eval_split:
+            encoded[self.eval_split] = mask_to_validate(encoded[self.eval_split], collator)
+        return collator, (EpochCallback(collator),)
+
+    def scoring(self) -> dict[str, Any]:
+        def sums(given: Any, labels: Any) -> Any:
+            return sums_by_example(logits_of(given), labels, predicts_next=self.kind == CAUSAL_LM)
+
+        return {"compute_metrics": TokenScores(), "preprocess_logits_for_metrics": sums}
+
+
+def find_language_task(splits: Any, settings: DataSettings) -> LanguageTask:
     """Finds the texts, by name where the settings name them, and checks every row of them.
 
     Raises:
@@ -66,7 +152,7 @@ def find_language_task(splits: Any, settings: FineTuneSettings) -> LanguageTask:
     return LanguageTask(settings.task, source, columns, train, evaluation)
 
 
-def _find_columns(names: list[str], settings: FineTuneSettings) -> tuple[str, tuple[str, ...]]:
+def _find_columns(names: list[str], settings: DataSettings) -> tuple[str, tuple[str, ...]]:
     if settings.task == MASKED_LM or settings.text_columns:
         return "text", choose_text_columns("text", settings.text_columns, _TEXTS, names)
     for role, named in (("prompt", settings.prompt_column), ("completion", settings.completion_column)):
@@ -98,10 +184,7 @@ def _find_columns(names: list[str], settings: FineTuneSettings) -> tuple[str, tu
 
 
 def _check_messages(split_name: str, split: Any, column: str) -> None:
-    if column not in split.column_names:
-        raise DataError(
-            f"split {split_name!r} has no messages column {column!r}; its columns are {', '.join(split.column_names)}"
-        )
+    check_column(split_name, split, column, "messages")
     chats = values_of(split, column)
     check_no_gaps(split_name, column, [not chat for chat in chats], "messages")
     for at, chat in enumerate(chats):
@@ -113,39 +196,6 @@ def _check_messages(split_name: str, split: Any, column: str) -> None:
 
 
 # --- token ids --------------------------------------------------------------------------------------------------------
-
-
-def encode_language(
-    splits: Any, task: LanguageTask, tokenizer: Any, settings: FineTuneSettings
-) -> tuple[Any, tuple[str, ...]]:
-    """`input_ids`, and `labels` where they are known before masking, of every split; and what a user should know.
-
-    Examples of which nothing would be learned (a prompt that fills max_length by itself) are left out, and said.
-
-    Raises:
-        DataError: nothing at all is left of a split, or a chat cannot be cut into what is learned and what is not.
-        ModelError: chats, and a tokenizer without a chat template.
-    """
-    if task.source == "messages" and not getattr(tokenizer, "chat_template", None):
-        raise ModelError(
-            "the tokenizer has no chat template, which a column of messages needs; set tokenizer.chat_template and save it, "
-            "or give prompt and completion columns"
-        )
-    to_rows = {CAUSAL_LM: _causal_rows, SEQ2SEQ_LM: _seq2seq_rows, MASKED_LM: _masked_rows}[task.kind](
-        task, tokenizer, settings
-    )
-    encoded, notes = datasets.DatasetDict(), list(_general_notes(task, tokenizer, settings))
-    for name, split in splits.items():
-        tally = _Tally()
-        rows = _map(split, name, task, to_rows, tally)
-        if len(rows) == 0:
-            raise DataError(
-                f"nothing is left to learn of the {len(split):,} rows of split {name!r}: their texts are empty, or their "
-                f"prompts fill max_length ({settings.max_length} tokens) by themselves"
-            )
-        encoded[name] = _packed(rows, task, tokenizer, settings) if settings.packing else rows
-        notes += tally.notes(name, len(split), settings.max_length)
-    return encoded, tuple(notes)
 
 
 @dataclass
@@ -163,61 +213,41 @@ class _Tally:
             )
 
 
-def _general_notes(task: LanguageTask, tokenizer: Any, settings: FineTuneSettings) -> Iterator[str]:
+def _general_notes(task: LanguageTask, tokenizer: Any, settings: DataSettings) -> Iterator[str]:
     if task.kind == CAUSAL_LM and task.source != "messages" and tokenizer.eos_token_id is None:
         yield "The tokenizer has no end-of-sequence token: the texts are learned without an end."
     if settings.packing and task.source == "text":
         yield "Texts are joined and cut into blocks (packing): those in one block see one another."
 
 
-Rows = dict[str, list[Any]]
-_ToRows = Callable[[dict[str, list[Any]], _Tally], Rows]
+Columns = dict[str, list[Any]]
+"""A batch of rows."""
 
 
-def _map(split: Any, name: str, task: LanguageTask, to_rows: _ToRows, tally: _Tally) -> Any:
-    """A new data set, in memory: nothing is cached on disk or written to the split."""
-    names = ("input_ids",) if task.kind == MASKED_LM else ("input_ids", "labels")
-    return split.with_format(None).map(
-        lambda batch: to_rows(batch, tally),
-        batched=True,
-        remove_columns=split.column_names,
-        features=_features(names),
-        keep_in_memory=True,
-        load_from_cache_file=False,
-        new_fingerprint=uuid.uuid4().hex[:16],  # by default a digest of the pickled tokenizer, which takes seconds
-        desc=f"tokenizing {name}",
-    )
-
-
-def _features(names: Iterable[str]) -> Any:
+def _features(kind: str) -> Any:
+    names = ("input_ids",) if kind == MASKED_LM else ("input_ids", "labels")
     return datasets.Features({name: datasets.Sequence(datasets.Value("int32")) for name in names})
 
 
-def _causal_rows(task: LanguageTask, tokenizer: Any, settings: FineTuneSettings) -> _ToRows:
+def _causal_rows(batch: Columns, tally: _Tally, task: LanguageTask, tokenizer: Any, settings: DataSettings) -> Columns:
     joins = settings.packing and task.source == "text"  # then nothing is cut off
-
-    def to_rows(batch: dict[str, list[Any]], tally: _Tally) -> Rows:
-        examples = list(_pieces(batch, task, tokenizer, settings.train_on_prompts))
-        rows: Rows = {"input_ids": [], "labels": []}
-        for ids, labels in _joined(examples, tokenizer, is_chat=task.source == "messages"):
-            if not joins and len(ids) > settings.max_length:
-                tally.num_cut += 1
-                ids, labels = ids[: settings.max_length], labels[: settings.max_length]
-            # Nothing stands before the first id to predict it from. Said here, it is not counted where losses are averaged.
-            labels = [IGNORE_INDEX, *labels[1:]]
-            if not joins and not num_learned({"labels": labels}):
-                tally.num_left_out += 1
-                continue
-            rows["input_ids"].append(ids)
-            rows["labels"].append(labels)
-        return rows
-
-    return to_rows
+    examples = list(_pieces(batch, task, tokenizer, settings.train_on_prompts))
+    rows: Columns = {"input_ids": [], "labels": []}
+    for ids, labels in _joined(examples, tokenizer, is_chat=task.source == "messages"):
+        if not joins and len(ids) > settings.max_length:
+            tally.num_cut += 1
+            ids, labels = ids[: settings.max_length], labels[: settings.max_length]
+        # Nothing stands before the first id to predict it from. Said here, it is not counted where losses are averaged.
+        labels = [IGNORE_INDEX, *labels[1:]]
+        if not joins and not num_learned({"labels": labels}):
+            tally.num_left_out += 1
+            continue
+        rows["input_ids"].append(ids)
+        rows["labels"].append(labels)
+    return rows
 
 
-def _pieces(
-    batch: dict[str, list[Any]], task: LanguageTask, tokenizer: Any, train_on_prompts: bool
-) -> Iterator[list[Span]]:
+def _pieces(batch: Columns, task: LanguageTask, tokenizer: Any, train_on_prompts: bool) -> Iterator[list[Span]]:
     columns = [batch[column] for column in task.columns]
     if task.source == "text":
         yield from ([(text, True)] for text in columns[0])
@@ -235,7 +265,7 @@ def chat_spans(messages: list[dict[str, Any]], tokenizer: Any, train_on_prompts:
         DataError: what the template writes for the first messages is no beginning of what it writes for all of them, so that
             the replies cannot be found in it.
     """
-    messages = [{name: value for name, value in each.items() if value is not None} for each in messages]
+    messages = [{key: value for key, value in message.items() if value is not None} for message in messages]
 
     def written(end: int, prompt: bool = False) -> str:
         return str(tokenizer.apply_chat_template(messages[:end], tokenize=False, add_generation_prompt=prompt))
@@ -280,48 +310,38 @@ def _joined(examples: list[list[Span]], tokenizer: Any, *, is_chat: bool) -> Ite
         yield list(chain.from_iterable(parts)), list(chain.from_iterable(labels))
 
 
-def _seq2seq_rows(task: LanguageTask, tokenizer: Any, settings: FineTuneSettings) -> _ToRows:
-    def to_rows(batch: dict[str, list[Any]], tally: _Tally) -> Rows:
-        sources, targets = (batch[column] for column in task.columns)
-        inputs = tokenizer(sources, truncation=True, max_length=settings.max_length)["input_ids"]
-        labels = tokenizer(text_target=targets, truncation=True, max_length=settings.max_target_length)["input_ids"]
-        kept = [at for at, ids in enumerate(labels) if ids and inputs[at]]
-        tally.num_left_out += len(labels) - len(kept)
-        return {"input_ids": [inputs[at] for at in kept], "labels": [labels[at] for at in kept]}
-
-    return to_rows
+def _seq2seq_rows(batch: Columns, tally: _Tally, task: LanguageTask, tokenizer: Any, settings: DataSettings) -> Columns:
+    sources, targets = (batch[column] for column in task.columns)
+    inputs = tokenizer(sources, truncation=True, max_length=settings.max_length)["input_ids"]
+    labels = tokenizer(text_target=targets, truncation=True, max_length=settings.max_target_length)["input_ids"]
+    kept = [at for at, ids in enumerate(labels) if ids and inputs[at]]
+    tally.num_left_out += len(labels) - len(kept)
+    return {"input_ids": [inputs[at] for at in kept], "labels": [labels[at] for at in kept]}
 
 
-def _masked_rows(task: LanguageTask, tokenizer: Any, settings: FineTuneSettings) -> _ToRows:
+def _masked_rows(batch: Columns, tally: _Tally, task: LanguageTask, tokenizer: Any, settings: DataSettings) -> Columns:
     special = set(tokenizer.all_special_ids)
     is_fast = bool(getattr(tokenizer, "is_fast", False))  # others give no pieces of long texts
-
-    def to_rows(batch: dict[str, list[Any]], tally: _Tally) -> Rows:
-        texts = batch[task.columns[0]]
-        pieces = tokenizer(
-            texts, truncation=True, max_length=settings.max_length, return_overflowing_tokens=is_fast, verbose=False
-        )["input_ids"]
-        kept = [ids for ids in pieces if set(ids) - special]
-        tally.num_left_out += len(pieces) - len(kept)
-        return {"input_ids": kept}
-
-    return to_rows
+    options = {"truncation": True, "max_length": settings.max_length, "return_overflowing_tokens": is_fast}
+    pieces = tokenizer(batch[task.columns[0]], verbose=False, **options)["input_ids"]
+    kept = [ids for ids in pieces if set(ids) - special]
+    tally.num_left_out += len(pieces) - len(kept)
+    return {"input_ids": kept}
 
 
-def _packed(rows: Any, task: LanguageTask, tokenizer: Any, settings: FineTuneSettings) -> Any:
+_TO_ROWS = {CAUSAL_LM: _causal_rows, SEQ2SEQ_LM: _seq2seq_rows, MASKED_LM: _masked_rows}
+
+
+def _packed(rows: Any, task: LanguageTask, max_length: int) -> Any:
     """Blocks in memory; Python's lists hold no more than the open blocks and those of one batch."""
     names = ["input_ids", "labels"]
     if task.source == "text":
-        blocks = join_and_cut((row["input_ids"] for row in rows), settings.max_length)
+        blocks = join_and_cut((row["input_ids"] for row in rows), max_length)
     else:
         names.append("position_ids")
-        blocks = lay_side_by_side(rows, settings.max_length)
+        blocks = lay_side_by_side(rows, max_length)
     schema = pa.schema([(name, pa.list_(pa.int32())) for name in names])
-    batches, batch = [], []
-    for block in blocks:
-        batch.append(block)
-        if len(batch) == _BLOCKS_AT_ONCE:
-            batches.append(pa.RecordBatch.from_pylist(batch, schema))
-            batch = []
-    batches.append(pa.RecordBatch.from_pylist(batch, schema))
+    batches = []
+    while batch := list(islice(blocks, _BLOCKS_AT_ONCE)):
+        batches.append(pa.RecordBatch.from_pylist(batch, schema))
     return datasets.Dataset(pa.Table.from_batches(batches, schema))

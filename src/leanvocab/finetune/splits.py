@@ -1,4 +1,4 @@
-"""Where labelled text comes from: files, folders, data sets of the hub → a DatasetDict, one Dataset a split.
+"""Files, folders, data sets of the hub → the splits to train and to validate on, one Dataset each.
 
 Files are read into memory as they are: nothing is written beside them, and no cache is made of them.
 """
@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.json
@@ -15,6 +16,7 @@ import pyarrow.parquet
 
 from leanvocab.errors import DataError, first_line
 from leanvocab.extras import require
+from leanvocab.finetune.settings import DataSettings
 
 if TYPE_CHECKING:
     import datasets
@@ -50,7 +52,10 @@ def load_splits(source: Any, config_name: str | None = None) -> "datasets.Datase
 
 def _splits(source: Any, config_name: str | None) -> dict[str, Any]:
     if isinstance(source, Mapping):
-        return {str(name): _split(part) for name, part in source.items()}
+        return {
+            str(name): read_data_file(Path(part)) if isinstance(part, str | Path) else part
+            for name, part in source.items()
+        }
     if isinstance(source, datasets.Dataset):
         return {"train": source}
     if not isinstance(source, str | Path):
@@ -66,10 +71,6 @@ def _splits(source: Any, config_name: str | None) -> dict[str, Any]:
     return _from_hub(str(source), config_name)
 
 
-def _split(part: Any) -> Any:
-    return read_data_file(Path(part)) if isinstance(part, str | Path) else part
-
-
 def read_data_file(path: Path) -> "datasets.Dataset":
     """One CSV, JSON lines or Parquet file, or lines of text, as a Dataset in memory.
 
@@ -82,10 +83,10 @@ def read_data_file(path: Path) -> "datasets.Dataset":
     if not path.is_file():
         raise DataError(f"{path} does not exist")
     try:
-        table = reader(path)
+        arrow = reader(path)
     except (pa.ArrowException, UnicodeError) as error:
         raise DataError(f"{path} cannot be read as {path.suffix}: {first_line(error)}") from error
-    return datasets.Dataset(table)
+    return datasets.Dataset(arrow)
 
 
 def _read_csv(path: Path) -> pa.Table:
@@ -160,3 +161,51 @@ def _from_hub(name: str, config_name: str | None) -> dict[str, Any]:
 def _some(names: Iterable[str], most: int = 5) -> str:
     names = list(names)
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+# --- samples of them ---------------------------------------------------------------------------------------------------
+
+
+def select_samples(splits: Any, settings: DataSettings, seed: int) -> Any:
+    """The splits that the settings ask for: validation held out, and samples limited, both drawn by the seed.
+
+    Raises:
+        DataError: there is no split of that name.
+    """
+    splits, train = datasets.DatasetDict(splits), settings.train_split
+    if train not in splits:
+        raise DataError(f"there is no split {train!r} to train on (train_split); the data set has {', '.join(splits)}")
+    if settings.validation_ratio and find_eval_split(splits, settings) is None:
+        held_out = round(len(splits[train]) * settings.validation_ratio)
+        order = np.random.default_rng(seed).permutation(len(splits[train]))
+        splits["validation"] = _rows(splits[train], order[:held_out])
+        splits[train] = _rows(splits[train], order[held_out:])
+    limits = {train: settings.max_train_samples, find_eval_split(splits, settings): settings.max_eval_samples}
+    for name, most in limits.items():
+        if name is not None and most is not None and most < len(splits[name]):
+            chosen = np.random.default_rng(seed).choice(len(splits[name]), most, replace=False)
+            splits[name] = _rows(splits[name], chosen)
+    return splits
+
+
+def find_eval_split(splits: Any, settings: DataSettings) -> str | None:
+    """The split to validate on: the one that is named, or the first whose name begins with validation; else None.
+
+    Raises:
+        DataError: there is no split of the name that was given.
+    """
+    if settings.eval_split is None:
+        return next((name for name in sorted(splits) if name.startswith("validation")), None)
+    if settings.eval_split not in splits:
+        raise DataError(
+            f"there is no split {settings.eval_split!r} to validate on (eval_split); the data set has "
+            f"{', '.join(splits)}"
+        )
+    return settings.eval_split
+
+
+def _rows(split: Any, positions: np.ndarray[Any, Any]) -> Any:
+    """Some rows of a split, in its order; in memory, where `select` would write beside a data set on disk."""
+    if not 0 < len(positions) < len(split):
+        raise DataError(f"cannot take {len(positions):,} of {len(split):,} rows: at least one belongs on each side")
+    return split.select(np.sort(positions), keep_in_memory=True)

@@ -1,4 +1,4 @@
-"""What a causal language model sees, found out by asking it: a token that it sees changes what it says.
+"""Checks of the tokens that a causal language model sees: one that it sees changes what it says.
 
 Both questions cost one forward of a few tokens, before long work; the answers to them cannot be read off a config.
 """

@@ -1,4 +1,4 @@
-"""What every command shares: how results and errors are said, to a person or to a machine."""
+"""Printing that commands share: results and errors, to a person or to a machine."""
 
 import contextlib
 import json
