@@ -56,12 +56,12 @@ def held_bytes(run: Run, model: nn.Module) -> Iterator[None]:
 
 def _frozen_nbytes(module: nn.Module) -> int:
     """Rows that do not train and are still in the softmax: no parameter, and held all the same."""
-    if not isinstance(module, RemapLinear) or module.__dict__.get("_frozen") is None:
+    if not isinstance(module, RemapLinear) or module.frozen_rows is None:
         return 0
     table = module.table
     if table.output != "frozen" or table.frozen_rows_on == "host":
         return 0
-    return (table.full_size - table.num_rows) * module.weight.shape[1] * module._frozen.held_dtype.itemsize  # type: ignore[union-attr]
+    return (table.full_size - table.num_rows) * module.weight.shape[1] * module.frozen_rows.sizes.held_dtype.itemsize
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
