@@ -63,7 +63,7 @@ def finetune(
 def _summary(result: "FineTuneResult") -> "list[Table | str]":
     from rich.table import Table
 
-    from leanvocab.reports.memory import format_bytes
+    from leanvocab.reports.units import format_bytes
 
     table = Table(title=str(result.output_dir), show_header=False)
     table.add_column()

@@ -34,7 +34,8 @@ from leanvocab.finetune.scores import classification_scores, regression_scores, 
 from leanvocab.finetune.settings import CAUSAL_LM, MASKED_LM, FineTuneSettings
 from leanvocab.finetune.token_scores import TOKEN_LOSS, TokenScores, sums_by_example
 from leanvocab.model.shrink import shrink_, status
-from leanvocab.reports.memory import MemoryEstimate, estimate_memory
+from leanvocab.reports.memory import estimate_memory
+from leanvocab.reports.memory_estimate import MemoryEstimate
 from leanvocab.vocabulary.counts import count_tokens
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 

@@ -2,7 +2,8 @@
 
 TRL's trainers give a model a forward that takes `fused_lm_head=True`, multiplies hidden states with `lm_head.weight` itself,
 and gives log-probabilities of labels. Of a partial matrix these would be of other tokens, and TRL cannot switch it off. Two of
-torch's hooks take the argument away, and make what was asked for of lazy logits: in chunks too, over the output mode's softmax.
+torch's hooks take the argument away, and make what was asked for of lazy logits: in chunks too, over the output mode's softmax
+(docs/decisions/trls-losses.md).
 """
 
 import sys
@@ -117,7 +118,7 @@ def _answer(module: Any, output: Any, fields: tuple[str, ...], temperature: floa
 
 
 def _statistics(scores: LazyLogits, targets: Tensor, fields: tuple[str, ...]) -> dict[str, Tensor]:
-    """What is not the loss, a few tokens at a time; computed again where a gradient is asked for."""
+    """Fields beside the loss, a few tokens at a time; computed again where a gradient is asked for."""
     step = tokens_at_once(scores.device, 4, scores.shape[-1])
     starts = range(0, max(len(targets), 1), step) if set(fields) - {"log_probs"} else ()
     chunks = [(scores[at : at + step], targets[at : at + step]) for at in starts]
