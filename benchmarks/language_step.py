@@ -113,9 +113,13 @@ def _first_ids(folder: str, kept: int) -> Any:
 
 def matrix_bytes(model: Any, optimizer: Any) -> dict[str, int]:
     """Weight, gradient and states of the tied vocabulary matrix."""
+    from leanvocab.reports.footprint import held_bytes
+
     weight = model.get_input_embeddings().weight
-    states = [value.nbytes for value in optimizer.state[weight].values() if value.ndim > 0]
-    return {"matrix": weight.nbytes + weight.grad.nbytes + sum(states)}
+    states = {
+        name: value for name, value in optimizer.state[weight].items() if value.ndim > 0
+    }  # without the count of steps
+    return {"matrix": sum(held_bytes([weight], states).values())}
 
 
 def measure_model(options: argparse.Namespace, name: str, folder: str, budget: Budget) -> Result:

@@ -218,25 +218,10 @@ def take_step(program: Program, batches: Iterator[tuple[Any, Any]], split: dict[
 
 
 def bytes_of(program: Program) -> dict[str, int]:
-    """Bytes of weights, gradients and optimizer states, tensor by tensor; a sparse gradient's values and indices."""
-    parameters = {id(parameter): parameter for parameter in program.model.parameters()}.values()
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    states = [state for optimizer in program.optimizers for state in optimizer.state.values()]
-    return {
-        "weights": sum(parameter.nbytes for parameter in parameters),
-        "gradients": sum(map(_num_bytes, gradients)),
-        "states": sum(_num_bytes(value) for state in states for value in state.values()),
-    }
+    """Bytes of weights, gradients and optimizer states, tensor by tensor."""
+    from leanvocab.reports.footprint import held_bytes
 
-
-def _num_bytes(value: Any) -> int:
-    if not hasattr(value, "element_size"):
-        return 0
-    if value.is_sparse:
-        return _num_bytes(value._values()) + _num_bytes(value._indices())
-    if hasattr(value, "__tensor_flatten__"):  # 8-bit states: codes and scales
-        return sum(_num_bytes(getattr(value, name)) for name in value.__tensor_flatten__()[0])
-    return int(value.nbytes)
+    return held_bytes(program.model.parameters(), [optimizer.state for optimizer in program.optimizers])
 
 
 def memory_of(program: Program, batches: Iterator[Any], start: dict[str, int], device: str) -> dict[str, int]:

@@ -37,8 +37,8 @@ from training import check_same, differing, far_apart, layout_of, outputs, seed_
 
 from leanvocab.errors import BypassError, LeanVocabError, LeanVocabWarning, ModelError, TiedOutputError
 from leanvocab.model.shrink import merge_, shrink_, status
-from leanvocab.output import lazy_logits
 from leanvocab.output.layer import RemapLinear
+from leanvocab.output.lazy_logits import LazyLogits
 from leanvocab.partial.module import PartialModule
 from leanvocab.reports.inventory import PARTIAL, take_inventory
 
@@ -301,23 +301,23 @@ def gradients(model: nn.Module, lean: nn.Module) -> dict[str, Tensor]:
 def note_looks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What made the full logits be computed in training, by the names of torch's functions; a list that grows."""
     names: list[str] = []
-    compute, at_once = lazy_logits.LazyLogits.compute, lazy_logits._at_once
+    compute, do = LazyLogits.compute, LazyLogits.__torch_function__
     doing: list[str] = []
 
-    def note_function(logits: Any, func: Any, args: Any, kwargs: Any) -> Any:
+    def note_function(cls: Any, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         doing.append(getattr(func, "__name__", str(func)))
         try:
-            return at_once(logits, func, args, kwargs)
+            return do(func, types, args, kwargs)
         finally:
             doing.pop()
 
     def note_compute(logits: Any) -> Tensor:
-        if logits._origin.has_graph:
+        if logits.requires_grad:
             names.append(doing[-1] if doing else "?")
         return compute(logits)
 
-    monkeypatch.setattr(lazy_logits, "_at_once", note_function)
-    monkeypatch.setattr(lazy_logits.LazyLogits, "compute", note_compute)
+    monkeypatch.setattr(LazyLogits, "__torch_function__", classmethod(note_function))
+    monkeypatch.setattr(LazyLogits, "compute", note_compute)
     return names
 
 

@@ -22,8 +22,8 @@ from small_lm import (
 from torch import Tensor
 
 from leanvocab.model.shrink import merge_, shrink_, status
+from leanvocab.output.frozen_rows import FrozenRows
 from leanvocab.output.lazy_logits import LazyLogits
-from leanvocab.output.projection import FrozenRows
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*which is another objective:leanvocab.errors.LeanVocabWarning"),
@@ -47,7 +47,7 @@ def test_frozen_training_is_full_training_with_the_other_rows_gradients_masked(n
 def test_frozen_rows_without_the_kept_ones_as_other_devices_hold_them_train_the_same(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(FrozenRows, "_mapped", FrozenRows._compact)
+    monkeypatch.setattr(FrozenRows, "mapped_on", frozenset())
     check_twenty_steps(name, "frozen")
 
 
@@ -58,7 +58,7 @@ def test_rows_of_bf16_that_are_multiplied_in_fp32_stay_in_bf16(
 ) -> None:
     """As `prepare_model_for_kbit_training` leaves them: the model is cast after it was shrunk."""
     if held == "compact":
-        monkeypatch.setattr(FrozenRows, "_mapped", FrozenRows._compact)
+        monkeypatch.setattr(FrozenRows, "mapped_on", frozenset())
     base = small_lm("gemma2-softcap").to(torch.bfloat16)
     full, lean = reference(base, "frozen", lm_vocabulary()).float(), copy.deepcopy(base)
     place: Any = "host" if held == "host" else "device"
@@ -67,8 +67,8 @@ def test_rows_of_bf16_that_are_multiplied_in_fp32_stay_in_bf16(
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             model(**lm_batch()).loss.backward()
     check_close(gradients(lean, lm_vocabulary()), gradients(full, lm_vocabulary()), 0.02 if autocast else 1e-5)
-    frozen = lean.lm_head._frozen
-    assert (frozen._source if held == "host" else frozen.whole().rows).dtype == torch.bfloat16
+    frozen = lean.lm_head.frozen_rows
+    assert (frozen.sizes.stored if held == "host" else frozen.whole().rows.dtype) == torch.bfloat16
     assert status(lean).tables[0].full_size == len(merge_(lean).lm_head.weight)
     assert lean.lm_head.weight.dtype == torch.float32
 
@@ -77,7 +77,7 @@ def test_rows_of_fp32_are_not_copied_to_be_multiplied_in_bf16() -> None:
     lean = shrink_(small_lm("llama-tied"), lm_vocabulary(), output="frozen")
     with torch.autocast("cpu", torch.bfloat16):
         lean(**lm_batch()).loss.backward()
-    assert lean.lm_head._frozen.whole().rows.dtype == torch.float32
+    assert lean.lm_head.frozen_rows.whole().rows.dtype == torch.float32
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -191,7 +191,8 @@ def test_no_training_step_makes_the_full_logits(name: str, monkeypatch: pytest.M
 def test_evaluation_gives_the_full_models_logits_in_its_own_order(
     name: str, held: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(FrozenRows, "_mapped", getattr(FrozenRows, f"_{held}"))
+    if held == "compact":
+        monkeypatch.setattr(FrozenRows, "mapped_on", frozenset())
     full = small_lm(name).eval()
     lean = shrink_(copy.deepcopy(full), lm_vocabulary(), output="frozen").eval()
     inputs = lm_batch()

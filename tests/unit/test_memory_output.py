@@ -14,8 +14,9 @@ from torch import nn
 import leanvocab as lv
 from leanvocab.errors import ModelError, SettingsError, TiedOutputError
 from leanvocab.model.shrink import shrink_
+from leanvocab.output.frozen_rows import FrozenRows
 from leanvocab.output.loss import CHUNK_BYTES
-from leanvocab.output.projection import FrozenRows
+from leanvocab.partial.missing import MissingNote
 from leanvocab.reports.peak import record_peak
 
 KEPT = len(lm_vocabulary())
@@ -44,14 +45,15 @@ def held_by_vocabulary(model: nn.Module, batch: dict[str, torch.Tensor]) -> int:
     held += sum(value.nbytes for each in matrices for value in optimizer.state[each].values())
     for layer in layers:
         if getattr(getattr(layer, "table", None), "output", None) == "frozen" and isinstance(layer, nn.Linear):
-            frozen = FrozenRows(layer.table, torch.device("cpu"), layer.weight.dtype)._compact()  # as on a GPU
-            held += sum(value.nbytes for value in (frozen.rows, frozen.order, frozen.places))
+            frozen = FrozenRows(layer.table, torch.device("cpu"), layer.weight.dtype).whole()
+            held += sum(value.nbytes for value in (frozen.rows, frozen.id_of_column, frozen.column_of_id))
     return held
 
 
 @pytest.mark.parametrize("mode", ["full", "frozen", "restricted"])
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-def test_a_small_smollm_holds_what_was_estimated(tied: bool, mode: str) -> None:
+def test_a_small_smollm_holds_what_was_estimated(tied: bool, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FrozenRows, "mapped_on", frozenset())  # as on a GPU
     config = small_smollm(tie_word_embeddings=tied)
     kept = lv.PartialVocabulary(range(0, 4096, 7), 4096)
     ids = torch.tensor(kept.token_ids[:24]).view(2, 12)
@@ -117,7 +119,8 @@ def test_the_id_maps_of_a_shrunk_language_model_are_counted_to_the_byte(mode: st
     model = shrink_(small_lm("llama-tied"), lm_vocabulary(), output=mode)
     held = []
     for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
-        parts = (*vars(layer).values(), *vars(layer._missing).values())
+        notes = [value for value in vars(layer).values() if isinstance(value, MissingNote)]
+        parts = (*vars(layer).values(), *(part for note in notes for part in vars(note).values()))
         held += [value for value in parts if torch.is_tensor(value)]
     assert lv.estimate_memory(model).partial.remap_bytes == sum(value.nbytes for value in held)
 

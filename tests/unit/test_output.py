@@ -21,8 +21,9 @@ from leanvocab.errors import (
     VocabularyError,
 )
 from leanvocab.model.shrink import merge_, shrink_, shrunk, status
+from leanvocab.output.frozen_rows import FrozenRows
 from leanvocab.output.layer import RemapLinear
-from leanvocab.output.projection import FrozenRows, MappedRows
+from leanvocab.output.projection import MappedRows
 from leanvocab.reports.inventory import take_inventory
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 

@@ -32,7 +32,8 @@ from leanvocab.finetune.settings import FineTuneSettings, SavingSettings, Traini
 from leanvocab.finetune.splits import load_splits, select_samples
 from leanvocab.finetune.tasks import Task
 from leanvocab.model.shrink import shrink_, status
-from leanvocab.reports.memory import MemoryEstimate, estimate_memory
+from leanvocab.reports.memory import estimate_memory
+from leanvocab.reports.memory_estimate import MemoryEstimate
 from leanvocab.vocabulary.counts import count_tokens
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 

@@ -2,7 +2,8 @@
 
 TRL's trainers give a model a forward that takes `fused_lm_head=True`, multiplies hidden states with `lm_head.weight` itself,
 and gives log-probabilities of labels. Of a partial matrix these would be of other tokens, and TRL cannot switch it off. Two of
-torch's hooks take the argument away, and make what was asked for of lazy logits: in chunks too, over the output mode's softmax.
+torch's hooks take the argument away, and make what was asked for of lazy logits: in chunks too, over the output mode's softmax
+(docs/decisions/trls-losses.md).
 """
 
 import sys
@@ -21,7 +22,7 @@ from leanvocab.output.lazy_logits import LazyLogits
 from leanvocab.output.loss import tokens_at_once
 
 _FORWARD = "_fused_forward"  # the name of TRL's function, whose closure holds what its trainer chose
-_asked: list[tuple[nn.Module, dict[str, Any]]] = []  # forwards under way, and what they were asked for
+forwards_under_way: list[tuple[nn.Module, dict[str, Any]]] = []  # the modules, and what they were asked for
 
 
 def serve(model: nn.Module) -> None:
@@ -54,14 +55,14 @@ def _enter(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
     if not kwargs.get("fused_lm_head") or not _holds_output(module):
         return None
     own = {name: kwargs.pop(name, None) for name in ("labels", "shift_labels", "num_items_in_batch", "fused_lm_head")}
-    _asked.append((module, own | _chosen(module)))
+    forwards_under_way.append((module, own | _chosen(module)))
     return args, {**kwargs, "use_cache": False}
 
 
 def _leave(module: nn.Module, args: Any, output: Any) -> Any:
-    if not _asked or _asked[-1][0] is not module:
+    if not forwards_under_way or forwards_under_way[-1][0] is not module:
         return None
-    asked = _asked.pop()[1]
+    asked = forwards_under_way.pop()[1]
     return None if output is None else _answer(module, output, **asked)  # None where the forward raised
 
 
@@ -117,7 +118,7 @@ def _answer(module: Any, output: Any, fields: tuple[str, ...], temperature: floa
 
 
 def _statistics(scores: LazyLogits, targets: Tensor, fields: tuple[str, ...]) -> dict[str, Tensor]:
-    """What is not the loss, a few tokens at a time; computed again where a gradient is asked for."""
+    """Fields beside the loss, a few tokens at a time; computed again where a gradient is asked for."""
     step = tokens_at_once(scores.device, 4, scores.shape[-1])
     starts = range(0, max(len(targets), 1), step) if set(fields) - {"log_probs"} else ()
     chunks = [(scores[at : at + step], targets[at : at + step]) for at in starts]
