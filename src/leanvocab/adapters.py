@@ -14,7 +14,7 @@ from leanvocab.errors import ModelError
 from leanvocab.extras import require
 from leanvocab.files.tensors import read_tensor
 from leanvocab.output.layer import RemapLinear
-from leanvocab.partial.module import PartialModule
+from leanvocab.partial.module import PartialModule, partial_modules
 
 _KINDS = {"causal-lm": "CAUSAL_LM", "seq2seq-lm": "SEQ_2_SEQ_LM", "masked-lm": "FEATURE_EXTRACTION"}
 _WEIGHTS = "adapter_model.safetensors"
@@ -76,7 +76,7 @@ def export_trainable_tokens(
                 f"an adapter of trainable tokens has one list of ids, found tables with {len(digests)} vocabularies"
             )
         paths = _targets(model)
-        shrunk = {path: each for path, each in model.named_modules() if isinstance(each, PartialModule)}
+        shrunk = partial_modules(model)
         names = {id(shrunk[name.removesuffix(".weight")].table): name for name in said.tables}
         tensors = {
             f"base_model.model.{path}.trainable_tokens_delta": read_tensor(file, names[id(module.table)])
@@ -99,7 +99,7 @@ def export_trainable_tokens(
 def _targets(model: nn.Module) -> dict[str, PartialModule]:
     """The modules that the adapter names. Where the config says that weights are tied, peft itself finds what is tied to the
     input embeddings, and an adapter that names it too cannot be loaded."""
-    shrunk = {path: each for path, each in model.named_modules() if isinstance(each, PartialModule)}
+    shrunk = partial_modules(model)
     if not getattr(getattr(model, "config", None), "tie_word_embeddings", False):
         return shrunk
     inputs = model.get_input_embeddings()  # type: ignore[operator]

@@ -14,7 +14,7 @@ import torch
 import transformers
 
 import leanvocab as lv
-from leanvocab.partial.separability import is_row_separable
+from leanvocab.partial.optimizers import is_row_separable
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]

@@ -20,7 +20,8 @@ from leanvocab.errors import (
     OptimizerError,
     VocabularyError,
 )
-from leanvocab.model.shrink import merge_, shrink_, shrunk, status
+from leanvocab.model.shrink import merge_, shrink_, shrunk
+from leanvocab.model.status import status
 from leanvocab.output.layer import RemapLinear
 from leanvocab.output.projection import FrozenRows, MappedRows
 from leanvocab.reports.inventory import take_inventory

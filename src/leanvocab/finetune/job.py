@@ -33,7 +33,8 @@ from leanvocab.finetune.probes import check_causal, check_packed_examples_are_ap
 from leanvocab.finetune.scores import classification_scores, regression_scores, without_prefix
 from leanvocab.finetune.settings import CAUSAL_LM, MASKED_LM, FineTuneSettings
 from leanvocab.finetune.token_scores import TOKEN_LOSS, TokenScores, sums_by_example
-from leanvocab.model.shrink import shrink_, status
+from leanvocab.model.shrink import shrink_
+from leanvocab.model.status import status
 from leanvocab.reports.memory import MemoryEstimate, estimate_memory
 from leanvocab.vocabulary.counts import count_tokens
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary

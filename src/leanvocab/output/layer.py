@@ -15,9 +15,8 @@ from leanvocab.output.elementwise import Elementwise
 from leanvocab.output.lazy_logits import LazyLogits, Origin
 from leanvocab.output.loss import Columns
 from leanvocab.output.projection import FrozenRows, KeptRows
-from leanvocab.partial.missing import MissingNote
+from leanvocab.partial.missing import MissingNote, describe_missing
 from leanvocab.partial.module import PartialModule
-from leanvocab.partial.partial_table import describe_missing
 
 
 class RemapLinear(PartialModule, nn.Linear):

@@ -12,9 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from leanvocab.errors import LeanVocabWarning, MissingTokenError
-from leanvocab.partial.missing import MissingNote
+from leanvocab.partial.missing import MissingNote, describe_missing
 from leanvocab.partial.module import PartialModule
-from leanvocab.partial.partial_table import describe_missing
 
 
 class RemapEmbedding(PartialModule, nn.Embedding):

@@ -325,9 +325,9 @@ def _find_tables(module: "nn.Module", vocabulary: Any, embedding: Any, output: A
     from torch import nn
 
     from leanvocab.model.find import find_tables
-    from leanvocab.partial.module import PartialModule
+    from leanvocab.partial.module import partial_modules
 
-    shrunk = [each for each in module.modules() if isinstance(each, PartialModule)]
+    shrunk = list(partial_modules(module).values())
     if shrunk:
         return _shrunk_tables(shrunk, vocabulary, output)
     if vocabulary is None:
