@@ -92,15 +92,16 @@ def _check_size(table: FullTable) -> None:
 
 
 def _check_ties(model: nn.Module, table: FullTable) -> None:
+    weight, scorer = table.weight, ask(model, "get_output_embeddings")
     for path, owner in model.named_modules():
         for name, tensor in (*owner._parameters.items(), *owner._buffers.items()):
-            if tensor is None or not _overlap(tensor, table.weight) or owner in table.modules:
+            if tensor is None or not _overlap(tensor, weight) or owner in table.modules:
                 continue
             where = f"{path}.{name}" if path else name
-            if isinstance(owner, nn.Linear) or owner is ask(model, "get_output_embeddings"):
+            if isinstance(owner, nn.Linear) or owner is scorer:
                 raise TiedOutputError(
                     f"{type(model).__name__}: the input table {table.name}.weight is tied to the output layer {where}, which "
-                    f"scores all {table.weight.shape[0]:,} tokens, so that no row can leave one without the other. "
+                    f"scores all {weight.shape[0]:,} tokens, so that no row can leave one without the other. "
                     'output="frozen" keeps unused rows in the softmax without training them, and is the default here; '
                     'output="full" needs an untied model (tie_word_embeddings=False)'
                 )

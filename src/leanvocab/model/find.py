@@ -177,7 +177,7 @@ def _table_at(model: nn.Module, path: str) -> nn.Embedding:
     try:
         module = model.get_submodule(path)
     except AttributeError as error:
-        tables = [name for name, each in model.named_modules() if isinstance(each, nn.Embedding)]
+        tables = [name for name, module in model.named_modules() if isinstance(module, nn.Embedding)]
         raise ModelError(
             f"{type(model).__name__} has no module {path!r}; its embeddings are {', '.join(tables) or 'none'}"
         ) from error
@@ -197,9 +197,8 @@ def _input_embeddings(model: nn.Module, full_size: int, takes_tied: bool) -> lis
         )
     if not tables:
         return [_table_of_size(model, full_size)]
-    outside = {
-        id(p) for each in model.modules() if not isinstance(each, nn.Embedding) for p in each._parameters.values()
-    }
+    others = [module for module in model.modules() if not isinstance(module, nn.Embedding)]
+    outside = {id(parameter) for module in others for parameter in module._parameters.values()}
     known = {id(table.weight) for table in tables}
     for side in ("get_encoder", "get_decoder"):
         for table in _tables_in(ask(ask(model, side), "get_input_embeddings"), full_size):
@@ -211,7 +210,7 @@ def _input_embeddings(model: nn.Module, full_size: int, takes_tied: bool) -> lis
 
 
 def _table_of_size(model: nn.Module, full_size: int) -> nn.Embedding:
-    by_size = [each for each in model.modules() if isinstance(each, nn.Embedding) and each.num_embeddings == full_size]
+    by_size = _embeddings_of_size(model, full_size)
     if len({id(table.weight) for table in by_size}) != 1:
         raise ModelError(
             f"{type(model).__name__} does not say which table its ids go to, and {len(by_size)} of its embeddings have "
@@ -224,6 +223,9 @@ def _tables_in(module: Any, full_size: int) -> list[nn.Embedding]:
     """The embedding itself, or those that a wrapper (of an adapter, say) holds."""
     if isinstance(module, nn.Embedding):
         return [module]
-    if not isinstance(module, nn.Module):
-        return []
-    return [each for each in module.modules() if isinstance(each, nn.Embedding) and each.num_embeddings == full_size]
+    return _embeddings_of_size(module, full_size) if isinstance(module, nn.Module) else []
+
+
+def _embeddings_of_size(model: nn.Module, full_size: int) -> list[nn.Embedding]:
+    embeddings = (module for module in model.modules() if isinstance(module, nn.Embedding))
+    return [table for table in embeddings if table.num_embeddings == full_size]

@@ -115,7 +115,7 @@ class Guard:
             self._rearm()
         if self.has_passed(module):
             return
-        held = [partial for each in self._modules if isinstance(partial := each(), PartialModule)]
+        held = [partial for weakly in self._modules if isinstance(partial := weakly(), PartialModule)]
         if not held:  # merged from within
             return
         if _forward_of(module) not in self._passed:

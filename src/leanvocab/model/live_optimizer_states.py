@@ -23,18 +23,18 @@ from leanvocab.partial.sharded import share_of, whole
 
 
 def hand_over(
-    optimizer: Optimizer, replaced: nn.Parameter, replacement: nn.Parameter, states: dict[str, Any] | None
+    optimizer: Optimizer | None, replaced: nn.Parameter, replacement: nn.Parameter, states: dict[str, Any] | None
 ) -> None:
-    """Puts `replacement` with its states, if it has any, where the optimizer holds `replaced`."""
+    """Puts `replacement`, with its states if it has any, where the optimizer, if there is one, holds `replaced`."""
+    if optimizer is None:
+        return
     for group in optimizer.param_groups:
         group["params"] = [replacement if parameter is replaced else parameter for parameter in group["params"]]
     before = list(optimizer.state.items())
     optimizer.state.clear()
     for parameter, state in before:  # in the order in which they were, which is the order in a saved file
-        if parameter is replaced:
-            optimizer.state[replacement] = state if states is None else states
-        else:
-            optimizer.state[parameter] = state
+        is_replaced = parameter is replaced and states is not None
+        optimizer.state[replacement if parameter is replaced else parameter] = states if is_replaced else state
 
 
 def check_states(optimizer: Optimizer, table: PartialTable, parameter: nn.Parameter) -> None:
@@ -79,8 +79,8 @@ def _check_nothing_lost(optimizer: Optimizer, table: PartialTable, key: str, val
         )
 
 
-def sliced_states(optimizer: Optimizer, table: PartialTable, parameter: nn.Parameter) -> dict[str, Any]:
-    """Those states of `parameter` that are of full size, cut to the vocabulary's rows."""
+def _sliced(optimizer: Optimizer, table: PartialTable, parameter: nn.Parameter) -> dict[str, Any]:
+    """States of `parameter` that are of full size, cut to the vocabulary's rows."""
     sliced = {}
     for key, value in optimizer.state.get(parameter, {}).items():
         if _has_rows(key, value) and value.shape[0] != table.num_rows:
@@ -91,12 +91,20 @@ def sliced_states(optimizer: Optimizer, table: PartialTable, parameter: nn.Param
     return sliced
 
 
+def partial_states(optimizer: Optimizer | None, table: PartialTable, parameter: nn.Parameter) -> dict[str, Any] | None:
+    """The states of a full parameter cut to rows, not yet put in their place; None where there are none."""
+    if optimizer is None or parameter not in optimizer.state:
+        return None
+    check_states(optimizer, table, parameter)
+    return {**optimizer.state[parameter], **_sliced(optimizer, table, parameter)}
+
+
 def slice_states(optimizer: Optimizer, table: PartialTable, parameter: nn.Parameter) -> None:
     """Slices states of full size to the vocabulary's rows, in place; raises `OptimizerError` where that would lose something."""
     state = optimizer.state[parameter]
     if any(_has_rows(key, value) and value.shape[0] != table.num_rows for key, value in state.items()):
         check_states(optimizer, table, parameter)
-        state.update(sliced_states(optimizer, table, parameter))
+        state.update(_sliced(optimizer, table, parameter))
 
 
 def give_full_states(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
@@ -111,9 +119,9 @@ def give_full_states(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
 
 def full_states_of(optimizer: Optimizer | None, table: PartialTable, weight: Tensor) -> dict[str, Any] | None:
     """The states of `weight` in full, each on the device that it is on; None where the optimizer has none."""
-    state = None if optimizer is None else optimizer.state.get(weight)
-    if optimizer is None or state is None:
+    if optimizer is None or weight not in optimizer.state:
         return None
+    state = optimizer.state[weight]
     return {
         key: value.to(state[key].device) if isinstance(value, Tensor) else value
         for key, value in full_states(optimizer, table, weight, state).items()
@@ -149,5 +157,5 @@ def _full_state(table: PartialTable, weight: Tensor, key: str, value: Tensor, at
 def _has_rows(key: str, value: Any) -> bool:
     """True for a state with one entry, or one line, per row. Adafactor's column statistics have none, whatever their length."""
     return (
-        isinstance(value, Tensor) and value.ndim > 0 and value.numel() > 1 and value.shape[0] > 1 and "col" not in key
+        isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] > 1 and value.numel() > 1 and "col" not in key
     )

@@ -8,6 +8,8 @@ optimizer's `state_dict()` is full too, with zeros for unused rows, which is wha
 import sys
 import warnings
 import weakref
+from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,12 +19,13 @@ from torch.utils.hooks import RemovableHandle
 from leanvocab.errors import LeanVocabWarning, OptimizerError
 from leanvocab.model.live_optimizer_states import give_full_states, slice_states
 from leanvocab.output.lazy_logits import keep_rows
+from leanvocab.partial.attachments import Weakly
 from leanvocab.partial.module import PartialModule, shrunk_modules
 from leanvocab.partial.optimizers import bits_of, is_row_separable, position_of
 from leanvocab.partial.partial_table import PartialTable
 from leanvocab.partial.sharded import is_sharded
 
-_current: "weakref.ref[StepHook] | None" = None  # that of this process, while somebody holds it
+_current: "Weakly[StepHook]" = Weakly(None)  # that of this process, while somebody holds it
 
 
 class StepHook:
@@ -34,16 +37,13 @@ class StepHook:
 
     def __init__(self) -> None:
         self._handle = register_optimizer_step_pre_hook(_before_step)
-        self._announced: weakref.WeakKeyDictionary[Optimizer, weakref.WeakSet[PartialTable]] = (
-            weakref.WeakKeyDictionary()
-        )
-        self._on_optimizers: weakref.WeakKeyDictionary[Optimizer, RemovableHandle] = weakref.WeakKeyDictionary()
+        # Optimizer → its hook on state dicts, and the tables of which something was announced.
+        self._met: weakref.WeakKeyDictionary[Optimizer, tuple[RemovableHandle, weakref.WeakSet[PartialTable]]]
+        self._met = weakref.WeakKeyDictionary()
         self._retired: dict[int, tuple[weakref.ref[Tensor], str]] = {}  # id → (a parameter that left its model, why)
-        self._num_retired = 0
-        self._checked: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()  # → how many had retired
 
     def __del__(self) -> None:
-        for handle in (self._handle, *self._on_optimizers.values()):
+        for handle in (self._handle, *(handle for handle, _ in self._met.values())):
             handle.remove()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "StepHook":
@@ -54,7 +54,6 @@ class StepHook:
 
     def retire(self, parameter: Tensor, reason: str) -> None:
         """Remembers that no model holds `parameter` any more, for as long as something else does."""
-        self._num_retired += 1
         key = id(parameter)
         self._retired[key] = weakref.ref(parameter, lambda _: self._retired.pop(key, None)), reason
 
@@ -64,101 +63,95 @@ class StepHook:
         for module in shrunk_modules():
             module.raise_if_missing()
             tables.setdefault(id(module.weight), module)
-        if self._checked.get(optimizer) != self._num_retired:
-            self._refuse_retired(optimizer)
-            self._checked[optimizer] = self._num_retired
-        if not tables:
-            return
-        keep_rows()
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                holder = tables.get(id(parameter))
-                if holder is not None:
-                    self._before_step_on(optimizer, group, holder.table, parameter)
+        own = [(group, parameter) for group in optimizer.param_groups for parameter in group["params"]]
+        for _, parameter in own if self._retired else ():
+            self._refuse_retired(optimizer, parameter)
+        if tables:
+            keep_rows()
+        for group, parameter in own:
+            if id(parameter) in tables:
+                self._before_step_on(optimizer, group, tables[id(parameter)].table, parameter)
 
     def _before_step_on(
         self, optimizer: Optimizer, group: dict[str, Any], table: PartialTable, weight: nn.Parameter
     ) -> None:
-        if optimizer not in self._announced:
-            self._announced[optimizer] = weakref.WeakSet()
-            self._on_optimizers[optimizer] = optimizer.register_state_dict_post_hook(give_full_states)
-        if table not in self._announced[optimizer]:
-            self._announced[optimizer].add(table)
+        if optimizer not in self._met:
+            self._met[optimizer] = optimizer.register_state_dict_post_hook(give_full_states), weakref.WeakSet()
+        _, announced = self._met[optimizer]
+        if table not in announced:
+            announced.add(table)
             _announce(optimizer, group, table, weight)
         if weight in optimizer.state:
             slice_states(optimizer, table, weight)
         if table.decay is not None:
             table.decay.record(optimizer, group, weight)
 
-    def _refuse_retired(self, optimizer: Optimizer) -> None:
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                reference, reason = self._retired.get(id(parameter), (None, ""))
-                if reference is not None and reference() is parameter and isinstance(parameter, Tensor):
-                    raise OptimizerError(
-                        f"{type(optimizer).__name__} holds a vocabulary matrix {tuple(parameter.shape)} that is no longer in "
-                        f"the model, since {reason}; build the optimizer after that, or hand it over: optimizer=…"
-                    )
+    def _refuse_retired(self, optimizer: Optimizer, parameter: Tensor) -> None:
+        reference, reason = self._retired.get(id(parameter), (None, ""))
+        if reference is not None and reference() is parameter:
+            raise OptimizerError(
+                f"{type(optimizer).__name__} holds a vocabulary matrix {tuple(parameter.shape)} that is no longer in "
+                f"the model, since {reason}; build the optimizer after that, or hand it over: optimizer=…"
+            )
 
 
 def step_hook() -> StepHook:
     """The hook of this process; whoever holds it keeps it registered."""
     global _current
-    hook = _current() if _current is not None else None
+    hook = _current()
     if hook is None:
         hook = StepHook()
-        _current = weakref.ref(hook)
+        _current = Weakly(hook)
     return hook
 
 
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    hook = _current() if _current is not None else None
-    if hook is not None:
-        hook.before(optimizer)
+    step_hook().before(optimizer)
 
 
 # --- announcements ----------------------------------------------------------------------------------------------------
 
 
 def _announce(optimizer: Optimizer, group: dict[str, Any], table: PartialTable, weight: Tensor) -> None:
-    name = type(optimizer).__name__
     _refuse_eight_bits(optimizer, table, weight)
+    for remark in chain(_on_separability(optimizer, table, weight), _on_the_rest(optimizer, group, table, weight)):
+        warnings.warn(f"{table.name}: {remark}", LeanVocabWarning, stacklevel=2)
+
+
+def _on_separability(optimizer: Optimizer, table: PartialTable, weight: Tensor) -> Iterator[str]:
     separable = is_row_separable(optimizer, weight)
-    if separable is not True:
-        found = "is not row-separable" if separable is False else "could not be shown to be row-separable"
-        warnings.warn(
-            f"{table.name}: {name} {found}: where a row's update depends on other rows, training with a partial vocabulary "
-            "is not the same as ordinary training. SGD, Adam, AdamW, Adagrad and RMSprop are row-separable (docs/exactness.md)",
-            LeanVocabWarning,
-            stacklevel=2,
+    if separable is True:
+        return
+    finding = "is not row-separable" if separable is False else "could not be shown to be row-separable"
+    yield (
+        f"{type(optimizer).__name__} {finding}: where a row's update depends on other rows, training with a partial vocabulary "
+        "is not the same as ordinary training. SGD, Adam, AdamW, Adagrad and RMSprop are row-separable (docs/exactness.md)"
+    )
+    if table.decay is not None:
+        raise OptimizerError(
+            f"{table.name}: decay_unused_rows=True needs a row-separable optimizer; {type(optimizer).__name__} {finding}"
         )
-        if table.decay is not None:
-            raise OptimizerError(
-                f"{table.name}: decay_unused_rows=True needs a row-separable optimizer; {name} {found}"
-            )
+
+
+def _on_the_rest(optimizer: Optimizer, group: dict[str, Any], table: PartialTable, weight: Tensor) -> Iterator[str]:
+    name = type(optimizer).__name__
     if group.get("fused") and weight.device.type == "cpu" and _fused_loop_rounds_otherwise(table, weight):
-        warnings.warn(
-            f"{table.name}: {name}(fused=True) on a CPU rounds the last few elements of a matrix in another way than the others; "
+        yield (
+            f"{name}(fused=True) on a CPU rounds the last few elements of a matrix in another way than the others; "
             f"with rows of {weight.shape[1]} elements these are not the same ones with a partial vocabulary (differences "
-            "of about 1e-7). fused=False is exact",
-            LeanVocabWarning,
-            stacklevel=2,
+            "of about 1e-7). fused=False is exact"
         )
     if is_sharded(weight) and _accelerate_saves_in_full():
-        warnings.warn(
-            f"{table.name}: accelerate saves full state dicts (FULL_STATE_DICT) of this sharded model, which torch cannot load "
+        yield (
+            "accelerate saves full state dicts (FULL_STATE_DICT) of this sharded model, which torch cannot load "
             "back into a partial vocabulary: to resume, set state_dict_type to SHARDED_STATE_DICT (Trainer: in fsdp_config), and "
-            "FULL_STATE_DICT again for the model that is saved at the end",
-            LeanVocabWarning,
-            stacklevel=2,
+            "FULL_STATE_DICT again for the model that is saved at the end"
         )
     if group.get("weight_decay", 0) and table.decay is None and table.output != "frozen":
-        warnings.warn(
-            f"{table.name}: {name} decays this matrix (weight_decay={group['weight_decay']}): ordinary training would decay "
+        yield (
+            f"{name} decays this matrix (weight_decay={group['weight_decay']}): ordinary training would decay "
             "unused rows too, and here they stay as they were. shrink_(…, decay_unused_rows=True) decays them as well, "
-            "bit for bit; weight_decay=0 for the embeddings makes both the same",
-            LeanVocabWarning,
-            stacklevel=2,
+            "bit for bit; weight_decay=0 for the embeddings makes both the same"
         )
 
 
@@ -169,8 +162,10 @@ def _accelerate_saves_in_full() -> bool:
 
 
 def _fused_loop_rounds_otherwise(table: PartialTable, weight: Tensor) -> bool:
-    """Whether kept rows have elements that fill no last vector, in the partial matrix or in the full one: torch's fused
-    CPU loops update those with other instructions. Rows of a multiple of 64 bytes never do."""
+    """True where kept rows have elements that fill no last vector, in the partial matrix or in the full one.
+
+    torch's fused CPU loops update those with other instructions. Rows of a multiple of 64 bytes never do.
+    """
     vector, dim = 64 // weight.element_size(), weight.shape[1]
     left_over = -(-(table.full_size * dim % vector) // dim)  # rows at the end of the full matrix
     return bool(weight.numel() % vector) or int(table.token_ids[-1]) >= table.full_size - left_over

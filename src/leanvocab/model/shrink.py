@@ -8,7 +8,6 @@ import contextlib
 import types
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -19,24 +18,18 @@ from leanvocab.choices import FrozenRowsOn, Ids, OnMissing, OutputMode
 from leanvocab.errors import LeanVocabWarning, NotShrunkError
 from leanvocab.files.row_store import RowStore
 from leanvocab.model import stand_ins
-from leanvocab.model.checks import (
-    check_gradient,
-    check_inserted_ids_stay,
-    check_modes,
-    check_options,
-    check_whole,
-)
+from leanvocab.model.checks import check_gradient, check_inserted_ids_stay, check_modes, check_options, check_whole
 from leanvocab.model.find import find_tables
 from leanvocab.model.full_table import FullTable, full_weight, partial_weight, weight_of
 from leanvocab.model.guard import Guard
-from leanvocab.model.live_optimizer_states import check_states, full_states_of, hand_over, sliced_states
-from leanvocab.model.optimizer_steps import step_hook
+from leanvocab.model.live_optimizer_states import full_states_of, hand_over, partial_states
+from leanvocab.model.optimizer_steps import StepHook, step_hook
 from leanvocab.output import trl_losses
 from leanvocab.output.layer import RemapLinear
-from leanvocab.partial.attachments import put_attribute, take_off
+from leanvocab.partial.attachments import put_attributes, take_off
 from leanvocab.partial.decay import DecayReplay
 from leanvocab.partial.embedding import RemapEmbedding
-from leanvocab.partial.module import PartialModule, partial_modules, restore_class, switch_class
+from leanvocab.partial.module import partial_modules, restore_class, switch_class
 from leanvocab.partial.optimizers import unwrapped_optimizer
 from leanvocab.partial.partial_table import PartialTable
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
@@ -87,21 +80,9 @@ def shrink_(
     check_modes(tables, ids)
     if ids == "partial":
         check_inserted_ids_stay(model, tables)
-    optimizer = unwrapped_optimizer(optimizer)
-    made = [_make_table(table, frozen_rows, ids, on_missing, decay_unused_rows, store_dir) for table in tables]
-    swaps = [_plan(table, partial, optimizer) for table, partial in zip(tables, made, strict=True)]
+    partial = [_make_table(table, frozen_rows, ids, on_missing, decay_unused_rows, store_dir) for table in tables]
     _announce(model, tables)
-    try:
-        for swap in swaps:
-            swap.carry_out()
-        _watch(model)
-    except BaseException:
-        for swap in swaps:
-            swap.undo()
-        take_off(model)
-        raise
-    for swap in swaps:
-        _replace(optimizer, swap.full, swap.partial, swap.states, "the model was shrunk")
+    _put_in_place(model, tables, partial, unwrapped_optimizer(optimizer))
     return model
 
 
@@ -116,16 +97,14 @@ def merge_(model: M, *, optimizer: Optimizer | None = None) -> M:
     for module in modules:
         check_whole(module)
         module.check_length()
-    optimizer = unwrapped_optimizer(optimizer)
+    optimizer, hook = unwrapped_optimizer(optimizer), step_hook()
     holders = {weight_of(module): module for module in modules}  # one of each that are tied
-    weights = {partial: full_weight(module) for partial, module in holders.items()}
-    states = {partial: full_states_of(optimizer, module.table, partial) for partial, module in holders.items()}
-    for module in modules:
-        restore_class(module, weights[weight_of(module)])
-        _rebind_forward(module)
-    take_off(model)
-    for partial, full in weights.items():
-        _replace(optimizer, partial, full, states[partial], "the model was merged")
+    full = {weight: full_weight(module) for weight, module in holders.items()}
+    states = [full_states_of(optimizer, module.table, weight) for weight, module in holders.items()]
+    _restore(model, full)
+    for weight, its_states in zip(full, states, strict=True):
+        hook.retire(weight, "the model was merged")
+        hand_over(optimizer, weight, full[weight], its_states)
     return model
 
 
@@ -159,40 +138,6 @@ def partial_state_dicts(model: M) -> Iterator[M]:
     finally:
         for table, value in zip(tables, before, strict=True):
             table.gives_partial_state_dicts = value
-
-
-# --- plan -------------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Swap:
-    """A full parameter that a partial one is to replace, in the modules that hold it, and its states in an optimizer."""
-
-    modules: tuple[nn.Embedding | nn.Linear, ...]
-    full: nn.Parameter
-    partial: nn.Parameter
-    table: PartialTable
-    states: dict[str, Any] | None
-
-    def carry_out(self) -> None:
-        for module in self.modules:
-            kind = RemapEmbedding if isinstance(module, nn.Embedding) else RemapLinear
-            switch_class(module, kind, self.table, self.partial)
-            _rebind_forward(module)
-
-    def undo(self) -> None:
-        for module in self.modules:
-            if isinstance(module, PartialModule):
-                restore_class(module, self.full)
-                _rebind_forward(module)
-
-
-def _plan(table: FullTable, partial: PartialTable, optimizer: Optimizer | None) -> _Swap:
-    full, states = table.weight, None
-    if optimizer is not None and full in optimizer.state:
-        check_states(optimizer, partial, full)
-        states = {**optimizer.state[full], **sliced_states(optimizer, partial, full)}
-    return _Swap(table.modules, full, partial_weight(full, partial), partial, states)
 
 
 def _make_table(
@@ -230,7 +175,24 @@ def _announce(model: nn.Module, tables: list[FullTable]) -> None:
             )
 
 
-# --- carry out --------------------------------------------------------------------------------------------------------
+def _put_in_place(
+    model: nn.Module, tables: list[FullTable], partial: list[PartialTable], optimizer: Optimizer | None
+) -> None:
+    """Makes everything that may fail first, and undoes what was done to the modules where that fails after all."""
+    full = {partial_weight(table.weight, its): table.weight for table, its in zip(tables, partial, strict=True)}
+    states = [partial_states(optimizer, its, table.weight) for table, its in zip(tables, partial, strict=True)]
+    try:
+        for table, its, weight in zip(tables, partial, full, strict=True):
+            for module in table.modules:
+                kind = RemapEmbedding if isinstance(module, nn.Embedding) else RemapLinear
+                _rebind_forward(switch_class(module, kind, its, weight))
+        hook = _watch(model)
+    except BaseException:
+        _restore(model, full)
+        raise
+    for weight, its_states in zip(full, states, strict=True):
+        hook.retire(full[weight], "the model was shrunk")
+        hand_over(optimizer, full[weight], weight, its_states)
 
 
 def _rebind_forward(module: nn.Module) -> None:
@@ -241,18 +203,19 @@ def _rebind_forward(module: nn.Module) -> None:
             module.__dict__[name] = types.MethodType(type(module).forward, module)
 
 
-def _watch(model: nn.Module) -> None:
-    modules = partial_modules(model)
+def _watch(model: nn.Module) -> StepHook:
+    modules, hook = partial_modules(model), step_hook()
     Guard(model, modules)
     stand_ins.put_on(model)
     trl_losses.serve(model)
     for module in modules.values():
-        put_attribute(module, "leanvocab_step_hook", step_hook())
+        put_attributes(module, {"leanvocab_step_hook": hook})
+    return hook
 
 
-def _replace(
-    optimizer: Optimizer | None, old: nn.Parameter, new: nn.Parameter, states: dict[str, Any] | None, reason: str
-) -> None:
-    step_hook().retire(old, reason)
-    if optimizer is not None:
-        hand_over(optimizer, old, new, states)
+def _restore(model: nn.Module, full: dict[nn.Parameter, nn.Parameter]) -> None:
+    """Gives every module its full parameter back in the place of the partial one, and takes off what was put on."""
+    for module in partial_modules(model).values():
+        restore_class(module, full[weight_of(module)])
+        _rebind_forward(module)
+    take_off(model)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from leanvocab.errors import BypassError, ModelError
-from leanvocab.partial.attachments import Weakly, method_before, put_attribute
+from leanvocab.partial.attachments import Weakly, method_before, put_attributes
 from leanvocab.partial.module import PartialModule, partial_modules
 
 
@@ -18,8 +18,8 @@ class _StandIn:
 
     name: str
 
-    def __init__(self, module: nn.Module):
-        self._module = Weakly(module)
+    def __init__(self, module: Weakly[nn.Module]):
+        self._module = module
 
     @property
     def module(self) -> nn.Module:
@@ -107,8 +107,9 @@ def put_on(model: nn.Module) -> None:
     for module in model.modules():
         refuse_merging(module)
         kinds = [kind for kind in (_RefuseResize, _FullNumParameters, _SaveFull) if hasattr(type(module), kind.name)]
-        for kind in kinds if kinds and partial_modules(module) else ():
-            put_attribute(module, kind.name, kind(module))
+        if kinds and partial_modules(module):
+            held = Weakly(module)
+            put_attributes(module, {kind.name: kind(held) for kind in kinds})
 
 
 def refuse_merging(wrapper: nn.Module | None) -> None:
@@ -116,4 +117,4 @@ def refuse_merging(wrapper: nn.Module | None) -> None:
     if isinstance(getattr(wrapper, "base_layer", None), PartialModule) and hasattr(wrapper, "merge"):
         assert wrapper is not None
         if not isinstance(wrapper.__dict__.get("merge"), _RefuseMerge):
-            put_attribute(wrapper, "merge", _RefuseMerge(wrapper))
+            put_attributes(wrapper, {"merge": _RefuseMerge(Weakly(wrapper))})

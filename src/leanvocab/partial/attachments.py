@@ -1,12 +1,13 @@
 """Hooks and attributes that stand on a model's modules while it is shrunk: noted on each module itself, taken off in one way.
 
 A note travels with its module: a deep copy and a pickle have their own. What stands on a module refers to it weakly, so that a
-model is freed as soon as nobody holds it.
+model is freed as soon as nobody holds it (docs/decisions/nothing-outlives-a-model.md).
 """
 
 import copy
 import types
 import weakref
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -44,11 +45,12 @@ def keep_hooks(module: nn.Module, *handles: RemovableHandle) -> None:
     _note(module).handles.extend(handles)
 
 
-def put_attribute(module: nn.Module, name: str, value: Any) -> None:
-    """Puts `value` before the class's attribute of that name, or before what the instance has."""
-    before = [module.__dict__[name]] if name in module.__dict__ else []
-    _note(module).attributes[name] = (value, *before)
-    module.__dict__[name] = value
+def put_attributes(module: nn.Module, values: Mapping[str, Any]) -> None:
+    """Puts each value before the class's attribute of its name, or before what the instance has."""
+    for name, value in values.items():
+        before = [module.__dict__[name]] if name in module.__dict__ else []
+        _note(module).attributes[name] = (value, *before)
+        module.__dict__[name] = value
 
 
 def method_before(module: nn.Module, name: str) -> Any:

@@ -47,8 +47,8 @@ class MissingNote:
             event.synchronize()
         else:
             note = self._note
-        found, position, token_id = note.tolist()
-        if not found:
+        is_missing, position, token_id = note.tolist()
+        if not is_missing:
             return None
         self._note.zero_()
         self._arrival = None

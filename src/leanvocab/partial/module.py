@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from leanvocab.errors import BypassError, CheckpointError
 from leanvocab.files.row_store import RowStore, take_rows
-from leanvocab.partial.attachments import keep_hooks, take_off
+from leanvocab.partial.attachments import keep_hooks
 from leanvocab.partial.partial_table import PartialTable
 from leanvocab.partial.sharded import share_of, whole
 
@@ -80,17 +80,12 @@ def partial_class(kind: type[PartialModule], original: type[nn.Module]) -> type[
     known = _partial_classes.get((kind, original))
     if known is not None:
         return known
-    is_plain = original in kind.__bases__
-    bases = (kind,) if is_plain else (original, kind)
-    name = kind.__name__ if is_plain else f"{kind.__name__.removesuffix(_plain_name(kind))}{original.__name__}"
+    plain = kind.__bases__[-1]  # RemapEmbedding under ScaledEmbedding is a RemapScaledEmbedding
+    name = kind.__name__.removesuffix(plain.__name__) + original.__name__
     members = {"original_class": original, "kind": kind, "__module__": kind.__module__, "__doc__": kind.__doc__}
-    made = _partial_classes[kind, original] = type(name, bases, members)
+    made = type(name, (kind,) if original is plain else (original, kind), members)
+    _partial_classes[kind, original] = made
     return made
-
-
-def _plain_name(kind: type[PartialModule]) -> str:
-    """'Embedding' of RemapEmbedding, so that a RemapEmbedding under ScaledEmbedding is a RemapScaledEmbedding."""
-    return kind.__bases__[-1].__name__
 
 
 def switch_class(
@@ -112,8 +107,7 @@ def switch_class(
 
 
 def restore_class(module: PartialModule, weight: nn.Parameter) -> None:
-    """Makes `module` what it was before `switch_class`: in place, weight [full_size, dim]."""
-    take_off(module)
+    """Makes `module` what it was before `switch_class`, its hooks aside: in place, weight [full_size, dim]."""
     _shrunk_modules.discard(module)
     for name in module.own_attributes:
         module.__dict__.pop(name, None)
@@ -126,9 +120,9 @@ def _new_module(kind: type[PartialModule], original: type[nn.Module]) -> Partial
     return cls.__new__(cls)
 
 
-def _wrong_length(table: PartialTable, found: int) -> str:
+def _wrong_length(table: PartialTable, num_rows: int) -> str:
     return (
-        f"{table.name}: the weight has {found:,} rows, expected the {table.num_rows:,} of the partial vocabulary; something "
+        f"{table.name}: the weight has {num_rows:,} rows, expected the {table.num_rows:,} of the partial vocabulary; something "
         "replaced it while the model was shrunk. Call merge_(model) first, then change the table, then shrink again "
         "(for torch.func.functional_call take the state dict within partial_state_dicts(model))"
     )
