@@ -11,7 +11,8 @@ from torch import nn
 from doors import models, pairs
 from doors.registry import Outcome, door
 from doors.trainer import CLOSE, FROZEN, train
-from leanvocab.model.shrink import merge_, status
+from leanvocab.model.shrink import merge_
+from leanvocab.model.status import status
 
 NEEDS: dict[str, Any] = {"needs": "peft", "pip": "'leanvocab[peft]'"}
 Adapt = Callable[[nn.Module], nn.Module]

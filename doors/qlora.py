@@ -10,7 +10,8 @@ from doors import models, pairs
 from doors.peft import logits_of, lora, on_the_full_base
 from doors.registry import Outcome, door
 from doors.trainer import APART, FROZEN, train
-from leanvocab.model.shrink import merge_, status
+from leanvocab.model.shrink import merge_
+from leanvocab.model.status import status
 
 NEEDS: dict[str, Any] = {"needs": ("bitsandbytes", "peft"), "pip": "'leanvocab[peft,quantization]'"}
 _CLOSE: dict[str, Any] = {

@@ -10,7 +10,7 @@ from torch import nn
 from doors import models, pairs
 from doors.registry import Outcome, door
 from doors.trainer import APART
-from leanvocab.model.shrink import status
+from leanvocab.model.status import status
 
 _NEEDS = {"needs": ("trl",), "pip": "'leanvocab[trl]'"}
 _NEEDS_PEFT = {"needs": ("trl", "peft"), "pip": "'leanvocab[trl,peft]'"}

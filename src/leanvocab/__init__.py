@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from leanvocab.checkpoints.delta_saving import save_delta
     from leanvocab.checkpoints.merge import merge_checkpoint
     from leanvocab.errors import LeanVocabError
-    from leanvocab.model.shrink import merge_, partial_state_dicts, shrink_, shrunk, status
+    from leanvocab.model.shrink import merge_, partial_state_dicts, shrink_, shrunk
+    from leanvocab.model.status import status
     from leanvocab.reports.memory import estimate_memory
     from leanvocab.trainer import LeanVocabCallback
     from leanvocab.vocabulary.counts import TokenCounts, count_tokens
@@ -28,7 +29,7 @@ _ROOMS = {
     "shrink_": "model.shrink",
     "merge_": "model.shrink",
     "shrunk": "model.shrink",
-    "status": "model.shrink",
+    "status": "model.status",
     "partial_state_dicts": "model.shrink",
     "estimate_memory": "reports.memory",
     "save_full": "checkpoints.checkpoint",

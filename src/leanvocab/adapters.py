@@ -14,7 +14,7 @@ from leanvocab.errors import ModelError
 from leanvocab.extras import require
 from leanvocab.files.tensors import read_tensor
 from leanvocab.output.layer import RemapLinear
-from leanvocab.partial.module import PartialModule
+from leanvocab.partial.module import PartialModule, partial_modules
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 _WEIGHTS = "adapter_model.safetensors"
@@ -94,7 +94,7 @@ def _trained_rows(model: nn.Module, parts: Path) -> tuple[PartialVocabulary, dic
         raise ModelError(
             f"an adapter of trainable tokens has one list of ids, found tables with {len(digests)} vocabularies"
         )
-    shrunk = {path: module for path, module in model.named_modules() if isinstance(module, PartialModule)}
+    shrunk = partial_modules(model)
     names = {id(shrunk[name.removesuffix(".weight")].table): name for name in delta.tables}
     named = _named_modules(model, shrunk)
     rows = {path: read_tensor(file, names[id(module.table)]) for path, module in named.items()}

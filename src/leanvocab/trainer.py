@@ -21,8 +21,9 @@ from leanvocab.checkpoints.delta_saving import (
 from leanvocab.checkpoints.optimizer_states import check_states_can_be_saved
 from leanvocab.checkpoints.training_runs import full_checkpoint, make_delta_of_checkpoint
 from leanvocab.errors import NotShrunkError, OptimizerError, SettingsError
-from leanvocab.model.shrink import shrink_, status
-from leanvocab.partial.module import PartialModule
+from leanvocab.model.shrink import shrink_
+from leanvocab.model.status import status
+from leanvocab.partial.module import partial_modules
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 
@@ -61,7 +62,7 @@ class LeanVocabCallback(TrainerCallback):
         model, optimizer = kwargs.get("model"), kwargs.get("optimizer")
         if model is None or optimizer is None:
             return
-        shrunk = [module for module in model.modules() if isinstance(module, PartialModule)]
+        shrunk = list(partial_modules(model).values())
         if not shrunk:
             what = (
                 "give it a vocabulary, or call shrink_(model, vocabulary) before the Trainer is made"

@@ -36,7 +36,8 @@ from torch.overrides import TorchFunctionMode
 from training import check_same, differing, far_apart, layout_of, outputs, seed_everything, ties_of
 
 from leanvocab.errors import BypassError, LeanVocabError, LeanVocabWarning, ModelError, TiedOutputError
-from leanvocab.model.shrink import merge_, shrink_, status
+from leanvocab.model.shrink import merge_, shrink_
+from leanvocab.model.status import status
 from leanvocab.output.layer import RemapLinear
 from leanvocab.output.lazy_logits import LazyLogits
 from leanvocab.partial.module import PartialModule

@@ -21,7 +21,8 @@ from small_lm import (
 )
 from torch import Tensor
 
-from leanvocab.model.shrink import merge_, shrink_, status
+from leanvocab.model.shrink import merge_, shrink_
+from leanvocab.model.status import status
 from leanvocab.output.frozen_rows import FrozenRows
 from leanvocab.output.lazy_logits import LazyLogits
 

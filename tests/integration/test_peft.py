@@ -11,7 +11,8 @@ from small import batch, differing, small_model, train, used_vocabulary
 from torch import nn
 
 from leanvocab.errors import BypassError, TiedOutputError
-from leanvocab.model.shrink import merge_, shrink_, status
+from leanvocab.model.shrink import merge_, shrink_
+from leanvocab.model.status import status
 from leanvocab.output.layer import RemapLinear
 
 CONFIGS: dict[str, dict[str, Any]] = {

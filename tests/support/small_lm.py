@@ -11,7 +11,8 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 
-from leanvocab.model.shrink import merge_, shrink_, status
+from leanvocab.model.shrink import merge_, shrink_
+from leanvocab.model.status import status
 from leanvocab.output import loss as output_loss
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 

@@ -9,7 +9,8 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from leanvocab.errors import LeanVocabWarning, MissingTokenError
-from leanvocab.model.shrink import merge_, shrink_, status
+from leanvocab.model.shrink import merge_, shrink_
+from leanvocab.model.status import status
 from leanvocab.partial.embedding import RemapEmbedding
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 

@@ -24,7 +24,8 @@ from leanvocab.errors import (
     TiedOutputError,
     VocabularyError,
 )
-from leanvocab.model.shrink import merge_, partial_state_dicts, shrink_, shrunk, status
+from leanvocab.model.shrink import merge_, partial_state_dicts, shrink_, shrunk
+from leanvocab.model.status import status
 from leanvocab.vocabulary.counts import count_tokens
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 

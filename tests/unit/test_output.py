@@ -20,7 +20,8 @@ from leanvocab.errors import (
     OptimizerError,
     VocabularyError,
 )
-from leanvocab.model.shrink import merge_, shrink_, shrunk, status
+from leanvocab.model.shrink import merge_, shrink_, shrunk
+from leanvocab.model.status import status
 from leanvocab.output.frozen_rows import FrozenRows
 from leanvocab.output.layer import RemapLinear
 from leanvocab.output.projection import MappedRows

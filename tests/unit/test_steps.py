@@ -11,7 +11,7 @@ from transformers.optimization import Adafactor
 
 from leanvocab.errors import LeanVocabWarning, OptimizerError
 from leanvocab.model.shrink import merge_, shrink_, shrunk
-from leanvocab.partial.separability import is_row_separable
+from leanvocab.partial.optimizers import is_row_separable
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 TABLE = "roberta.embeddings.word_embeddings"

@@ -50,8 +50,9 @@ from leanvocab.files.headers import (
 from leanvocab.files.row_bytes import gaps
 from leanvocab.files.row_store import same_bits
 from leanvocab.files.tensors import TORCH_DTYPES, read_rows, read_tensor
-from leanvocab.model.shrink import merge_, shrink_, status
-from leanvocab.partial.module import PartialModule
+from leanvocab.model.shrink import merge_, shrink_
+from leanvocab.model.status import status
+from leanvocab.partial.module import PartialModule, partial_modules
 from leanvocab.partial.partial_table import PartialTable
 from leanvocab.partial.sharded import is_sharded
 from leanvocab.progress import ProgressBar
@@ -113,8 +114,8 @@ def find_base(model: nn.Module | None, base: str | os.PathLike[str] | None = Non
     name = os.fspath(base) if base is not None else getattr(config, "_name_or_path", None) or ""
     revision = getattr(config, "_commit_hash", None) if base is None else None
     if not name:
-        modules = () if model is None else model.modules()
-        stores = [module.table.store for module in modules if isinstance(module, PartialModule)]
+        shrunk = {} if model is None else partial_modules(model)
+        stores = [module.table.store for module in shrunk.values()]
         name = next((os.path.dirname(store.path) for store in stores if not store.temporary), "")
     if not name:
         raise CheckpointError(
@@ -209,8 +210,9 @@ def write_delta(
 def _tables(model: nn.Module) -> dict[PartialTable, str]:
     """PartialTable → path of the first module that holds it, an input table where there is one."""
     tables: dict[PartialTable, str] = {}
-    shrunk = [(path, each) for path, each in model.named_modules() if isinstance(each, PartialModule)]
-    for path, module in sorted(shrunk, key=lambda found: not isinstance(found[1], nn.Embedding)):
+    for path, module in sorted(
+        partial_modules(model).items(), key=lambda found: not isinstance(found[1], nn.Embedding)
+    ):
         tables.setdefault(module.table, path)
     return tables
 
@@ -241,7 +243,7 @@ def check_not_sharded(model: nn.Module) -> None:
 
 def _table_parameters(model: nn.Module, kept: dict[str, PartialTable]) -> dict[int, tuple[str, PartialTable]]:
     names = {id(table): name for name, table in kept.items()}
-    modules = [each for each in model.modules() if isinstance(each, PartialModule) and id(each.table) in names]
+    modules = [each for each in partial_modules(model).values() if id(each.table) in names]
     return {id(each.weight): (names[id(each.table)], each.table) for each in modules}
 
 
@@ -515,7 +517,7 @@ def check_vocabularies(model: nn.Module, said: Description, paths: dict[str, str
 
 def paths_of_tables(model: nn.Module, said: Description) -> dict[str, str]:
     """Name of each table of a delta → path of the shrunk module in the model."""
-    shrunk = {path: module for path, module in model.named_modules() if isinstance(module, PartialModule)}
+    shrunk = partial_modules(model)
     if not shrunk:
         raise NotShrunkError(
             f"{type(model).__name__} is not shrunk; shrink_(model, vocabulary) first, or make a checkpoint: leanvocab merge"
@@ -603,9 +605,8 @@ def _state(
 ) -> dict[str, Tensor]:
     """Every other tensor of the model: the delta's where it has it, the base's elsewhere; whole matrices once."""
     covered = {_shrunk(model, path).table for path in paths.values()}
-    shrunk = [(path, each) for path, each in model.named_modules() if isinstance(each, PartialModule)]
     whole = {table: path for table, path in _tables(model).items() if table not in covered}
-    tables = {f"{path}.weight" for path, each in shrunk if path != whole.get(each.table)}
+    tables = {f"{path}.weight" for path, each in partial_modules(model).items() if path != whole.get(each.table)}
     names = _Names(model, base.weights)
     state: dict[str, Tensor] = {}
     own = [

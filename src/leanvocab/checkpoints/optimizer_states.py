@@ -14,8 +14,7 @@ from leanvocab.errors import CheckpointError, OptimizerError
 from leanvocab.files.headers import SafetensorsFile, read_header, read_json
 from leanvocab.files.row_store import put_rows, zero_pages
 from leanvocab.files.tensors import read_tensor
-from leanvocab.partial.decay import values_at_rest
-from leanvocab.partial.low_bits import numbers
+from leanvocab.partial.optimizers import numbers, unwrapped_optimizer, values_at_rest
 from leanvocab.partial.partial_table import PartialTable
 
 _FORMAT = "leanvocab optimizer"
@@ -32,7 +31,7 @@ def write_states(optimizer: Optimizer, folder: Path, tables: dict[int, tuple[str
     """
     from safetensors.torch import save_file
 
-    optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
+    optimizer = unwrapped_optimizer(optimizer)
     tensors: dict[str, Tensor] = {}
     states: dict[str, dict[str, Any]] = {}
     groups, number = [], 0
@@ -63,7 +62,7 @@ def write_states(optimizer: Optimizer, folder: Path, tables: dict[int, tuple[str
 
 def check_states_can_be_saved(optimizer: Optimizer, tables: Container[int]) -> None:
     """Raises `OptimizerError` where `write_states` would; `tables` has the ids of the parameters of tables."""
-    optimizer = getattr(optimizer, "optimizer", optimizer)
+    optimizer = unwrapped_optimizer(optimizer)
     for group in optimizer.param_groups:
         if any(id(parameter) in tables for parameter in group["params"]):
             values_at_rest(optimizer, group, _NO_DELTA)

@@ -31,7 +31,8 @@ from leanvocab.finetune.scores import TOKEN_LOSS, without_prefix
 from leanvocab.finetune.settings import FineTuneSettings, SavingSettings, TrainingSettings
 from leanvocab.finetune.splits import load_splits, select_samples
 from leanvocab.finetune.tasks import Task
-from leanvocab.model.shrink import shrink_, status
+from leanvocab.model.shrink import shrink_
+from leanvocab.model.status import status
 from leanvocab.reports.memory import estimate_memory
 from leanvocab.reports.memory_estimate import MemoryEstimate
 from leanvocab.vocabulary.counts import count_tokens

@@ -15,11 +15,10 @@ from typing import Any
 
 from torch import nn
 
+from leanvocab.partial.tensor_questions import ATTRIBUTES, METHODS
+
 # What asks about a weight and reads none of its rows.
-_HARMLESS = {
-    "dtype", "device", "shape", "size", "dim", "ndim", "numel", "is_cuda", "is_meta", "requires_grad", "requires_grad_",
-    "is_floating_point", "element_size", "data_ptr", "get_device",
-}  # fmt: skip
+_HARMLESS = METHODS | ATTRIBUTES | {"data_ptr", "requires_grad", "requires_grad_"}
 # Not a part of computing: building, tying, resizing, saving.
 _ASIDE = re.compile(
     r"^(__\w+__|_?init|_?tie|_?resize|get_|set_|_?reset|_?load|_?save|from_|post_init|extra_repr|prune)"

@@ -18,9 +18,8 @@ from leanvocab.output.layer_snapshot import LayerSnapshot
 from leanvocab.output.lazy_logits import LazyLogits
 from leanvocab.output.loss import SoftmaxColumns
 from leanvocab.output.projection import KeptRows
-from leanvocab.partial.missing import MissingNote
+from leanvocab.partial.missing import MissingNote, describe_missing
 from leanvocab.partial.module import PartialModule
-from leanvocab.partial.partial_table import describe_missing
 
 
 class RemapLinear(PartialModule, nn.Linear):

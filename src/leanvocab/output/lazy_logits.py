@@ -28,6 +28,7 @@ from leanvocab.output.layer_snapshot import LayerSnapshot
 from leanvocab.output.loss import LossOptions, cross_entropy
 from leanvocab.output.projection import project
 from leanvocab.output.reshaping import RESHAPING
+from leanvocab.partial import tensor_questions
 
 _ViewStep: TypeAlias = tuple[Callable[..., Tensor], tuple[Any, ...], Mapping[str, Any]]
 _alive: "weakref.WeakValueDictionary[int, LazyLogits]" = weakref.WeakValueDictionary()
@@ -96,7 +97,7 @@ class LazyLogits(torch.Tensor):
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         with torch._C.DisableTorchFunctionSubclass():
-            if func in _ABOUT or _property(func) in _PROPERTIES:
+            if func in tensor_questions.FUNCTIONS or _property(func) in _PROPERTIES:
                 return func(*args, **kwargs)
             logits = args[0] if args and isinstance(args[0], LazyLogits) else _first(args)
             if func is Tensor.register_hook and logits is not None and logits._value is None:
@@ -319,25 +320,7 @@ def _is_here(logits: LazyLogits, args: tuple[Any, ...], kwargs: Mapping[str, Any
     return is_device and torch.empty(0, device=value).device == logits._hidden.device
 
 
-# What asks about a tensor and reads none of its values.
-_ABOUT = {
-    Tensor.size, Tensor.dim, Tensor.numel, Tensor.nelement, Tensor.ndimension, Tensor.element_size, Tensor.__len__,
-    Tensor.is_floating_point, Tensor.is_complex, Tensor.get_device, Tensor.__hash__, Tensor.is_contiguous,
-    torch.is_floating_point, torch.is_complex, torch.numel, torch.is_tensor, Tensor.stride,
-}  # fmt: skip
-_PROPERTIES = {
-    "shape",
-    "dtype",
-    "device",
-    "ndim",
-    "layout",
-    "is_cuda",
-    "is_cpu",
-    "is_meta",
-    "is_sparse",
-    "is_quantized",
-    "_base",  # none: nobody sees of what they are a view
-}
+_PROPERTIES = tensor_questions.ATTRIBUTES | {"_base"}  # none: nobody sees of what they are a view
 
 
 def _property(func: Any) -> str:

@@ -20,6 +20,7 @@ from leanvocab.errors import BypassError
 from leanvocab.output.layer import RemapLinear
 from leanvocab.output.lazy_logits import LazyLogits
 from leanvocab.output.loss import tokens_at_once
+from leanvocab.partial.attachments import keep_hooks
 
 _FORWARD = "_fused_forward"  # the name of TRL's function, whose closure holds what its trainer chose
 forwards_under_way: list[tuple[nn.Module, dict[str, Any]]] = []  # the modules, and what they were asked for
@@ -27,24 +28,17 @@ forwards_under_way: list[tuple[nn.Module, dict[str, Any]]] = []  # the modules, 
 
 def serve(model: nn.Module) -> None:
     """Sees to it that what holds a partial output layer answers `fused_lm_head=True`."""
-    above = [each for each in model.modules() if _holds_output(each) and not isinstance(each, RemapLinear)]
+    above = [module for module in model.modules() if _holds_output(module) and not isinstance(module, RemapLinear)]
     for module in above:
         if _enter not in module._forward_pre_hooks.values():
-            module.register_forward_pre_hook(_enter, with_kwargs=True)
-            module.register_forward_hook(_leave, always_call=True)
+            keep_hooks(
+                module,
+                module.register_forward_pre_hook(_enter, with_kwargs=True),
+                module.register_forward_hook(_leave, always_call=True),
+            )
             for child in module.children():
                 if not _holds_output(child):
-                    child.register_forward_pre_hook(_refuse_unserved)
-
-
-def stop_serving(model: nn.Module) -> None:
-    """Takes the hooks off a model again."""
-    for module in model.modules():
-        for hooks in (module._forward_pre_hooks, module._forward_hooks):
-            for key in [key for key, hook in hooks.items() if hook in (_enter, _leave, _refuse_unserved)]:
-                del hooks[key]
-                module._forward_pre_hooks_with_kwargs.pop(key, None)
-                module._forward_hooks_always_called.pop(key, None)
+                    keep_hooks(child, child.register_forward_pre_hook(_refuse_unserved))
 
 
 def _holds_output(module: nn.Module) -> bool:

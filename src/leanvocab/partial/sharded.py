@@ -9,7 +9,7 @@ from leanvocab.errors import CheckpointError
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether this process holds a share of the rows alone."""
+    """True where this process holds a share of the rows alone."""
     return hasattr(tensor, "full_tensor")
 
 

@@ -11,7 +11,7 @@ from leanvocab.errors import ModelError, VocabularyError
 from leanvocab.model.find import find_tables, output_layers
 from leanvocab.output.frozen_rows import FrozenSizes
 from leanvocab.output.loss import peak_bytes
-from leanvocab.partial.module import PartialModule
+from leanvocab.partial.module import PartialModule, partial_modules
 from leanvocab.reports.footprint import plain_loss_bytes
 from leanvocab.reports.memory_estimate import TableRows
 from leanvocab.vocabulary.counts import TokenCounts
@@ -106,7 +106,7 @@ def estimated_tables(
     frozen_rows: str,
 ) -> list[EstimatedTable]:
     """The matrices that are shrunk, or that `shrink_` would shrink."""
-    shrunk = [each for each in module.modules() if isinstance(each, PartialModule)]
+    shrunk = list(partial_modules(module).values())
     if shrunk:
         return _shrunk_tables(shrunk, vocabulary, output)
     if vocabulary is None:

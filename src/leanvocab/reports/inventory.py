@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from leanvocab.choices import OUTPUT_MODES
 from leanvocab.errors import LeanVocabError
-from leanvocab.model.find import FullTable, find_tables, output_layers
-from leanvocab.partial.module import PartialModule
+from leanvocab.model.find import find_tables, output_layers
+from leanvocab.model.full_table import FullTable
+from leanvocab.partial.module import partial_modules
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 from leanvocab.vocabulary.special_ids import model_full_size
 
@@ -97,7 +98,7 @@ def _plans(model: nn.Module, embedding: str | None) -> tuple[dict[str, list[Full
 
 
 def _plan(model: nn.Module, embedding: str | None, mode: Any) -> tuple[list[FullTable] | None, str]:
-    if any(isinstance(each, PartialModule) for each in model.modules()):
+    if partial_modules(model):
         return None, f"{type(model).__name__} is shrunk; merge_(model) first"
     full_size = model_full_size(model) if embedding is None else None
     if embedding is not None:
