@@ -64,7 +64,7 @@ def pair(folder: Path, family: str, output: str | None, **options: Any) -> Outco
     """The same loop on the full model and on the shrunk one; for frozen rows the reference masks their gradients."""
     reference = models.make_model(family)
     if output == "frozen":
-        models.mask_gradients(reference)
+        models.masked(reference)
     full = train(reference, folder / "full", **options)
     lean = train(models.lean(models.make_model(family), output=output), folder / "lean", **options)
     return pairs.compare(full, lean, models.left_out())

@@ -116,7 +116,7 @@ def pair(
         model = models.make_model(family, **make or {})
         return change(model) if change else model
 
-    reference = models.mask_gradients(made()) if output == "frozen" else made()
+    reference = models.masked(made()) if output == "frozen" else made()
     full = train(reference, folder / "full", **options)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -528,7 +528,7 @@ def seq2seq_tied(folder: Path) -> Outcome:
         "generation_num_beams": 2,
         "announces": "are served from the base",
     }  # ids that are generated
-    return pair(folder, "t5", task="seq2seq-lm", output="frozen", **options)
+    return pair(folder, "t5-tied", task="seq2seq-lm", output="frozen", **options)
 
 
 @door('Seq2SeqTrainer, bf16 autocast, accumulation, checkpointing, best model at the end, untied (output="full")')

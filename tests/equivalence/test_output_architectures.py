@@ -17,6 +17,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
+from comparing import differing
 from tiny_models import (
     BATCH,
     KNOWN_VERSION,
@@ -33,7 +34,7 @@ from tiny_models import (
 )
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from training import check_same, differing, far_apart, layout_of, outputs, seed_everything, ties_of
+from training import check_same, far_apart, layout_of, outputs, seed_everything, ties_of
 
 from leanvocab.errors import BypassError, LeanVocabError, LeanVocabWarning, ModelError, TiedOutputError
 from leanvocab.model.shrink import merge_, shrink_, status

@@ -443,14 +443,14 @@ def make_inputs(pair: Pair, config: Any, special: SpecialIds) -> dict[str, Any]:
     pad = getattr(text, "pad_token_id", None) or 0
     eos = getattr(text, "eos_token_id", None)
     ids = np.array(special.rest(NUM_DATA_IDS))
-    input_ids, mask = rows(rng, ids, eos, pad)
+    input_ids, mask = padded_rows(rng, ids, eos, pad)
     inputs = {"input_ids": input_ids, "attention_mask": mask}
     if pair.task == "sequence-classification":
         inputs["labels"] = torch.tensor([0, 2, 1])
     elif pair.task == "causal-lm":
         inputs["labels"] = input_ids.masked_fill(mask == 0, -100)
     elif pair.task == "seq2seq-lm":
-        labels, labels_mask = rows(rng, ids, eos, pad)
+        labels, labels_mask = padded_rows(rng, ids, eos, pad)
         inputs["labels"] = labels.masked_fill(labels_mask == 0, -100)
     else:
         inputs["labels"] = input_ids.masked_fill(mask == 0, -100)
@@ -461,7 +461,7 @@ def make_inputs(pair: Pair, config: Any, special: SpecialIds) -> dict[str, Any]:
     return inputs
 
 
-def rows(rng: np.random.Generator, ids: np.ndarray, eos: Any, pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+def padded_rows(rng: np.random.Generator, ids: np.ndarray, eos: Any, pad: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and attention mask: eos ends a row, padding follows, and one pad id stands where it is attended to."""
     tokens = torch.from_numpy(rng.permutation(np.resize(ids, BATCH * LENGTH)).reshape(BATCH, LENGTH))
     mask = torch.ones_like(tokens)

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from small_language import language_model, language_tokenizer
+from models import FULL_SIZE
+from texts import language_model, language_tokenizer
 
 from leanvocab.errors import DataError
 from leanvocab.finetune.collators import (
@@ -125,5 +126,9 @@ def test_data_without_a_word_to_mask_are_an_error():
     task = LanguageTask("masked-lm", "text", ("text",), "train", None)
     with pytest.raises(DataError, match="no token but special ones: there is no word to mask"):
         choose_collator(
-            task, None, language_tokenizer(), PartialVocabulary([0, 3, 4], 320), FineTuneSettings(task="masked-lm")
+            task,
+            None,
+            language_tokenizer(),
+            PartialVocabulary([0, 3, 4], FULL_SIZE),
+            FineTuneSettings(task="masked-lm"),
         )
