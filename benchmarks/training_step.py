@@ -26,7 +26,7 @@ from benchmarks._command import About, finish, parser, read_options
 from benchmarks._models import SHAPES, kept_ids, make_model, save_model
 from benchmarks._peers import AUTHORS, NO_AUTHORS_CODE, NO_GPU, authors_module, installed
 from benchmarks._results import OURS, Figure, Result, Series, median_interval
-from benchmarks._rounds import Budget, Worker, answer, run_module, worker
+from benchmarks._rounds import Budget, Worker, answer, run_module, turns, worker
 
 ABOUT = About(
     name="training_step",
@@ -318,17 +318,11 @@ def beside(lean: Worker, who: str, words: list[Any], budget: Budget, num_pairs: 
     with worker(MODULE, who, *words) as peer:
         for _ in range(2):
             found.losses.append(peer.ask("step")["loss"])
-        longest = 0.0
-        for pair in range(num_pairs):
-            if pair and budget.left < 2 * longest:  # the memory takes two more steps
-                break
-            begin = budget.spent
-            for one in (lean, peer) if pair % 2 == 0 else (peer, lean):
-                taken = one.ask("step")
-                (found.ours if one is lean else found.theirs).append(taken["seconds"])
-                if one is peer:
-                    found.losses.append(taken["loss"])
-            longest = max(longest, budget.spent - begin)
+        for name in turns((OURS, who), num_pairs, budget, spare=2):  # the memory takes two more steps
+            taken = (lean if name == OURS else peer).ask("step")
+            (found.ours if name == OURS else found.theirs).append(taken["seconds"])
+            if name == who:
+                found.losses.append(taken["loss"])
         found.memory = peer.ask("memory")
     return found
 
