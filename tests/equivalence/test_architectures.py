@@ -10,7 +10,7 @@ import pytest
 import tiny_models
 import torch
 from comparing import differing, same_bits
-from tiny_models import AUTO_CLASSES, PAIRS, TABLES, UNBUILDABLE, Pair, Tiny, build_or_reason, vocabularies
+from tiny_models import AUTO_CLASSES, MARKS, PAIRS, TABLES, UNBUILDABLE, Pair, Tiny, build_or_reason, vocabularies
 from torch import nn
 from training import check_same, outputs, train_unclipped
 
@@ -18,13 +18,7 @@ from leanvocab.errors import BypassError, LeanVocabError, ModelError, TiedOutput
 from leanvocab.model.shrink import merge_, shrink_
 from leanvocab.partial.embedding import RemapEmbedding
 
-pytestmark = [
-    # EncoderDecoderModel, at every loss.
-    pytest.mark.filterwarnings("ignore:Version v4.12.0 introduces:FutureWarning"),
-    # In transformers 5.17: DeBERTa and GPTBigCode when imported, VibeVoice at every forward.
-    pytest.mark.filterwarnings("ignore:`torch.jit.script.* is deprecated:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:`acoustic_tokenizer_chunk_size` is deprecated:FutureWarning"),
-]
+pytestmark = MARKS
 
 # Pairs that leanvocab refuses: a table that is no torch.nn.Embedding, or code that reads its weight around the lookup.
 REFUSED: dict[str, tuple[type[LeanVocabError], str]] = {
@@ -32,12 +26,6 @@ REFUSED: dict[str, tuple[type[LeanVocabError], str]] = {
     "ibert-masked-lm": (ModelError, "QuantEmbedding|does not say which table"),
     "perceiver-masked-lm": (BypassError, r"PerceiverEmbeddingDecoder.forward calls transpose on the weight"),
 }
-
-
-@pytest.fixture(autouse=True)
-def _repeatable(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.set_num_threads(1)
-    monkeypatch.setattr(torch, "seed", lambda: torch.manual_seed(1).initial_seed())  # Reformer draws new hashes with it
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=str)

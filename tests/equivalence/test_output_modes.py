@@ -8,10 +8,10 @@ import torch
 from models import FULL_SIZE, small_lm
 from references import (
     LANGUAGE_MODELS,
+    QUIET,
     check_close,
     check_twenty_steps,
     gradients,
-    hold_few_scores,
     lm_batch,
     lm_vocabulary,
     mask_gradients,
@@ -24,16 +24,7 @@ from leanvocab.model.shrink import merge_, shrink_, status
 from leanvocab.output.lazy_logits import LazyLogits
 from leanvocab.output.projection import FrozenRows
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*which is another objective:leanvocab.errors.LeanVocabWarning"),
-    # Generated ids are seldom all kept ones.
-    pytest.mark.filterwarnings("ignore:.*are served from the base:leanvocab.errors.LeanVocabWarning"),
-]
-
-
-@pytest.fixture(autouse=True)
-def _few_scores_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    hold_few_scores(monkeypatch)
+pytestmark = [*QUIET, pytest.mark.usefixtures("few_scores_at_once")]
 
 
 @pytest.mark.parametrize("frozen_rows", ["device", "host"])

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import transformers
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
@@ -32,6 +33,16 @@ DROPOUT = 0.1
 # Of transformers. What cannot be built there is listed in UNBUILDABLE, so that any other failure is one; what the
 # recipe cannot build in another version is skipped.
 KNOWN_VERSION = "5.23."
+
+# Of tests that build every model.
+MARKS = [
+    pytest.mark.usefixtures("repeatable"),
+    # EncoderDecoderModel, at every loss.
+    pytest.mark.filterwarnings("ignore:Version v4.12.0 introduces:FutureWarning"),
+    # In transformers 5.17: DeBERTa and GPTBigCode when imported, VibeVoice at every forward.
+    pytest.mark.filterwarnings("ignore:`torch.jit.script.* is deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:`acoustic_tokenizer_chunk_size` is deprecated:FutureWarning"),
+]
 
 AUTO_CLASSES = {
     "sequence-classification": modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,

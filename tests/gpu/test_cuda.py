@@ -13,10 +13,10 @@ import torch
 from models import FULL_SIZE, small_lm
 from references import (
     LANGUAGE_MODELS,
+    QUIET,
     check_close,
     check_twenty_steps,
     gradients,
-    hold_few_scores,
     lm_batch,
     lm_vocabulary,
     reference,
@@ -32,15 +32,7 @@ DEVICE = os.environ.get("LEANVOCAB_TEST_DEVICE", "cuda")
 if DEVICE == "cuda" and not torch.cuda.is_available():
     pytest.skip("needs a GPU", allow_module_level=True)
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*which is another objective:leanvocab.errors.LeanVocabWarning"),
-    pytest.mark.filterwarnings("ignore:.*are served from the base:leanvocab.errors.LeanVocabWarning"),
-]
-
-
-@pytest.fixture(autouse=True)
-def _few_scores_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    hold_few_scores(monkeypatch)
+pytestmark = [*QUIET, pytest.mark.usefixtures("few_scores_at_once")]
 
 
 def there(step: int = 0) -> dict[str, Any]:

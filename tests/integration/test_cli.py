@@ -1,39 +1,25 @@
 """The commands: what they print, what they write, how they fail."""
 
 import json
-import os
 import subprocess
 import sys
 from dataclasses import fields
 
 import pytest
-import transformers
 from models import FULL_SIZE
+from runs import json_of, run, text_of
 from texts import SPECIAL, WORDS, files_in, pairs, rows, save_language_model, save_pretrained, write, write_splits
 from typer.main import get_command
-from typer.testing import CliRunner
 
 from leanvocab import PartialVocabulary, count_tokens
 from leanvocab._version import __version__
 from leanvocab.cli.app import app
-from leanvocab.cli.shell import DEBUG_VARIABLE
 from leanvocab.errors import LeanVocabWarning
 from leanvocab.finetune.settings import FineTuneSettings
 
+pytestmark = pytest.mark.usefixtures("loud_libraries_afterwards")
+
 QUICK = ["--epochs", "1", "--batch-size", "8", "--learning-rate", "1e-2", "--cpu"]
-
-
-@pytest.fixture(autouse=True)
-def loud_libraries_afterwards():
-    """Commands silence transformers; the tests after these are not to notice."""
-    import datasets
-
-    verbosity = transformers.logging.get_verbosity()
-    yield
-    transformers.logging.set_verbosity(verbosity)
-    transformers.logging.enable_progress_bar()
-    datasets.enable_progress_bars()
-    os.environ.pop(DEBUG_VARIABLE, None)
 
 
 @pytest.fixture(scope="module")
@@ -44,21 +30,6 @@ def base(tmp_path_factory):
 @pytest.fixture
 def data(tmp_path):
     return str(write_splits(tmp_path / "data"))
-
-
-def run(*words, code=0):
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    if result.exit_code != code:
-        raise AssertionError(f"exit code {result.exit_code}: {result.output}") from result.exception
-    return result
-
-
-def json_of(*words, code=0):
-    return json.loads(run(*words, "--json", code=code).stdout)
-
-
-def text_of(*words):
-    return " ".join(run(*words).stdout.replace("│", " ").replace("┃", " ").split())
 
 
 # --- the front -------------------------------------------------------------------------------------------------------

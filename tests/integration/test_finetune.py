@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers
 from models import FULL_SIZE
+from runs import assert_same_run
 from safetensors.torch import load_file
 from texts import SPECIAL, WORDS, files_in, rows, save_pretrained, small_tokenizer, write, write_splits
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -61,15 +62,6 @@ def both(base, data, tmp_path, **knobs):
         finetune(base, data, tmp_path / name, settings(full_vocabulary=name == "full", **knobs))
         for name in ("full", "partial")
     ]
-
-
-def assert_same_run(full, partial):
-    assert full.losses == partial.losses
-    assert full.scores == partial.scores
-    for name in files_in(full.output_dir):
-        if name.endswith(("finetune.json", "trainer_state.json", "training_args.bin")):
-            continue  # timings and paths
-        assert (full.output_dir / name).read_bytes() == (partial.output_dir / name).read_bytes(), name
 
 
 @pytest.mark.parametrize("kind", ["int", "str", "float"])

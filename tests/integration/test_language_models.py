@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 from models import FULL_SIZE
+from runs import assert_same_run
 from safetensors.torch import load_file
 from texts import (
     CHAT_TEMPLATE,
@@ -67,15 +68,6 @@ def both(base, data, tmp_path, task, **knobs):
     """The same run with the full and with the partial vocabulary and a full output layer."""
     full = run(base, data, tmp_path / "full", task, full_vocabulary=True, **knobs)
     return full, run(base, data, tmp_path / "partial", task, output="full", **knobs)
-
-
-def assert_same_run(full, partial):
-    assert full.losses == partial.losses
-    assert full.scores == partial.scores
-    for name in files_in(full.output_dir):
-        if name.endswith(("finetune.json", "trainer_state.json", "training_args.bin")):
-            continue  # timings and paths
-        assert (full.output_dir / name).read_bytes() == (partial.output_dir / name).read_bytes(), name
 
 
 def weights(folder):
