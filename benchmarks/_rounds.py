@@ -1,4 +1,4 @@
-"""How things are measured: programs take turns, within a budget of time; memory in processes where nothing else was done."""
+"""Ways of measuring: programs take turns, within a budget of time; memory in processes where nothing else was done."""
 
 import contextlib
 import json
@@ -63,7 +63,7 @@ def take_turns(
 def run_child(
     module: str, *arguments: Any, python: str = sys.executable, environment: Mapping[str, str] | None = None
 ) -> Any:
-    """What `python -m module --child …` prints as JSON in its last line, in a process of its own."""
+    """JSON in the last line that `python -m module --child …` prints, in a process of its own."""
     return last_line([python, "-m", module, "--child", *map(str, arguments)], environment)
 
 
@@ -76,7 +76,7 @@ def last_line(command: Sequence[str], environment: Mapping[str, str] | None = No
 
 
 def run_module(child: Callable[..., Any], main: Callable[[], Any]) -> None:
-    """What a benchmark's module does when it is run: its command, or in a process of its own one part of the work."""
+    """Runs a benchmark's module: its command, or in a process of its own one part of the work."""
     if (words := child_arguments()) is not None:
         print("\n" + json.dumps(child(*words)))
     else:

@@ -94,7 +94,7 @@ def child(name: str, folder: str, who: str, batch: str, length: str, device: str
 
 
 def _mapped_bytes(estimate: Any, who: str) -> int:
-    """What a card would hold and a CPU has in a mapped file: frozen rows, or a block of them on its way, in bf16 for fp32."""
+    """Bytes that a card would hold, mapped on a CPU: frozen rows, or a block of them on its way, in bf16 for fp32."""
     from leanvocab.output.projection import STREAMED_BYTES
 
     return STREAMED_BYTES // 2 if who == HOST else int(estimate.partial.frozen_bytes)

@@ -193,7 +193,7 @@ def clip(parameters: list[Any]) -> None:
     for parameter in parameters:
         if parameter.grad is not None and parameter.grad.is_sparse:
             parameter.grad = parameter.grad.coalesce()
-    values = [p.grad._values() if p.grad.is_sparse else p.grad for p in parameters if p.grad is not None]
+    values = [p.grad.values() if p.grad.is_sparse else p.grad for p in parameters if p.grad is not None]
     norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(each) for each in values]))
     for each in values:
         each.mul_((1.0 / (norm + 1e-6)).clamp(max=1.0))
@@ -233,7 +233,7 @@ def _num_bytes(value: Any) -> int:
     if not hasattr(value, "element_size"):
         return 0
     if value.is_sparse:
-        return _num_bytes(value._values()) + _num_bytes(value._indices())
+        return _num_bytes(value.values()) + _num_bytes(value.indices())
     if hasattr(value, "__tensor_flatten__"):  # 8-bit states: codes and scales
         return sum(_num_bytes(getattr(value, name)) for name in value.__tensor_flatten__()[0])
     return int(value.nbytes)
@@ -304,7 +304,7 @@ def synchronize(device: str) -> None:
 
 @dataclass
 class Pairs:
-    """What leanvocab and a peer took in the same rounds, and the memory of the peer's process."""
+    """Seconds that leanvocab and a peer took in the same rounds, and the memory of the peer's process."""
 
     ours: list[float] = field(default_factory=list)
     theirs: list[float] = field(default_factory=list)
@@ -328,7 +328,7 @@ def beside(lean: Worker, who: str, words: list[Any], budget: Budget, num_pairs: 
 
 
 def why_open(who: str, options: argparse.Namespace) -> str | None:
-    """Why a program cannot run here, None where it can."""
+    """Reason why a program cannot run here, None where it can."""
     if who == AUTHORS and not options.authors_code:
         return NO_AUTHORS_CODE
     if who == OFFLOAD and options.device == "cpu":
@@ -378,7 +378,7 @@ def measure_case(options: argparse.Namespace, size: str, budget: Budget) -> Resu
 
 
 def check_losses(found: dict[str, Pairs], losses: list[float], device: str) -> None:
-    """Those that are the same training must give the same numbers; leanvocab's first is before its memory steps."""
+    """Programs that are the same training must give the same numbers; leanvocab's first is before its memory steps."""
     same = [found[who].losses for who in (FULL, AUTHORS) if who in found]
     if device == "cpu" and same:
         assert same[0][0] == losses[0], f"losses differ: {same[0][0]} and leanvocab's {losses[0]}"

@@ -32,7 +32,7 @@ def start(job: Job, folder: Path, *args: Any, size: int = 2, **options: Any) -> 
 
 
 def kept(job: Job, *args: Any) -> Any:
-    """What `start(job, folder, …)` gives, with a folder that stays until this process ends: several doors look at it."""
+    """Result of `start(job, folder, …)`, with a folder that stays until this process ends: several doors look at it."""
     folder = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return start(job, folder, *args)

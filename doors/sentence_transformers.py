@@ -85,7 +85,7 @@ def rows(kind: str) -> Any:
 
 
 def encoded(model: Any, texts: list[str]) -> list[Any]:
-    """What a model makes of texts: embeddings, or scores of neighbouring ones where it takes pairs."""
+    """Numbers that a model makes of texts: embeddings, or scores of neighbouring ones where it takes pairs."""
     if hasattr(model, "rank"):
         return model.predict(list(itertools.pairwise(texts))).tolist()  # type: ignore[no-any-return]
     found = model.encode(texts)

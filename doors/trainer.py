@@ -250,7 +250,7 @@ def _stopping_early() -> dict[str, Any]:
 
 
 def _best_before_last(trainer: Any) -> dict[str, int]:
-    """Where the best step is not the last, and where training was to stop early, it did."""
+    """Steps of the best model and of the end: the best is not the last, and training stopped early where it was to."""
     state = trainer.state
     assert 0 < state.best_global_step < state.global_step, "the best model is not the last"
     stops = any(type(each).__name__ == "EarlyStoppingCallback" for each in trainer.callback_handler.callbacks)
@@ -278,7 +278,7 @@ def _maybe_lean(name: str, family: str = "roberta") -> nn.Module:
 
 @door("Trainer.predict and evaluate, with ids that were not counted")
 def predict(folder: Path) -> Outcome:
-    unseen = [{**row, "input_ids": torch.arange(3, 15) + place} for place, row in enumerate(models.examples())]
+    unseen = [{**row, "input_ids": torch.arange(3, 15) + index} for index, row in enumerate(models.examples())]
 
     def predictions(trainer: Any) -> dict[str, Any]:
         found = trainer.predict(unseen)
@@ -386,14 +386,14 @@ def device_map_disk(folder: Path) -> Outcome:
     why="accelerate puts the weight in place for each call, and would put the full one there",
 )
 def device_map_disk_table(folder: Path) -> Outcome:
-    places = {"device_map": _on_disk("roberta.embeddings"), "offload_folder": str(folder / "offloaded")}
-    model = _loader(folder, "roberta", **places)(models.make_model("roberta"))
+    loading = {"device_map": _on_disk("roberta.embeddings"), "offload_folder": str(folder / "offloaded")}
+    model = _loader(folder, "roberta", **loading)(models.make_model("roberta"))
     return pairs.refused(lambda: models.lean(model))
 
 
-def _on_disk(place: str) -> dict[str, str]:
-    places = ("roberta.embeddings", "roberta.encoder.layer.0", "roberta.encoder.layer.1", "classifier")
-    return {each: "disk" if each == place else "cpu" for each in places}
+def _on_disk(path: str) -> dict[str, str]:
+    paths = ("roberta.embeddings", "roberta.encoder.layer.0", "roberta.encoder.layer.1", "classifier")
+    return {each: "disk" if each == path else "cpu" for each in paths}
 
 
 def _loader(folder: Path, family: str, **loading: Any) -> Callable[[nn.Module], nn.Module]:

@@ -1,4 +1,4 @@
-"""Where data, tokenizers, configs and models come from: the hub, or folders; and what is missing there.
+"""Sources of data, tokenizers, configs and models: the hub, or folders; and what is missing there.
 
 A folder of data holds `glue/TASK.SPLIT.parquet` and `xnli/xnli.LANGUAGE.SPLIT.parquet`, and `…_partial.parquet` where only
 some rows of a split are at hand; a folder of tokenizers or models holds one folder a name.
@@ -118,7 +118,7 @@ class Sources:
             raise DataError(f"there is no folder {folder}; expected Parquet files such as {prefix}.{splits[0]}.parquet")
         found = {}
         for name in splits:
-            whole, part = (folder / f"{prefix}.{name}{end}.parquet" for end in ("", "_partial"))
+            whole, part = (folder / f"{prefix}.{name}{end}" for end in (".parquet", "_partial.parquet"))
             if whole.is_file() or part.is_file():
                 path = whole if whole.is_file() else part
                 found[name] = Split(name, read_data_file(path), path == part)
@@ -165,7 +165,7 @@ class Sources:
             raise ModelError(f"the config of {checkpoint!r} cannot be loaded: {_first_line(error)}") from error
 
     def model(self, name: str) -> str:
-        """Where a pretrained model lies: a folder, or its name on the hub."""
+        """Path or name of a pretrained model: a folder, or its name on the hub."""
         return str(self._place("model", name, self.models))
 
     def local_models(self) -> list[str]:
@@ -201,7 +201,7 @@ def check_tokenizer(name: str, tokenizer: Any, checkpoint: str, config: Any) -> 
 
 
 def _gaps(names: list[str], found: dict[str, Split], expected_rows: int, prefix: str) -> list[str]:
-    """What is missing of the splits that one number of rows stands for; in words that name the splits."""
+    """Missing parts of the splits that one number of rows stands for; in words that name the splits."""
     absent = [name for name in names if name not in found]
     partial = [found[name] for name in names if name in found and found[name].is_partial]
     gaps = [f"{prefix}.{name} is not at hand" for name in absent]

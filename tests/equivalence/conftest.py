@@ -80,7 +80,7 @@ def _lines_on_pairs() -> list[str]:
 
 
 def _lines_on_cases() -> list[str]:
-    """How many of how many held, by task, tie and mode; and what is true of some architectures alone."""
+    """Numbers of cases that held, by task, tie and mode; and what is true of some architectures alone."""
     held: dict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
     notes: dict[str, set[str]] = defaultdict(set)
     for name, report in _cases.items():

@@ -109,7 +109,7 @@ AT_MOST: list[tuple[str, Any]] = [
 
 
 def is_token_id(name: str) -> bool:
-    """Whether a config field holds a token id."""
+    """True where a config field holds a token id."""
     return bool(re.search(r"_token_(id|index)$|^(pad|bos|eos|unk|mask)_index$", name))
 
 
@@ -357,7 +357,7 @@ MADE_UP_IDS = {"cpmant": list(range(VOCAB_SIZE + 8, VOCAB_SIZE + 12))}  # of the
 
 
 def overrides_for(pair: Pair) -> dict[str, Any]:
-    """What `OVERRIDES` says about one pair."""
+    """Fields that `OVERRIDES` sets for one pair."""
     found: dict[str, Any] = {}
     for override in OVERRIDES:
         if {pair.model_type, str(pair)} & set(override.names.split()):
@@ -441,7 +441,7 @@ def names_of(config_class: type[PreTrainedConfig]) -> set[str]:
 
 
 def is_encoder_decoder(config_class: type[PreTrainedConfig]) -> bool:
-    """What the config says without arguments."""
+    """True where the config says so without arguments."""
     return any(
         field.name == "is_encoder_decoder" and field.default is True for field in dataclasses.fields(config_class)
     )
@@ -487,7 +487,7 @@ def padded_rows(rng: np.random.Generator, ids: np.ndarray, eos: Any, pad: int) -
 
 
 def vocabularies(tiny: Tiny) -> Any:
-    """What `shrink_` takes: a vocabulary of the ids in data and configs; by table where the model names none."""
+    """Argument of `shrink_`: a vocabulary of the ids in data and configs; by table where the model names none."""
     counts = count_tokens({n: ids for n, ids in tiny.inputs.items() if n in ("input_ids", "labels") and ids.ndim > 1})
     paths = TABLES.get(tiny.pair.model_type)
     table = tiny.model.get_submodule(paths[0]) if paths else tiny.model.get_input_embeddings()

@@ -48,7 +48,7 @@ def matrices(model: nn.Module) -> list[nn.Parameter]:
 
 
 def mask_gradients(model: nn.Module, vocabulary: PartialVocabulary, of: Iterable[nn.Parameter] | None = None) -> None:
-    """What frozen rows mean for the full model: no gradient for rows outside the vocabulary."""
+    """Frozen rows in the full model: no gradient for rows outside the vocabulary."""
     outside = torch.ones(FULL_SIZE, dtype=torch.bool)
     outside[torch.tensor(vocabulary.token_ids)] = False
     for matrix in matrices(model) if of is None else of:
@@ -57,7 +57,7 @@ def mask_gradients(model: nn.Module, vocabulary: PartialVocabulary, of: Iterable
 
 
 def restrict(model: Any, vocabulary: PartialVocabulary) -> None:
-    """What the restricted objective means for the full model: −inf for the scores of ids outside the vocabulary."""
+    """The restricted objective in the full model: −inf for the scores of ids outside the vocabulary."""
     barred = torch.full((FULL_SIZE,), -torch.inf)
     barred[torch.tensor(vocabulary.token_ids)] = 0
     if getattr(model.config, "final_logit_softcapping", None):  # which would make −inf finite: after it, then
