@@ -23,7 +23,7 @@ _UNCOMPARED = {"README.md", "training_args.bin"}  # cards are dated; arguments h
 
 @dataclass
 class Run:
-    """What one run gave: losses, tensors by name after merging, whatever else is to be equal, and what it held at a step."""
+    """Results of one run: losses, tensors by name after merging, whatever else is to be equal, and what it held at a step."""
 
     losses: list[float] = field(default_factory=list)
     tensors: dict[str, Tensor] = field(default_factory=dict)

@@ -64,7 +64,7 @@ def pair(
         model = models.lean(base(), output=output, **options.get("shrink", {})) if name == "lean" else base()
         model = lora(target_modules="all-linear", **options.get("lora", {}))(prepared(model))
         if name == "full" and output == "frozen":
-            models.mask_gradients(model)
+            models.masked(model)
         run = train(model, folder / name, task="causal-lm", **trained)
         within = FROZEN if output == "frozen" else 0.0
         run.tensors |= on_the_full_base(model, prepared(base()), folder / name / "final", within)

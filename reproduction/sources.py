@@ -201,7 +201,7 @@ def check_tokenizer(name: str, tokenizer: Any, checkpoint: str, config: Any) -> 
 
 
 def _gaps(names: list[str], found: dict[str, Split], expected_rows: int, prefix: str) -> list[str]:
-    """What is missing of the splits that one number of rows stands for; in words that name the splits."""
+    """Missing parts of the splits that one number of rows stands for; in words that name the splits."""
     absent = [name for name in names if name not in found]
     partial = [found[name] for name in names if name in found and found[name].is_partial]
     gaps = [f"{prefix}.{name} is not at hand" for name in absent]

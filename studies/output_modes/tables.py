@@ -82,7 +82,7 @@ def _by_text(rows: Sequence[Row], cell: Any) -> str:
 
 
 def _moved(runs: Sequence[Run]) -> str:
-    """How far the weights moved."""
+    """Distances that the weights moved."""
     lines = [
         _line(
             [
@@ -151,7 +151,7 @@ def _median(values: Sequence[float]) -> float:
 
 
 def _generations(runs: Sequence[Run], vocabulary: str) -> str:
-    """What the model writes, one list for each prompt."""
+    """Texts that the model writes, one list for each prompt."""
     rows = [row for row in generation_rows(runs) if row["vocabulary"] == vocabulary]
     parts = []
     for prompt in dict.fromkeys(row["prompt"] for row in rows):

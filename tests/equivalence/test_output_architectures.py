@@ -17,10 +17,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
+from comparing import differing
 from tiny_models import (
     BATCH,
     KNOWN_VERSION,
     LENGTH,
+    MARKS,
     PAIRS,
     TABLES,
     UNBUILDABLE,
@@ -33,7 +35,7 @@ from tiny_models import (
 )
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from training import check_same, differing, far_apart, layout_of, outputs, seed_everything, ties_of
+from training import check_same, far_apart, layout_of, outputs, seed_everything, ties_of
 
 from leanvocab.errors import BypassError, LeanVocabError, LeanVocabWarning, ModelError, TiedOutputError
 from leanvocab.model.shrink import merge_, shrink_
@@ -106,19 +108,7 @@ CANNOT_GENERATE = dict.fromkeys(
 # Pairs of which transformers itself sets the pad row to zero when it loads them tied, whatever the file holds.
 PAD_ROW_IS_ZEROED_ON_LOADING = {"youtu-causal-lm", "funnel-masked-lm"}
 
-pytestmark = [
-    # EncoderDecoderModel, at every loss.
-    pytest.mark.filterwarnings("ignore:Version v4.12.0 introduces:FutureWarning"),
-    # In transformers 5.17: DeBERTa and GPTBigCode when imported, VibeVoice at every forward.
-    pytest.mark.filterwarnings("ignore:`torch.jit.script.* is deprecated:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:`acoustic_tokenizer_chunk_size` is deprecated:FutureWarning"),
-]
-
-
-@pytest.fixture(autouse=True)
-def _repeatable(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.set_num_threads(1)
-    monkeypatch.setattr(torch, "seed", lambda: torch.manual_seed(1).initial_seed())  # Reformer draws new hashes with it
+pytestmark = MARKS
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

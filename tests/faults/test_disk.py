@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from comparing import differing
 from disk import content, delta_of_base, tiny_folders, trained_pair
-from small import differing
 
 import leanvocab as lv
 from leanvocab.checkpoints.merge import merge_checkpoint

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from small_text import SPECIAL, WORDS, listing, rows, save_pretrained, small_tokenizer, write
+from texts import SPECIAL, WORDS, files_in, rows, save_pretrained, small_tokenizer, write
 from transformers import BertConfig, BertForSequenceClassification, BertModel
 
 from leanvocab.errors import DataError, ModelError
@@ -383,8 +383,8 @@ def test_a_figure_is_drawn_as_png_and_svg_and_is_the_same_twice(tmp_path):
     for folder in ("one", "two"):
         for suffix in ("png", "svg"):
             heaps._draw(grown, fit, 50257, tmp_path / folder / f"figure2.{suffix}")
-    assert listing(tmp_path / "one") == ["figure2.png", "figure2.svg"]
-    for name in listing(tmp_path / "one"):
+    assert files_in(tmp_path / "one") == ["figure2.png", "figure2.svg"]
+    for name in files_in(tmp_path / "one"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
@@ -521,7 +521,7 @@ def test_a_command_writes_its_csv_and_prints_json(data, pretrained, tmp_path, re
     for _ in range(2):
         done = command("table7", "--task", "cola", *options, "--json", cwd=repository)
         assert done.returncode == 0, done.stderr
-        assert listing(tmp_path / "out") == ["table7_glue_examples.csv"]
+        assert files_in(tmp_path / "out") == ["table7_glue_examples.csv"]
     printed = json.loads(done.stdout)
     assert printed["tally"]["differs"] == 4  # the small data are not the paper's
     with (tmp_path / "out" / "table7_glue_examples.csv").open(newline="") as file:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from comparing import train
+from models import batch, small_model, used_vocabulary
 from safetensors import safe_open
-from small import batch, small_model, train, used_vocabulary
 from torch import Tensor, nn
 
 from leanvocab.checkpoints.delta_saving import save_delta
@@ -53,7 +54,7 @@ def trained_pair(
     (folder / "base" / "notes" / "a.txt").write_text("kept")
     full, shrunk = (type(model).from_pretrained(folder / "base") for _ in range(2))
     shrink_(shrunk, used_vocabulary())
-    inputs = batch() | ({"labels": batch()["input_ids"]} if family.endswith("-lm") else {})
+    inputs = batch() | ({"labels": batch()["input_ids"]} if family.endswith("tied") else {})
     for each in (full, shrunk):
         train(each, **inputs)
     return full, shrunk

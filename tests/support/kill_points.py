@@ -16,8 +16,8 @@ from types import FrameType
 from typing import Any
 
 import torch
+from comparing import train
 from disk import content, trained_pair
-from small import train
 
 from leanvocab.checkpoints import checkpoint
 from leanvocab.checkpoints.checkpoint import clear_leftovers, save_full

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 import torch
+from comparing import differing, train
+from models import small_model, twins, used_vocabulary
 from safetensors.torch import load_file
-from small import differing, small_model, train, twins, used_vocabulary
 from torch import nn
 
 from leanvocab.checkpoints import checkpoint

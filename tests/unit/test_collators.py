@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from small_language import language_model, language_tokenizer
+from models import FULL_SIZE
+from texts import language_model, language_tokenizer
 
 from leanvocab.choices import IGNORE_INDEX
 from leanvocab.errors import DataError
@@ -124,5 +125,10 @@ def test_data_without_a_word_to_mask_are_an_error():
     task = LanguageTask("masked-lm", "text", ("text",), "train", None)
     with pytest.raises(DataError, match="no token but special ones: there is no word to mask"):
         task.batches(
-            {}, None, language_tokenizer(), PartialVocabulary([0, 3, 4], 320), FineTuneSettings(task="masked-lm"), 0
+            {},
+            None,
+            language_tokenizer(),
+            PartialVocabulary([0, 3, 4], FULL_SIZE),
+            FineTuneSettings(task="masked-lm"),
+            0,
         )

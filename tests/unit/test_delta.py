@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from comparing import bits, differing, train
 from disk import content, delta_of_base, listing, read_all, trained_pair
-from small import FULL_SIZE, batch, bits, differing, small_model, train, used_vocabulary
+from models import FULL_SIZE, batch, small_model, used_vocabulary
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -122,7 +123,7 @@ def test_a_base_with_another_head_gives_the_new_head_the_models_names_and_its_co
         assert content(tmp_path / base) == content(tmp_path / f"{base}-out")
 
 
-@pytest.mark.parametrize("family", ["roberta", "bert", "bart", "llama", "llama-lm"])
+@pytest.mark.parametrize("family", ["roberta", "bert", "bart", "llama", "llama-untied"])
 def test_every_family_merges_to_what_it_saves_in_full(tmp_path: Path, family: str) -> None:
     full = delta_of_base(tmp_path, family=family)
     merge_checkpoint(base=tmp_path / "base", delta=tmp_path / "delta", output=tmp_path / "merged", verify=True)

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from small_lm import check_close, gradients, lm_batch, lm_vocabulary, mask_gradients, small_lm
+from models import small_lm
+from references import check_close, gradients, lm_batch, lm_vocabulary, mask_gradients
 
 from leanvocab.errors import BypassError, MissingTokenError
 from leanvocab.model.shrink import merge_, shrink_

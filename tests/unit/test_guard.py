@@ -7,7 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate.hooks import AlignDevicesHook, ModelHook, add_hook_to_module, remove_hook_from_module
-from small import batch, differing, small_model, train, twins, used_vocabulary
+from comparing import differing, train
+from models import batch, small_model, twins, used_vocabulary
 from torch import Tensor, nn
 from transformers.models.idefics.modeling_idefics import IdeficsDecoupledEmbedding
 

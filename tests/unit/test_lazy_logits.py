@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from small_lm import FULL_SIZE, lm_batch, lm_vocabulary, small_lm, token_loss
+from models import FULL_SIZE, small_lm
+from references import lm_batch, lm_vocabulary, token_loss
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 

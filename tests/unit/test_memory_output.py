@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from small import FULL_SIZE, small_model
-from small_outputs import lm_vocabulary, small_lm
+from models import FULL_SIZE, small_model, used_vocabulary
 from torch import nn
 
 import leanvocab as lv
@@ -19,7 +18,7 @@ from leanvocab.output.loss import CHUNK_BYTES
 from leanvocab.partial.missing import MissingNote
 from leanvocab.reports.peak import record_peak
 
-KEPT = len(lm_vocabulary())
+KEPT = len(used_vocabulary())
 
 # What a restricted softmax is, is said each time that a model is shrunk so.
 pytestmark = pytest.mark.filterwarnings('ignore:.*output="restricted" trains a softmax:UserWarning')
@@ -93,20 +92,20 @@ def test_the_mode_is_the_one_that_shrinking_takes_by_itself() -> None:
     for family, mode in (
         ("llama-tied", "frozen"),
         ("llama-untied", "full"),
-        ("bert-mlm", "frozen"),
-        ("bart-lm", "frozen"),
+        ("bert-tied", "frozen"),
+        ("bart-tied", "frozen"),
     ):
-        model = small_lm(family)
-        estimate = lv.estimate_memory(model, lm_vocabulary())
+        model = small_model(family)
+        estimate = lv.estimate_memory(model, used_vocabulary())
         assert estimate.output == mode
-        shrink_(model, lm_vocabulary())
+        shrink_(model, used_vocabulary())
         assert lv.estimate_memory(model) == estimate
     assert lv.estimate_memory(small_model(), 40, num_tokens=100).output is None
     assert lv.estimate_memory(small_model(), 40, num_tokens=100).full.loss_bytes == 0
 
 
 def test_a_shrunk_model_is_not_estimated_in_a_mode_that_it_does_not_have() -> None:
-    model = shrink_(small_lm("llama-tied"), lm_vocabulary())
+    model = shrink_(small_model("llama-tied"), used_vocabulary())
     assert lv.estimate_memory(model, output="frozen") == lv.estimate_memory(model)
     with pytest.raises(
         ModelError, match='is shrunk with output="frozen", and was to be estimated with output="restric'
@@ -116,7 +115,7 @@ def test_a_shrunk_model_is_not_estimated_in_a_mode_that_it_does_not_have() -> No
 
 @pytest.mark.parametrize("mode", ["frozen", "restricted"])
 def test_the_id_maps_of_a_shrunk_language_model_are_counted_to_the_byte(mode: str) -> None:
-    model = shrink_(small_lm("llama-tied"), lm_vocabulary(), output=mode)
+    model = shrink_(small_model("llama-tied"), used_vocabulary(), output=mode)
     held = []
     for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
         notes = [value for value in vars(layer).values() if isinstance(value, MissingNote)]
@@ -126,7 +125,7 @@ def test_the_id_maps_of_a_shrunk_language_model_are_counted_to_the_byte(mode: st
 
 
 def test_an_untied_output_layer_has_rows_of_its_own() -> None:
-    model = small_lm("llama-untied")
+    model = small_model("llama-untied")
     estimate = lv.estimate_memory(model, {"model.embed_tokens": 20, "lm_head": 30}, output="frozen")
     assert [(t.path, t.full_rows, t.partial_rows) for t in estimate.tables] == [
         ("model.embed_tokens", FULL_SIZE, 20),
@@ -137,7 +136,7 @@ def test_an_untied_output_layer_has_rows_of_its_own() -> None:
 
 def test_a_number_of_tokens_has_to_be_one() -> None:
     with pytest.raises(SettingsError, match="num_tokens=0: expected 1 or more tokens"):
-        lv.estimate_memory(small_lm("llama-tied"), 40, num_tokens=0)
+        lv.estimate_memory(small_model("llama-tied"), 40, num_tokens=0)
 
 
 @pytest.fixture

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from comparing import bits, differing
 from disk import content, delta_of_base, listing, random_rows, read_all, tiny_folders, trained_pair
+from models import used_vocabulary
 from safetensors.torch import save_file
-from small import bits, differing, used_vocabulary
 
 import leanvocab as lv
 from leanvocab.checkpoints import merge as merging
@@ -116,7 +117,7 @@ def test_rows_with_nan_are_taken_on_request(tmp_path: Path) -> None:
 
 
 def test_both_copies_of_a_tied_table_in_the_base_are_replaced(tmp_path: Path) -> None:
-    from small import small_model
+    from models import small_model
 
     model = small_model("bart")
     model.save_pretrained(tmp_path / "base")

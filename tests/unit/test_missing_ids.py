@@ -3,7 +3,8 @@ import warnings
 
 import pytest
 import torch
-from small import batch, differing, small_model, train, twins, unseen_ids, used_vocabulary
+from comparing import differing, train
+from models import batch, small_model, twins, unseen_ids, used_vocabulary
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import PreTrainedTokenizerFast

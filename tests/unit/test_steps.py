@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from small import FULL_SIZE, batch, differing, small_model, train, twins, unseen_ids, used_vocabulary
+from comparing import differing, train
+from models import FULL_SIZE, batch, small_model, twins, unseen_ids, used_vocabulary
 from torch import nn, optim
 from transformers.optimization import Adafactor
 

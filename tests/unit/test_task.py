@@ -3,7 +3,7 @@
 import datasets
 import numpy as np
 import pytest
-from small_text import listing, rows, small_tokenizer
+from texts import files_in, rows, small_tokenizer
 
 from leanvocab.errors import DataError
 from leanvocab.finetune.classification import find_label_task
@@ -149,10 +149,10 @@ def test_encoding_is_what_the_tokenizer_gives_one_by_one():
 def test_the_callers_data_set_is_left_as_it_was(tmp_path):
     datasets.DatasetDict(train=datasets.Dataset.from_list(rows(12))).save_to_disk(tmp_path / "saved")
     loaded = datasets.load_from_disk(tmp_path / "saved").with_format("numpy", columns=["label"])
-    before, settings = listing(tmp_path), FineTuneSettings(validation_ratio=0.25, max_train_samples=5)
+    before, settings = files_in(tmp_path), FineTuneSettings(validation_ratio=0.25, max_train_samples=5)
     splits = select_samples(loaded, settings, settings.seed)
     find_label_task(splits, settings).encode(splits, small_tokenizer(), settings)
-    assert listing(tmp_path) == before
+    assert files_in(tmp_path) == before
     assert (list(loaded), len(loaded["train"]), loaded["train"].format["type"]) == (["train"], 12, "numpy")
 
 

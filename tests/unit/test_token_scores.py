@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from small_language import language_model
+from texts import language_model
 
 from leanvocab.finetune.scores import TokenScores, sums_by_example
 

@@ -1,86 +1,30 @@
-"""Small language models, tied and untied, with everything that models do to their logits, and the full-model references."""
+"""The full model beside a partial output layer: what it computes where rows are frozen or scores restricted."""
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-import transformers
+from models import FULL_SIZE, small_lm
 from torch import Tensor, nn
 
 from leanvocab.model.shrink import merge_, shrink_
 from leanvocab.model.status import status
-from leanvocab.output import loss as output_loss
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
-FULL_SIZE = 300
+LANGUAGE_MODELS = (
+    "llama-tied", "llama-untied", "gemma2-softcap", "cohere-scale", "granite-scaling", "phi-bias", "bert-tied", "bart-tied",
+    "t5-tied",
+)  # fmt: skip
+# Marks of tests that restrict scores, and that generate: ids that come out are seldom all kept ones.
+QUIET = [
+    pytest.mark.filterwarnings("ignore:.*which is another objective:leanvocab.errors.LeanVocabWarning"),
+    pytest.mark.filterwarnings("ignore:.*are served from the base:leanvocab.errors.LeanVocabWarning"),
+]
 KEPT = np.sort(np.random.default_rng(0).choice(np.arange(3, FULL_SIZE), 60, replace=False))
-_DECODER: dict[str, Any] = {
-    "vocab_size": FULL_SIZE, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "attention_dropout": 0.0,
-}  # fmt: skip
-_ENCODER = {
-    **_DECODER,
-    "hidden_dropout_prob": 0.0,
-    "attention_probs_dropout_prob": 0.0,
-    "max_position_embeddings": 64,
-}
-_SEQ2SEQ: dict[str, Any] = {
-    "vocab_size": FULL_SIZE, "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 4,
-    "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "dropout": 0.0, "pad_token_id": 0,
-    "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2, "forced_eos_token_id": 2,
-}  # fmt: skip
-
-_BUILDERS: dict[str, Callable[[], nn.Module]] = {
-    "llama-tied": lambda: _made("Llama", "ForCausalLM", **_DECODER, tie_word_embeddings=True),
-    "llama-untied": lambda: _made("Llama", "ForCausalLM", **_DECODER, tie_word_embeddings=False),
-    "gemma2-softcap": lambda: _made("Gemma2", "ForCausalLM", **_DECODER, head_dim=8, final_logit_softcapping=2.0),
-    "cohere-scale": lambda: _made("Cohere", "ForCausalLM", **_DECODER, logit_scale=0.3),
-    "granite-scaling": lambda: _made("Granite", "ForCausalLM", **_DECODER, logits_scaling=3.0, tie_word_embeddings=True),
-    "phi-bias": lambda: _made("Phi", "ForCausalLM", **_DECODER, partial_rotary_factor=0.5),
-    "bert-mlm": lambda: _made("Bert", "ForMaskedLM", **_ENCODER),
-    "bart-final-bias": lambda: _made("Bart", "ForConditionalGeneration", **_SEQ2SEQ),
-    "t5-tied": lambda: _made(
-        "T5", "ForConditionalGeneration", vocab_size=FULL_SIZE, d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=4,
-        dropout_rate=0.0, pad_token_id=0, eos_token_id=2, decoder_start_token_id=0,
-    ),
-}  # fmt: skip
-NAMES = tuple(_BUILDERS)
-
-
-def _made(family: str, head: str, **config: Any) -> nn.Module:
-    return getattr(transformers, family + head)(getattr(transformers, f"{family}Config")(**config))  # type: ignore[no-any-return]
-
-
-def small_lm(name: str) -> nn.Module:
-    """A randomly initialised language model, the same at each call; biases of vocabulary size are not zero."""
-    torch.manual_seed(0)
-    model = _BUILDERS[name]()
-    with torch.no_grad():
-        for tensor in (*model.parameters(), *model.buffers()):
-            if tensor.shape in ((FULL_SIZE,), (1, FULL_SIZE)):
-                tensor.normal_()
-    return model
-
-
-def small_gemma3n(full_size: int = FULL_SIZE) -> Any:
-    """The config of a Gemma 3n: a table for each layer, whose vocabulary is smaller than that of its input table."""
-    return transformers.Gemma3nTextConfig(
-        vocab_size=full_size, vocab_size_per_layer_input=full_size - 20, hidden_size=16, hidden_size_per_layer_input=8,
-        intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=8,
-        num_kv_shared_layers=0, layer_types=["full_attention"] * 2, activation_sparsity_pattern=[0.0] * 2, laurel_rank=2,
-        pad_token_id=0,
-    )  # fmt: skip
-
-
-def hold_few_scores(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several chunks of tokens and several blocks of rows, as real sizes have them."""
-    for device in output_loss.CHUNK_BYTES:
-        monkeypatch.setitem(output_loss.CHUNK_BYTES, device, 7 * 4 * FULL_SIZE)
-    monkeypatch.setattr("leanvocab.output.projection.STREAMED_BYTES", 77 * 32 * 4)
 
 
 def lm_vocabulary() -> PartialVocabulary:
@@ -105,7 +49,7 @@ def matrices(model: nn.Module) -> list[nn.Parameter]:
 
 
 def mask_gradients(model: nn.Module, vocabulary: PartialVocabulary, of: Iterable[nn.Parameter] | None = None) -> None:
-    """What frozen rows mean for the full model: no gradient for rows outside the vocabulary."""
+    """Frozen rows in the full model: no gradient for rows outside the vocabulary."""
     outside = torch.ones(FULL_SIZE, dtype=torch.bool)
     outside[torch.tensor(vocabulary.token_ids)] = False
     for matrix in matrices(model) if of is None else of:
@@ -114,7 +58,7 @@ def mask_gradients(model: nn.Module, vocabulary: PartialVocabulary, of: Iterable
 
 
 def restrict(model: Any, vocabulary: PartialVocabulary) -> None:
-    """What the restricted objective means for the full model: −inf for the scores of ids outside the vocabulary."""
+    """The restricted objective in the full model: −inf for the scores of ids outside the vocabulary."""
     barred = torch.full((FULL_SIZE,), -torch.inf)
     barred[torch.tensor(vocabulary.token_ids)] = 0
     if getattr(model.config, "final_logit_softcapping", None):  # which would make −inf finite: after it, then
