@@ -103,7 +103,7 @@ def reached_names(tree: ast.Module) -> Iterator[tuple[int, str]]:
                 yield node.lineno, node.attr
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield from (
-                (node.lineno, name) for name in re.findall(r"^(?:leanvocab\.[\w.]+\.)?(_[a-zA-Z]\w+)$", node.value)
+                (node.lineno, name) for name in re.findall(r"^(?:leanvocab\.[\w.]+\.)?(_[a-zA-Z]\w*)$", node.value)
             )
 
 
