@@ -79,32 +79,30 @@ def _check_nothing_lost(optimizer: Optimizer, table: PartialTable, key: str, val
         )
 
 
-def _sliced(optimizer: Optimizer, table: PartialTable, parameter: nn.Parameter) -> dict[str, Any]:
-    """States of `parameter` that are of full size, cut to the vocabulary's rows."""
-    sliced = {}
-    for key, value in optimizer.state.get(parameter, {}).items():
-        if _has_rows(key, value) and value.shape[0] != table.num_rows:
-            rows = numbers(whole(value))
-            if table.decay is not None and rows.ndim > 1 and bool(rows.any()):
-                table.decay.states[key] = RowStore.copy(rows, table.store_dir)
-            sliced[key] = share_of(in_form_of(optimizer, key, take_rows(rows, table.token_ids)), value)
-    return sliced
-
-
 def partial_states(optimizer: Optimizer | None, table: PartialTable, parameter: nn.Parameter) -> dict[str, Any] | None:
-    """The states of a full parameter cut to rows, not yet put in their place; None where there are none."""
+    """The states of a parameter with those of full size cut to rows; None where there are none. Raises as `check_states`."""
     if optimizer is None or parameter not in optimizer.state:
         return None
     check_states(optimizer, table, parameter)
-    return {**optimizer.state[parameter], **_sliced(optimizer, table, parameter)}
+    states = dict(optimizer.state[parameter])
+    for key, value in states.items():
+        if _is_longer(key, value, table):
+            rows = numbers(whole(value))
+            if table.decay is not None and rows.ndim > 1 and bool(rows.any()):
+                table.decay.states[key] = RowStore.copy(rows, table.store_dir)
+            states[key] = share_of(in_form_of(optimizer, key, take_rows(rows, table.token_ids)), value)
+    return states
 
 
 def slice_states(optimizer: Optimizer, table: PartialTable, parameter: nn.Parameter) -> None:
     """Slices states of full size to the vocabulary's rows, in place; raises `OptimizerError` where that would lose something."""
     state = optimizer.state[parameter]
-    if any(_has_rows(key, value) and value.shape[0] != table.num_rows for key, value in state.items()):
-        check_states(optimizer, table, parameter)
-        state.update(_sliced(optimizer, table, parameter))
+    if any(_is_longer(key, value, table) for key, value in state.items()):
+        state.update(partial_states(optimizer, table, parameter))
+
+
+def _is_longer(key: str, value: Any, table: PartialTable) -> bool:
+    return _has_rows(key, value) and value.shape[0] != table.num_rows
 
 
 def give_full_states(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:

@@ -63,9 +63,15 @@ class StepHook:
         for module in shrunk_modules():
             module.raise_if_missing()
             tables.setdefault(id(module.weight), module)
+        own: list[tuple[dict[str, Any], nn.Parameter]]
         own = [(group, parameter) for group in optimizer.param_groups for parameter in group["params"]]
         for _, parameter in own if self._retired else ():
-            self._refuse_retired(optimizer, parameter)
+            reference, reason = self._retired.get(id(parameter), (None, ""))
+            if reference is not None and reference() is parameter:
+                raise OptimizerError(
+                    f"{type(optimizer).__name__} holds a vocabulary matrix {tuple(parameter.shape)} that is no longer in "
+                    f"the model, since {reason}; build the optimizer after that, or hand it over: optimizer=…"
+                )
         if tables:
             keep_rows()
         for group, parameter in own:
@@ -85,14 +91,6 @@ class StepHook:
             slice_states(optimizer, table, weight)
         if table.decay is not None:
             table.decay.record(optimizer, group, weight)
-
-    def _refuse_retired(self, optimizer: Optimizer, parameter: Tensor) -> None:
-        reference, reason = self._retired.get(id(parameter), (None, ""))
-        if reference is not None and reference() is parameter:
-            raise OptimizerError(
-                f"{type(optimizer).__name__} holds a vocabulary matrix {tuple(parameter.shape)} that is no longer in "
-                f"the model, since {reason}; build the optimizer after that, or hand it over: optimizer=…"
-            )
 
 
 def step_hook() -> StepHook:
