@@ -110,7 +110,7 @@ def reached_names(tree: ast.Module) -> Iterator[tuple[int, str]]:
 # What torch, transformers, accelerate, peft and datasets call by the same names; these are theirs.
 OTHERS = {
     "_apply", "_backward_hooks", "_buffers", "_data", "_fields", "_format_type", "_forward_hooks", "_forward_pre_hooks",
-    "_indices", "_modules", "_parameters", "_version",
+    "_indices", "_modules", "_parameters", "_values", "_version",
 }  # fmt: skip
 
 

@@ -90,7 +90,7 @@ class FrozenRows:
         ids = self.table.token_ids
         for start in range(0, len(self._source), step):
             rows = self._source[start : start + step]
-            first, last = (int(place) for place in torch.searchsorted(ids, torch.tensor([start, start + len(rows)])))
+            first, last = (int(index) for index in torch.searchsorted(ids, torch.tensor([start, start + len(rows)])))
             here = (ids[first:last] - start).to(self.device)
             yield MappedRows(self._brought(rows).to(self.dtype), here, slice(first, last), start)
 

@@ -8,7 +8,7 @@ ignored are left out from the start (docs/decisions/frozen-rows.md).
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -106,6 +106,14 @@ class _GradientsWanted:
     of_weight: bool
 
 
+class _Inputs(NamedTuple):
+    """Hidden states [n, dim], kept rows and operands: all that may get gradients."""
+
+    hidden: Tensor
+    weight: Tensor
+    operands: Sequence[Tensor]
+
+
 _NO_GRADIENTS = _GradientsWanted(False, False)
 
 
@@ -113,21 +121,15 @@ class _CrossEntropy(torch.autograd.Function):
     """Losses [n], or their sum. The gradient of a sum is computed beside it, that of single losses when it is asked for."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        work: "_LossPass",
-        is_sum: bool,
-        wanted: _GradientsWanted,
-        hidden: Tensor,
-        weight: Tensor,
-        *operands: Tensor,
-    ) -> Tensor:
+    def forward(ctx: Any, work: "_LossPass", is_sum: bool, wanted: _GradientsWanted, *inputs: Tensor) -> Tensor:
+        hidden, weight, *operands = inputs
         # In fp16, what the loss is scaled with keeps gradients from vanishing, and it is known in the backward only.
         ctx.at_once = is_sum and hidden.dtype != torch.float16
         ctx.work, ctx.wanted = work, wanted
-        losses, gradients = work.run(hidden, weight, operands, wanted if ctx.at_once else _NO_GRADIENTS, None)
+        now = wanted if ctx.at_once else _NO_GRADIENTS
+        losses, gradients = work.run(_Inputs(hidden, weight, operands), now, None)
         if wanted.any:  # saved so, they are let go of by the backward
-            ctx.save_for_backward(*(gradients if ctx.at_once else (hidden, weight, *operands)))
+            ctx.save_for_backward(*(gradients if ctx.at_once else inputs))
         return losses.sum() if is_sum else losses
 
     @staticmethod
@@ -138,7 +140,7 @@ class _CrossEntropy(torch.autograd.Function):
         else:
             hidden, weight, *operands = ctx.saved_tensors
             scale = gradient.expand(len(hidden)).unsqueeze(1)
-            _, gradients = ctx.work.run(hidden, weight, operands, ctx.wanted, scale)
+            _, gradients = ctx.work.run(_Inputs(hidden, weight, operands), ctx.wanted, scale)
         needed = [each if needs else None for each, needs in zip(gradients, ctx.needs_input_grad[3:], strict=True)]
         return None, None, None, *needed
 
@@ -156,68 +158,50 @@ class _LossPass:
     labels: Tensor
     smoothing: float
 
-    def run(
-        self, hidden: Tensor, weight: Tensor, operands: Sequence[Tensor], wanted: _GradientsWanted, scale: Tensor | None
-    ) -> tuple[Tensor, Gradients]:
+    def run(self, inputs: _Inputs, wanted: _GradientsWanted, scale: Tensor | None) -> tuple[Tensor, Gradients]:
         """Losses [n]; gradients of hidden states, kept rows and operands, where they are wanted, of the losses times `scale`
         [n, 1] (None: of all of them)."""
-        with torch.autocast(hidden.device.type, enabled=False):
-            summed = _GradientSums(hidden, weight, operands, wanted.of_weight) if wanted.any else None
+        with torch.autocast(inputs.hidden.device.type, enabled=False):
+            sums = _GradientSums(inputs, wanted.of_weight) if wanted.any else None
             run = self._in_chunks if self.columns.blocks is None else self._in_blocks
-            losses = run(hidden, weight, operands, scale, summed)
-            return losses, summed.gradients(hidden, weight) if summed else ()
+            losses = run(inputs, scale, sums)
+            return losses, sums.gradients() if sums else ()
 
-    def _in_chunks(
-        self,
-        hidden: Tensor,
-        weight: Tensor,
-        operands: Sequence[Tensor],
-        scale: Tensor | None,
-        summed: "_GradientSums | None",
-    ) -> Tensor:
-        projection = self.columns.whole()
+    def _in_chunks(self, inputs: _Inputs, scale: Tensor | None, sums: "_GradientSums | None") -> Tensor:
+        projection, hidden = self.columns.whole(), inputs.hidden
         label_columns = projection.columns_of(self.labels)
         losses = hidden.new_empty(len(hidden), dtype=_wide(hidden.dtype))
         chunks = list(self._tokens(hidden, self.columns.num_columns))
         # One piece of memory for all chunks: the system gives new pages for each otherwise.
-        room = (
-            hidden.new_empty(chunks[0].stop, self.columns.num_columns)
-            if chunks and self.elementwise.only_casts
-            else None
-        )
+        room = None
+        if chunks and self.elementwise.only_casts:
+            room = hidden.new_empty(chunks[0].stop, self.columns.num_columns)
         for tokens in chunks:
             out = None if room is None else room[: tokens.stop - tokens.start]
-            scores = _Scores(projection, self.elementwise, hidden[tokens], weight, operands, summed is not None, out)
+            scores = _Scores(projection, self.elementwise, inputs, tokens, sums is not None, out)
             losses[tokens] = scores.turn_into_softmax(label_columns[tokens], self.smoothing)
-            if summed is not None:
-                summed.add(tokens, scores, self._gradient(scores, label_columns[tokens], _at(scale, tokens)))
+            if sums is not None:
+                sums.add(tokens, scores, self._gradient(scores, label_columns[tokens], _at(scale, tokens)))
             del scores  # before the next ones are made, not after
         return losses
 
-    def _in_blocks(
-        self,
-        hidden: Tensor,
-        weight: Tensor,
-        operands: Sequence[Tensor],
-        scale: Tensor | None,
-        summed: "_GradientSums | None",
-    ) -> Tensor:
+    def _in_blocks(self, inputs: _Inputs, scale: Tensor | None, sums: "_GradientSums | None") -> Tensor:
         """Twice over the blocks: the first time for the logsumexp, the second for the gradients."""
-        assert self.columns.blocks is not None
+        hidden = inputs.hidden
         lse = hidden.new_full((len(hidden),), -torch.inf, dtype=_wide(hidden.dtype))
         of_label, total = torch.full_like(lse, -torch.inf), torch.zeros_like(lse)
         for projection, tokens, label_columns in self._blocks(hidden):
-            wide = _Scores(projection, self.elementwise, hidden[tokens], weight, operands, False).wide
+            wide = _Scores(projection, self.elementwise, inputs, tokens, False).wide
             lse[tokens] = torch.logaddexp(lse[tokens], wide.logsumexp(-1))
             of_label[tokens] = torch.maximum(of_label[tokens], _label_scores(wide, label_columns))
             if self.smoothing:
                 total[tokens] += wide.sum(-1)
             del wide
-        if summed is not None:
+        if sums is not None:
             for projection, tokens, label_columns in self._blocks(hidden):
-                scores = _Scores(projection, self.elementwise, hidden[tokens], weight, operands, True)
+                scores = _Scores(projection, self.elementwise, inputs, tokens, True)
                 scores.softmax = scores.wide.sub_(lse[tokens].unsqueeze(1)).exp_()
-                summed.add(tokens, scores, self._gradient(scores, label_columns, _at(scale, tokens)))
+                sums.add(tokens, scores, self._gradient(scores, label_columns, _at(scale, tokens)))
                 del scores
         return _loss(lse, of_label, total / self.columns.num_columns, self.smoothing)
 
@@ -254,20 +238,18 @@ class _Scores:
         self,
         projection: Projection,
         elementwise: Elementwise,
-        hidden: Tensor,
-        weight: Tensor,
-        operands: Sequence[Tensor],
+        inputs: _Inputs,
+        tokens: slice,
         with_graph: bool,
         out: Tensor | None = None,
     ):
-        self.projection, self.hidden, self.weight = projection, hidden, weight
+        self.projection, self.hidden, self.weight = projection, inputs.hidden[tokens], inputs.weight
         self._has_graph = with_graph and not elementwise.only_casts
-        self._raw = projection.project(hidden, weight, None if self._has_graph else out)
+        self._raw = projection.project(self.hidden, self.weight, None if self._has_graph else out)
+        self._operands = list(inputs.operands)
         if self._has_graph:
             self._raw.requires_grad_()
-            self._operands = [each.detach().requires_grad_(each.is_floating_point()) for each in operands]
-        else:
-            self._operands = list(operands)
+            self._operands = [each.detach().requires_grad_(each.is_floating_point()) for each in inputs.operands]
         with torch.set_grad_enabled(self._has_graph):
             self._final = elementwise.with_operands(self._operands)(self._raw, projection.arrange)
         wide = self._final.detach().to(_wide(self._final.dtype))
@@ -296,11 +278,11 @@ class _Scores:
 class _GradientSums:
     """Gradients, added up over tokens and blocks."""
 
-    def __init__(self, hidden: Tensor, weight: Tensor, operands: Sequence[Tensor], with_weight: bool):
-        self.of_hidden = torch.zeros_like(hidden, dtype=_wide(hidden.dtype))
-        self.of_weight = torch.zeros_like(weight, dtype=_wide(weight.dtype)) if with_weight else None
-        self.of_operands = [torch.zeros_like(each, dtype=_wide(each.dtype)) for each in operands]
-        self._dtypes = [each.dtype for each in operands]
+    def __init__(self, inputs: _Inputs, with_weight: bool):
+        self._inputs = inputs
+        self.of_hidden = _wide_zeros(inputs.hidden)
+        self.of_weight = _wide_zeros(inputs.weight) if with_weight else None
+        self.of_operands = [_wide_zeros(operand) for operand in inputs.operands]
 
     def add(self, tokens: slice, scores: _Scores, gradient: Tensor) -> None:
         of_raw, of_operands = scores.pull_back(gradient)
@@ -309,14 +291,19 @@ class _GradientSums:
         self.of_hidden[tokens].add_(of_hidden)
         if self.of_weight is not None and of_weight is not None:
             self.of_weight[projection.kept].add_(of_weight)
-        for total, each in zip(self.of_operands, of_operands, strict=True):
-            if each is not None:
-                total += each
+        for total, of_operand in zip(self.of_operands, of_operands, strict=True):
+            if of_operand is not None:
+                total += of_operand
 
-    def gradients(self, hidden: Tensor, weight: Tensor) -> Gradients:
-        operands = (total.to(dtype) for total, dtype in zip(self.of_operands, self._dtypes, strict=True))
+    def gradients(self) -> Gradients:
+        hidden, weight, operands = self._inputs
+        of_operands = (total.to(operand.dtype) for total, operand in zip(self.of_operands, operands, strict=True))
         of_weight = None if self.of_weight is None else self.of_weight.to(weight.dtype)
-        return self.of_hidden.to(hidden.dtype), of_weight, *operands
+        return self.of_hidden.to(hidden.dtype), of_weight, *of_operands
+
+
+def _wide_zeros(tensor: Tensor) -> Tensor:
+    return torch.zeros_like(tensor, dtype=_wide(tensor.dtype))
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -62,14 +62,14 @@ def _leave(module: nn.Module, args: Any, output: Any) -> Any:
 
 def _chosen(module: nn.Module) -> dict[str, Any]:
     """Temperature and fields, as the trainer gave them to its function."""
-    for each in module.modules():
+    for inner in module.modules():
         for name in ("_original_forward", "forward"):  # accelerate keeps what it wraps under the first
-            function = getattr(each.__dict__.get(name), "__func__", None)
+            function = getattr(inner.__dict__.get(name), "__func__", None)
             if function is not None and function.__code__.co_name == _FORWARD:
                 values = (cell.cell_contents for cell in function.__closure__)
-                found = dict(zip(function.__code__.co_freevars, values, strict=True))
-                if not found["cast_lm_head_to_fp32"]:
-                    return {"fields": found["outputs"], "temperature": found["temperature"]}
+                chosen = dict(zip(function.__code__.co_freevars, values, strict=True))
+                if not chosen["cast_lm_head_to_fp32"]:
+                    return {"fields": chosen["outputs"], "temperature": chosen["temperature"]}
     raise BypassError(
         f"{type(module).__name__}: fused_lm_head=True with cast_lm_head_to_fp32=True, or in a way that is not known here, would "
         "read the rows of a partial vocabulary as those of the full one; leave cast_lm_head_to_fp32 out, or train with "
@@ -101,14 +101,14 @@ def _answer(module: Any, output: Any, fields: tuple[str, ...], temperature: floa
         logits = logits[:, :-1]
     mask = labels != IGNORE_INDEX
     scores, targets = (logits[mask] / temperature).float(), labels[mask]
-    found = {"log_probs": -F.cross_entropy(scores, targets, reduction="none"), **_statistics(scores, targets, fields)}
-    found = {name: value.new_zeros(mask.shape).masked_scatter(mask, value) for name, value in found.items()}
+    flat = {"log_probs": -F.cross_entropy(scores, targets, reduction="none"), **_statistics(scores, targets, fields)}
+    values = {name: value.new_zeros(mask.shape).masked_scatter(mask, value) for name, value in flat.items()}
     count = asked["num_items_in_batch"]
-    loss = -found["log_probs"].sum() / (mask.sum().clamp(min=1) if count is None else count)
+    loss = -values["log_probs"].sum() / (mask.sum().clamp(min=1) if count is None else count)
     aux_loss = getattr(output, "aux_loss", None)
     if aux_loss is not None:  # experts
         loss = loss + getattr(module.config.get_text_config(), "router_aux_loss_coef", 0.0) * aux_loss
-    return FusedCausalLMOutput(loss=loss, label_mask=mask, aux_loss=aux_loss, **found)
+    return FusedCausalLMOutput(loss=loss, label_mask=mask, aux_loss=aux_loss, **values)
 
 
 def _statistics(scores: LazyLogits, targets: Tensor, fields: tuple[str, ...]) -> dict[str, Tensor]:

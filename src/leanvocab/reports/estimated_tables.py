@@ -55,14 +55,9 @@ class EstimatedTable:
         """Sizes of the rows that do not train and are in the softmax; None where there are none."""
         if self.output != "frozen":
             return None
-        computed, dim = _computed_dtype(self.weight, precision), self.weight.shape[1]
-        on_host = self.frozen_rows_on == "host"
-        return FrozenSizes(self.rows.full_rows, self.rows.partial_rows, dim, self.stored or computed, computed, on_host)
-
-    def frozen_bytes(self, precision: Precision | None) -> int:
-        """Bytes of those rows on the device."""
-        sizes = self.frozen_sizes(precision)
-        return 0 if sizes is None else sizes.held_bytes
+        computed, on_host = _computed_dtype(self.weight, precision), self.frozen_rows_on == "host"
+        full_rows, kept_rows, dim = self.rows.full_rows, self.rows.partial_rows, self.weight.shape[1]
+        return FrozenSizes(full_rows, kept_rows, dim, self.stored or computed, computed, on_host)
 
 
 @dataclass(frozen=True)
@@ -79,13 +74,11 @@ class OutputLayer:
     def loss_bytes(self, num_tokens: int, precision: Precision | None) -> tuple[int, int]:
         """Peaks of an ordinary loss, and of the one that training with a partial vocabulary has."""
         if self.table is None:
-            plain = plain_loss_bytes(num_tokens, self.weight.shape[0])
-            return plain, plain
-        rows, frozen = self.table.rows, self.table.frozen_sizes(precision)
-        computed, dim = _computed_dtype(self.weight, precision), self.weight.shape[1]
-        return plain_loss_bytes(num_tokens, rows.full_rows), peak_bytes(
-            num_tokens, rows.partial_rows, dim, computed, frozen
-        )
+            return (plain_loss_bytes(num_tokens, self.weight.shape[0]),) * 2
+        rows, computed = self.table.rows, _computed_dtype(self.weight, precision)
+        frozen, dim = self.table.frozen_sizes(precision), self.weight.shape[1]
+        lean = peak_bytes(num_tokens, rows.partial_rows, dim, computed, frozen)
+        return plain_loss_bytes(num_tokens, rows.full_rows), lean
 
 
 def estimated_outputs(module: nn.Module, tables: list[EstimatedTable]) -> list[OutputLayer]:
@@ -157,7 +150,7 @@ def _count_holders(modules: Any) -> tuple[int, int]:
 
 
 def _as_vocabulary(kept: Kept, module: nn.Module, path: Any) -> PartialVocabulary:
-    """What is kept, as a vocabulary of the size of the table at `path`, or of the model's input embeddings."""
+    """The vocabulary of what is kept, of the size of the table at `path`, or of the model's input embeddings."""
     if isinstance(kept, PartialVocabulary):
         return kept  # knows its size, which is checked where the tables are found
     getter = getattr(module, "get_input_embeddings", lambda: None)

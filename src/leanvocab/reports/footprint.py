@@ -32,7 +32,7 @@ class Parameter:
         return self.num_values * self.value_bytes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Footprint:
     """Bytes that training holds in parameters and what belongs to them."""
 
@@ -42,12 +42,12 @@ class Footprint:
     gradients_bytes: int
     optimizer_bytes: int
     autocast_bytes: int
-    buffers_bytes: int
-    remap_bytes: int
+    buffers_bytes: int = 0
+    remap_bytes: int = 0
     """The map from token ids to rows that each shrunk module holds on its device."""
-    frozen_bytes: int
+    frozen_bytes: int = 0
     """Rows that do not train and are in the softmax, with their order."""
-    loss_bytes: int
+    loss_bytes: int = 0
     """What the loss holds at its peak; 0 where no number of tokens was given."""
     vocabulary_bytes: int
     """Of the weights, gradients, states and frozen rows above, those of the vocabulary matrices."""
@@ -65,39 +65,26 @@ class Footprint:
 
 
 def make_footprint(
-    parameters: list[Parameter],
-    states: Mapping[Parameter, int],
-    mixed: bool,
-    *,
-    shared_states_bytes: int = 0,
-    buffers_bytes: int = 0,
-    remap_bytes: int = 0,
-    frozen_bytes: int = 0,
-    loss_bytes: int = 0,
+    parameters: list[Parameter], states: Mapping[Parameter, int], mixed: bool, shared_bytes: int, **others: int
 ) -> Footprint:
     """Adds up what training a model with these parameters holds; `mixed` is autocast over fp32 weights.
 
-    `states` are the optimizer's bytes for each parameter that trains, beside those that all of them share.
+    `states` are the optimizer's bytes for each parameter that trains, beside those that all share; `others` belong to none.
     """
     trained = [parameter for parameter in parameters if parameter.trains]
-    layers = [parameter for parameter in parameters if parameter.in_layer and mixed]
     tables = [parameter for parameter in parameters if parameter.is_table]
     trained_tables = [parameter for parameter in tables if parameter.trains]
+    in_layers = sum(parameter.num_values for parameter in parameters if parameter.in_layer)
+    vocabulary_bytes = _bytes_of(tables) + _bytes_of(trained_tables) + sum(states[table] for table in trained_tables)
     return Footprint(
         num_parameters=sum(parameter.num_values for parameter in parameters),
         num_vocabulary_parameters=sum(parameter.num_values for parameter in tables),
         weights_bytes=_bytes_of(parameters),
         gradients_bytes=_bytes_of(trained),
-        optimizer_bytes=sum(states[parameter] for parameter in trained) + shared_states_bytes,
-        autocast_bytes=sum(parameter.num_values * BF16_BYTES for parameter in layers),
-        buffers_bytes=buffers_bytes,
-        remap_bytes=remap_bytes,
-        frozen_bytes=frozen_bytes,
-        loss_bytes=loss_bytes,
-        vocabulary_bytes=_bytes_of(tables)
-        + _bytes_of(trained_tables)
-        + sum(states[table] for table in trained_tables)
-        + frozen_bytes,
+        optimizer_bytes=sum(states[parameter] for parameter in trained) + shared_bytes,
+        autocast_bytes=in_layers * BF16_BYTES if mixed else 0,
+        vocabulary_bytes=vocabulary_bytes + others.get("frozen_bytes", 0),
+        **others,
     )
 
 

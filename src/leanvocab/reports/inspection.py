@@ -66,8 +66,8 @@ class CheckpointInfo:
             "inventory": self.inventory.to_dict(),
             "input_table": self.input_table.name,
             "vocabulary_tensors": [
-                {"name": each.name, "shape": list(each.shape), "dtype": each.dtype, "num_bytes": each.num_bytes}
-                for each in self.vocabulary_tensors
+                {"name": tensor.name, "shape": list(tensor.shape), "dtype": tensor.dtype, "num_bytes": tensor.num_bytes}
+                for tensor in self.vocabulary_tensors
             ],
         }
 

@@ -141,10 +141,11 @@ def _estimate(
     losses = [] if num_tokens is None else [layer.loss_bytes(num_tokens, precision) for layer in outputs]
     full_loss, partial_loss = (max(peaks) for peaks in zip(*losses, strict=True)) if losses else (0, 0)
 
+    buffers_bytes = sum(buffer.nbytes for buffer in module.buffers())
+
     def footprint(parameters: list[Parameter], **others: int) -> Footprint:
-        others["buffers_bytes"] = sum(buffer.nbytes for buffer in module.buffers())
-        others["shared_states_bytes"] = shared_bytes(optimizer, parameters)
-        return make_footprint(parameters, states, precision == "mixed", **others)
+        shared = shared_bytes(optimizer, parameters)
+        return make_footprint(parameters, states, precision == "mixed", shared, buffers_bytes=buffers_bytes, **others)
 
     return MemoryEstimate(
         model=name,
@@ -156,7 +157,7 @@ def _estimate(
         partial=footprint(
             partial,
             remap_bytes=sum(table.remap_bytes for table in tables),
-            frozen_bytes=sum(table.frozen_bytes(precision) for table in tables),
+            frozen_bytes=sum(sizes.held_bytes for table in tables if (sizes := table.frozen_sizes(precision))),
             loss_bytes=partial_loss,
         ),
     )
