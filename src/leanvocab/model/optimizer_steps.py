@@ -17,7 +17,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 from leanvocab.errors import LeanVocabWarning, OptimizerError
 from leanvocab.files.row_store import RowStore, put_rows, take_rows, zero_pages
 from leanvocab.output.lazy_logits import keep_rows
-from leanvocab.partial.decay import THE_ROW, AtRest, is_row_shaped, states_at_rest
+from leanvocab.partial.decay import THE_ROW, AtRest, has_rows, is_row_shaped, states_at_rest
 from leanvocab.partial.low_bits import in_form_of, numbers, without_dust
 from leanvocab.partial.module import PartialModule, shrunk_modules
 from leanvocab.partial.partial_table import PartialTable
@@ -176,7 +176,7 @@ def hand_over(optimizer: Optimizer, replaced: nn.Parameter, replacement: nn.Para
 def check_states(optimizer: Optimizer, table: PartialTable, parameter: nn.Parameter) -> None:
     """Raises `OptimizerError` where full states of `parameter` cannot be sliced to the vocabulary's rows without a loss."""
     for key, value in optimizer.state.get(parameter, {}).items():
-        if not _has_rows(key, value):
+        if not has_rows(key, value):
             continue
         if value.ndim > 2 and value.shape[1:] == parameter.shape:
             raise OptimizerError(
@@ -218,7 +218,7 @@ def _check_nothing_lost(optimizer: Optimizer, table: PartialTable, key: str, val
 def slice_states(optimizer: Optimizer, table: PartialTable, parameter: nn.Parameter) -> None:
     """Slices states of full size to the vocabulary's rows, in place; raises `OptimizerError` where that would lose something."""
     state = optimizer.state[parameter]
-    full = [key for key, value in state.items() if _has_rows(key, value) and value.shape[0] != table.num_rows]
+    full = [key for key, value in state.items() if has_rows(key, value) and value.shape[0] != table.num_rows]
     if not full:
         return
     check_states(optimizer, table, parameter)
@@ -245,7 +245,7 @@ def full_states(optimizer: Optimizer, table: PartialTable, weight: Tensor, state
     at_rest = _at_rest(optimizer, weight)
     return {
         key: _full_state(table, weight, key, value, at_rest.get(key, 0.0))
-        if _has_rows(key, value) and value.shape[0] == table.num_rows
+        if has_rows(key, value, table.num_rows)
         else value
         for key, value in state.items()
     }
@@ -263,10 +263,3 @@ def _full_state(table: PartialTable, weight: Tensor, key: str, value: Tensor, at
             full.fill_(at_rest)
     put_rows(full, table.token_ids, rows)
     return share_of(full, value)
-
-
-def _has_rows(key: str, value: Any) -> bool:
-    """Whether a state has one entry, or one line, per row. Adafactor's column statistics have none, whatever their length."""
-    return (
-        isinstance(value, Tensor) and value.ndim > 0 and value.numel() > 1 and value.shape[0] > 1 and "col" not in key
-    )
