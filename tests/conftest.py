@@ -46,6 +46,7 @@ def loud_libraries_afterwards() -> Iterator[None]:
     """Commands silence transformers and datasets; the tests after these are not to notice."""
     import datasets
     import transformers
+
     from leanvocab.cli.printing import DEBUG_VARIABLE
 
     verbosity = transformers.logging.get_verbosity()

@@ -7,12 +7,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from leanvocab.checkpoints.checkpoint import written_whole
+from leanvocab.checkpoints.base_checkpoint import find_base
 from leanvocab.checkpoints.delta_format import read_delta
-from leanvocab.checkpoints.delta_saving import find_base, write_delta
+from leanvocab.checkpoints.delta_saving import write_delta
 from leanvocab.errors import ModelError
 from leanvocab.extras import require
-from leanvocab.files.tensors import read_tensor
+from leanvocab.files.atomic_folders import written_whole
+from leanvocab.files.tensor_files import read_tensor
 from leanvocab.output.layer import RemapLinear
 from leanvocab.partial.module import PartialModule, partial_modules
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary

@@ -77,3 +77,9 @@ class LeanVocabWarning(UserWarning):
 def first_line(error: BaseException) -> str:
     """The first line of another library's error, without its advice; its name where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def shortened(value: object) -> str:
+    """A value that was found, in at most 100 characters."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}…"

@@ -7,20 +7,20 @@ from typing import Any, Literal
 from torch import nn
 from transformers import Trainer, TrainerCallback
 
-from leanvocab.checkpoints.checkpoint import clear_leftovers
+from leanvocab.checkpoints.base_checkpoint import find_base
 from leanvocab.checkpoints.delta_format import is_delta, read_delta
-from leanvocab.checkpoints.delta_saving import (
-    check_not_sharded,
+from leanvocab.checkpoints.delta_loading import (
     check_vocabularies,
-    find_base,
     load_delta,
     paths_of_tables,
     warn_of_another_mode,
     widen_tables,
 )
+from leanvocab.checkpoints.delta_saving import check_not_sharded
 from leanvocab.checkpoints.optimizer_states import check_states_can_be_saved
 from leanvocab.checkpoints.training_runs import full_checkpoint, make_delta_of_checkpoint
 from leanvocab.errors import NotShrunkError, OptimizerError, SettingsError
+from leanvocab.files.atomic_folders import clear_leftovers
 from leanvocab.model.shrink import shrink_
 from leanvocab.model.status import status
 from leanvocab.partial.module import partial_modules

@@ -10,6 +10,7 @@ import torch
 from comparing import bits, differing, train
 from disk import content, delta_of_base, listing, read_all, trained_pair
 from models import FULL_SIZE, batch, small_model, used_vocabulary
+from safetensors.torch import load_model, save_model
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -24,8 +25,9 @@ from transformers import (
 import leanvocab as lv
 from leanvocab.adapters import export_trainable_tokens
 from leanvocab.checkpoints.delta_format import read_delta
-from leanvocab.checkpoints.delta_saving import load_delta
+from leanvocab.checkpoints.delta_loading import load_delta
 from leanvocab.checkpoints.merge import merge_checkpoint
+from leanvocab.checkpoints.optimizer_states import read_full_states
 from leanvocab.errors import CheckpointError, LeanVocabWarning, ModelError, NotShrunkError
 from leanvocab.files.headers import read_header
 from leanvocab.model.shrink import merge_, shrink_
@@ -255,8 +257,6 @@ def test_saving_a_delta_twice_replaces_it_and_keeps_notes_beside_it(tmp_path: Pa
 
 
 def test_any_module_has_a_delta_when_its_base_is_named(tmp_path: Path) -> None:
-    from safetensors.torch import load_model, save_model
-
     def make() -> nn.Module:
         torch.manual_seed(0)
         return nn.ModuleDict({"table": nn.Embedding(40, 6), "per_layer": nn.Embedding(40, 10), "head": nn.Linear(6, 2)})
@@ -359,3 +359,22 @@ def test_a_delta_beside_full_weights_is_refused_since_nothing_says_which_is_newe
         merge_checkpoint(base=tmp_path / "base", delta=tmp_path / "delta", output=tmp_path / "merged")
     (tmp_path / "delta" / "model.safetensors").unlink()
     assert differing(load_delta(model, tmp_path / "delta"), full) == []
+
+
+def test_states_of_a_single_kept_row_are_rows_too(tmp_path: Path) -> None:
+    """A count in a tensor of one number is none, and a state of one row is."""
+    (tmp_path / "base").mkdir()
+    full, model = (nn.Sequential(nn.Embedding(9, 4)) for _ in range(2))
+    model.load_state_dict(full.state_dict())
+    save_model(full, str(tmp_path / "base" / "model.safetensors"))
+    shrink_(model, PartialVocabulary([3], 9))
+    states = []
+    for each in (full, model):
+        optimizer = torch.optim.AdamW(each.parameters(), lr=0.1, weight_decay=0.0)
+        each(torch.tensor([3])).sum().backward()
+        optimizer.step()
+        states.append({key: value[None] for key, value in optimizer.state_dict()["state"][0].items()})
+    assert differing(*states) == []
+    lv.save_delta(model, tmp_path / "delta", base=tmp_path / "base", optimizer=optimizer)
+    read = read_full_states(tmp_path / "delta", read_delta(tmp_path / "delta")[0])
+    assert differing({key: value[None] for key, value in read["state"][0].items()}, states[0]) == []

@@ -14,7 +14,7 @@ from torch import nn
 
 import leanvocab as lv
 from leanvocab.adapters import export_trainable_tokens
-from leanvocab.checkpoints.delta_saving import load_delta
+from leanvocab.checkpoints.delta_loading import load_delta
 from leanvocab.checkpoints.merge import merge_checkpoint
 from leanvocab.errors import CheckpointError, LeanVocabWarning, ModelError
 from leanvocab.model.shrink import merge_, shrink_

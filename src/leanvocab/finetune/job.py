@@ -21,7 +21,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArg
 from transformers.trainer_utils import get_last_checkpoint
 
 from leanvocab.adapters import add_lora
-from leanvocab.checkpoints.checkpoint import save_full
+from leanvocab.checkpoints.full_saving import save_full
 from leanvocab.errors import CheckpointError, SettingsError
 from leanvocab.extras import require
 from leanvocab.finetune.classification import find_label_task

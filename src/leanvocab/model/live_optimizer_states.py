@@ -12,6 +12,7 @@ from leanvocab.partial.module import shrunk_modules
 from leanvocab.partial.optimizers import (
     THE_ROW,
     AtRest,
+    has_rows,
     in_form_of,
     is_row_shaped,
     numbers,
@@ -40,7 +41,7 @@ def hand_over(
 def check_states(optimizer: Optimizer, table: PartialTable, parameter: nn.Parameter) -> None:
     """Raises `OptimizerError` where full states of `parameter` cannot be sliced to the vocabulary's rows without a loss."""
     for key, value in optimizer.state.get(parameter, {}).items():
-        if not _has_rows(key, value):
+        if not has_rows(key, value):
             continue
         if value.ndim > 2 and value.shape[1:] == parameter.shape:
             raise OptimizerError(
@@ -102,7 +103,7 @@ def slice_states(optimizer: Optimizer, table: PartialTable, parameter: nn.Parame
 
 
 def _is_longer(key: str, value: Any, table: PartialTable) -> bool:
-    return _has_rows(key, value) and value.shape[0] != table.num_rows
+    return has_rows(key, value) and value.shape[0] != table.num_rows
 
 
 def give_full_states(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
@@ -132,7 +133,7 @@ def full_states(optimizer: Optimizer, table: PartialTable, weight: Tensor, state
     at_rest = _at_rest(optimizer, weight)
     return {
         key: _full_state(table, weight, key, value, at_rest.get(key, 0.0))
-        if _has_rows(key, value) and value.shape[0] == table.num_rows
+        if has_rows(key, value, table.num_rows)
         else value
         for key, value in state.items()
     }
@@ -150,10 +151,3 @@ def _full_state(table: PartialTable, weight: Tensor, key: str, value: Tensor, at
             full.fill_(at_rest)
     put_rows(full, table.token_ids, rows)
     return share_of(full, value)
-
-
-def _has_rows(key: str, value: Any) -> bool:
-    """True for a state with one entry, or one line, per row. Adafactor's column statistics have none, whatever their length."""
-    return (
-        isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] > 1 and value.numel() > 1 and "col" not in key
-    )

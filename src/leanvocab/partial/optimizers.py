@@ -114,6 +114,16 @@ def is_row_shaped(value: Any, weight: Tensor) -> bool:
     return isinstance(value, Tensor) and value.shape == weight.shape and value.ndim > 0
 
 
+def has_rows(key: str, value: Any, num_rows: int | None = None) -> bool:
+    """True for an optimizer's state with one entry, or one line, per row of a table; of any table without `num_rows`.
+
+    Adafactor's column statistics have none, whatever their length. A single number is a count, not a row.
+    """
+    if not isinstance(value, Tensor) or value.ndim == 0 or value.numel() == 1 or "col" in key:
+        return False
+    return value.shape[0] > 1 if num_rows is None else value.shape[0] == num_rows
+
+
 def states_at_rest(optimizer: Optimizer, group: dict[str, Any]) -> dict[str, AtRest]:
     """States per row of a row that never had a gradient: mostly zero; found out on two such rows.
 

@@ -1,28 +1,19 @@
-"""Writing folders so that no failure costs anyone a model: into a sibling folder first, then a swap.
-
-Two cases make it unsafe to let transformers save over the folder that a model was loaded from: from one file to shards it
-leaves a stale `model.safetensors` beside them, which wins on reload; from shards to one file it deletes the shards first,
-so that a full disk leaves no weights. `save_full` does neither.
-"""
+"""Folders written whole or not at all: into a sibling folder first, then a swap; and what killed writers left is cleared."""
 
 import contextlib
 import ctypes
 import errno
+import glob
 import os
-import re
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from leanvocab.checkpoints.delta_format import TRAINING_NOTE, write_training_note
 from leanvocab.errors import CheckpointError
+from leanvocab.files.copying import sync
 from leanvocab.files.headers import SAVED_WEIGHTS
-
-if TYPE_CHECKING:  # merging on disk needs this module, and no torch
-    from torch import nn
 
 if sys.platform != "win32":  # elsewhere the process id alone says whether a writer lives
     import fcntl
@@ -31,51 +22,16 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _REPLACED = "-replaced"
 
 
-def save_full(model: "nn.Module", directory: str | os.PathLike[str], **options: Any) -> Path:
-    """Saves the model with its full vocabulary in `directory`, whole or not at all, and returns the folder.
-
-    Other files that lie there (tokenizer, notes) stay; weights of an earlier save do not. Saving over the folder that the
-    model came from is safe, whatever its sharding. `options` go to `save_pretrained` (`max_shard_size=`, …); a model without
-    that method is written as `model.safetensors`. Beside a model that is shrunk with output="restricted", which is another
-    objective, `leanvocab_training.json` says so.
-
-    Raises `CheckpointError` where `directory` is no folder, or where other processes hold some of the rows (FSDP2: hand over what
-    was gathered, `state_dict=…`), `OSError` where it cannot be written; then nothing has changed.
-    """
-    _check_not_sharded(model, options)
-    with written_whole(directory, keeps=lambda name: not (SAVED_WEIGHTS.fullmatch(name) or name == TRAINING_NOTE)) as (
-        folder,
-        target,
-    ):
-        _write_model(model, folder, options)
-        tables: list[Any] = [getattr(module, "table", None) for module in model.modules()]
-        restricted = {each.name: each.vocabulary for each in tables if getattr(each, "output", None) == "restricted"}
-        if restricted:
-            write_training_note(folder, restricted)
-    return target
-
-
-def _check_not_sharded(model: "nn.Module", options: dict[str, Any]) -> None:
-    """A state dict of a sharded model is put together by all processes: one alone would wait for the others."""
-    sharded = next((name for name, each in model.named_parameters() if hasattr(each, "full_tensor")), None)
-    if sharded is not None and options.get("state_dict") is None:
-        raise CheckpointError(
-            f"{sharded}: its rows are sharded over processes, and one process writes the folder; gather the state dict in all of "
-            "them (get_model_state_dict with StateDictOptions(full_state_dict=True, cpu_offload=True)) and hand it to the first "
-            "one's save_full(model, folder, state_dict=…)"
-        )
-
-
 @contextlib.contextmanager
 def written_whole(
     directory: str | os.PathLike[str], *, keeps: Callable[[str], bool] | None = None, replace: bool = True
 ) -> Iterator[tuple[Path, Path]]:
-    """(a fresh folder to write to, the folder whose place it takes) — whole, when the block ends without an error, or not at all.
+    """(a fresh folder to write to, the folder that it becomes) — whole, when the block ends without an error, or not at all.
 
-    Other files that lie in the place stay, those at its top that `keeps` says: by default all that hold no weights. Without
-    `replace` the place has to be free, or an empty folder, when the block ends: otherwise `FileExistsError`.
+    Other files that lie there stay, those at the top that `keeps` says: by default all that hold no weights. Without
+    `replace` the path has to be free, or an empty folder, when the block ends: otherwise `FileExistsError`.
 
-    Raises `CheckpointError` where the place is a file, `OSError` where it cannot be written; then nothing has changed.
+    Raises `CheckpointError` where the path is a file, `OSError` where it cannot be written; then nothing has changed.
     """
     target = Path(os.path.realpath(directory))
     if target.exists() and not target.is_dir():
@@ -84,22 +40,11 @@ def written_whole(
         yield folder, target
         if target.is_dir() and replace:
             _keep_other_files(target, folder, keeps or (lambda name: not SAVED_WEIGHTS.fullmatch(name)))
-        _sync_tree(folder)
+        sync_tree(folder)
         if replace:
-            _swap(folder, target)
+            swap(folder, target)
         else:
-            _put(folder, target)
-
-
-def _write_model(model: "nn.Module", folder: Path, options: dict[str, Any]) -> None:
-    if hasattr(model, "save_pretrained"):
-        model.save_pretrained(folder, **options)  # type: ignore[operator]
-        return
-    if options:
-        raise CheckpointError(f"{type(model).__name__} has no save_pretrained to take the options {', '.join(options)}")
-    from safetensors.torch import save_model
-
-    save_model(model, str(folder / "model.safetensors"), metadata={"format": "pt"})
+            put(folder, target)
 
 
 @contextlib.contextmanager
@@ -127,17 +72,12 @@ def clear_leftovers(target: Path) -> None:
     Where folders cannot be exchanged in one step, a kill between two renames leaves `target` aside: it is put back first.
     """
     prefix = _prefix(target)
-    leftovers = [path for path in target.parent.glob(f"{glob_escape(prefix)}*") if not _in_use(path, prefix)]
+    leftovers = [path for path in target.parent.glob(f"{glob.escape(prefix)}*") if not _in_use(path, prefix)]
     for path in leftovers:
         if path.name.endswith(_REPLACED) and not target.exists():
             os.rename(path, target)
     for path in leftovers:
         shutil.rmtree(path, ignore_errors=True)
-
-
-def glob_escape(text: str) -> str:
-    """`text` as a pattern that matches itself alone."""
-    return re.sub(r"([*?[])", r"[\1]", text)
 
 
 @contextlib.contextmanager
@@ -154,7 +94,7 @@ def _held(folder: Path) -> Iterator[None]:
 
 
 def _in_use(leftover: Path, prefix: str) -> bool:
-    """Whether the writer of a folder lives: it holds a lock (in whatever container), or its process is there."""
+    """True while the writer of a folder lives: it holds a lock (in whatever container), or its process is there."""
     return _is_locked(leftover) or _is_alive(leftover.name[len(prefix) :].split("-")[0])
 
 
@@ -205,22 +145,14 @@ def _link_or_copy(path: Path, kept: Path) -> None:
         shutil.copy2(path, kept)
 
 
-def _sync_tree(folder: Path) -> None:
+def sync_tree(folder: Path) -> None:
+    """Waits until a folder and all files and folders in it are on the disk."""
     for path in [folder, *folder.rglob("*")]:
-        if path.is_symlink() or not (path.is_dir() or path.is_file()):
-            continue
-        _sync(path)
+        if not path.is_symlink() and (path.is_dir() or path.is_file()):
+            sync(path)
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _put(folder: Path, target: Path) -> None:
+def put(folder: Path, target: Path) -> None:
     """Puts `folder` in the place of `target`, which has to be free or an empty folder: two writers cannot both succeed."""
     try:
         os.rename(folder, target)
@@ -228,14 +160,14 @@ def _put(folder: Path, target: Path) -> None:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise FileExistsError(errno.EEXIST, "something was put there in the meantime", str(target)) from error
         raise
-    _sync(target.parent)
+    sync(target.parent)
 
 
-def _swap(folder: Path, target: Path) -> None:
+def swap(folder: Path, target: Path) -> None:
     """Puts `folder` in the place of `target` in one step; what was there is then in `folder`'s place."""
     if not target.exists():
         os.rename(folder, target)
-    elif not _exchange(folder, target):
+    elif not exchange(folder, target):
         aside = folder.with_name(folder.name + _REPLACED)
         os.rename(target, aside)
         try:
@@ -244,10 +176,10 @@ def _swap(folder: Path, target: Path) -> None:
             os.rename(aside, target)
             raise
         shutil.rmtree(aside, ignore_errors=True)
-    _sync(target.parent)
+    sync(target.parent)
 
 
-def _exchange(first: Path, second: Path) -> bool:
+def exchange(first: Path, second: Path) -> bool:
     """Exchanges two paths atomically (Linux: renameat2); False where the system or the file system cannot."""
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if rename is None:
