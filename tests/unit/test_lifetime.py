@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-from small import batch, differing, small_model, train, twins, used_vocabulary
+from comparing import differing, train
+from models import batch, small_model, twins, used_vocabulary
 from torch import Tensor, nn
 from torch.optim.optimizer import _global_optimizer_pre_hooks as hooks_of_all_optimizers
 
