@@ -94,44 +94,34 @@ def _cut_off(num_missing: int) -> CheckpointError:
     return CheckpointError(f"a file was cut off while it was read: expected {num_missing:,} more bytes, found none")
 
 
-def sync(path: Path) -> None:
-    """Waits until a file, or a folder's names, are on the disk."""
+def sync(path: Path, *, forget: bool = False) -> None:
+    """Waits until a file, or a folder's names, are on the disk; with `forget` what is read next comes from there too."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+        if forget and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(descriptor)
-
-
-def forget(path: Path) -> None:
-    """Asks the system to drop a synced file's cached pages, so that what is read next comes from the disk."""
-    if hasattr(os, "posix_fadvise"):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(descriptor)
 
 
 class Progress:
     """A tqdm bar with bytes that is made, and tqdm imported, only when the work has turned out long."""
 
-    def __init__(self, what: str, num_bytes: int, wanted: bool | None = None):
-        self.what, self.num_bytes, self.wanted = what, num_bytes, wanted
-        self._done, self._started, self._bar = 0, time.monotonic(), None
-
-    _bar: Any
+    def __init__(self, title: str, num_bytes: int, wanted: bool | None = None):
+        self.title, self.num_bytes, self.wanted = title, num_bytes, wanted
+        self._done, self._started = 0, time.monotonic()
+        self._bar: Any = None
 
     def add(self, num_bytes: int) -> None:
         """Notes that so many bytes more are done."""
         self._done += num_bytes
-        if self.wanted is False:
-            return
-        if self._bar is None and (self.wanted or time.monotonic() - self._started > _SLOW_SECONDS):
+        is_slow = self.wanted or time.monotonic() - self._started > _SLOW_SECONDS
+        if self._bar is None and is_slow and self.wanted is not False:
             from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
             disable = False if self.wanted else None  # None: shown on a terminal alone
-            self._bar = tqdm(total=self.num_bytes, desc=self.what, unit="B", unit_scale=True, disable=disable)
+            self._bar = tqdm(total=self.num_bytes, desc=self.title, unit="B", unit_scale=True, disable=disable)
             num_bytes = self._done
         if self._bar is not None:
             self._bar.update(num_bytes)
