@@ -31,7 +31,7 @@ _FILES = ("/leanvocab/", "/shutil.py", "/safetensors/torch.py", "/transformers/m
 _STAGES = {
     "header": {"make_header", "read_header", "read_weights", "make_plan", "write_signs"},
     "tensor": {"copy_range", "write_at", "write_model", "sha256_of_range", "row_blocks"},
-    "sync": {"sync", "sync_tree", "forget"},
+    "sync": {"sync", "sync_tree"},
     "swap": {"swap", "put", "exchange"},
     "cleanup": {"rmtree", "clear_leftovers"},
 }

@@ -19,6 +19,8 @@ from transformers import (
     BertModel,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     RobertaModel,
 )
 
@@ -378,3 +380,38 @@ def test_states_of_a_single_kept_row_are_rows_too(tmp_path: Path) -> None:
     lv.save_delta(model, tmp_path / "delta", base=tmp_path / "base", optimizer=optimizer)
     read = read_full_states(tmp_path / "delta", read_delta(tmp_path / "delta")[0])
     assert differing({key: value[None] for key, value in read["state"][0].items()}, states[0]) == []
+
+
+@pytest.mark.parametrize("trained", ["rows", "one expert", "all"])
+def test_tensors_that_saving_splits_are_left_out_all_together_or_not_at_all(tmp_path: Path, trained: str) -> None:
+    """transformers stacks the experts of Mixtral when it loads them, and has one tensor for each on disk."""
+    torch.manual_seed(0)
+    sizes = {
+        "vocab_size": 60,
+        "hidden_size": 8,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
+    config = MixtralConfig(**sizes, num_key_value_heads=1, num_local_experts=2, tie_word_embeddings=False)
+    MixtralForCausalLM(config).save_pretrained(tmp_path / "base")
+    full, model = (MixtralForCausalLM.from_pretrained(tmp_path / "base") for _ in range(2))
+    assert set(full.state_dict()) != set(read_all(tmp_path / "base"))
+    shrink_(model, PartialVocabulary([1, 5, 59], 60), output="full")
+    with torch.no_grad():
+        model.get_input_embeddings().weight.add_(1)
+        full.get_input_embeddings().weight[[1, 5, 59]] += 1
+        for each in (full, model):
+            for name, parameter in each.named_parameters():
+                if (trained == "all" and "embed" not in name) or (
+                    trained == "one expert" and "layers.1.mlp.experts" in name
+                ):
+                    parameter[:1] += 1
+    lv.save_delta(model, tmp_path / "delta")
+    held = read_all(tmp_path / "delta")
+    assert (len(held) == 1) == (trained == "rows")
+    assert any("experts.1" in name for name in held) == (trained != "rows")
+    merge_checkpoint(base=tmp_path / "base", delta=tmp_path / "delta", output=tmp_path / "merged", verify=True)
+    full.save_pretrained(tmp_path / "expected")
+    assert differing(read_all(tmp_path / "merged"), read_all(tmp_path / "expected")) == []
+    assert set(model.state_dict()) == set(full.state_dict())  # nothing is left out any more

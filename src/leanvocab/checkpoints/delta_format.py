@@ -15,11 +15,12 @@ A full checkpoint whose training had another objective has `leanvocab_training.j
 import itertools
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from leanvocab.choices import OUTPUT_MODES
 from leanvocab.errors import CheckpointError, VocabularyError
@@ -27,6 +28,7 @@ from leanvocab.files.headers import SafetensorsFile, is_weights_file, read_heade
 from leanvocab.files.strict_json import is_sizes, is_text_map, read_json
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
+T = TypeVar("T")
 FORMAT, VERSION = "leanvocab delta", 1
 _MAX_FULL_SIZE = 1 << 24  # rows; a vocabulary takes memory for each, so a file must not choose freely
 DESCRIPTION, TENSORS, MODEL_CONFIG, CONFIG, README = (
@@ -271,26 +273,25 @@ class _Reader:
 
     def texts(self, owner: dict[str, Any], key: str) -> list[str]:
         values: list[str] = self.of(owner, key, list)
-        if not all(isinstance(value, str) for value in values):
-            raise CheckpointError(f"{self.path}: {key}: expected a list of names, found {values!r:.60}")
-        return values
+        are_texts = all(isinstance(value, str) for value in values)
+        return self._checked(values, key, are_texts, "a list of names")
 
     def text_map(self, owner: dict[str, Any], key: str) -> dict[str, str]:
         values: dict[str, str] = self.of(owner, key, dict)
-        if not is_text_map(values):
-            raise CheckpointError(f"{self.path}: {key}: expected {{name: name}}, found {values!r:.60}")
-        return values
+        return self._checked(values, key, is_text_map(values), "{name: name}")
 
     def sizes(self, owner: dict[str, Any], key: str) -> list[int]:
         values: list[int] = self.of(owner, key, list)
-        if not is_sizes(values):
-            raise CheckpointError(f"{self.path}: {key}: expected a list of sizes, found {values!r:.60}")
-        return values
+        return self._checked(values, key, is_sizes(values), "a list of sizes")
 
     def digest(self, owner: dict[str, Any], key: str) -> str:
-        value = owner.get(key)
-        if not isinstance(value, str) or len(value) != 64 or set(value) - set("0123456789abcdef"):
-            raise CheckpointError(f"{self.path}: {key}: expected 64 hexadecimal digits, found {value!r:.80}")
+        value: Any = owner.get(key)
+        is_digest = isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
+        return str(self._checked(value, key, is_digest, "64 hexadecimal digits"))
+
+    def _checked(self, value: T, key: str, is_right: bool, expected: str) -> T:
+        if not is_right:
+            raise CheckpointError(f"{self.path}: {key}: expected {expected}, found {value!r:.80}")
         return value
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from leanvocab.checkpoints.base_checkpoint import Base, find_base
-from leanvocab.checkpoints.delta_format import Description, read_delta
+from leanvocab.checkpoints.delta_format import DeltaTable, Description, read_delta
 from leanvocab.checkpoints.delta_saving import tables_of
 from leanvocab.checkpoints.merge_plan import Changes, make_plan, read_changes
 from leanvocab.checkpoints.tensor_names import TensorNames, names_when_saved
@@ -49,17 +49,17 @@ def load_delta(
     make_plan(source.weights, changes, allow_rounding=True)  # checks that delta and base fit one another
     paths = paths_of_tables(model, description)
     check_vocabularies(model, description, paths, widen)
-    for name, path in paths.items():
-        _check_rest(name, path, _shrunk(model, path).table, description, source)
+    _check_rest(model, paths, description, source)
     state = _other_tensors(model, source, changes, paths)
     warn_of_another_mode(model, description)
     if widen:
         widen_tables(model, description, paths)
-    tables = {path: _shrunk(model, path).table for path in paths.values()}
+    tables = {name: _shrunk(model, path).table for name, path in paths.items()}
     for name, path in paths.items():
-        theirs = torch.tensor(description.tables[name].vocabulary.token_ids)
         base_tensor = source.weights.tensors[description.tensors[name].replaces[0]]
-        state[f"{path}.weight"] = _rows_for(tables[path].token_ids, theirs, read_tensor(file, name), base_tensor)
+        state[f"{path}.weight"] = _rows_for(
+            tables[name], description.tables[name], read_tensor(file, name), base_tensor
+        )
     with partial_state_dicts(model):
         for table in tables_of(model).keys() - tables.values():
             table.gives_partial_state_dicts = False
@@ -68,15 +68,16 @@ def load_delta(
     return model
 
 
-def _check_rest(name: str, path: str, table: PartialTable, description: Description, base: Base) -> None:
+def _check_rest(model: nn.Module, paths: dict[str, str], description: Description, base: Base) -> None:
     """Raises `CheckpointError` where the rows outside the vocabulary are others than those that the delta was made from."""
-    targets = list(description.tensors[name].replaces)
-    if not base.holds_rest_of(table, targets):
-        raise CheckpointError(
-            f"{path}: its rows outside the vocabulary are not those of {base.folder}, which the delta was made from"
-        )
-    if base.rest_sha256(description.tables[name].vocabulary, targets) != description.tables[name].rest_sha256:
-        raise CheckpointError(f"{base.folder}: {name!r}: other rows than in the base that the delta was made from")
+    for name, path in paths.items():
+        delta, targets = description.tables[name], list(description.tensors[name].replaces)
+        if not base.holds_rest_of(_shrunk(model, path).table, targets):
+            raise CheckpointError(
+                f"{path}: its rows outside the vocabulary are not those of {base.folder}, which the delta was made from"
+            )
+        if base.rest_sha256(delta.vocabulary, targets) != delta.rest_sha256:
+            raise CheckpointError(f"{base.folder}: {name!r}: other rows than in the base that the delta was made from")
 
 
 def check_vocabularies(model: nn.Module, description: Description, paths: dict[str, str], widen: bool) -> None:
@@ -161,8 +162,9 @@ def widen_tables(model: nn.Module, description: Description, paths: dict[str, st
     )
 
 
-def _rows_for(token_ids: Tensor, theirs: Tensor, rows: Tensor, base: Located) -> Tensor:
-    """The rows of `token_ids`: the delta's, of the ids `theirs`, and the base's for ids that the delta does not have."""
+def _rows_for(table: PartialTable, delta: DeltaTable, rows: Tensor, base: Located) -> Tensor:
+    """The delta's rows in the order of the model's vocabulary; the base's for ids that the delta does not have."""
+    token_ids, theirs = table.token_ids, torch.tensor(delta.vocabulary.token_ids)
     wanted = torch.empty(len(token_ids), *rows.shape[1:], dtype=rows.dtype)
     inside = torch.isin(token_ids, theirs)
     wanted[inside] = rows[torch.searchsorted(theirs, token_ids[inside])]

@@ -88,8 +88,7 @@ def write_delta(
     progress: bool | None = None,
 ) -> None:
     """Writes the files of a delta into `folder`, which is fresh."""
-    tables = tables_of(model)
-    _check_can_be_saved(model, tables, tensors)
+    tables = _tables_to_save(model, tensors)
     base_tensors = base.tensors(progress)
     names = TensorNames(model, base.weights)
     of_rows = _tables_of_rows(tables, names, base)
@@ -134,7 +133,9 @@ def tables_of(model: nn.Module) -> dict[PartialTable, str]:
     return tables
 
 
-def _check_can_be_saved(model: nn.Module, tables: dict[PartialTable, str], tensors: str) -> None:
+def _tables_to_save(model: nn.Module, tensors: str) -> dict[PartialTable, str]:
+    """The tables of a model, which is checked first: `ModelError`, `NotShrunkError`."""
+    tables = tables_of(model)
     if tensors not in ("changed", "all"):
         raise ModelError(f"tensors={tensors!r}: expected 'changed' or 'all'")
     if not tables:
@@ -146,6 +147,7 @@ def _check_can_be_saved(model: nn.Module, tables: dict[PartialTable, str], tenso
         raise ModelError(
             "a model with adapters saves those by itself; merge them first (merge_and_unload) for a delta of the model"
         )
+    return tables
 
 
 def check_not_sharded(model: nn.Module) -> None:

@@ -8,7 +8,7 @@ whole or not at all.
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from leanvocab.checkpoints.side_files import copy_side_files, find_side_files, m
 from leanvocab.checkpoints.verify import first_difference, is_merged_already
 from leanvocab.errors import CheckpointError
 from leanvocab.files.atomic_folders import clear_leftovers, written_whole
-from leanvocab.files.copying import copy_range, forget, sha256_of_range, write_at
+from leanvocab.files.copying import copy_range, sha256_of_range, sync, write_at
 from leanvocab.files.headers import INDEX, Located, all_opened, is_weights_file, read_weights
 from leanvocab.files.row_bytes import convert, first_nan_row, row_blocks, runs
 from leanvocab.progress import ProgressBar
@@ -86,12 +86,13 @@ def merge_checkpoint(
         return _result(target, None, changes, weights.num_bytes, started, verified=True)
     plan = make_plan(weights, changes, allow_rounding)
     config = merged_config(base_folder, delta_folder) if is_delta(delta_folder) else None
-    if not (in_place or overwrite) and target.is_dir() and any(target.iterdir()):
+    replace = in_place or overwrite
+    if not replace and target.is_dir() and any(target.iterdir()):
         return _take_what_is_there(target, plan, changes, started)
-    merge = _Merge(plan, changes, config, allow_nan, progress)
+    merge = _Merge(plan, changes, in_place, allow_nan, ProgressBar("merging", plan.num_bytes, progress))
     try:
-        with written_whole(target, keeps=_keeps(in_place), replace=in_place or overwrite) as (folder, _):
-            merge.write(folder, with_side_files=not in_place)
+        with written_whole(target, keeps=merge.keeps, replace=replace) as (folder, _):
+            merge.write(folder, config)
             if verify:
                 _verify(folder, plan, changes)
     except FileExistsError:
@@ -102,7 +103,7 @@ def merge_checkpoint(
 def _verify(folder: Path, plan: Plan, changes: Changes) -> None:
     """Re-reads what was written; raises `CheckpointError` where it is not what it should be, and then it never appears."""
     for file in plan.files:
-        forget(folder / file.name)
+        sync(folder / file.name, forget=True)
     difference = first_difference(folder, plan, changes)
     if difference is not None:
         raise CheckpointError(
@@ -131,7 +132,7 @@ def _result(
         num_rows=sum(len(token_ids) for token_ids in changes.token_ids.values()),
         num_replaced=len(replacing - changes.token_ids.keys()),
         num_added=len(changes.replaces) - len(replacing),
-        left_out=() if plan is None else _left_out(plan),
+        left_out=_left_out(plan) if plan is not None else (),
         verified=verified,
         already_there=plan is None,
         seconds=time.perf_counter() - started,
@@ -174,33 +175,33 @@ def _target(base: Path, delta: Path, output: str | os.PathLike[str] | None, in_p
     return target
 
 
-def _keeps(in_place: bool) -> Callable[[str], bool]:
-    return lambda name: in_place and not is_weights_file(name)
-
-
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
 class _Merge:
     """One merge that is being written: copies by bytes, digests in threads beside it."""
 
-    def __init__(self, plan: Plan, changes: Changes, config: bytes | None, allow_nan: bool, progress: bool | None):
-        self.plan, self.changes, self.config, self.allow_nan = plan, changes, config, allow_nan
+    def __init__(self, plan: Plan, changes: Changes, in_place: bool, allow_nan: bool, progress: ProgressBar):
+        self.plan, self.changes, self.in_place = plan, changes, in_place
+        self.allow_nan, self.progress = allow_nan, progress
         self.side_files = find_side_files(plan.base.folder)
-        self.progress = ProgressBar("merging", plan.num_bytes, progress)
         self.sources: dict[Path, int] = {}
         self.digests: list[tuple[str, str, Future[str]]] = []
 
-    def write(self, folder: Path, with_side_files: bool) -> None:
+    def keeps(self, name: str) -> bool:
+        """True for what stays of the folder that the output replaces: in place all that is no weights."""
+        return self.in_place and not is_weights_file(name)
+
+    def write(self, folder: Path, config: bytes | None) -> None:
         """Writes everything; raises `CheckpointError` where the base or the delta is not what it should be."""
         self._write_weights(folder)
         if self.plan.index is not None:
             (folder / INDEX).write_bytes(self.plan.index)
             shutil.copymode(self.plan.base.folder / INDEX, folder / INDEX)
-        if with_side_files:
+        if not self.in_place:
             copy_side_files(self.plan.base.folder, folder, self.side_files)
-        if self.config is not None:
-            (folder / CONFIG).write_bytes(self.config)
+        if config is not None:
+            (folder / CONFIG).write_bytes(config)
         if self.changes.restricted:
             write_training_note(folder, self.changes.restricted)
 
@@ -214,8 +215,7 @@ class _Merge:
                     self._expect(executor, located, self.changes.sha256.get(name))
                 for file in self.plan.files:
                     self._write_file(folder / file.name, file, executor)
-                for tensor, expected, digest in self.digests:
-                    _check_digest(tensor, expected, digest.result())
+                self._check_digests()
             except BaseException:
                 executor.shutdown(cancel_futures=True)
                 raise
@@ -225,6 +225,14 @@ class _Merge:
             file, entry = located
             digest = executor.submit(sha256_of_range, self.sources[file.path], entry.start, entry.end)
             self.digests.append((f"{file.path}: tensor {entry.name!r}", sha256, digest))
+
+    def _check_digests(self) -> None:
+        for tensor, expected, digest in self.digests:
+            if digest.result() != expected:
+                raise CheckpointError(
+                    f"{tensor}: expected sha256 {expected[:16]}…, found {digest.result()[:16]}…: it is not the one that the "
+                    "delta was made from, or damaged"
+                )
 
     def _write_file(self, path: Path, plan: FilePlan, executor: ThreadPoolExecutor) -> None:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
@@ -278,11 +286,3 @@ class _Merge:
                         f"{tensor.token_ids[first + row]}: the training diverged. allow_nan=True (--allow-nan) takes it"
                     )
             yield first, convert(block, entry.dtype, tensor.dtype)
-
-
-def _check_digest(tensor: str, expected: str, digest: str) -> None:
-    if digest != expected:
-        raise CheckpointError(
-            f"{tensor}: expected sha256 {expected[:16]}…, found {digest[:16]}…: it is not the one that the "
-            "delta was made from, or damaged"
-        )

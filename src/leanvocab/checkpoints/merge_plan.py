@@ -87,10 +87,6 @@ class FilePlan:
     header: bytes
     tensors: tuple[TensorPlan, ...]
 
-    @property
-    def num_bytes(self) -> int:
-        return len(self.header) + sum(tensor.num_bytes for tensor in self.tensors)
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -102,7 +98,8 @@ class Plan:
 
     @property
     def num_bytes(self) -> int:
-        return sum(file.num_bytes for file in self.files)
+        headers = sum(len(file.header) for file in self.files)
+        return headers + sum(tensor.num_bytes for file in self.files for tensor in file.tensors)
 
 
 # --- what is to be put in ---------------------------------------------------------------------------------------------
@@ -156,9 +153,11 @@ def _read_delta(folder: Path, vocabulary: PartialVocabulary | None) -> Changes:
 
 
 def _read_partial_checkpoint(partial: Weights, vocabulary: PartialVocabulary, base: Weights) -> Changes:
-    own, tables = base.tensors, {}
+    own, num_rows = base.tensors, (len(vocabulary), vocabulary.full_size)
+    tables = {}
     for name, (_, entry) in partial.tensors.items():
-        if name in own and _is_table(entry, own[name][1], vocabulary):
+        full = own[name][1].shape if name in own else ()
+        if entry.shape[:1] + full[:1] == num_rows and entry.shape[1:] == full[1:] and entry.shape != full:
             tables[name] = vocabulary.token_ids
     if not tables:
         raise CheckpointError(
@@ -171,15 +170,6 @@ def _read_partial_checkpoint(partial: Weights, vocabulary: PartialVocabulary, ba
         token_ids=tables,
         full_sizes=dict.fromkeys(tables, vocabulary.full_size),
         replaces={name: (name,) if name in own else () for name in partial.tensors},
-    )
-
-
-def _is_table(partial: TensorEntry, full: TensorEntry, vocabulary: PartialVocabulary) -> bool:
-    rows = partial.shape[:1] + full.shape[:1]
-    return (
-        rows == (len(vocabulary), vocabulary.full_size)
-        and partial.shape != full.shape
-        and partial.shape[1:] == full.shape[1:]
     )
 
 
@@ -231,11 +221,10 @@ def _check_fit(base: Weights, changes: Changes, allow_rounding: bool) -> None:
 
 
 def _check_dtype(where: str, found: str, expected: str, allow_rounding: bool) -> None:
-    if found == expected or expected in EXACT.get(found, ()):
+    is_rounding = found in EXACT and expected in EXACT
+    if found == expected or expected in EXACT.get(found, ()) or (is_rounding and allow_rounding):
         return
-    if found in EXACT and expected in EXACT:
-        if allow_rounding:
-            return
+    if is_rounding:
         raise CheckpointError(
             f"{where}: expected {expected}, as in the base, found {found}, whose values would be rounded; "
             "allow_rounding=True (--allow-rounding) does that, save_full keeps them"

@@ -135,14 +135,10 @@ def _keep_other_files(target: Path, folder: Path, keeps: Callable[[str], bool]) 
             kept.mkdir(parents=True)
         else:
             kept.parent.mkdir(parents=True, exist_ok=True)
-            _link_or_copy(path, kept)
-
-
-def _link_or_copy(path: Path, kept: Path) -> None:
-    try:
-        os.link(path, kept)
-    except OSError:  # a file system without links
-        shutil.copy2(path, kept)
+            try:
+                os.link(path, kept)
+            except OSError:  # a file system without links
+                shutil.copy2(path, kept)
 
 
 def sync_tree(folder: Path) -> None:

@@ -91,20 +91,12 @@ def _cut_off(num_missing: int) -> CheckpointError:
     return CheckpointError(f"a file was cut off while it was read: expected {num_missing:,} more bytes, found none")
 
 
-def sync(path: Path) -> None:
-    """Waits until a file, or a folder's names, are on the disk."""
+def sync(path: Path, *, forget: bool = False) -> None:
+    """Waits until a file, or a folder's names, are on the disk; with `forget` what is read next comes from there too."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+        if forget and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(descriptor)
-
-
-def forget(path: Path) -> None:
-    """Asks the system to drop a synced file's cached pages, so that what is read next comes from the disk."""
-    if hasattr(os, "posix_fadvise"):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(descriptor)

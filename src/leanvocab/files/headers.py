@@ -110,11 +110,11 @@ def read_weights(folder: Path) -> Weights:
     if os.path.lexists(folder / SINGLE):
         return Weights(folder, (read_header(folder, SINGLE),), None)
     if not os.path.lexists(folder / INDEX):
-        pickled = [name for name in ("pytorch_model.bin", "pytorch_model.bin.index.json") if (folder / name).exists()]
-        also = (
-            f"; {pickled[0]} is a pickle, which is never loaded: save the model as safetensors first" if pickled else ""
-        )
-        raise CheckpointError(f"{folder}: expected {SINGLE} or {INDEX}, found neither{also}")
+        pickles = [name for name in ("pytorch_model.bin", "pytorch_model.bin.index.json") if (folder / name).exists()]
+        hints = [
+            f"; {name} is a pickle, which is never loaded: save the model as safetensors first" for name in pickles
+        ]
+        raise CheckpointError(f"{folder}: expected {SINGLE} or {INDEX}, found neither{''.join(hints[:1])}")
     raw, index = read_json(folder, INDEX)
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:

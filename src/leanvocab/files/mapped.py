@@ -9,21 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-
-class MappedFile(NamedTuple):
-    """A file that is mapped: its device and inode, which tell whether two mappings are of one file, and its path."""
-
-    device: str
-    inode: str
-    path: str
+_File = tuple[str, str]  # device and inode: what tells whether two mappings are of one file
 
 
 class Region(NamedTuple):
     """Bytes of a file from `offset` on; the file is open as `descriptor`."""
 
-    file: MappedFile
     descriptor: int
+    path: str
     offset: int
+    file: _File
 
 
 class _Mapping(NamedTuple):
@@ -32,7 +27,8 @@ class _Mapping(NamedTuple):
     start: int
     end: int
     offset: int
-    file: MappedFile
+    file: _File
+    path: str
 
 
 def mapped_region(weight: Tensor, kept: Tensor) -> Region | None:
@@ -42,33 +38,32 @@ def mapped_region(weight: Tensor, kept: Tensor) -> Region | None:
     address, num_bytes = weight.data_ptr(), weight.numel() * weight.element_size()
     try:
         mapping = _mapping_at(address)
-        if mapping is None or mapping.end < address + num_bytes or not mapping.file.path.startswith("/"):
+        if mapping is None or mapping.end < address + num_bytes or not mapping.path.startswith("/"):
             return None
         if _other_rows_written(weight, kept):
             return None
-        descriptor = os.open(mapping.file.path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(mapping.path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:  # no /proc, or the file was replaced: then the rows are copied
         return None
     offset = mapping.offset + address - mapping.start
     if offset % weight.element_size() or os.fstat(descriptor).st_size < offset + num_bytes:
         os.close(descriptor)
         return None
-    return Region(mapping.file, descriptor, offset)
+    return Region(descriptor, mapping.path, offset, mapping.file)
 
 
-def maps_file(tensor: Tensor, file: MappedFile) -> bool:
-    """True where a tensor maps that very file: another may have taken its path in the meantime."""
+def maps_file(tensor: Tensor, file: _File) -> bool:
+    """True where a tensor maps that very file."""
     mapping = _mapping_at(tensor.data_ptr())
-    return mapping is not None and mapping.file[:2] == file[:2]
+    return mapping is not None and mapping.file == file
 
 
 def _mapping_at(address: int) -> _Mapping | None:
     for line in Path("/proc/self/maps").read_text().splitlines():
         span, _, offset, device, inode, *path = line.split(maxsplit=5)
         start, end = (int(part, 16) for part in span.split("-"))
-        if start <= address < end:
-            file = MappedFile(device, inode, path[0] if path else "")
-            return _Mapping(start, end, int(offset, 16), file) if inode != "0" else None
+        if start <= address < end and inode != "0":
+            return _Mapping(start, end, int(offset, 16), (device, inode), "".join(path))
     return None
 
 

@@ -127,8 +127,8 @@ class RowStore:
         region = mapped_region(weight, kept)
         if region is not None:
             form = (weight.shape[0], weight.shape[1]), weight.dtype
-            store = RowStore(region.descriptor, region.file.path, region.offset, *form, temporary=False)
-            if maps_file(store._rows, region.file):
+            store = RowStore(region.descriptor, region.path, region.offset, *form, temporary=False)
+            if maps_file(store._rows, region.file):  # and not another one that has taken its path
                 return store
         return RowStore.copy(weight, directory)
 
@@ -154,7 +154,7 @@ class RowStore:
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.temporary:  # nobody else has these rows: they travel along
-            return _unpickle_rows, (self._rows.clone(),)
+            return RowStore.copy, (self._rows.clone(),)
         return _unpickle_reference, (
             os.path.abspath(self.path),
             self.offset,
@@ -226,10 +226,6 @@ def same_bits(first: Tensor, second: Tensor) -> bool:
     """True for two tensors of one dtype and one shape with the same bits."""
     same_form = first.dtype == second.dtype and first.shape == second.shape
     return same_form and torch.equal(as_bits(first.cpu()), as_bits(second.cpu()))
-
-
-def _unpickle_rows(rows: Tensor) -> RowStore:
-    return RowStore.copy(rows)
 
 
 def _unpickle_reference(
