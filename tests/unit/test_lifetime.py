@@ -139,7 +139,7 @@ def test_a_model_is_freed_as_soon_as_nobody_holds_it(story: Callable[[], nn.Modu
 
 @pytest.mark.usefixtures("nothing_left")
 def test_transformers_models_are_freed_as_soon_as_nobody_holds_them() -> None:
-    for family in ("roberta", "llama-lm"):
+    for family in ("roberta", "llama-untied"):
         model = shrink_(small_model(family), used_vocabulary())
         reference = weakref.ref(model)
         gc.collect()

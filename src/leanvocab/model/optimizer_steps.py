@@ -25,6 +25,7 @@ from leanvocab.partial.optimizers import bits_of, is_row_separable, position_of
 from leanvocab.partial.partial_table import PartialTable
 from leanvocab.partial.sharded import is_sharded
 
+_RETIRED = "leanvocab_retired"  # on a parameter that has left its model: (the hook, why)
 _current: "Weakly[StepHook]" = Weakly(None)  # that of this process, while somebody holds it
 
 
@@ -40,7 +41,6 @@ class StepHook:
         # Optimizer → its hook on state dicts, and the tables of which something was announced.
         self._met: weakref.WeakKeyDictionary[Optimizer, tuple[RemovableHandle, weakref.WeakSet[PartialTable]]]
         self._met = weakref.WeakKeyDictionary()
-        self._retired: dict[int, tuple[weakref.ref[Tensor], str]] = {}  # id → (a parameter that left its model, why)
 
     def __del__(self) -> None:
         for handle in (self._handle, *(handle for handle, _ in self._met.values())):
@@ -53,9 +53,8 @@ class StepHook:
         return step_hook, ()
 
     def retire(self, parameter: Tensor, reason: str) -> None:
-        """Remembers that no model holds `parameter` any more, for as long as something else does."""
-        key = id(parameter)
-        self._retired[key] = weakref.ref(parameter, lambda _: self._retired.pop(key, None)), reason
+        """Notes on `parameter` that no model holds it any more; as long as it lives, this is held too."""
+        parameter.__dict__[_RETIRED] = self, reason
 
     def before(self, optimizer: Optimizer) -> None:
         """Everything that has to happen before `optimizer` takes a step."""
@@ -65,9 +64,9 @@ class StepHook:
             tables.setdefault(id(module.weight), module)
         own: list[tuple[dict[str, Any], nn.Parameter]]
         own = [(group, parameter) for group in optimizer.param_groups for parameter in group["params"]]
-        for _, parameter in own if self._retired else ():
-            reference, reason = self._retired.get(id(parameter), (None, ""))
-            if reference is not None and reference() is parameter:
+        for _, parameter in own:
+            if _RETIRED in parameter.__dict__:
+                reason = parameter.__dict__[_RETIRED][1]
                 raise OptimizerError(
                     f"{type(optimizer).__name__} holds a vocabulary matrix {tuple(parameter.shape)} that is no longer in "
                     f"the model, since {reason}; build the optimizer after that, or hand it over: optimizer=…"
@@ -104,7 +103,9 @@ def step_hook() -> StepHook:
 
 
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    step_hook().before(optimizer)
+    hook = _current()
+    if hook is not None:  # or else it is being let go of at this moment
+        hook.before(optimizer)
 
 
 # --- announcements ----------------------------------------------------------------------------------------------------
