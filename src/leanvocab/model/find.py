@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from leanvocab.choices import OutputMode
 from leanvocab.errors import AlreadyShrunkError, BypassError, ModelError, TiedOutputError, VocabularyError
-from leanvocab.model.weight_reads import reads_of, unwrapped
+from leanvocab.model.function_source import functions_in, names_of
+from leanvocab.model.weight_reads import reads_of
 from leanvocab.partial.module import PartialModule
 from leanvocab.partial.sharded import is_sharded
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
@@ -336,8 +337,7 @@ def _own_forward(cls: type, base: type[nn.Module]) -> type | None:
     for each in cls.__mro__[: cls.__mro__.index(base)]:
         forward = each.__dict__.get("forward")
         if forward is not None:
-            code = getattr(unwrapped(forward), "__code__", None)
-            names = () if code is None else code.co_names + code.co_freevars
+            names = set().union(*map(names_of, functions_in(forward)))
             if "super" not in names and "__class__" not in names and base.__name__ not in names:
                 return each
             if (
