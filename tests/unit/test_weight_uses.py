@@ -1,10 +1,12 @@
 """Uses of a weight in the source of a function, and the source itself: no torch, and alike on every Python."""
 
+import argparse
 import ast
 import functools
 import linecache
 import subprocess
 import sys
+import textwrap
 import types
 import warnings
 from pathlib import Path
@@ -171,7 +173,7 @@ class Model:
     @noted
     def wrapped(self, x):
         y: int = self.__factor
-        return super().f(x) @ self.table.weight + (lambda z: z * y)(x)
+        return super(Model, self).f(x) @ self.table.weight + (lambda z: z * y)(x)
 
     @unsaid
     def hidden(self): return self.table.weight
@@ -201,7 +203,7 @@ class Model:
 
 def make(size):
     class Local:
-        def sized(self): return self.table.weight[size]
+        def sized(self): return super(Local, self), self.table.weight[size]
     return Local
 
 Local = make(3)
@@ -235,6 +237,15 @@ def test_the_source_of_every_kind_of_method_is_found_and_read(tmp_path: Path, ow
     assert any({"table", "weight"} <= names_of(each) for each in functions)
 
 
+@pytest.mark.parametrize("module", [argparse, ast, textwrap])
+def test_the_source_of_all_functions_of_a_library_is_found(module: types.ModuleType) -> None:
+    kinds = [each for each in vars(module).values() if isinstance(each, type) and each.__module__ == module.__name__]
+    own = [value for kind in [module, *kinds] for value in vars(kind).values()]
+    functions = [each for value in own for each in functions_in(value) if each.__module__ == module.__name__]
+    assert len(functions) > 9
+    assert [each for each in functions if each.__name__ != "__annotate__" and syntax_of(each) is None] == []
+
+
 @pytest.mark.parametrize(
     ("before", "after"),
     [
@@ -242,6 +253,7 @@ def test_the_source_of_every_kind_of_method_is_found_and_read(tmp_path: Path, ow
         ("class Model:", "\n" * 99 + "class Model:"),
         ("x, self.table.weight)", "self.table.weight, x)"),  # the same names in another order
         ("sqrt(x) *", "sqrt(x) +  2 *"),
+        ("sqrt(x) *", "sqrt(x) /"),
         (TEXT, ""),
         (TEXT, "def plain(self, x:\n" * 30),
         (TEXT, "'''\n" * 31),

@@ -7,6 +7,7 @@ has no source, or whose file has changed since, there is none.
 import __future__
 
 import ast
+import contextlib
 import dis
 import functools
 import inspect
@@ -28,6 +29,7 @@ _HOLDERS: dict[type, str] = {
 _FUTURE = functools.reduce(
     int.__or__, (getattr(__future__, name).compiler_flag for name in __future__.all_feature_names)
 )
+_OF_CALLS = ("CALL", "PRECALL", "PUSH_NULL", "KW_NAMES", "CACHE", "EXTENDED_ARG", "NOP")
 
 
 def functions_in(value: Any) -> Iterator[types.FunctionType]:
@@ -39,21 +41,19 @@ def functions_in(value: Any) -> Iterator[types.FunctionType]:
             continue
         passed.add(id(inner))
         waiting += [getattr(inner, name) for kind, name in _HOLDERS.items() if isinstance(inner, kind)]
+        kept = list(getattr(inner, "__dict__", {}).values())
         if isinstance(inner, types.FunctionType):
             yield inner
-        kept = {**captured(inner), **getattr(inner, "__dict__", {})}
-        waiting += [each for each in kept.values() if isinstance(each, types.FunctionType | types.MethodType)]
+            kept += captured(inner).values()
+        waiting += [each for each in kept if isinstance(each, types.FunctionType | types.MethodType)]
 
 
-def captured(function: Any) -> dict[str, Any]:
+def captured(function: types.FunctionType) -> dict[str, Any]:
     """The variables around a function that it uses, by their names."""
-    names = function.__code__.co_freevars if isinstance(function, types.FunctionType) else ()
     found: dict[str, Any] = {}
-    for name, cell in zip(names, getattr(function, "__closure__", None) or (), strict=True):
-        try:
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        with contextlib.suppress(ValueError):  # it is not assigned yet
             found[name] = cell.cell_contents
-        except ValueError:  # not assigned yet
-            continue
     return found
 
 
@@ -106,16 +106,18 @@ def syntax_of(function: types.FunctionType) -> Syntax | None:
 def _is_source_of(code: types.CodeType, syntax: Syntax) -> bool:
     if getattr(syntax, "name", "<lambda>") != code.co_name:
         return False
-    owner = code.co_qualname.split(".")[-2:-1]  # names that begin with __ hold the name of their class
-    free = "".join(f"{name} = " for name in code.co_freevars if name != "__class__")
-    around = ast.parse(f"def around():\n {free}None\n class {''.join(filter(str.isidentifier, owner)) or '_'}: pass")
+    # Names that begin with __ hold the name of their class, which is a global one unless it is around the function.
+    owner = "".join(filter(str.isidentifier, code.co_qualname.split(".")[-2:-1])) or "_"
+    free = [name for name in code.co_freevars if name != "__class__"]
+    known = f"global {owner}" if owner not in free else "pass"
+    around = ast.parse(f"def around():\n {known}\n {' = '.join([*free, 'None'])}\n class {owner}: pass")
     if not isinstance(syntax, ast.Lambda):
         syntax.decorator_list = []
-    inside = around.body[0].body[1]  # type: ignore[attr-defined]
+    inside = around.body[0].body[2]  # type: ignore[attr-defined]
     inside.body = [ast.Expr(syntax) if isinstance(syntax, ast.Lambda) else syntax]
     flags = code.co_flags & _FUTURE
     module = compile(ast.fix_missing_locations(around), code.co_filename, "exec", flags, dont_inherit=True)
-    return any(_loads(code) == _loads(each) for each in _codes_in(module) if each.co_name == code.co_name)
+    return any(_steps(code) == _steps(each) for each in _codes_in(module) if each.co_name == code.co_name)
 
 
 def _codes_in(code: types.CodeType) -> Iterator[types.CodeType]:
@@ -125,8 +127,16 @@ def _codes_in(code: types.CodeType) -> Iterator[types.CodeType]:
             yield from _codes_in(each)
 
 
-def _loads(code: types.CodeType) -> list[Any]:
-    """The names and constants that a function loads, in their order; how it does depends on the imports of its module."""
-    named = {*dis.hasname, *dis.hasconst, *dis.haslocal, *dis.hasfree}
-    found = [each.argval for each in dis.get_instructions(code) if each.opcode in named]
-    return [_loads(each) if isinstance(each, types.CodeType) else each for each in found]
+def _steps(code: types.CodeType) -> list[tuple[str, Any]]:
+    """The steps of a function with their names and constants; how calls are made depends on the imports of its module."""
+    jumps = {*dis.hasjrel, *dis.hasjabs}
+    return [
+        (
+            "LOAD" if step.opname.startswith("LOAD") else step.opname,
+            _steps(step.argval)
+            if isinstance(step.argval, types.CodeType)
+            else step.opcode not in jumps and step.argval,
+        )
+        for step in dis.get_instructions(code)
+        if not step.opname.startswith(_OF_CALLS)
+    ]
