@@ -336,6 +336,13 @@ def test_a_forward_that_was_put_in_the_place_of_the_first_is_the_one_that_is_rea
     assert [read.where for read in reads_of(model, [model.table])] == ["Patched.forward"]
 
 
+def test_attributes_of_other_kinds_on_the_way_lead_nowhere() -> None:
+    model = Base()
+    model.heads = types.SimpleNamespace(_modules={"inner"})
+    model.by_parts = types.MethodType(lambda self: self.heads.inner.weight + self.heads[0].weight, model)
+    assert reads_of(model, [model.table]) == []
+
+
 def test_a_class_whose_code_was_read_can_be_collected() -> None:
     kind = type("Passing", (Sometimes,), {"forward": lambda self, ids: F.linear(self.table(ids), self.table.weight)})
     model = kind()

@@ -41,11 +41,17 @@ def functions_in(value: Any) -> Iterator[types.FunctionType]:
             continue
         passed.add(id(inner))
         waiting += [getattr(inner, name) for kind, name in _HOLDERS.items() if isinstance(inner, kind)]
-        kept = list(getattr(inner, "__dict__", {}).values())
+        kept = list(attributes_of(inner).values())
         if isinstance(inner, types.FunctionType):
             yield inner
             kept += captured(inner).values()
         waiting += [each for each in kept if isinstance(each, types.FunctionType | types.MethodType)]
+
+
+def attributes_of(value: Any) -> dict[str, Any]:
+    """The attributes that an object itself keeps, by their names."""
+    kept = getattr(value, "__dict__", None)
+    return kept if isinstance(kept, dict) else {}
 
 
 def captured(function: types.FunctionType) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from leanvocab.model.function_source import (
+    attributes_of,
     captured,
     functions_in,
     is_compiled,
@@ -145,13 +146,14 @@ def _reached(start: Any, attributes: list[str]) -> list[Any]:
 
 
 def _inside(owner: Any, name: str) -> list[Any]:
-    kept = {**getattr(owner, "__dict__", {}), **getattr(owner, "__dict__", {}).get("_modules", {})}
+    kept = attributes_of(owner)
+    modules = kept["_modules"] if isinstance(kept.get("_modules"), dict) else {}
     if name == ANY:
-        values = kept["_modules"] if hasattr(type(owner), "__getitem__") and "_modules" in kept else owner
+        values = modules if modules and hasattr(type(owner), "__getitem__") else owner
         return list(values.values() if isinstance(values, dict) else values if isinstance(values, list | tuple) else ())
     if name in ("get_input_embeddings()", "get_output_embeddings()"):
         try:
             return [getattr(owner, name[:-2])()]
         except (AttributeError, NotImplementedError, TypeError):
             return []
-    return [kept[name]] if name in kept else []
+    return [found[name] for found in (kept, modules) if name in found]
