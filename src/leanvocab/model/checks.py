@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from leanvocab.choices import FROZEN_ROWS_ON, OUTPUT_MODES
 from leanvocab.errors import BypassError, ModelError, OptimizerError, TiedOutputError, VocabularyError
 from leanvocab.model.full_table import FullTable, ask, num_ids_of
-from leanvocab.model.weight_reads import reads_of, unwrapped
+from leanvocab.model.function_source import functions_in, names_of
+from leanvocab.model.weight_reads import reads_of
 from leanvocab.partial.module import PartialModule
 from leanvocab.partial.sharded import is_sharded
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
@@ -59,9 +60,8 @@ def _own_forward(cls: type, base: type[nn.Module]) -> type | None:
     for parent in cls.__mro__[: cls.__mro__.index(base)]:
         forward = parent.__dict__.get("forward")
         if forward is not None:
-            code = getattr(unwrapped(forward), "__code__", None)
-            names = () if code is None else code.co_names + code.co_freevars
-            if not {"super", "__class__", base.__name__}.intersection(names):
+            names = set().union(*map(names_of, functions_in(forward)))
+            if not {"super", "__class__", base.__name__} & names:
                 return parent
             # F.embedding beside super(): which of the two sees an id is not ours to know.
             if base.__name__.lower() in names:
