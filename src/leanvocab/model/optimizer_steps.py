@@ -10,7 +10,7 @@ import warnings
 import weakref
 from collections.abc import Iterator
 from itertools import chain
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
@@ -25,6 +25,7 @@ from leanvocab.partial.optimizers import bits_of, is_row_separable, position_of
 from leanvocab.partial.partial_table import PartialTable
 from leanvocab.partial.sharded import is_sharded
 
+_Met: TypeAlias = "weakref.WeakKeyDictionary[Optimizer, tuple[RemovableHandle, weakref.WeakSet[PartialTable]]]"
 _RETIRED = "leanvocab_retired"  # on a parameter that has left its model: (the hook, why)
 _current: "Weakly[StepHook]" = Weakly(None)  # that of this process, while somebody holds it
 
@@ -37,14 +38,11 @@ class StepHook:
     """
 
     def __init__(self) -> None:
-        self._handle = register_optimizer_step_pre_hook(_before_step)
         # Optimizer → its hook on state dicts, and the tables of which something was announced.
-        self._met: weakref.WeakKeyDictionary[Optimizer, tuple[RemovableHandle, weakref.WeakSet[PartialTable]]]
-        self._met = weakref.WeakKeyDictionary()
-
-    def __del__(self) -> None:
-        for handle in (self._handle, *(handle for handle, _ in self._met.values())):
-            handle.remove()
+        self._met: _Met = weakref.WeakKeyDictionary()
+        # Not __del__: where the collector takes this, it has cleared the references by which handles know their hooks.
+        self._end = weakref.finalize(self, _unregister, register_optimizer_step_pre_hook(_before_step), self._met)
+        self._end.atexit = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "StepHook":
         return self
@@ -100,6 +98,11 @@ def step_hook() -> StepHook:
         hook = StepHook()
         _current = Weakly(hook)
     return hook
+
+
+def _unregister(handle: RemovableHandle, met: _Met) -> None:
+    for hook in (handle, *(hook for hook, _ in met.values())):
+        hook.remove()
 
 
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
