@@ -23,7 +23,7 @@ from leanvocab.model.function_source import (
     once_a_code,
     syntax_of,
 )
-from leanvocab.model.weight_uses import ANY, TooTangledError, Use, uses_in
+from leanvocab.model.weight_uses import ANY, Use, uses_in
 
 if TYPE_CHECKING:
     from torch import nn
@@ -131,10 +131,7 @@ def _reads_in(
 @once_a_code
 def _uses_in(function: types.FunctionType) -> list[Use] | None:
     syntax = syntax_of(function)
-    try:
-        return None if syntax is None else uses_in(syntax)
-    except TooTangledError:
-        return None
+    return None if syntax is None else uses_in(syntax)
 
 
 def _reached(start: Any, attributes: list[str]) -> list[Any]:

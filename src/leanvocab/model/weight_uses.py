@@ -35,13 +35,16 @@ class Use:
     is_of_weight: bool = True
 
 
-class TooTangledError(Exception):
+class _TooTangledError(Exception):
     """A variable that stands for too many things to follow them all."""
 
 
-def uses_in(syntax: Syntax) -> list[Use]:
-    """The uses in a function; raises `TooTangledError` where they cannot be followed."""
-    finder = _Finder(syntax)
+def uses_in(syntax: Syntax) -> list[Use] | None:
+    """The uses in a function; None where they cannot be followed."""
+    try:
+        finder = _Finder(syntax)
+    except _TooTangledError:
+        return None
     finder.visit_block(syntax.body if isinstance(syntax.body, list) else [syntax.body], True)
     return list(dict.fromkeys(finder.uses))
 
@@ -62,7 +65,7 @@ class _Finder:
             for name, value, is_element in bindings:
                 self.aliases[name] |= self.elements(value) if is_element else self.paths(value)
                 if len(self.aliases[name]) > _MOST:
-                    raise TooTangledError(name)
+                    raise _TooTangledError(name)
 
     # --- paths --------------------------------------------------------------------------------------------------------
 
