@@ -161,7 +161,9 @@ def _stream_pieces(rows: Any, columns: list[str] | None, where: str) -> Iterator
     """Pieces of an iterable. Numbers, lists and small arrays are gathered; all else goes by itself."""
     gathered = _Gathered(where)
     chosen: dict[Any, list[str] | None] = {}  # by names and types: rows that look alike are looked at once
-    for number, row in enumerate(_iterate(rows)):
+    # A torch data set may have no __iter__, and no end that indexing would tell.
+    in_turn = rows if isinstance(rows, Iterable) else (rows[number] for number in range(len(rows)))
+    for number, row in enumerate(in_turn):
         names = None
         if isinstance(row, Mapping):
             looks = tuple((name, type(value)) for name, value in row.items())
@@ -178,11 +180,6 @@ def _stream_pieces(rows: Any, columns: list[str] | None, where: str) -> Iterator
         if gathered.size >= IDS_GATHERED:
             yield from gathered.take()
     yield from gathered.take()
-
-
-def _iterate(rows: Any) -> Iterator[Any]:
-    # A torch data set may have no __iter__, and no end that indexing would tell.
-    return iter(rows) if isinstance(rows, Iterable) else (rows[number] for number in range(len(rows)))
 
 
 class _Gathered:
