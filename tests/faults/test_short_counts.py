@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+from comparing import differing, train
 from disk import content, random_rows, read_all, short_counts, tiny_folders, tiny_module, trained_pair
-from small import batch, differing, train
+from models import batch
 
 import leanvocab as lv
 from leanvocab.checkpoints.delta_format import read_delta
