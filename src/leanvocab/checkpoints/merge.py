@@ -125,13 +125,13 @@ def _take_what_is_there(target: Path, plan: Plan, changes: Changes, started: flo
 def _result(
     target: Path, plan: Plan | None, changes: Changes, num_bytes: int, started: float, verified: bool
 ) -> MergeResult:
-    replacing = {name for name, targets in changes.replaces.items() if targets}
+    tables, tensors, num_added = changes.description.tables, changes.description.tensors, len(changes.added)
     return MergeResult(
         output=target,
         num_bytes=num_bytes,
-        num_rows=sum(len(token_ids) for token_ids in changes.token_ids.values()),
-        num_replaced=len(replacing - changes.token_ids.keys()),
-        num_added=len(changes.replaces) - len(replacing),
+        num_rows=sum(len(table.vocabulary) for table in tables.values()),
+        num_replaced=len(tensors) - num_added - len(tables),
+        num_added=num_added,
         left_out=_left_out(plan) if plan is not None else (),
         verified=verified,
         already_there=plan is None,
@@ -202,8 +202,9 @@ class _Merge:
             copy_side_files(self.plan.base.folder, folder, self.side_files)
         if config is not None:
             (folder / CONFIG).write_bytes(config)
-        if self.changes.restricted:
-            write_training_note(folder, self.changes.restricted)
+        tables = self.changes.description.tables
+        if tables and self.changes.description.output == "restricted":
+            write_training_note(folder, {name: table.vocabulary for name, table in tables.items()})
 
     def _write_weights(self, folder: Path) -> None:
         with ExitStack() as stack:
@@ -212,7 +213,7 @@ class _Merge:
             executor = stack.enter_context(ThreadPoolExecutor(2, "leanvocab-digest"))
             try:
                 for name, located in self.changes.tensors.items():
-                    self._expect(executor, located, self.changes.sha256.get(name))
+                    self._expect(executor, located, self.changes.description.tensors[name].sha256)
                 for file in self.plan.files:
                     self._write_file(folder / file.name, file, executor)
                 self._check_digests()
@@ -220,8 +221,8 @@ class _Merge:
                 executor.shutdown(cancel_futures=True)
                 raise
 
-    def _expect(self, executor: ThreadPoolExecutor, located: Located, sha256: str | None) -> None:
-        if sha256 is not None:
+    def _expect(self, executor: ThreadPoolExecutor, located: Located, sha256: str) -> None:
+        if sha256:
             file, entry = located
             digest = executor.submit(sha256_of_range, self.sources[file.path], entry.start, entry.end)
             self.digests.append((f"{file.path}: tensor {entry.name!r}", sha256, digest))
@@ -251,8 +252,8 @@ class _Merge:
         if tensor.uses_base:
             assert tensor.base is not None
             file, entry = tensor.base
-            expected = self.changes.base_tensors.get(entry.name)
-            self._expect(executor, tensor.base, None if expected is None else expected.sha256)
+            if self.changes.has_digests:
+                self._expect(executor, tensor.base, self.changes.description.base_tensors[entry.name].sha256)
             source = self.sources[file.path]
             copy_range(source, entry.start, descriptor, tensor.start, entry.num_bytes, self.progress.add)
         if tensor.delta is not None and tensor.token_ids is not None:
@@ -285,4 +286,4 @@ class _Merge:
                         f"{file.path}: tensor {entry.name!r}: expected numbers, found NaN in the row of id "
                         f"{tensor.token_ids[first + row]}: the training diverged. allow_nan=True (--allow-nan) takes it"
                     )
-            yield first, convert(block, entry.dtype, tensor.dtype)
+            yield first, convert(block, entry.dtype, tensor.entry.dtype)
