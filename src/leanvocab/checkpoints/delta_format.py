@@ -17,18 +17,17 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from leanvocab.choices import OUTPUT_MODES
-from leanvocab.errors import CheckpointError, VocabularyError
+from leanvocab.errors import CheckpointError
 from leanvocab.files.headers import SafetensorsFile, is_weights_file, read_header
-from leanvocab.files.strict_json import is_sizes, is_text_map, read_json
+from leanvocab.files.untrusted_files import is_sizes, is_text_map, read_json
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
-T = TypeVar("T")
 FORMAT, VERSION = "leanvocab delta", 1
 _MAX_FULL_SIZE = 1 << 24  # rows; a vocabulary takes memory for each, so a file must not choose freely
 DESCRIPTION, TENSORS, MODEL_CONFIG, CONFIG, README = (
@@ -78,17 +77,15 @@ class Description:
     output: str = "full"
     decay_unused_rows: bool = False
 
-    def to_json(self) -> dict[str, Any]:
-        return {
+    def write(self, folder: Path) -> None:
+        """Writes `leanvocab.json`: a line a part, so that a person can look at it and rows of ids stay short."""
+        content = {
             "format": FORMAT,
             "version": VERSION,
             "base": {
                 "name": self.base_name,
                 "revision": self.base_revision,
-                "tensors": {
-                    name: {"dtype": tensor.dtype, "shape": list(tensor.shape), "sha256": tensor.sha256}
-                    for name, tensor in self.base_tensors.items()
-                },
+                "tensors": {name: vars(tensor) for name, tensor in self.base_tensors.items()},
             },
             "tables": {
                 name: {
@@ -99,21 +96,13 @@ class Description:
                 }
                 for name, table in self.tables.items()
             },
-            "tensors": {
-                name: {"replaces": list(tensor.replaces), "sha256": tensor.sha256}
-                for name, tensor in self.tensors.items()
-            },
-            "absent": list(self.absent),
+            "tensors": {name: vars(tensor) for name, tensor in self.tensors.items()},
+            "absent": self.absent,
             "renamed": dict(self.renamed),
             "output": self.output,
             "decay_unused_rows": self.decay_unused_rows,
         }
-
-    def write(self, folder: Path) -> None:
-        """Writes `leanvocab.json`: a line a part, so that a person can look at it and rows of ids stay short."""
-        parts = (
-            f"{json.dumps(key)}:{json.dumps(value, separators=(',', ':'))}" for key, value in self.to_json().items()
-        )
+        parts = (f"{json.dumps(key)}:{json.dumps(value, separators=(',', ':'))}" for key, value in content.items())
         (folder / DESCRIPTION).write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
 
 
@@ -161,19 +150,22 @@ def read_description(folder: Path) -> Description:
         )
     reader = _Reader(path)
     base = reader.of(found, "base", dict)
-    tables = {name: _table(reader, name, value) for name, value in reader.objects(found, "tables")}
-    tensors = {
-        name: DeltaTensor(tuple(reader.texts(value, "replaces")), reader.digest(value, "sha256"))
-        for name, value in reader.objects(found, "tensors")
-    }
     description = Description(
         base_name=reader.of(base, "name", str),
         base_revision=base.get("revision") if isinstance(base.get("revision"), str) else None,
-        base_tensors={name: _base_tensor(reader, value) for name, value in reader.objects(base, "tensors")},
-        tables=tables,
-        tensors=tensors,
-        absent=tuple(reader.texts(found, "absent")),
-        renamed=reader.text_map(found, "renamed"),
+        tables={name: _table(reader, name, value) for name, value in reader.objects(found, "tables")},
+        tensors={
+            name: DeltaTensor(reader.texts(value, "replaces"), reader.digest(value, "sha256"))
+            for name, value in reader.objects(found, "tensors")
+        },
+        base_tensors={
+            name: BaseTensor(
+                reader.of(value, "dtype", str), reader.sizes(value, "shape"), reader.digest(value, "sha256")
+            )
+            for name, value in reader.objects(base, "tensors")
+        },
+        absent=reader.texts(found, "absent"),
+        renamed=reader.checked(found, "renamed", dict, is_text_map, "{name: name}"),
         output=reader.one_of(found, "output", OUTPUT_MODES),
         decay_unused_rows=reader.of(found, "decay_unused_rows", bool),
     )
@@ -181,27 +173,17 @@ def read_description(folder: Path) -> Description:
     return description
 
 
-def _base_tensor(reader: "_Reader", value: dict[str, Any]) -> BaseTensor:
-    return BaseTensor(
-        reader.of(value, "dtype", str), tuple(reader.sizes(value, "shape")), reader.digest(value, "sha256")
-    )
-
-
 def _table(reader: "_Reader", name: str, value: dict[str, Any]) -> DeltaTable:
     full_size, ids = reader.of(value, "full_size", int), value.get("token_ids")
     where = f"{reader.path}: table {name!r:.100}"
     if not is_sizes(ids) or not ids:
         raise CheckpointError(f"{where}: expected token ids from 0, found {ids!r:.60}")
-    assert isinstance(ids, list)
     if not 0 < full_size <= _MAX_FULL_SIZE or max(ids) >= full_size:
         raise CheckpointError(f"{where}: expected token ids from 0 to {full_size - 1}, found {max(ids)}")
     for first, second in itertools.pairwise(ids):
         if second <= first:
             raise CheckpointError(f"{where}: expected sorted token ids, each once, found {second} after {first}")
-    try:
-        vocabulary = PartialVocabulary(ids, full_size)
-    except VocabularyError as error:
-        raise CheckpointError(f"{where}: {error}") from error
+    vocabulary = PartialVocabulary(ids, full_size)
     if vocabulary.digest != reader.digest(value, "digest"):
         raise CheckpointError(
             f"{where}: the token ids have the digest {vocabulary.digest[:16]}…, expected {value['digest'][:16]}…: "
@@ -271,26 +253,25 @@ class _Reader:
                 raise CheckpointError(f"{self.path}: {key}: {name!r:.60}: expected an object, found {value!r:.60}")
             yield name, value
 
-    def texts(self, owner: dict[str, Any], key: str) -> list[str]:
-        values: list[str] = self.of(owner, key, list)
-        are_texts = all(isinstance(value, str) for value in values)
-        return self._checked(values, key, are_texts, "a list of names")
+    def texts(self, owner: dict[str, Any], key: str) -> tuple[str, ...]:
+        return tuple(
+            self.checked(owner, key, list, lambda texts: all(type(text) is str for text in texts), "a list of names")
+        )
 
-    def text_map(self, owner: dict[str, Any], key: str) -> dict[str, str]:
-        values: dict[str, str] = self.of(owner, key, dict)
-        return self._checked(values, key, is_text_map(values), "{name: name}")
-
-    def sizes(self, owner: dict[str, Any], key: str) -> list[int]:
-        values: list[int] = self.of(owner, key, list)
-        return self._checked(values, key, is_sizes(values), "a list of sizes")
+    def sizes(self, owner: dict[str, Any], key: str) -> tuple[int, ...]:
+        return tuple(self.checked(owner, key, list, is_sizes, "a list of sizes"))
 
     def digest(self, owner: dict[str, Any], key: str) -> str:
-        value: Any = owner.get(key)
-        is_digest = isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
-        return str(self._checked(value, key, is_digest, "64 hexadecimal digits"))
+        value = owner.get(key)
+        if not isinstance(value, str) or not re.fullmatch("[0-9a-f]{64}", value):
+            raise CheckpointError(f"{self.path}: {key}: expected 64 hexadecimal digits, found {value!r:.80}")
+        return value
 
-    def _checked(self, value: T, key: str, is_right: bool, expected: str) -> T:
-        if not is_right:
+    def checked(
+        self, owner: dict[str, Any], key: str, kind: type, is_right: Callable[[Any], bool], expected: str
+    ) -> Any:
+        value = self.of(owner, key, kind)
+        if not is_right(value):
             raise CheckpointError(f"{self.path}: {key}: expected {expected}, found {value!r:.80}")
         return value
 

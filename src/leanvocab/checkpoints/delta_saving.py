@@ -107,7 +107,10 @@ def write_delta(
         base_name=base.name,
         base_revision=base.revision,
         base_tensors=base_tensors,
-        tables={name: _describe(table, matched[name], base) for name, table in kept.items()},
+        tables={
+            name: DeltaTable(table.vocabulary, base.rest_sha256(table.vocabulary, matched[name]))
+            for name, table in kept.items()
+        },
         tensors={name: DeltaTensor(tuple(matched.get(name, ())), digest) for name, digest in digests.items()},
         absent=tuple(name for name in base_tensors if name not in in_model),
         renamed=names.renamed,
@@ -117,10 +120,6 @@ def write_delta(
     if optimizer is not None:
         write_states(optimizer, folder, _table_parameters(model, kept))
     write_signs(folder, base.name, mode)
-
-
-def _describe(table: PartialTable, targets: list[str], base: Base) -> DeltaTable:
-    return DeltaTable(table.vocabulary, base.rest_sha256(table.vocabulary, targets))
 
 
 def tables_of(model: nn.Module) -> dict[PartialTable, str]:

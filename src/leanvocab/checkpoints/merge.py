@@ -91,7 +91,10 @@ def merge_checkpoint(
         return _take_what_is_there(target, plan, changes, started)
     merge = _Merge(plan, changes, in_place, allow_nan, ProgressBar("merging", plan.num_bytes, progress))
     try:
-        with written_whole(target, keeps=merge.keeps, replace=replace) as (folder, _):
+        with written_whole(target, keeps=lambda name: in_place and not is_weights_file(name), replace=replace) as (
+            folder,
+            _,
+        ):
             merge.write(folder, config)
             if verify:
                 _verify(folder, plan, changes)
@@ -175,9 +178,6 @@ def _target(base: Path, delta: Path, output: str | os.PathLike[str] | None, in_p
     return target
 
 
-# --- writing ----------------------------------------------------------------------------------------------------------
-
-
 class _Merge:
     """One merge that is being written: copies by bytes, digests in threads beside it."""
 
@@ -187,10 +187,6 @@ class _Merge:
         self.side_files = find_side_files(plan.base.folder)
         self.sources: dict[Path, int] = {}
         self.digests: list[tuple[str, str, Future[str]]] = []
-
-    def keeps(self, name: str) -> bool:
-        """True for what stays of the folder that the output replaces: in place all that is no weights."""
-        return self.in_place and not is_weights_file(name)
 
     def write(self, folder: Path, config: bytes | None) -> None:
         """Writes everything; raises `CheckpointError` where the base or the delta is not what it should be."""
@@ -249,7 +245,7 @@ class _Merge:
             os.close(descriptor)
 
     def _write_tensor(self, descriptor: int, tensor: TensorPlan, executor: ThreadPoolExecutor) -> None:
-        if tensor.uses_base:
+        if tensor.delta is None or tensor.token_ids is not None:  # bytes of the base are in it
             assert tensor.base is not None
             file, entry = tensor.base
             if self.changes.has_digests:

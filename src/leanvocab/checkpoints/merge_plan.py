@@ -23,7 +23,7 @@ from leanvocab.files.headers import (
     read_weights,
 )
 from leanvocab.files.row_bytes import EXACT
-from leanvocab.files.strict_json import parse_object
+from leanvocab.files.untrusted_files import parse_object
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 
@@ -69,11 +69,6 @@ class TensorPlan:
     token_ids: NDArray[np.int64] | None
 
     @property
-    def uses_base(self) -> bool:
-        """True where bytes of the base are in it."""
-        return self.base is not None and (self.delta is None or self.token_ids is not None)
-
-    @property
     def entry(self) -> TensorEntry:
         """The tensor that it has the form of: the base's, or a new one."""
         located = self.base or self.delta
@@ -102,9 +97,6 @@ class Plan:
     def num_bytes(self) -> int:
         headers = sum(len(file.header) for file in self.files)
         return headers + sum(tensor.entry.num_bytes for file in self.files for tensor in file.tensors)
-
-
-# --- what is to be put in ---------------------------------------------------------------------------------------------
 
 
 def read_changes(folder: Path, vocabulary: PartialVocabulary | str | os.PathLike[str] | None, base: Weights) -> Changes:
@@ -154,9 +146,6 @@ def _read_partial_checkpoint(partial: Weights, vocabulary: PartialVocabulary, ba
         )
     tensors = {name: DeltaTensor((name,) if name in own else (), sha256="") for name in partial.tensors}
     return Changes(partial.tensors, Description("", None, {}, tables, tensors))
-
-
-# --- the plan ---------------------------------------------------------------------------------------------------------
 
 
 def make_plan(base: Weights, changes: Changes, allow_rounding: bool = False) -> Plan:

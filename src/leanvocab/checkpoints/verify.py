@@ -100,15 +100,12 @@ def _holds_delta(name: str, delta_name: str, weights: Weights, changes: Changes,
         if ids is None:
             written = read_exactly(sources[file.path], entry.start + first * entry.row_bytes, len(rows))
         else:
-            written = _rows_at(sources[file.path], entry, ids[first : first + len(rows) // entry.row_bytes])
+            starts = entry.start + ids[first : first + len(rows) // entry.row_bytes] * entry.row_bytes
+            row_by_row = (read_exactly(sources[file.path], start, entry.row_bytes) for start in starts.tolist())
+            written = b"".join(row_by_row)
         if rows != written:
             return False
     return True
-
-
-def _rows_at(source: int, entry: TensorEntry, token_ids: NDArray[np.int64]) -> bytes:
-    starts = (entry.start + token_ids * entry.row_bytes).tolist()
-    return b"".join(read_exactly(source, start, entry.row_bytes) for start in starts)
 
 
 def _rest_is_the_base(

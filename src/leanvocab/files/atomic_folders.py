@@ -38,10 +38,7 @@ def written_whole(
         if target.is_dir() and replace:
             _keep_other_files(target, folder, keeps or (lambda name: not SAVED_WEIGHTS.fullmatch(name)))
         sync_tree(folder)
-        if replace:
-            swap(folder, target)
-        else:
-            put(folder, target)
+        (swap if replace else put)(folder, target)
 
 
 @contextlib.contextmanager

@@ -17,8 +17,7 @@ from typing import Any
 
 from leanvocab.errors import CheckpointError, shortened
 from leanvocab.files.copying import read_exactly
-from leanvocab.files.safe_opening import opened
-from leanvocab.files.strict_json import is_sizes, is_text_map, parse_object, read_json
+from leanvocab.files.untrusted_files import is_sizes, is_text_map, opened, parse_object, read_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 # Files that hold weights, whole or in shards, and their indices: what a newly saved model makes stale.

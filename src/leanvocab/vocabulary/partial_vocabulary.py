@@ -104,9 +104,7 @@ class PartialVocabulary:
         keep[np.flatnonzero(counts.counts >= min_count)] = True
         keep[_checked_ids(always_keep, size, "always_keep")] = True
         # An id at or beyond the full size has no row (image placeholders, tokens added without resizing the model).
-        inserted = (tokenizer_ids(tokenizer) if tokenizer is not None else set()) | (
-            model_ids(model, size) if model is not None else set()
-        )
+        inserted = tokenizer_ids(tokenizer) | model_ids(model, size)
         keep[[token_id for token_id in inserted if token_id < size]] = True
         if pad_to_multiple_of is not None:
             _round_up(keep, pad_to_multiple_of)
@@ -194,9 +192,8 @@ class PartialVocabulary:
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
-        except BaseException:
+        finally:
             temporary.unlink(missing_ok=True)
-            raise
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -294,7 +291,7 @@ class PartialVocabulary:
             missing &= ~ignored
             remapped[ignored] = ids[ignored]
         if missing.any():
-            first = _first(missing)
+            first = tuple(np.argwhere(missing)[0].tolist())
             self._refuse(int(ids[first]), _shown(position, first))
         return remapped
 
@@ -314,7 +311,7 @@ class PartialVocabulary:
         ignored = ids == ignore_index if ignore_index is not None else np.zeros(ids.shape, dtype=np.bool_)
         wrong = ~inside & ~ignored
         if wrong.any():
-            first = _first(wrong)
+            first = tuple(np.argwhere(wrong)[0].tolist())
             shown = f"{int(ids[first])}{_shown(position, first)}"
             raise VocabularyError(f"{shown} is no partial id: expected 0 to {len(self) - 1}")
         if len(self) == 0:
@@ -362,7 +359,7 @@ def _find_full_size(full_size: int | None, model: Any, counts: TokenCounts, toke
     """The full size, where it comes from as a message says it, and whether only a tokenizer gives it: a minimum."""
     if full_size is not None:
         return _checked_size(full_size), f"full_size is {full_size}", False
-    num_rows = model_full_size(model) if model is not None else None
+    num_rows = model_full_size(model)
     if num_rows is not None:
         return _checked_size(num_rows), f"the model's input embeddings have {num_rows} rows", False
     if counts.full_size is not None:
@@ -407,10 +404,6 @@ def _as_int64(ids: Any) -> NDArray[np.int64]:
         return np.array(ids, dtype=np.int64)
     except OverflowError:
         raise VocabularyError(f"expected ids of at most 64 bits, got {max(ids, key=abs)}") from None
-
-
-def _first(where: NDArray[np.bool_]) -> tuple[int, ...]:
-    return tuple(int(index) for index in np.unravel_index(int(np.argmax(where)), where.shape))
 
 
 def _shown(position: Position, first: tuple[int, ...]) -> str:

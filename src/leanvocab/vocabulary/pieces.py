@@ -134,9 +134,6 @@ def _selected_row(indices: Any, rows: NDArray[np.int64], row: int) -> int:
     return int(np.flatnonzero(indices.to_numpy() == rows[row])[0])
 
 
-# --- flat arrays of ids, without a copy where they lie together ------------------------------------------------------
-
-
 def flat_ids(array: Any) -> Iterator[NDArray[Any]]:
     """The integers in an Arrow or numpy array, or in a list of 1-D arrays of one type; nulls are left out."""
     if isinstance(array, list):

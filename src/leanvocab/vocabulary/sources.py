@@ -88,9 +88,6 @@ def _of_column(name: str | None, where: str) -> str:
     return where if name is None else f" of column {name!r}{where}"
 
 
-# ---------------------------------------------------------------------------------------------------- data sets
-
-
 def _dataset_sources(dataset: Any, columns: list[str] | None, where: str) -> Iterator[Source]:
     try:
         columns_of_ids = choose_id_columns(dataset, columns, where=where)
@@ -131,9 +128,6 @@ def _batch_pieces(batches: Iterable[Any], columns: list[str] | None, where: str)
         first_row += len(batch)
 
 
-# ---------------------------------------------------------------------------------------------------- arrays
-
-
 def _is_array(data: Any) -> bool:
     """True for arrays of numbers or lists, numpy's, torch's and Arrow's: they have no columns, but a size."""
     if isinstance(data, np.ndarray):
@@ -152,9 +146,6 @@ def _array_source(array: Any, where: str, column: str | None = None, first_row: 
     if getattr(array, "ndim", 1) == 0:
         array = array.reshape(1)
     return Source(array_pieces(array, where, column, first_row), len(array), estimate_num_ids(array), column)
-
-
-# ---------------------------------------------------------------------------------------------------- streams
 
 
 def _stream_pieces(rows: Any, columns: list[str] | None, where: str) -> Iterator[Piece]:
