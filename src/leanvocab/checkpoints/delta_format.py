@@ -114,7 +114,12 @@ def is_delta(folder: Path) -> bool:
 def read_delta(folder: Path) -> tuple[Description, SafetensorsFile]:
     """(what a delta's folder says, its tensors), each checked against the other; raises `CheckpointError`."""
     description = read_description(folder)
-    _refuse_full_weights(folder)
+    full = next((name for name in sorted(os.listdir(folder)) if is_weights_file(name)), None)
+    if full is not None:  # a training run without deltas wrote where one with deltas did: which is newer, nothing says
+        raise CheckpointError(
+            f"{folder} holds a delta ({DESCRIPTION}) and weights of a full checkpoint ({full}), expected one of them: two "
+            f"runs wrote there. Remove {full} to use the delta, or {DESCRIPTION} and {TENSORS} to use the full checkpoint"
+        )
     file = read_header(folder, TENSORS)
     if set(file.tensors) != set(description.tensors):
         odd = sorted(set(file.tensors) ^ set(description.tensors))[0]
@@ -127,16 +132,6 @@ def read_delta(folder: Path) -> tuple[Description, SafetensorsFile]:
                 f"{folder / TENSORS}: {name!r}: expected {expected:,} rows, as many as ids, found shape {shape}"
             )
     return description, file
-
-
-def _refuse_full_weights(folder: Path) -> None:
-    """A training run without deltas that writes where one with deltas wrote leaves both: which is newer, nothing says."""
-    found = next((name for name in sorted(os.listdir(folder)) if is_weights_file(name)), None)
-    if found is not None:
-        raise CheckpointError(
-            f"{folder} holds a delta ({DESCRIPTION}) and weights of a full checkpoint ({found}), expected one of them: two "
-            f"runs wrote there. Remove {found} to use the delta, or {DESCRIPTION} and {TENSORS} to use the full checkpoint"
-        )
 
 
 def read_description(folder: Path) -> Description:
@@ -205,7 +200,15 @@ def _check_names(path: Path, description: Description) -> None:
                 f"{path}: {name!r:.100} is said to be a tensor of the base, and is not among its tensors"
             )
     for name, table in description.tables.items():
-        _check_table(path, name, table.vocabulary.full_size, description)
+        if name not in description.tensors or not description.tensors[name].replaces:
+            raise CheckpointError(f"{path}: table {name!r:.100} replaces rows of no tensor of the base")
+        full_size = table.vocabulary.full_size
+        for target in description.tensors[name].replaces:
+            shape = description.base_tensors[target].shape
+            if not shape or shape[0] != full_size:
+                raise CheckpointError(
+                    f"{path}: table {name!r:.100}: expected {full_size:,} rows in {target!r:.100}, found shape {shape}"
+                )
     gone = set(description.absent)
     merged = Counter(description.renamed.get(name, name) for name in description.base_tensors if name not in gone)
     merged.update(name for name, tensor in description.tensors.items() if not tensor.replaces)
@@ -214,17 +217,6 @@ def _check_names(path: Path, description: Description) -> None:
         raise CheckpointError(
             f"{path}: the merged tensors would not have one name each: {sorted(twice | (gone & replaced))!r:.100}"
         )
-
-
-def _check_table(path: Path, name: str, full_size: int, description: Description) -> None:
-    if name not in description.tensors or not description.tensors[name].replaces:
-        raise CheckpointError(f"{path}: table {name!r:.100} replaces rows of no tensor of the base")
-    for target in description.tensors[name].replaces:
-        shape = description.base_tensors[target].shape
-        if not shape or shape[0] != full_size:
-            raise CheckpointError(
-                f"{path}: table {name!r:.100}: expected {full_size:,} rows in {target!r:.100}, found shape {shape}"
-            )
 
 
 class _Reader:

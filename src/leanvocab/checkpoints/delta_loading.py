@@ -108,18 +108,14 @@ def paths_of_tables(model: nn.Module, description: Description) -> dict[str, str
         names |= {own[saved] for saved in names if saved in own}
         holders = [path for path in shrunk if any(f".{name}".endswith(f".{path}.weight") for name in names)]
         if not holders:
-            raise CheckpointError(
-                f"expected a shrunk table for {name!r}, found {', '.join(shrunk)}{_mode_hint(description)}"
-            )
+            shown = ", ".join(shrunk)
+            if description.output != "full":
+                option = f'output="{description.output}"'
+                shown += f"; the delta was trained with {option}: shrink_(model, vocabulary, {option})"
+                shown += ", or make a checkpoint: leanvocab merge"
+            raise CheckpointError(f"expected a shrunk table for {name!r}, found {shown}")
         paths[name] = next((path for path in holders if isinstance(shrunk[path], nn.Embedding)), holders[0])
     return paths
-
-
-def _mode_hint(description: Description) -> str:
-    if description.output == "full":
-        return ""
-    option = f'output="{description.output}"'
-    return f"; the delta was trained with {option}: shrink_(model, vocabulary, {option}), or make a checkpoint: leanvocab merge"
 
 
 def warn_of_another_mode(model: nn.Module, description: Description) -> None:

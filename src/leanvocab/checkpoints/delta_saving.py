@@ -125,9 +125,8 @@ def write_delta(
 def tables_of(model: nn.Module) -> dict[PartialTable, str]:
     """Table → path of the first module that holds it, an input table where there is one."""
     tables: dict[PartialTable, str] = {}
-    for path, module in sorted(
-        partial_modules(model).items(), key=lambda named: not isinstance(named[1], nn.Embedding)
-    ):
+    modules = sorted(partial_modules(model).items(), key=lambda named: not isinstance(named[1], nn.Embedding))
+    for path, module in modules:
         tables.setdefault(module.table, path)
     return tables
 

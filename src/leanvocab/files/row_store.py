@@ -24,8 +24,6 @@ from leanvocab.errors import CheckpointError
 from leanvocab.files.copying import BLOCK_BYTES, write_at
 from leanvocab.files.mapped import mapped_region, maps_file
 
-_SAMPLED_ROWS = 64
-
 
 def take_rows(full: Tensor, token_ids: Tensor) -> Tensor:
     """Rows `token_ids` of `full` [full_size, dim], as a new tensor [len(token_ids), dim]: E'[f(i)] = E[i] (paper, Section 4)."""
@@ -105,7 +103,7 @@ class RowStore:
 
     def fingerprint(self) -> str:
         """A digest over sizes and sampled rows; enough to tell that a path now names another file."""
-        sample = self.rows(torch.linspace(0, self.shape[0] - 1, _SAMPLED_ROWS).long())
+        sample = self.rows(torch.linspace(0, self.shape[0] - 1, 64).long())
         return hashlib.sha256(repr((self.shape, self.dtype)).encode() + as_bits(sample).numpy().tobytes()).hexdigest()
 
     def _map(self) -> Tensor:

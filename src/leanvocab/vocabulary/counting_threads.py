@@ -30,14 +30,8 @@ def count_in_threads(
     """Counts [full_size, or the largest id + 1] of data of any kind, and the columns counted; see `count_tokens`."""
     sources = list(find_sources(data, columns))
     num_threads = choose_num_threads(num_workers, _sum_or_none(source.num_ids for source in sources), full_size)
-    bar = ProgressBar(
-        "Counting tokens",
-        _sum_or_none(source.num_rows for source in sources),
-        progress,
-        unit=" rows",
-        after_seconds=SECONDS_BEFORE_PROGRESS,
-        anywhere=True,
-    )
+    num_rows, after = _sum_or_none(source.num_rows for source in sources), SECONDS_BEFORE_PROGRESS
+    bar = ProgressBar("Counting tokens", num_rows, progress, unit=" rows", after_seconds=after, anywhere=True)
     pieces = chain.from_iterable(source.pieces for source in sources)
     try:
         counts, counted = count_pieces(pieces, full_size, num_threads, bar)
@@ -106,7 +100,9 @@ def choose_num_threads(num_workers: int | None, num_ids: int | None, full_size: 
     if num_workers is not None:
         return num_workers
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    affordable = _BYTES_FOR_THREADS // Tally.memory_bytes(full_size)
+    size = LARGEST_BLOCK if full_size is None else full_size
+    # The most that a tally holds: its counts, those of a block, the block, and what it takes together.
+    affordable = _BYTES_FOR_THREADS // (16 * size + 8 * max(size, SMALLEST_BLOCK) + (4 << 20))
     return max(1, min(_MOST_THREADS, processors, affordable, num_ids // _IDS_WORTH_A_THREAD))
 
 
@@ -135,12 +131,6 @@ class Tally:
         self._num_staged = 0
         self._pieces: list[tuple[int, Piece]] = []
         self._ignores = False
-
-    @staticmethod
-    def memory_bytes(full_size: int | None) -> int:
-        """The most that a tally holds: its counts, those of a block, the block, and what it takes together."""
-        size = LARGEST_BLOCK if full_size is None else full_size
-        return 16 * size + 8 * max(size, SMALLEST_BLOCK) + (4 << 20)
 
     def add(self, number: int, piece: Piece) -> None:
         """Count a piece: its integers, nested as they may be.
