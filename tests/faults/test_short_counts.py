@@ -23,8 +23,8 @@ from leanvocab.errors import CheckpointError
 from leanvocab.files.copying import copy_range, read_exactly, sha256_of_range, write_at
 from leanvocab.files.headers import read_header, read_weights
 from leanvocab.files.row_store import RowStore, RowWriter
-from leanvocab.files.strict_json import read_json
 from leanvocab.files.tensor_files import read_tensor
+from leanvocab.files.untrusted_files import read_json
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 SOURCE = Path(lv.__file__).parent

@@ -20,9 +20,9 @@ from leanvocab import TokenCounts, count_tokens
 from leanvocab.errors import DataError
 from leanvocab.progress import ProgressBar
 from leanvocab.vocabulary.columns import choose_id_columns
+from leanvocab.vocabulary.counting_threads import choose_num_threads, count_pieces
 from leanvocab.vocabulary.pieces import Piece
 from leanvocab.vocabulary.sources import find_sources
-from leanvocab.vocabulary.threads import choose_num_threads, count_pieces
 
 ROWS = [[5, 3, 3], [], [9], [3, 0, 12, 5, 5], [7, 7]]
 LABELS = [[-100, 3, 3], [], [9], [-100, -100, -100, 5, 11], [7, 7]]
@@ -240,7 +240,7 @@ def test_selected_rows_alone_are_counted(dataset: datasets.Dataset) -> None:
 def test_selections_larger_than_a_block_are_counted(dataset: datasets.Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("leanvocab.vocabulary.pieces.ROWS_SORTED", 7)
     monkeypatch.setattr("leanvocab.vocabulary.pieces.PIECE_IDS_TAKEN", 5)
-    monkeypatch.setattr("leanvocab.vocabulary.flatten.IDS_COPIED", 5)
+    monkeypatch.setattr("leanvocab.vocabulary.pieces.IDS_COPIED", 5)
     many = datasets.concatenate_datasets([dataset] * 6)
     for selection in (many.shuffle(seed=0), many.select([29, 29, 0, 4, 5, 6])):
         assert counted(selection) == naive(list(selection["input_ids"]))
@@ -570,7 +570,7 @@ def test_an_interrupt_stops_the_threads(monkeypatch: pytest.MonkeyPatch) -> None
     def interrupted(*_: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("leanvocab.vocabulary.threads.wait", interrupted)
+    monkeypatch.setattr("leanvocab.vocabulary.counting_threads.wait", interrupted)
     with pytest.raises(KeyboardInterrupt):
         count_tokens(np.ones((100_000, 8), dtype=np.int64), num_workers=2)
 
@@ -584,7 +584,7 @@ def test_progress_shows_when_asked_for_and_on_long_work_only(
     shown = capsys.readouterr().err
     assert "Counting tokens" in shown
     assert "5.00/5.00" in shown
-    monkeypatch.setattr("leanvocab.vocabulary.threads.SECONDS_BEFORE_PROGRESS", -1.0)
+    monkeypatch.setattr("leanvocab.vocabulary.counting_threads.SECONDS_BEFORE_PROGRESS", -1.0)
     count_tokens(ROWS)
     assert "Counting tokens" in capsys.readouterr().err
     count_tokens(ROWS, progress=False)

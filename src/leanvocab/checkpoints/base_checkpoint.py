@@ -118,9 +118,8 @@ def _digest(located: Located, outside: PartialVocabulary | None = None) -> str:
         if key not in _known_digests:
             if len(_known_digests) >= _MOST_DIGESTS:
                 _known_digests.clear()
-            _known_digests[key] = (
-                sha256_of_range(source, entry.start, entry.end)
-                if outside is None
-                else rest_sha256(source, entry, outside.token_ids)
-            )
+            if outside is None:
+                _known_digests[key] = sha256_of_range(source, entry.start, entry.end)
+            else:
+                _known_digests[key] = rest_sha256(source, entry, outside.token_ids)
     return _known_digests[key]

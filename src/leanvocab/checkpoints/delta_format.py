@@ -17,18 +17,17 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from leanvocab.choices import OUTPUT_MODES
-from leanvocab.errors import CheckpointError, VocabularyError
+from leanvocab.errors import CheckpointError
 from leanvocab.files.headers import SafetensorsFile, is_weights_file, read_header
-from leanvocab.files.strict_json import is_sizes, is_text_map, read_json
+from leanvocab.files.untrusted_files import is_sizes, is_text_map, read_json
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
-T = TypeVar("T")
 FORMAT, VERSION = "leanvocab delta", 1
 _MAX_FULL_SIZE = 1 << 24  # rows; a vocabulary takes memory for each, so a file must not choose freely
 DESCRIPTION, TENSORS, MODEL_CONFIG, CONFIG, README = (
@@ -78,17 +77,15 @@ class Description:
     output: str = "full"
     decay_unused_rows: bool = False
 
-    def to_json(self) -> dict[str, Any]:
-        return {
+    def write(self, folder: Path) -> None:
+        """Writes `leanvocab.json`: a line a part, so that a person can look at it and rows of ids stay short."""
+        content = {
             "format": FORMAT,
             "version": VERSION,
             "base": {
                 "name": self.base_name,
                 "revision": self.base_revision,
-                "tensors": {
-                    name: {"dtype": tensor.dtype, "shape": list(tensor.shape), "sha256": tensor.sha256}
-                    for name, tensor in self.base_tensors.items()
-                },
+                "tensors": {name: vars(tensor) for name, tensor in self.base_tensors.items()},
             },
             "tables": {
                 name: {
@@ -99,21 +96,13 @@ class Description:
                 }
                 for name, table in self.tables.items()
             },
-            "tensors": {
-                name: {"replaces": list(tensor.replaces), "sha256": tensor.sha256}
-                for name, tensor in self.tensors.items()
-            },
-            "absent": list(self.absent),
+            "tensors": {name: vars(tensor) for name, tensor in self.tensors.items()},
+            "absent": self.absent,
             "renamed": dict(self.renamed),
             "output": self.output,
             "decay_unused_rows": self.decay_unused_rows,
         }
-
-    def write(self, folder: Path) -> None:
-        """Writes `leanvocab.json`: a line a part, so that a person can look at it and rows of ids stay short."""
-        parts = (
-            f"{json.dumps(key)}:{json.dumps(value, separators=(',', ':'))}" for key, value in self.to_json().items()
-        )
+        parts = (f"{json.dumps(key)}:{json.dumps(value, separators=(',', ':'))}" for key, value in content.items())
         (folder / DESCRIPTION).write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
 
 
@@ -125,7 +114,12 @@ def is_delta(folder: Path) -> bool:
 def read_delta(folder: Path) -> tuple[Description, SafetensorsFile]:
     """(what a delta's folder says, its tensors), each checked against the other; raises `CheckpointError`."""
     description = read_description(folder)
-    _refuse_full_weights(folder)
+    full = next((name for name in sorted(os.listdir(folder)) if is_weights_file(name)), None)
+    if full is not None:  # a training run without deltas wrote where one with deltas did: which is newer, nothing says
+        raise CheckpointError(
+            f"{folder} holds a delta ({DESCRIPTION}) and weights of a full checkpoint ({full}), expected one of them: two "
+            f"runs wrote there. Remove {full} to use the delta, or {DESCRIPTION} and {TENSORS} to use the full checkpoint"
+        )
     file = read_header(folder, TENSORS)
     if set(file.tensors) != set(description.tensors):
         odd = sorted(set(file.tensors) ^ set(description.tensors))[0]
@@ -140,16 +134,6 @@ def read_delta(folder: Path) -> tuple[Description, SafetensorsFile]:
     return description, file
 
 
-def _refuse_full_weights(folder: Path) -> None:
-    """A training run without deltas that writes where one with deltas wrote leaves both: which is newer, nothing says."""
-    found = next((name for name in sorted(os.listdir(folder)) if is_weights_file(name)), None)
-    if found is not None:
-        raise CheckpointError(
-            f"{folder} holds a delta ({DESCRIPTION}) and weights of a full checkpoint ({found}), expected one of them: two "
-            f"runs wrote there. Remove {found} to use the delta, or {DESCRIPTION} and {TENSORS} to use the full checkpoint"
-        )
-
-
 def read_description(folder: Path) -> Description:
     """Reads `leanvocab.json` and checks it; raises `CheckpointError`."""
     path = folder / DESCRIPTION
@@ -161,19 +145,22 @@ def read_description(folder: Path) -> Description:
         )
     reader = _Reader(path)
     base = reader.of(found, "base", dict)
-    tables = {name: _table(reader, name, value) for name, value in reader.objects(found, "tables")}
-    tensors = {
-        name: DeltaTensor(tuple(reader.texts(value, "replaces")), reader.digest(value, "sha256"))
-        for name, value in reader.objects(found, "tensors")
-    }
     description = Description(
         base_name=reader.of(base, "name", str),
         base_revision=base.get("revision") if isinstance(base.get("revision"), str) else None,
-        base_tensors={name: _base_tensor(reader, value) for name, value in reader.objects(base, "tensors")},
-        tables=tables,
-        tensors=tensors,
-        absent=tuple(reader.texts(found, "absent")),
-        renamed=reader.text_map(found, "renamed"),
+        tables={name: _table(reader, name, value) for name, value in reader.objects(found, "tables")},
+        tensors={
+            name: DeltaTensor(reader.texts(value, "replaces"), reader.digest(value, "sha256"))
+            for name, value in reader.objects(found, "tensors")
+        },
+        base_tensors={
+            name: BaseTensor(
+                reader.of(value, "dtype", str), reader.sizes(value, "shape"), reader.digest(value, "sha256")
+            )
+            for name, value in reader.objects(base, "tensors")
+        },
+        absent=reader.texts(found, "absent"),
+        renamed=reader.checked(found, "renamed", dict, is_text_map, "{name: name}"),
         output=reader.one_of(found, "output", OUTPUT_MODES),
         decay_unused_rows=reader.of(found, "decay_unused_rows", bool),
     )
@@ -181,27 +168,17 @@ def read_description(folder: Path) -> Description:
     return description
 
 
-def _base_tensor(reader: "_Reader", value: dict[str, Any]) -> BaseTensor:
-    return BaseTensor(
-        reader.of(value, "dtype", str), tuple(reader.sizes(value, "shape")), reader.digest(value, "sha256")
-    )
-
-
 def _table(reader: "_Reader", name: str, value: dict[str, Any]) -> DeltaTable:
     full_size, ids = reader.of(value, "full_size", int), value.get("token_ids")
     where = f"{reader.path}: table {name!r:.100}"
     if not is_sizes(ids) or not ids:
         raise CheckpointError(f"{where}: expected token ids from 0, found {ids!r:.60}")
-    assert isinstance(ids, list)
     if not 0 < full_size <= _MAX_FULL_SIZE or max(ids) >= full_size:
         raise CheckpointError(f"{where}: expected token ids from 0 to {full_size - 1}, found {max(ids)}")
     for first, second in itertools.pairwise(ids):
         if second <= first:
             raise CheckpointError(f"{where}: expected sorted token ids, each once, found {second} after {first}")
-    try:
-        vocabulary = PartialVocabulary(ids, full_size)
-    except VocabularyError as error:
-        raise CheckpointError(f"{where}: {error}") from error
+    vocabulary = PartialVocabulary(ids, full_size)
     if vocabulary.digest != reader.digest(value, "digest"):
         raise CheckpointError(
             f"{where}: the token ids have the digest {vocabulary.digest[:16]}…, expected {value['digest'][:16]}…: "
@@ -223,7 +200,15 @@ def _check_names(path: Path, description: Description) -> None:
                 f"{path}: {name!r:.100} is said to be a tensor of the base, and is not among its tensors"
             )
     for name, table in description.tables.items():
-        _check_table(path, name, table.vocabulary.full_size, description)
+        if name not in description.tensors or not description.tensors[name].replaces:
+            raise CheckpointError(f"{path}: table {name!r:.100} replaces rows of no tensor of the base")
+        full_size = table.vocabulary.full_size
+        for target in description.tensors[name].replaces:
+            shape = description.base_tensors[target].shape
+            if not shape or shape[0] != full_size:
+                raise CheckpointError(
+                    f"{path}: table {name!r:.100}: expected {full_size:,} rows in {target!r:.100}, found shape {shape}"
+                )
     gone = set(description.absent)
     merged = Counter(description.renamed.get(name, name) for name in description.base_tensors if name not in gone)
     merged.update(name for name, tensor in description.tensors.items() if not tensor.replaces)
@@ -232,17 +217,6 @@ def _check_names(path: Path, description: Description) -> None:
         raise CheckpointError(
             f"{path}: the merged tensors would not have one name each: {sorted(twice | (gone & replaced))!r:.100}"
         )
-
-
-def _check_table(path: Path, name: str, full_size: int, description: Description) -> None:
-    if name not in description.tensors or not description.tensors[name].replaces:
-        raise CheckpointError(f"{path}: table {name!r:.100} replaces rows of no tensor of the base")
-    for target in description.tensors[name].replaces:
-        shape = description.base_tensors[target].shape
-        if not shape or shape[0] != full_size:
-            raise CheckpointError(
-                f"{path}: table {name!r:.100}: expected {full_size:,} rows in {target!r:.100}, found shape {shape}"
-            )
 
 
 class _Reader:
@@ -271,26 +245,25 @@ class _Reader:
                 raise CheckpointError(f"{self.path}: {key}: {name!r:.60}: expected an object, found {value!r:.60}")
             yield name, value
 
-    def texts(self, owner: dict[str, Any], key: str) -> list[str]:
-        values: list[str] = self.of(owner, key, list)
-        are_texts = all(isinstance(value, str) for value in values)
-        return self._checked(values, key, are_texts, "a list of names")
+    def texts(self, owner: dict[str, Any], key: str) -> tuple[str, ...]:
+        return tuple(
+            self.checked(owner, key, list, lambda texts: all(type(text) is str for text in texts), "a list of names")
+        )
 
-    def text_map(self, owner: dict[str, Any], key: str) -> dict[str, str]:
-        values: dict[str, str] = self.of(owner, key, dict)
-        return self._checked(values, key, is_text_map(values), "{name: name}")
-
-    def sizes(self, owner: dict[str, Any], key: str) -> list[int]:
-        values: list[int] = self.of(owner, key, list)
-        return self._checked(values, key, is_sizes(values), "a list of sizes")
+    def sizes(self, owner: dict[str, Any], key: str) -> tuple[int, ...]:
+        return tuple(self.checked(owner, key, list, is_sizes, "a list of sizes"))
 
     def digest(self, owner: dict[str, Any], key: str) -> str:
-        value: Any = owner.get(key)
-        is_digest = isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
-        return str(self._checked(value, key, is_digest, "64 hexadecimal digits"))
+        value = owner.get(key)
+        if not isinstance(value, str) or not re.fullmatch("[0-9a-f]{64}", value):
+            raise CheckpointError(f"{self.path}: {key}: expected 64 hexadecimal digits, found {value!r:.80}")
+        return value
 
-    def _checked(self, value: T, key: str, is_right: bool, expected: str) -> T:
-        if not is_right:
+    def checked(
+        self, owner: dict[str, Any], key: str, kind: type, is_right: Callable[[Any], bool], expected: str
+    ) -> Any:
+        value = self.of(owner, key, kind)
+        if not is_right(value):
             raise CheckpointError(f"{self.path}: {key}: expected {expected}, found {value!r:.80}")
         return value
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from leanvocab.checkpoints.base_checkpoint import Base, find_base
 from leanvocab.checkpoints.delta_format import DeltaTable, Description, read_delta
 from leanvocab.checkpoints.delta_saving import tables_of
-from leanvocab.checkpoints.merge_plan import Changes, make_plan, read_changes
+from leanvocab.checkpoints.merge_plan import Changes, make_plan
 from leanvocab.checkpoints.tensor_names import TensorNames, names_when_saved
 from leanvocab.choices import OutputMode
 from leanvocab.errors import CheckpointError, LeanVocabWarning, NotShrunkError
@@ -45,7 +45,7 @@ def load_delta(
     folder = Path(os.path.realpath(directory))
     description, file = read_delta(folder)
     source = find_base(model, base if base is not None else description.base_name)
-    changes = read_changes(folder, None, source.weights)
+    changes = Changes({name: (file, entry) for name, entry in file.tensors.items()}, description)
     make_plan(source.weights, changes, allow_rounding=True)  # checks that delta and base fit one another
     paths = paths_of_tables(model, description)
     check_vocabularies(model, description, paths, widen)
@@ -108,18 +108,14 @@ def paths_of_tables(model: nn.Module, description: Description) -> dict[str, str
         names |= {own[saved] for saved in names if saved in own}
         holders = [path for path in shrunk if any(f".{name}".endswith(f".{path}.weight") for name in names)]
         if not holders:
-            raise CheckpointError(
-                f"expected a shrunk table for {name!r}, found {', '.join(shrunk)}{_mode_hint(description)}"
-            )
+            shown = ", ".join(shrunk)
+            if description.output != "full":
+                option = f'output="{description.output}"'
+                shown += f"; the delta was trained with {option}: shrink_(model, vocabulary, {option})"
+                shown += ", or make a checkpoint: leanvocab merge"
+            raise CheckpointError(f"expected a shrunk table for {name!r}, found {shown}")
         paths[name] = next((path for path in holders if isinstance(shrunk[path], nn.Embedding)), holders[0])
     return paths
-
-
-def _mode_hint(description: Description) -> str:
-    if description.output == "full":
-        return ""
-    option = f'output="{description.output}"'
-    return f"; the delta was trained with {option}: shrink_(model, vocabulary, {option}), or make a checkpoint: leanvocab merge"
 
 
 def warn_of_another_mode(model: nn.Module, description: Description) -> None:

@@ -107,7 +107,10 @@ def write_delta(
         base_name=base.name,
         base_revision=base.revision,
         base_tensors=base_tensors,
-        tables={name: _describe(table, matched[name], base) for name, table in kept.items()},
+        tables={
+            name: DeltaTable(table.vocabulary, base.rest_sha256(table.vocabulary, matched[name]))
+            for name, table in kept.items()
+        },
         tensors={name: DeltaTensor(tuple(matched.get(name, ())), digest) for name, digest in digests.items()},
         absent=tuple(name for name in base_tensors if name not in in_model),
         renamed=names.renamed,
@@ -119,16 +122,11 @@ def write_delta(
     write_signs(folder, base.name, mode)
 
 
-def _describe(table: PartialTable, targets: list[str], base: Base) -> DeltaTable:
-    return DeltaTable(table.vocabulary, base.rest_sha256(table.vocabulary, targets))
-
-
 def tables_of(model: nn.Module) -> dict[PartialTable, str]:
     """Table → path of the first module that holds it, an input table where there is one."""
     tables: dict[PartialTable, str] = {}
-    for path, module in sorted(
-        partial_modules(model).items(), key=lambda named: not isinstance(named[1], nn.Embedding)
-    ):
+    modules = sorted(partial_modules(model).items(), key=lambda named: not isinstance(named[1], nn.Embedding))
+    for path, module in modules:
         tables.setdefault(module.table, path)
     return tables
 

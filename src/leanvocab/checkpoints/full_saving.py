@@ -30,29 +30,23 @@ def save_full(model: nn.Module, directory: str | os.PathLike[str], **options: An
     Raises `CheckpointError` where `directory` is no folder, or where other processes hold some of the rows (FSDP2: hand over what
     was gathered, `state_dict=…`), `OSError` where it cannot be written; then nothing has changed.
     """
-    _check_not_sharded(model, options)
-    tables = [module.table for module in partial_modules(model).values()]
-    restricted = {table.name: table.vocabulary for table in tables if table.output == "restricted"}
-    with written_whole(directory, keeps=_is_no_weights) as (folder, target):
-        write_model(model, folder, options)
-        if restricted:
-            write_training_note(folder, restricted)
-    return target
-
-
-def _is_no_weights(name: str) -> bool:
-    return not SAVED_WEIGHTS.fullmatch(name) and name != TRAINING_NOTE
-
-
-def _check_not_sharded(model: nn.Module, options: dict[str, Any]) -> None:
-    """A state dict of a sharded model is put together by all processes: one alone would wait for the others."""
     sharded = first_sharded(model)
-    if sharded is not None and options.get("state_dict") is None:
+    if sharded is not None and options.get("state_dict") is None:  # one alone would wait for the others
         raise CheckpointError(
             f"{sharded}: its rows are sharded over processes, and one process writes the folder; gather the state dict in all of "
             "them (get_model_state_dict with StateDictOptions(full_state_dict=True, cpu_offload=True)) and hand it to the first "
             "one's save_full(model, folder, state_dict=…)"
         )
+    tables = [module.table for module in partial_modules(model).values()]
+    restricted = {table.name: table.vocabulary for table in tables if table.output == "restricted"}
+    with written_whole(directory, keeps=lambda name: name != TRAINING_NOTE and not SAVED_WEIGHTS.fullmatch(name)) as (
+        folder,
+        target,
+    ):
+        write_model(model, folder, options)
+        if restricted:
+            write_training_note(folder, restricted)
+    return target
 
 
 def write_model(model: nn.Module, folder: Path, options: dict[str, Any]) -> None:

@@ -91,7 +91,10 @@ def merge_checkpoint(
         return _take_what_is_there(target, plan, changes, started)
     merge = _Merge(plan, changes, in_place, allow_nan, ProgressBar("merging", plan.num_bytes, progress))
     try:
-        with written_whole(target, keeps=merge.keeps, replace=replace) as (folder, _):
+        with written_whole(target, keeps=lambda name: in_place and not is_weights_file(name), replace=replace) as (
+            folder,
+            _,
+        ):
             merge.write(folder, config)
             if verify:
                 _verify(folder, plan, changes)
@@ -125,13 +128,13 @@ def _take_what_is_there(target: Path, plan: Plan, changes: Changes, started: flo
 def _result(
     target: Path, plan: Plan | None, changes: Changes, num_bytes: int, started: float, verified: bool
 ) -> MergeResult:
-    replacing = {name for name, targets in changes.replaces.items() if targets}
+    tables, tensors, num_added = changes.description.tables, changes.description.tensors, len(changes.added)
     return MergeResult(
         output=target,
         num_bytes=num_bytes,
-        num_rows=sum(len(token_ids) for token_ids in changes.token_ids.values()),
-        num_replaced=len(replacing - changes.token_ids.keys()),
-        num_added=len(changes.replaces) - len(replacing),
+        num_rows=sum(len(table.vocabulary) for table in tables.values()),
+        num_replaced=len(tensors) - num_added - len(tables),
+        num_added=num_added,
         left_out=_left_out(plan) if plan is not None else (),
         verified=verified,
         already_there=plan is None,
@@ -175,9 +178,6 @@ def _target(base: Path, delta: Path, output: str | os.PathLike[str] | None, in_p
     return target
 
 
-# --- writing ----------------------------------------------------------------------------------------------------------
-
-
 class _Merge:
     """One merge that is being written: copies by bytes, digests in threads beside it."""
 
@@ -187,10 +187,6 @@ class _Merge:
         self.side_files = find_side_files(plan.base.folder)
         self.sources: dict[Path, int] = {}
         self.digests: list[tuple[str, str, Future[str]]] = []
-
-    def keeps(self, name: str) -> bool:
-        """True for what stays of the folder that the output replaces: in place all that is no weights."""
-        return self.in_place and not is_weights_file(name)
 
     def write(self, folder: Path, config: bytes | None) -> None:
         """Writes everything; raises `CheckpointError` where the base or the delta is not what it should be."""
@@ -202,8 +198,9 @@ class _Merge:
             copy_side_files(self.plan.base.folder, folder, self.side_files)
         if config is not None:
             (folder / CONFIG).write_bytes(config)
-        if self.changes.restricted:
-            write_training_note(folder, self.changes.restricted)
+        tables = self.changes.description.tables
+        if tables and self.changes.description.output == "restricted":
+            write_training_note(folder, {name: table.vocabulary for name, table in tables.items()})
 
     def _write_weights(self, folder: Path) -> None:
         with ExitStack() as stack:
@@ -212,7 +209,7 @@ class _Merge:
             executor = stack.enter_context(ThreadPoolExecutor(2, "leanvocab-digest"))
             try:
                 for name, located in self.changes.tensors.items():
-                    self._expect(executor, located, self.changes.sha256.get(name))
+                    self._expect(executor, located, self.changes.description.tensors[name].sha256)
                 for file in self.plan.files:
                     self._write_file(folder / file.name, file, executor)
                 self._check_digests()
@@ -220,8 +217,8 @@ class _Merge:
                 executor.shutdown(cancel_futures=True)
                 raise
 
-    def _expect(self, executor: ThreadPoolExecutor, located: Located, sha256: str | None) -> None:
-        if sha256 is not None:
+    def _expect(self, executor: ThreadPoolExecutor, located: Located, sha256: str) -> None:
+        if sha256:
             file, entry = located
             digest = executor.submit(sha256_of_range, self.sources[file.path], entry.start, entry.end)
             self.digests.append((f"{file.path}: tensor {entry.name!r}", sha256, digest))
@@ -248,11 +245,11 @@ class _Merge:
             os.close(descriptor)
 
     def _write_tensor(self, descriptor: int, tensor: TensorPlan, executor: ThreadPoolExecutor) -> None:
-        if tensor.uses_base:
+        if tensor.delta is None or tensor.token_ids is not None:  # bytes of the base are in it
             assert tensor.base is not None
             file, entry = tensor.base
-            expected = self.changes.base_tensors.get(entry.name)
-            self._expect(executor, tensor.base, None if expected is None else expected.sha256)
+            if self.changes.has_digests:
+                self._expect(executor, tensor.base, self.changes.description.base_tensors[entry.name].sha256)
             source = self.sources[file.path]
             copy_range(source, entry.start, descriptor, tensor.start, entry.num_bytes, self.progress.add)
         if tensor.delta is not None and tensor.token_ids is not None:
@@ -285,4 +282,4 @@ class _Merge:
                         f"{file.path}: tensor {entry.name!r}: expected numbers, found NaN in the row of id "
                         f"{tensor.token_ids[first + row]}: the training diverged. allow_nan=True (--allow-nan) takes it"
                     )
-            yield first, convert(block, entry.dtype, tensor.dtype)
+            yield first, convert(block, entry.dtype, tensor.entry.dtype)

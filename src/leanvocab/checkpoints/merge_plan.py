@@ -4,14 +4,14 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from leanvocab.checkpoints.delta_format import BaseTensor, is_delta, read_delta
+from leanvocab.checkpoints.delta_format import DeltaTable, DeltaTensor, Description, is_delta, read_delta
 from leanvocab.errors import CheckpointError
 from leanvocab.files.headers import (
     DTYPE_BITS,
@@ -23,25 +23,16 @@ from leanvocab.files.headers import (
     read_weights,
 )
 from leanvocab.files.row_bytes import EXACT
-from leanvocab.files.strict_json import parse_object
+from leanvocab.files.untrusted_files import parse_object
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 
 @dataclass(frozen=True)
 class Changes:
-    """Tensors to be put into a base, of a delta or of a partial checkpoint, and where they go."""
+    """Tensors to be put into a base, and where they go; a partial checkpoint's description has no base and no digests."""
 
-    folder: Path
     tensors: Mapping[str, Located]
-    token_ids: Mapping[str, NDArray[np.int64]]  # of each table
-    full_sizes: Mapping[str, int]
-    replaces: Mapping[str, tuple[str, ...]]  # names in the base; none for a tensor that is new
-    base_tensors: Mapping[str, BaseTensor] = field(default_factory=dict)  # empty where nothing says what the base was
-    sha256: Mapping[str, str] = field(default_factory=dict)
-    rest_sha256: Mapping[str, str] = field(default_factory=dict)  # of the base's other rows, of each table
-    absent: tuple[str, ...] = ()
-    renamed: Mapping[str, str] = field(default_factory=dict)
-    restricted: Mapping[str, PartialVocabulary] = field(default_factory=dict)  # of tables whose softmax was restricted
+    description: Description
 
     @property
     def files(self) -> tuple[SafetensorsFile, ...]:
@@ -49,12 +40,22 @@ class Changes:
 
     @property
     def has_digests(self) -> bool:
-        return bool(self.base_tensors)
+        return bool(self.description.base_tensors)
 
     @cached_property
     def sources(self) -> dict[str, str]:
         """Name in the base → name of the tensor that replaces it, or its rows."""
-        return {target: name for name, targets in self.replaces.items() for target in targets}
+        return {target: name for name, tensor in self.description.tensors.items() for target in tensor.replaces}
+
+    @property
+    def added(self) -> list[str]:
+        """Names of the tensors that replace none of the base's."""
+        return [name for name, tensor in self.description.tensors.items() if not tensor.replaces]
+
+    def token_ids(self, name: str) -> NDArray[np.int64] | None:
+        """The ids of the rows that a tensor has; None where it has all rows."""
+        table = self.description.tables.get(name)
+        return None if table is None else table.vocabulary.token_ids
 
 
 @dataclass(frozen=True)
@@ -62,21 +63,17 @@ class TensorPlan:
     """One tensor of the output: `start` is its offset there. Without `token_ids` a delta's tensor replaces all of it."""
 
     name: str
-    dtype: str
-    shape: tuple[int, ...]
     start: int
     base: Located | None
     delta: Located | None
     token_ids: NDArray[np.int64] | None
 
     @property
-    def uses_base(self) -> bool:
-        """True where bytes of the base are in it."""
-        return self.base is not None and (self.delta is None or self.token_ids is not None)
-
-    @property
-    def num_bytes(self) -> int:
-        return math.prod(self.shape) * DTYPE_BITS[self.dtype] // 8
+    def entry(self) -> TensorEntry:
+        """The tensor that it has the form of: the base's, or a new one."""
+        located = self.base or self.delta
+        assert located is not None
+        return located[1]
 
 
 @dataclass(frozen=True)
@@ -99,10 +96,7 @@ class Plan:
     @property
     def num_bytes(self) -> int:
         headers = sum(len(file.header) for file in self.files)
-        return headers + sum(tensor.num_bytes for file in self.files for tensor in file.tensors)
-
-
-# --- what is to be put in ---------------------------------------------------------------------------------------------
+        return headers + sum(tensor.entry.num_bytes for file in self.files for tensor in file.tensors)
 
 
 def read_changes(folder: Path, vocabulary: PartialVocabulary | str | os.PathLike[str] | None, base: Weights) -> Changes:
@@ -135,21 +129,7 @@ def _read_delta(folder: Path, vocabulary: PartialVocabulary | None) -> Changes:
                 f"{folder}: table {name!r}: expected the vocabulary with digest {vocabulary.digest[:16]}…, found "
                 f"{table.vocabulary.digest[:16]}…; the delta has its own, leave vocabulary= out"
             )
-    return Changes(
-        folder=folder,
-        tensors={name: (file, entry) for name, entry in file.tensors.items()},
-        token_ids={name: table.vocabulary.token_ids for name, table in description.tables.items()},
-        full_sizes={name: table.vocabulary.full_size for name, table in description.tables.items()},
-        replaces={name: tensor.replaces for name, tensor in description.tensors.items()},
-        base_tensors=description.base_tensors,
-        sha256={name: tensor.sha256 for name, tensor in description.tensors.items()},
-        rest_sha256={name: table.rest_sha256 for name, table in description.tables.items()},
-        absent=description.absent,
-        renamed=description.renamed,
-        restricted={
-            name: table.vocabulary for name, table in description.tables.items() if description.output == "restricted"
-        },
-    )
+    return Changes({name: (file, entry) for name, entry in file.tensors.items()}, description)
 
 
 def _read_partial_checkpoint(partial: Weights, vocabulary: PartialVocabulary, base: Weights) -> Changes:
@@ -158,29 +138,21 @@ def _read_partial_checkpoint(partial: Weights, vocabulary: PartialVocabulary, ba
     for name, (_, entry) in partial.tensors.items():
         full = own[name][1].shape if name in own else ()
         if entry.shape[:1] + full[:1] == num_rows and entry.shape[1:] == full[1:] and entry.shape != full:
-            tables[name] = vocabulary.token_ids
+            tables[name] = DeltaTable(vocabulary, rest_sha256="")
     if not tables:
         raise CheckpointError(
             f"{partial.folder}: expected a table of {len(vocabulary):,} rows whose full one in {base.folder} has "
             f"{vocabulary.full_size:,}, found none; is this the vocabulary of these rows?"
         )
-    return Changes(
-        folder=partial.folder,
-        tensors=partial.tensors,
-        token_ids=tables,
-        full_sizes=dict.fromkeys(tables, vocabulary.full_size),
-        replaces={name: (name,) if name in own else () for name in partial.tensors},
-    )
-
-
-# --- the plan ---------------------------------------------------------------------------------------------------------
+    tensors = {name: DeltaTensor((name,) if name in own else (), sha256="") for name in partial.tensors}
+    return Changes(partial.tensors, Description("", None, {}, tables, tensors))
 
 
 def make_plan(base: Weights, changes: Changes, allow_rounding: bool = False) -> Plan:
     """The plan which bytes go where; raises `CheckpointError` where base and delta do not fit one another."""
     _check_base(base, changes)
     _check_fit(base, changes, allow_rounding)
-    if not (changes.absent or changes.renamed or any(not targets for targets in changes.replaces.values())):
+    if not (changes.description.absent or changes.description.renamed or changes.added):
         return Plan(base, tuple(_same_file(file, changes) for file in base.files), base.index)
     files = _other_files(base, changes)
     return Plan(base, files, None if base.index is None else _index(base, files, changes))
@@ -188,7 +160,7 @@ def make_plan(base: Weights, changes: Changes, allow_rounding: bool = False) -> 
 
 def _check_base(base: Weights, changes: Changes) -> None:
     own = base.tensors
-    for name, expected in changes.base_tensors.items():
+    for name, expected in changes.description.base_tensors.items():
         if name not in own:
             raise CheckpointError(
                 f"{base.folder}: expected the tensor {name!r}, found none: the delta was made from another base"
@@ -200,22 +172,21 @@ def _check_base(base: Weights, changes: Changes) -> None:
                 f"{list(entry.shape)}: the delta was made from another base"
             )
     for name, (file, _) in own.items():
-        if changes.has_digests and name not in changes.base_tensors:
+        if changes.has_digests and name not in changes.description.base_tensors:
             raise CheckpointError(f"{file.path}: expected no tensor {name!r}: the delta was made from another base")
 
 
 def _check_fit(base: Weights, changes: Changes, allow_rounding: bool) -> None:
-    own = base.tensors
     for name, (file, entry) in changes.tensors.items():
-        where = f"{file.path}: tensor {name!r}"
-        for target in changes.replaces[name]:
-            full = own[target][1]
-            rows = (changes.full_sizes[name],) if name in changes.token_ids else entry.shape[:1]
+        where, table = f"{file.path}: tensor {name!r}", changes.description.tables.get(name)
+        for target in changes.description.tensors[name].replaces:
+            full = base.tensors[target][1]
+            rows = entry.shape[:1] if table is None else (table.vocabulary.full_size,)
             if full.shape[:1] != rows or full.shape[1:] != entry.shape[1:]:
                 raise CheckpointError(
                     f"{where}: expected the shape of {target!r} {list(full.shape)}, found {list(entry.shape)}"
                 )
-            if name in changes.token_ids and (not entry.shape or entry.row_bytes * 8 % DTYPE_BITS[entry.dtype]):
+            if table is not None and (not entry.shape or entry.row_bytes * 8 % DTYPE_BITS[entry.dtype]):
                 raise CheckpointError(f"{where}: expected rows of whole bytes, found {entry.dtype} {list(entry.shape)}")
             _check_dtype(where, entry.dtype, full.dtype, allow_rounding)
 
@@ -243,21 +214,21 @@ def _same_file(file: SafetensorsFile, changes: Changes) -> FilePlan:
 
 def _replaced(name: str, start: int, base: Located, changes: Changes) -> TensorPlan:
     """The plan of a tensor of the base: `name` and `start` are those in the output."""
-    entry, source = base[1], changes.sources.get(base[1].name, "")
-    delta, token_ids = changes.tensors.get(source), changes.token_ids.get(source)
-    return TensorPlan(name, entry.dtype, entry.shape, start, base, delta, token_ids)
+    source = changes.sources.get(base[1].name, "")
+    return TensorPlan(name, start, base, changes.tensors.get(source), changes.token_ids(source))
 
 
 def _other_files(base: Weights, changes: Changes) -> tuple[FilePlan, ...]:
     """Files whose headers change: tensors leave, are renamed, or are new (at the end of the last file)."""
+    absent, renamed = changes.description.absent, changes.description.renamed
     kept: list[tuple[SafetensorsFile, list[tuple[str, TensorEntry]]]] = []
     for file in base.files:
-        entries = [entry for entry in _in_data_order(file) if entry.name not in changes.absent]
+        entries = [entry for entry in _in_data_order(file) if entry.name not in absent]
         if entries:
-            kept.append((file, [(changes.renamed.get(entry.name, entry.name), entry) for entry in entries]))
+            kept.append((file, [(renamed.get(entry.name, entry.name), entry) for entry in entries]))
     if not kept:
         raise CheckpointError(f"{base.folder}: the delta keeps none of its tensors")
-    new = [(name, changes.tensors[name][1]) for name, targets in changes.replaces.items() if not targets]
+    new = [(name, changes.tensors[name][1]) for name in changes.added]
     last = kept[-1][0]
     return tuple(_other_file(file, entries, new if file is last else [], changes) for file, entries in kept)
 
@@ -273,7 +244,7 @@ def _other_file(
     raw, starts = make_header(file.metadata, ((name, entry.dtype, entry.shape) for name, entry in entries))
     added = {name for name, _ in new}
     tensors = (
-        TensorPlan(name, entry.dtype, entry.shape, starts[name], None, changes.tensors[name], None)
+        TensorPlan(name, starts[name], None, changes.tensors[name], None)
         if name in added
         else _replaced(name, starts[name], (file, entry), changes)
         for name, entry in entries
@@ -286,13 +257,13 @@ def _index(base: Weights, files: Iterable[FilePlan], changes: Changes) -> bytes:
     index = parse_object(base.folder, base.index)
     tensors = [tensor for file in files for tensor in file.tensors]
     shards = {tensor.name: file.name for file in files for tensor in file.tensors}
-    order = dict.fromkeys(changes.renamed.get(name, name) for name in index["weight_map"])
+    order = dict.fromkeys(changes.description.renamed.get(name, name) for name in index["weight_map"])
     index["weight_map"] = {name: shards[name] for name in dict.fromkeys([*order, *shards]) if name in shards}
     metadata = index.get("metadata")
     if isinstance(metadata, dict):
         numbers = {
-            "total_size": sum(tensor.num_bytes for tensor in tensors),
-            "total_parameters": sum(math.prod(tensor.shape) for tensor in tensors),
+            "total_size": sum(tensor.entry.num_bytes for tensor in tensors),
+            "total_parameters": sum(math.prod(tensor.entry.shape) for tensor in tensors),
         }
         metadata |= {key: value for key, value in numbers.items() if key in metadata}
     return (json.dumps(index, indent=2) + "\n").encode()

@@ -13,8 +13,8 @@ from leanvocab.checkpoints.delta_format import OPTIMIZER, OPTIMIZER_TENSORS, Des
 from leanvocab.errors import CheckpointError, OptimizerError
 from leanvocab.files.headers import SafetensorsFile, read_header
 from leanvocab.files.row_store import put_rows, zero_pages
-from leanvocab.files.strict_json import read_json
 from leanvocab.files.tensor_files import read_tensor
+from leanvocab.files.untrusted_files import read_json
 from leanvocab.partial.optimizers import has_rows, numbers, unwrapped_optimizer, values_at_rest
 from leanvocab.partial.partial_table import PartialTable
 
@@ -45,7 +45,8 @@ def write_states(optimizer: Optimizer, folder: Path, tables: dict[int, tuple[str
                 state = optimizer.state[parameter]
                 values = {key: _described(key, value, table, at_rest) for key, value in state.items()}
                 states[str(number)] = {"table": name, "values": values}
-                tensors |= {f"{number}.{key}": _in_memory(state[key]) for key in values if "tensor" in values[key]}
+                for key in (key for key in values if "tensor" in values[key]):
+                    tensors[f"{number}.{key}"] = numbers(state[key].detach()).cpu().contiguous().clone()
             number += 1
     save_file(tensors, folder / OPTIMIZER_TENSORS, metadata={"format": "pt"})
     content = {"format": _FORMAT, "version": 1, "class": type(optimizer).__name__, "groups": groups, "states": states}
@@ -58,10 +59,6 @@ def _described(key: str, value: Any, table: PartialTable | None, at_rest: dict[s
         return {"value": _encoded(key, value)}
     rows = table is not None and has_rows(key, value, table.num_rows)
     return {"tensor": True, "rows": rows, "at_rest": at_rest.get(key, 0.0)}
-
-
-def _in_memory(value: Tensor) -> Tensor:
-    return numbers(value.detach()).cpu().contiguous().clone()
 
 
 def check_states_can_be_saved(optimizer: Optimizer, tables: Container[int]) -> None:

@@ -10,8 +10,7 @@ from typing import Any
 from leanvocab.checkpoints.delta_format import CONFIG, MODEL_CONFIG
 from leanvocab.errors import CheckpointError
 from leanvocab.files.headers import is_weights_file
-from leanvocab.files.safe_opening import resolve_in
-from leanvocab.files.strict_json import read_json
+from leanvocab.files.untrusted_files import read_json, resolve_in
 
 _CODE_KEYS = ("auto_map", "custom_pipelines")  # names of code that a loader may be asked to run
 _SAID_BY_THE_FILES = ("transformers_version", "_name_or_path", "dtype", "torch_dtype")

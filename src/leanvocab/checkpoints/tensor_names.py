@@ -18,10 +18,8 @@ class TensorNames:
         self.base, self.renamed = base.tensors, dict[str, str]()
         self.prefix = getattr(model, "base_model_prefix", "") + "."
         groups: dict[int, list[str]] = {}
-        for name, tensor in (
-            *model.named_parameters(remove_duplicate=False),
-            *model.named_buffers(remove_duplicate=False),
-        ):
+        tensors = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+        for name, tensor in tensors:
             groups.setdefault(id(tensor), []).append(name)
         self.own = [name for group in groups.values() for name in group]
         self.ties = {name: group for group in groups.values() for name in group}
@@ -74,8 +72,7 @@ class TensorNames:
 
     def in_base(self, name: str) -> str | None:
         """The base's name for a name of the model's; None where it has none."""
-        shorter = name.removeprefix(self.prefix) if self.prefix != "." else name
-        candidates = (name, shorter, f"{self.prefix}{name}", self.saved_as.get(name, name))
+        candidates = (name, name.removeprefix(self.prefix), self.prefix + name, self.saved_as.get(name, name))
         return next((candidate for candidate in candidates if candidate in self.base), None)
 
 
@@ -99,8 +96,6 @@ def as_saved(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]
     kept = {name: tensor for name, tensor in state.items() if name not in left_out}
     if not hasattr(model, "save_pretrained") or not hasattr(model, "config"):
         return kept
-    try:
-        from transformers.core_model_loading import revert_weight_conversion
-    except ImportError:  # it has been renaming since 5.0
-        return kept
+    from transformers.core_model_loading import revert_weight_conversion
+
     return dict(revert_weight_conversion(model, kept))  # type: ignore[arg-type]

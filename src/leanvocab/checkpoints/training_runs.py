@@ -25,11 +25,8 @@ def make_delta_of_checkpoint(
     folder: Path, model: nn.Module, optimizer: Any, base: str | os.PathLike[str] | None = None
 ) -> None:
     """Puts a delta in the place of a full checkpoint of a Trainer, in one step; everything but weights and states stays."""
-
-    def keeps(name: str) -> bool:
-        return not is_weights_file(name) and name not in (*FILES, _OPTIMIZER_STATES)
-
-    with written_whole(folder, keeps=keeps) as (new, _):
+    replaced = (*FILES, _OPTIMIZER_STATES)
+    with written_whole(folder, keeps=lambda name: not is_weights_file(name) and name not in replaced) as (new, _):
         write_delta(model, new, find_base(model, base), optimizer=optimizer, progress=False)
 
 
@@ -47,18 +44,14 @@ def full_checkpoint(
     with sibling(source) as folder:
         merged = folder / "merged"
         merge_checkpoint(base=base_folder, delta=source, output=merged)
-        _collect(source, merged, folder)
+        # Weights and config of the merged folder, and what the Trainer wrote beside the delta, in one folder.
+        for path in sorted(merged.iterdir()):
+            if is_weights_file(path.name) or path.name == CONFIG:
+                os.replace(path, folder / path.name)
+        shutil.rmtree(merged)
+        for path in sorted(source.iterdir()):
+            if path.is_file() and path.name not in FILES:
+                shutil.copy2(path, folder / path.name)
         if (source / OPTIMIZER).exists():
             torch.save(read_full_states(source, description), folder / _OPTIMIZER_STATES)
         yield folder
-
-
-def _collect(source: Path, merged: Path, folder: Path) -> None:
-    """Weights and config of the merged folder, and what the Trainer wrote beside the delta, in one folder."""
-    for path in sorted(merged.iterdir()):
-        if is_weights_file(path.name) or path.name == CONFIG:
-            os.replace(path, folder / path.name)
-    shutil.rmtree(merged)
-    for path in sorted(source.iterdir()):
-        if path.is_file() and path.name not in FILES:
-            shutil.copy2(path, folder / path.name)

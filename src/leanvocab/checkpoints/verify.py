@@ -45,7 +45,7 @@ def _is_as_planned(tensor: TensorPlan, written: int, sources: _Opened) -> bool:
     file, entry = located
     position = tensor.start
     for _, block in row_blocks(sources[file.path], entry):
-        expected = convert(block, entry.dtype, tensor.dtype)
+        expected = convert(block, entry.dtype, tensor.entry.dtype)
         if read_exactly(written, position, len(expected)) != expected:
             return False
         position += len(expected)
@@ -64,7 +64,7 @@ def _rows_are_as_planned(tensor: TensorPlan, written: int, sources: _Opened) -> 
         if low < high:
             start = delta.start + low * delta.row_bytes
             rows = read_exactly(sources[delta_file.path], start, (high - low) * delta.row_bytes)
-            rows = convert(rows, delta.dtype, tensor.dtype)
+            rows = convert(rows, delta.dtype, base.dtype)
             expected[ids[low:high] - first] = np.frombuffer(rows, np.uint8).reshape(-1, base.row_bytes)
         if read_exactly(written, tensor.start + first * base.row_bytes, len(block)) != expected.tobytes():
             return False
@@ -73,8 +73,8 @@ def _rows_are_as_planned(tensor: TensorPlan, written: int, sources: _Opened) -> 
 
 def is_merged_already(weights: Weights, changes: Changes) -> bool:
     """True where `weights` are what merging `changes` into their base gives, by the digests that a delta carries."""
-    base_names = {changes.renamed.get(name, name): name for name in changes.base_tensors if name not in changes.absent}
-    new = {name for name, targets in changes.replaces.items() if not targets}
+    delta, new = changes.description, set(changes.added)
+    base_names = {delta.renamed.get(name, name): name for name in delta.base_tensors if name not in delta.absent}
     if set(weights.tensors) != set(base_names) | new:
         return False
     replaced_by = {name: changes.sources.get(base) for name, base in base_names.items()} | {name: name for name in new}
@@ -91,8 +91,8 @@ def is_merged_already(weights: Weights, changes: Changes) -> bool:
 
 def _holds_delta(name: str, delta_name: str, weights: Weights, changes: Changes, sources: _Opened) -> bool:
     (file, entry), (delta_file, delta) = weights.tensors[name], changes.tensors[delta_name]
-    ids = changes.token_ids.get(delta_name)
-    num_rows = (changes.full_sizes[delta_name],) if ids is not None else delta.shape[:1]
+    ids, table = changes.token_ids(delta_name), changes.description.tables.get(delta_name)
+    num_rows = delta.shape[:1] if table is None else (table.vocabulary.full_size,)
     if entry.shape[:1] != num_rows or entry.shape[1:] != delta.shape[1:]:
         return False
     for first, block in row_blocks(sources[delta_file.path], delta):
@@ -100,15 +100,12 @@ def _holds_delta(name: str, delta_name: str, weights: Weights, changes: Changes,
         if ids is None:
             written = read_exactly(sources[file.path], entry.start + first * entry.row_bytes, len(rows))
         else:
-            written = _rows_at(sources[file.path], entry, ids[first : first + len(rows) // entry.row_bytes])
+            starts = entry.start + ids[first : first + len(rows) // entry.row_bytes] * entry.row_bytes
+            row_by_row = (read_exactly(sources[file.path], start, entry.row_bytes) for start in starts.tolist())
+            written = b"".join(row_by_row)
         if rows != written:
             return False
     return True
-
-
-def _rows_at(source: int, entry: TensorEntry, token_ids: NDArray[np.int64]) -> bytes:
-    starts = (entry.start + token_ids * entry.row_bytes).tolist()
-    return b"".join(read_exactly(source, start, entry.row_bytes) for start in starts)
 
 
 def _rest_is_the_base(
@@ -118,14 +115,14 @@ def _rest_is_the_base(
     file, entry = weights.tensors[name]
     if base_name is None:
         return True
-    expected = changes.base_tensors[base_name]
+    expected = changes.description.base_tensors[base_name]
     if delta_name is None:
         sha256 = sha256_of_range(sources[file.path], entry.start, entry.end)
         return (entry.dtype, entry.shape, sha256) == (expected.dtype, expected.shape, expected.sha256)
-    if delta_name not in changes.token_ids:
+    table = changes.description.tables.get(delta_name)
+    if table is None:
         return entry.dtype == expected.dtype
-    rest = rest_sha256(sources[file.path], entry, changes.token_ids[delta_name])
-    return rest == changes.rest_sha256[delta_name]
+    return rest_sha256(sources[file.path], entry, table.vocabulary.token_ids) == table.rest_sha256
 
 
 def rest_sha256(source: int, entry: TensorEntry, token_ids: NDArray[np.int64]) -> str:

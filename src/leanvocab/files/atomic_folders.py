@@ -3,10 +3,10 @@
 import contextlib
 import ctypes
 import errno
+import fcntl
 import glob
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,9 +14,6 @@ from pathlib import Path
 from leanvocab.errors import CheckpointError
 from leanvocab.files.copying import sync
 from leanvocab.files.headers import SAVED_WEIGHTS
-
-if sys.platform != "win32":  # elsewhere the process id alone says whether a writer lives
-    import fcntl
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _REPLACED = "-replaced"
@@ -41,10 +38,7 @@ def written_whole(
         if target.is_dir() and replace:
             _keep_other_files(target, folder, keeps or (lambda name: not SAVED_WEIGHTS.fullmatch(name)))
         sync_tree(folder)
-        if replace:
-            swap(folder, target)
-        else:
-            put(folder, target)
+        (swap if replace else put)(folder, target)
 
 
 @contextlib.contextmanager
@@ -54,12 +48,15 @@ def sibling(target: Path) -> Iterator[Path]:
     clear_leftovers(target)
     prefix = _prefix(target)
     folder = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=target.parent))
-    with _held(folder):
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # which the kernel lets go however the process ends
         folder.chmod((target if target.is_dir() else target.parent).stat().st_mode & 0o777)
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(descriptor)
 
 
 def _prefix(target: Path) -> str:
@@ -80,27 +77,12 @@ def clear_leftovers(target: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """Holds a lock on a folder, which the kernel lets go when the process ends, however it ends."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        if sys.platform != "win32":
-            with contextlib.suppress(OSError):  # a file system without locks
-                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(descriptor)
-
-
 def _in_use(leftover: Path, prefix: str) -> bool:
     """True while the writer of a folder lives: it holds a lock (in whatever container), or its process is there."""
     return _is_locked(leftover) or _is_alive(leftover.name[len(prefix) :].split("-")[0])
 
 
 def _is_locked(folder: Path) -> bool:
-    if sys.platform == "win32":
-        return False
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:

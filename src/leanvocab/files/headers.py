@@ -17,8 +17,7 @@ from typing import Any
 
 from leanvocab.errors import CheckpointError, shortened
 from leanvocab.files.copying import read_exactly
-from leanvocab.files.safe_opening import opened
-from leanvocab.files.strict_json import is_sizes, is_text_map, parse_object, read_json
+from leanvocab.files.untrusted_files import is_sizes, is_text_map, opened, parse_object, read_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 # Files that hold weights, whole or in shards, and their indices: what a newly saved model makes stale.
@@ -110,11 +109,9 @@ def read_weights(folder: Path) -> Weights:
     if os.path.lexists(folder / SINGLE):
         return Weights(folder, (read_header(folder, SINGLE),), None)
     if not os.path.lexists(folder / INDEX):
-        pickles = [name for name in ("pytorch_model.bin", "pytorch_model.bin.index.json") if (folder / name).exists()]
-        hints = [
-            f"; {name} is a pickle, which is never loaded: save the model as safetensors first" for name in pickles
-        ]
-        raise CheckpointError(f"{folder}: expected {SINGLE} or {INDEX}, found neither{''.join(hints[:1])}")
+        names = (name for name in ("pytorch_model.bin", "pytorch_model.bin.index.json") if (folder / name).exists())
+        hints = (f"; {name} is a pickle, which is never loaded: save the model as safetensors first" for name in names)
+        raise CheckpointError(f"{folder}: expected {SINGLE} or {INDEX}, found neither{next(hints, '')}")
     raw, index = read_json(folder, INDEX)
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -132,18 +129,16 @@ def read_weights(folder: Path) -> Weights:
 
 
 def _check_index(path: Path, weight_map: Mapping[str, str], files: tuple[SafetensorsFile, ...]) -> None:
-    holders: dict[str, Path] = {}
+    holders: dict[str, str] = {}
     for file in files:
         for tensor in file.tensors:
             if tensor in holders:
-                raise CheckpointError(
-                    f"{path}: {shortened(tensor)} lies in two shards, {holders[tensor].name} and {file.path.name}"
-                )
-            holders[tensor] = file.path
+                both = f"{holders[tensor]} and {file.path.name}"
+                raise CheckpointError(f"{path}: {shortened(tensor)} lies in two shards, {both}")
+            holders[tensor] = file.path.name
     for tensor, name in weight_map.items():
-        holder = holders.get(tensor)
-        if holder is None or holder.name != name:
-            where = "in no shard" if holder is None else f"in {holder.name}"
+        if holders.get(tensor) != name:
+            where = f"in {holders[tensor]}" if tensor in holders else "in no shard"
             raise CheckpointError(f"{path}: expected {shortened(tensor)} in {name}, found it {where}")
 
 

@@ -24,8 +24,6 @@ from leanvocab.errors import CheckpointError
 from leanvocab.files.copying import BLOCK_BYTES, write_at
 from leanvocab.files.mapped import mapped_region, maps_file
 
-_SAMPLED_ROWS = 64
-
 
 def take_rows(full: Tensor, token_ids: Tensor) -> Tensor:
     """Rows `token_ids` of `full` [full_size, dim], as a new tensor [len(token_ids), dim]: E'[f(i)] = E[i] (paper, Section 4)."""
@@ -76,9 +74,7 @@ class RowStore:
 
     def blocks(self) -> Iterator[tuple[int, Tensor]]:
         """(first row, rows) one block after another; the rows must not be written to."""
-        step = max(1, BLOCK_BYTES // max(1, self.shape[1] * self.dtype.itemsize))
-        for start in range(0, self.shape[0], step):
-            yield start, self._rows[start : start + step]
+        return _blocks(self._rows)
 
     def private_view(self) -> Tensor:
         """All rows as a copy-on-write mapping: reading costs no anonymous memory, writing costs a page."""
@@ -86,7 +82,7 @@ class RowStore:
 
     def mapped(self, function: Callable[[Tensor], Tensor], directory: str | None) -> "RowStore":
         """A new temporary store that holds `function(rows)` of each block of rows."""
-        return RowStore.write((function(rows) for _, rows in self.blocks()), self.shape, directory)
+        return RowStore.write(((start, function(rows)) for start, rows in self.blocks()), self.shape, directory)
 
     def differs(self, other: Tensor, kept: Tensor) -> bool:
         """True where `other` [num_rows, dim] differs in any bit from the stored rows, the rows `kept` aside."""
@@ -107,7 +103,7 @@ class RowStore:
 
     def fingerprint(self) -> str:
         """A digest over sizes and sampled rows; enough to tell that a path now names another file."""
-        sample = self.rows(torch.linspace(0, self.shape[0] - 1, _SAMPLED_ROWS).long())
+        sample = self.rows(torch.linspace(0, self.shape[0] - 1, 64).long())
         return hashlib.sha256(repr((self.shape, self.dtype)).encode() + as_bits(sample).numpy().tobytes()).hexdigest()
 
     def _map(self) -> Tensor:
@@ -135,18 +131,15 @@ class RowStore:
     @staticmethod
     def copy(weight: Tensor, directory: str | None = None) -> "RowStore":
         """A temporary store of `weight` [num_rows, dim] (any device), copied block by block."""
-        step = max(1, BLOCK_BYTES // max(1, weight.shape[1] * weight.element_size()))
-        blocks = (weight.detach()[start : start + step] for start in range(0, weight.shape[0], step))
-        return RowStore.write(blocks, (weight.shape[0], weight.shape[1]), directory)
+        return RowStore.write(_blocks(weight.detach()), (weight.shape[0], weight.shape[1]), directory)
 
     @staticmethod
-    def write(blocks: Iterable[Tensor], shape: tuple[int, int], directory: str | None) -> "RowStore":
-        """A temporary store of blocks of rows that follow on one another."""
-        start, writer = 0, None
-        for block in blocks:
+    def write(blocks: Iterable[tuple[int, Tensor]], shape: tuple[int, int], directory: str | None) -> "RowStore":
+        """A temporary store of blocks (first row, rows)."""
+        writer = None
+        for start, block in blocks:
             writer = writer or RowWriter(shape, block.dtype, directory)
             writer.put(start, block)
-            start += len(block)
         return (writer or RowWriter(shape, torch.float32, directory)).finish()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "RowStore":
@@ -155,13 +148,8 @@ class RowStore:
     def __reduce__(self) -> tuple[Any, ...]:
         if self.temporary:  # nobody else has these rows: they travel along
             return RowStore.copy, (self._rows.clone(),)
-        return _unpickle_reference, (
-            os.path.abspath(self.path),
-            self.offset,
-            self.shape,
-            self.dtype,
-            self.fingerprint(),
-        )
+        path = os.path.abspath(self.path)
+        return _unpickle_reference, (path, self.offset, self.shape, self.dtype, self.fingerprint())
 
 
 class RowWriter:
@@ -205,15 +193,20 @@ def folder_on_disk() -> str | None:
     return "/var/tmp" if usual == "tmpfs" and kept not in ("tmpfs", None) else None
 
 
-def file_system(folder: str, mounts: Path = Path("/proc/self/mounts")) -> str | None:
+def file_system(folder: str) -> str | None:
     """The type of the file system that holds `folder`, by the system's list of mounts; None where that cannot be told."""
     try:
-        lines = [line.split()[1:3] for line in mounts.read_text().splitlines()]
+        lines = [line.split()[1:3] for line in Path("/proc/self/mounts").read_text().splitlines()]
     except OSError:
         return None
     real = os.path.realpath(folder)
     above = [(point, kind) for point, kind in lines if os.path.commonpath([real, point]) == point]
     return max(above, key=lambda mount: len(mount[0]))[1] if above and os.access(folder, os.W_OK) else None
+
+
+def _blocks(rows: Tensor) -> Iterator[tuple[int, Tensor]]:
+    step = max(1, BLOCK_BYTES // max(1, rows.shape[1] * rows.element_size()))
+    return ((start, rows[start : start + step]) for start in range(0, rows.shape[0], step))
 
 
 def as_bits(tensor: Tensor) -> Tensor:
@@ -231,23 +224,20 @@ def same_bits(first: Tensor, second: Tensor) -> bool:
 def _unpickle_reference(
     path: str, offset: int, shape: tuple[int, int], dtype: torch.dtype, fingerprint: str
 ) -> RowStore:
-    remedy = (
-        "put the base checkpoint back there, or save the model with save_pretrained or save_full instead of pickling it"
-    )
+    def refusal(why: str) -> CheckpointError:
+        return CheckpointError(
+            f"the pickled model refers to the full rows in {path}, which {why}; "
+            "put the base checkpoint back there, or save the model with save_pretrained or save_full instead of pickling it"
+        )
+
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
     except OSError as error:
-        raise CheckpointError(
-            f"the pickled model refers to the full rows in {path}, which cannot be opened ({error}); {remedy}"
-        ) from error
+        raise refusal(f"cannot be opened ({error})") from error
     if os.fstat(descriptor).st_size < offset + shape[0] * shape[1] * dtype.itemsize:
         os.close(descriptor)
-        raise CheckpointError(
-            f"the pickled model refers to the full rows in {path}, which is shorter than expected; {remedy}"
-        )
+        raise refusal("is shorter than expected")
     store = RowStore(descriptor, path, offset, shape, dtype, temporary=False)
     if store.fingerprint() != fingerprint:
-        raise CheckpointError(
-            f"the pickled model refers to the full rows in {path}, which holds other rows now; {remedy}"
-        )
+        raise refusal("holds other rows now")
     return store

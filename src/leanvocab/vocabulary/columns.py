@@ -16,8 +16,6 @@ from leanvocab.extras import is_instance, is_tensor
 ID_NAMES = ("token_ids", "prompt_ids", "completion_ids", "chosen_ids", "rejected_ids", "target_ids")
 LABEL_NAMES = ("labels", "label_ids")
 
-_LIST_TYPES = ("ListType", "LargeListType", "FixedSizeListType", "ListViewType", "LargeListViewType")
-
 Leaf = Literal["integer", "text", "empty", "other"]
 
 
@@ -98,15 +96,11 @@ def _class_label_columns(data: Any) -> set[str]:
 def _kind_of_type(arrow_type: Any) -> Kind:
     import pyarrow as pa
 
-    lists = tuple(getattr(pa, name) for name in _LIST_TYPES if hasattr(pa, name))
+    lists = (pa.ListType, pa.LargeListType, pa.FixedSizeListType, pa.ListViewType, pa.LargeListViewType)
     depth, inner = 0, arrow_type
-    while True:
-        if isinstance(inner, pa.BaseExtensionType):
-            inner = inner.storage_type
-        elif isinstance(inner, lists):
-            depth, inner = depth + 1, inner.value_type
-        else:
-            break
+    while isinstance(inner, (pa.BaseExtensionType, *lists)):
+        is_list = isinstance(inner, lists)
+        depth, inner = depth + is_list, inner.value_type if is_list else inner.storage_type
     leaf: Leaf = "other"
     if pa.types.is_integer(inner):
         leaf = "integer"

@@ -9,9 +9,8 @@ from numpy.typing import NDArray
 
 from leanvocab.errors import DataError
 from leanvocab.extras import is_instance
+from leanvocab.vocabulary.counting_threads import add_counts, count_in_threads
 from leanvocab.vocabulary.ray_data import count_in_workers
-from leanvocab.vocabulary.tally import add_counts
-from leanvocab.vocabulary.threads import count_in_threads
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +27,9 @@ class TokenCounts:
     columns: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        counts = self.counts if _is_frozen(self.counts) else np.array(self.counts)
+        given = self.counts  # what nobody can write to any more need not be copied: half of a small count's time
+        is_frozen = isinstance(given, np.ndarray) and given.base is None and not given.flags.writeable
+        counts = given if is_frozen else np.array(given)
         if counts.ndim != 1 or (counts.dtype.kind not in "iu" and counts.size):
             raise DataError(f"expected counts as a 1-D array of integers, got {counts.dtype} of shape {counts.shape}")
         if counts.size and counts.min() < 0:
@@ -126,8 +127,3 @@ def count_tokens(
         counts, counted = count_in_threads(data, names, full_size, num_workers, progress)
     counts.flags.writeable = False  # nobody else has it: it need not be copied
     return TokenCounts(counts, full_size, tuple(counted))
-
-
-def _is_frozen(counts: Any) -> bool:
-    """True where nobody can write to an array any more, so that it need not be copied (half of a small count's time)."""
-    return isinstance(counts, np.ndarray) and counts.base is None and not counts.flags.writeable

@@ -7,7 +7,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
@@ -42,14 +42,10 @@ class PartialVocabulary:
         VocabularyError: an id occurs twice, lies outside `full_size` or is no integer.
     """
 
-    __slots__ = ("__weakref__", "_digest", "_full_size", "_partial_ids", "_size_is_minimum", "_token_ids", "_tokenizer")
-
     _token_ids: NDArray[np.int64]
     _full_size: int
-    _digest: str | None
-    _partial_ids: NDArray[np.int32] | None
-    _tokenizer: Any
-    _size_is_minimum: bool  # the size is the tokenizer's, and nothing said how many rows the model has
+    _tokenizer: Any = None
+    _size_is_minimum = False  # True: the size is the tokenizer's, and nothing said how many rows the model has
 
     def __init__(self, token_ids: Iterable[int] | NDArray[Any], full_size: int) -> None:
         size = _checked_size(full_size)
@@ -58,15 +54,7 @@ class PartialVocabulary:
         if twice.size:
             raise VocabularyError(f"expected each token id once, got id {twice[0]} more than once")
         ids.flags.writeable = False
-        for name, value in (
-            ("_token_ids", ids),
-            ("_full_size", size),
-            ("_digest", None),
-            ("_partial_ids", None),
-            ("_tokenizer", None),
-            ("_size_is_minimum", False),
-        ):
-            object.__setattr__(self, name, value)
+        vars(self).update(_token_ids=ids, _full_size=size)
 
     @classmethod
     def from_counts(
@@ -105,7 +93,7 @@ class PartialVocabulary:
         counts = counts if isinstance(counts, TokenCounts) else TokenCounts(counts)
         if isinstance(min_count, bool) or min_count < 1:
             raise VocabularyError(f"expected min_count of 1 or more, got {min_count!r}")
-        size, source = _find_full_size(full_size, model, counts, tokenizer)
+        size, source, is_minimum = _find_full_size(full_size, model, counts, tokenizer)
         if len(counts.token_ids) and counts.token_ids[-1] >= size:
             outside = int(counts.token_ids[-1])
             raise VocabularyError(
@@ -116,18 +104,11 @@ class PartialVocabulary:
         keep[np.flatnonzero(counts.counts >= min_count)] = True
         keep[_checked_ids(always_keep, size, "always_keep")] = True
         # An id at or beyond the full size has no row (image placeholders, tokens added without resizing the model).
-        inserted = (tokenizer_ids(tokenizer) if tokenizer is not None else set()) | (
-            model_ids(model, size) if model is not None else set()
-        )
+        inserted = tokenizer_ids(tokenizer) | model_ids(model, size)
         keep[[token_id for token_id in inserted if token_id < size]] = True
         if pad_to_multiple_of is not None:
             _round_up(keep, pad_to_multiple_of)
-        vocabulary = cls(np.flatnonzero(keep), size)._with_tokenizer(tokenizer)
-        only_tokenizer = (
-            full_size is None and counts.full_size is None and (model is None or model_full_size(model) is None)
-        )
-        object.__setattr__(vocabulary, "_size_is_minimum", only_tokenizer)
-        return vocabulary
+        return cls(np.flatnonzero(keep), size)._with(tokenizer, is_minimum)
 
     @property
     def token_ids(self) -> NDArray[np.int64]:
@@ -139,14 +120,11 @@ class PartialVocabulary:
         """Rows of the full matrix."""
         return self._full_size
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """sha256, in hex, over the full size and the token ids; it does not depend on the machine."""
-        if self._digest is None:
-            content = np.concatenate([[self._full_size], self._token_ids]).astype("<i8").tobytes()
-            object.__setattr__(self, "_digest", hashlib.sha256(content).hexdigest())
-        assert self._digest is not None
-        return self._digest
+        content = np.concatenate([[self._full_size], self._token_ids]).astype("<i8").tobytes()
+        return hashlib.sha256(content).hexdigest()
 
     def fitted_to(self, num_rows: int) -> "PartialVocabulary":
         """The same ids over a table of `num_rows`, where only a tokenizer said how large the full vocabulary is.
@@ -154,9 +132,7 @@ class PartialVocabulary:
         Tables are often longer than their tokenizer (Qwen3: 151,936 rows for 151,669 tokens). A vocabulary whose size was
         given, or came from a model, fits tables of that size alone, and is returned as it is.
         """
-        if not self._size_is_minimum or num_rows <= self._full_size:
-            return self
-        return PartialVocabulary(self._token_ids, num_rows)._with_tokenizer(self._tokenizer)
+        return self.with_full_size(num_rows) if self._size_is_minimum and num_rows > self._full_size else self
 
     def to_partial(self, ids: Any, *, ignore_index: int | None = None) -> Any:
         """Token ids → partial ids, of the same kind (array, tensor, nested lists, int), shape, dtype and device.
@@ -199,7 +175,7 @@ class PartialVocabulary:
 
     def with_full_size(self, full_size: int) -> "PartialVocabulary":
         """The same token ids in a matrix of another size: a tokenizer may have fewer tokens than the model has rows."""
-        return PartialVocabulary(self._token_ids, full_size)._with_tokenizer(self._tokenizer)
+        return PartialVocabulary(self._token_ids, full_size)._with(self._tokenizer)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a JSON file for people and `load`; whole or not at all.
@@ -216,9 +192,8 @@ class PartialVocabulary:
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
-        except BaseException:
+        finally:
             temporary.unlink(missing_ok=True)
-            raise
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -245,7 +220,7 @@ class PartialVocabulary:
     def __contains__(self, token_id: object) -> bool:
         if not isinstance(token_id, int | np.integer) or not 0 <= token_id < self._full_size:
             return False
-        return bool(self._partial_id_of()[token_id] >= 0)
+        return bool(self._partial_ids[token_id] >= 0)
 
     def __or__(self, other: "PartialVocabulary") -> "PartialVocabulary":
         return self._combined(other, np.union1d) if isinstance(other, PartialVocabulary) else NotImplemented
@@ -283,8 +258,8 @@ class PartialVocabulary:
         # The tokenizer stays behind: it only names tokens in messages, and may be large.
         return type(self), (self._token_ids, self._full_size)
 
-    def _with_tokenizer(self, tokenizer: Any) -> Self:
-        object.__setattr__(self, "_tokenizer", getattr(tokenizer, "tokenizer", tokenizer))
+    def _with(self, tokenizer: Any, size_is_minimum: bool = False) -> Self:
+        vars(self).update(_tokenizer=getattr(tokenizer, "tokenizer", tokenizer), _size_is_minimum=size_is_minimum)
         return self
 
     def _token(self, token_id: int) -> str | None:
@@ -295,22 +270,20 @@ class PartialVocabulary:
             return None
         return token if isinstance(token, str) else None
 
-    def _partial_id_of(self) -> NDArray[np.int32]:
+    @cached_property
+    def _partial_ids(self) -> NDArray[np.int32]:
         """The partial id of every token id, int32 [full_size]; -1 where there is none. Never handed out."""
-        if self._partial_ids is None:
-            partial_ids = np.full(self._full_size, -1, dtype=np.int32)
-            partial_ids[self._token_ids] = np.arange(len(self), dtype=np.int32)
-            object.__setattr__(self, "_partial_ids", partial_ids)
-        assert self._partial_ids is not None
-        return self._partial_ids
+        partial_ids = np.full(self._full_size, -1, dtype=np.int32)
+        partial_ids[self._token_ids] = np.arange(len(self), dtype=np.int32)
+        return partial_ids
 
     def _array_to_partial(self, ids: NDArray[Any], position: Position, *, ignore_index: int | None) -> NDArray[Any]:
         if ids.size and ids.min() >= 0 and ids.max() < self._full_size:
-            partial_ids: NDArray[Any] = self._partial_id_of()[ids]
+            partial_ids: NDArray[Any] = self._partial_ids[ids]
             if partial_ids.min() >= 0:  # as it should be: all else is for the others
                 return partial_ids.astype(ids.dtype)
         inside = (ids >= 0) & (ids < self._full_size)
-        partial_ids = self._partial_id_of()[np.where(inside, ids, 0).astype(np.intp)]
+        partial_ids = self._partial_ids[np.where(inside, ids, 0).astype(np.intp)]
         missing = ~inside | (partial_ids < 0)
         remapped = partial_ids.astype(ids.dtype)
         if ignore_index is not None:
@@ -318,7 +291,7 @@ class PartialVocabulary:
             missing &= ~ignored
             remapped[ignored] = ids[ignored]
         if missing.any():
-            first = _first(missing)
+            first = tuple(np.argwhere(missing)[0].tolist())
             self._refuse(int(ids[first]), _shown(position, first))
         return remapped
 
@@ -338,7 +311,7 @@ class PartialVocabulary:
         ignored = ids == ignore_index if ignore_index is not None else np.zeros(ids.shape, dtype=np.bool_)
         wrong = ~inside & ~ignored
         if wrong.any():
-            first = _first(wrong)
+            first = tuple(np.argwhere(wrong)[0].tolist())
             shown = f"{int(ids[first])}{_shown(position, first)}"
             raise VocabularyError(f"{shown} is no partial id: expected 0 to {len(self) - 1}")
         if len(self) == 0:
@@ -358,8 +331,8 @@ class PartialVocabulary:
                 "different models"
             )
         combined = PartialVocabulary(combine(self._token_ids, other._token_ids), self._full_size)
-        object.__setattr__(combined, "_size_is_minimum", self._size_is_minimum and other._size_is_minimum)
-        return combined._with_tokenizer(self._tokenizer if self._tokenizer is not None else other._tokenizer)
+        tokenizer = self._tokenizer if self._tokenizer is not None else other._tokenizer
+        return combined._with(tokenizer, self._size_is_minimum and other._size_is_minimum)
 
 
 def _checked_size(full_size: Any) -> int:
@@ -382,18 +355,18 @@ def _checked_ids(ids: Any, full_size: int, what: str) -> NDArray[np.int64]:
     return array.astype(np.int64)
 
 
-def _find_full_size(full_size: int | None, model: Any, counts: TokenCounts, tokenizer: Any) -> tuple[int, str]:
-    """The full size, and where it comes from as a message says it."""
+def _find_full_size(full_size: int | None, model: Any, counts: TokenCounts, tokenizer: Any) -> tuple[int, str, bool]:
+    """The full size, where it comes from as a message says it, and whether only a tokenizer gives it: a minimum."""
     if full_size is not None:
-        return _checked_size(full_size), f"full_size is {full_size}"
-    num_rows = model_full_size(model) if model is not None else None
+        return _checked_size(full_size), f"full_size is {full_size}", False
+    num_rows = model_full_size(model)
     if num_rows is not None:
-        return _checked_size(num_rows), f"the model's input embeddings have {num_rows} rows"
+        return _checked_size(num_rows), f"the model's input embeddings have {num_rows} rows", False
     if counts.full_size is not None:
-        return counts.full_size, f"the counts are over {counts.full_size} ids"
+        return counts.full_size, f"the counts are over {counts.full_size} ids", False
     if tokenizer is not None:
         size = tokenizer_full_size(tokenizer)
-        return size, f"the tokenizer has ids below {size}; if the model has more rows, pass model= or full_size="
+        return size, f"the tokenizer has ids below {size}; if the model has more rows, pass model= or full_size=", True
     raise VocabularyError(
         "the full size is not known: pass full_size= (rows of the input embeddings), model= or tokenizer="
     )
@@ -431,10 +404,6 @@ def _as_int64(ids: Any) -> NDArray[np.int64]:
         return np.array(ids, dtype=np.int64)
     except OverflowError:
         raise VocabularyError(f"expected ids of at most 64 bits, got {max(ids, key=abs)}") from None
-
-
-def _first(where: NDArray[np.bool_]) -> tuple[int, ...]:
-    return tuple(int(index) for index in np.unravel_index(int(np.argmax(where)), where.shape))
 
 
 def _shown(position: Position, first: tuple[int, ...]) -> str:

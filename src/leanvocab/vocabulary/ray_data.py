@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from leanvocab.errors import DataError
 from leanvocab.vocabulary.columns import choose_id_columns
-from leanvocab.vocabulary.threads import count_in_threads
+from leanvocab.vocabulary.counting_threads import count_in_threads
 
 _ADDED_AT_ONCE = 16  # partial counts that a worker adds up, at 16 bytes for each id that occurs
 
@@ -45,14 +45,13 @@ def count_in_workers(
 
 def count_block(block: Any, columns: list[str] | None, full_size: int | None) -> Any:
     """One row: the ids that occur in a block, which is an Arrow table, and how often."""
-    if block.num_rows == 0:
-        return _row([], [], [])
+    counts, counted = np.zeros(0, np.int64), list[str]()
     try:
-        counts, counted = count_in_threads(block, columns, full_size, num_workers=1, progress=False)
+        if block.num_rows:
+            counts, counted = count_in_threads(block, columns, full_size, num_workers=1, progress=False)
     except DataError as error:  # as data: Ray wraps what its workers raise
-        return _row([], [], [], str(error))
-    token_ids = np.flatnonzero(counts)
-    return _row(token_ids, counts[token_ids], counted)
+        return _row(counts, counted, str(error))
+    return _row(counts, counted)
 
 
 def add_partial_counts(blocks: Any) -> Any:
@@ -63,8 +62,7 @@ def add_partial_counts(blocks: Any) -> Any:
         total = _added(total, row)
     error = next((row["error"] for row in rows if row["error"]), "")
     names = dict.fromkeys(name for row in rows for name in row["columns"])
-    token_ids = np.flatnonzero(total)
-    return _row(token_ids, total[token_ids], list(names), error)
+    return _row(total, list(names), error)
 
 
 def _added(total: NDArray[np.int64], row: dict[str, Any]) -> NDArray[np.int64]:
@@ -75,9 +73,10 @@ def _added(total: NDArray[np.int64], row: dict[str, Any]) -> NDArray[np.int64]:
     return total
 
 
-def _row(token_ids: Any, counts: Any, columns: list[str], error: str = "") -> Any:
+def _row(counts: NDArray[np.int64], columns: list[str], error: str = "") -> Any:
     import pyarrow as pa
 
+    token_ids = np.flatnonzero(counts)
     ids = pa.list_(pa.int64())
     schema = pa.schema({"token_ids": ids, "counts": ids, "columns": pa.list_(pa.string()), "error": pa.string()})
-    return pa.table([[token_ids], [counts], [columns], [error]], schema=schema)
+    return pa.table([[token_ids], [counts[token_ids]], [columns], [error]], schema=schema)

@@ -88,9 +88,6 @@ def _of_column(name: str | None, where: str) -> str:
     return where if name is None else f" of column {name!r}{where}"
 
 
-# ---------------------------------------------------------------------------------------------------- data sets
-
-
 def _dataset_sources(dataset: Any, columns: list[str] | None, where: str) -> Iterator[Source]:
     try:
         columns_of_ids = choose_id_columns(dataset, columns, where=where)
@@ -131,9 +128,6 @@ def _batch_pieces(batches: Iterable[Any], columns: list[str] | None, where: str)
         first_row += len(batch)
 
 
-# ---------------------------------------------------------------------------------------------------- arrays
-
-
 def _is_array(data: Any) -> bool:
     """True for arrays of numbers or lists, numpy's, torch's and Arrow's: they have no columns, but a size."""
     if isinstance(data, np.ndarray):
@@ -154,14 +148,13 @@ def _array_source(array: Any, where: str, column: str | None = None, first_row: 
     return Source(array_pieces(array, where, column, first_row), len(array), estimate_num_ids(array), column)
 
 
-# ---------------------------------------------------------------------------------------------------- streams
-
-
 def _stream_pieces(rows: Any, columns: list[str] | None, where: str) -> Iterator[Piece]:
     """Pieces of an iterable. Numbers, lists and small arrays are gathered; all else goes by itself."""
     gathered = _Gathered(where)
     chosen: dict[Any, list[str] | None] = {}  # by names and types: rows that look alike are looked at once
-    for number, row in enumerate(_iterate(rows)):
+    # A torch data set may have no __iter__, and no end that indexing would tell.
+    in_turn = rows if isinstance(rows, Iterable) else (rows[number] for number in range(len(rows)))
+    for number, row in enumerate(in_turn):
         names = None
         if isinstance(row, Mapping):
             looks = tuple((name, type(value)) for name, value in row.items())
@@ -178,11 +171,6 @@ def _stream_pieces(rows: Any, columns: list[str] | None, where: str) -> Iterator
         if gathered.size >= IDS_GATHERED:
             yield from gathered.take()
     yield from gathered.take()
-
-
-def _iterate(rows: Any) -> Iterator[Any]:
-    # A torch data set may have no __iter__, and no end that indexing would tell.
-    return iter(rows) if isinstance(rows, Iterable) else (rows[number] for number in range(len(rows)))
 
 
 class _Gathered:

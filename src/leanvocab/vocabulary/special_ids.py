@@ -60,11 +60,8 @@ def model_ids(model: Any, full_size: int) -> set[int]:
 
 def model_full_size(model: Any) -> int | None:
     """Rows of a model's input embeddings, or the vocabulary size in its config; None where neither is to be found."""
-    for module in _modules(model):
-        size = _input_rows(module)
-        if size is not None:
-            return size
-    return _config_full_size(getattr(model, "config", model))
+    size = next((size for size in map(_input_rows, _modules(model)) if size is not None), None)
+    return _config_full_size(getattr(model, "config", model)) if size is None else size
 
 
 def _modules(model: Any) -> Iterable[Any]:

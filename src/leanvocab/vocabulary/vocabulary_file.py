@@ -17,7 +17,7 @@ from itertools import pairwise
 from typing import Any
 
 from leanvocab.errors import VocabularyError
-from leanvocab.files import strict_json
+from leanvocab.files.untrusted_files import parse_json
 
 FORMAT, VERSION = "leanvocab.vocabulary", 1
 
@@ -51,7 +51,7 @@ def parse(text: bytes) -> dict[str, Any]:
         VocabularyError: it is no such file.
     """
     try:
-        content = strict_json.parse(text)
+        content = parse_json(text)
     except (ValueError, RecursionError) as error:
         raise VocabularyError(f"expected JSON as PartialVocabulary.save writes it: {error}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:

@@ -1,19 +1,56 @@
-"""JSON read as if someone hostile had written it: no duplicate keys, no numbers that are none, no deep nesting."""
+"""Files that nobody vouches for: none leads out of its folder or is a pipe, and JSON is read as if it were hostile."""
 
+import contextlib
 import json
 import os
 import re
+import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 from leanvocab.errors import CheckpointError, shortened
 from leanvocab.files.copying import read_exactly
-from leanvocab.files.safe_opening import opened
 
 MAX_JSON_BYTES = 100_000_000
 _MAX_DEPTH = 16  # no honest file nests deeper; found before the parser recurses
 _STRINGS_AND_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', re.DOTALL)
 _STEPS = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
+
+
+def resolve_in(folder: Path, name: str) -> Path:
+    """The path where the file `name` of `folder` really lies; raises `CheckpointError` where that is outside the folder.
+
+    A link may lead to another file of the folder, and in a hub cache to its `blobs`, which is where its files are.
+    """
+    parts = Path(name).parts
+    if not name or "\0" in name or "\\" in name or Path(name).is_absolute() or ".." in parts or name != "/".join(parts):
+        raise CheckpointError(f"{folder}: expected the name of a file in this folder, found {shortened(name)}")
+    root = Path(os.path.realpath(folder))
+    real = Path(os.path.realpath(root / name))
+    in_hub_cache = root.parent.name == "snapshots" and real.parent == root.parent.parent / "blobs"
+    if not real.is_relative_to(root) and not in_hub_cache:
+        raise CheckpointError(
+            f"{folder / name}: a link that leads out of the folder, to {real}; put the file itself there"
+        )
+    return real
+
+
+@contextlib.contextmanager
+def opened(folder: Path, name: str) -> Iterator[int]:
+    """A descriptor of the regular file `name` of `folder`, for reading; raises `CheckpointError`."""
+    real = resolve_in(folder, name)
+    try:
+        # Without waiting, since a pipe in the place of a file would wait for ever; what `real` names is no link by now.
+        descriptor = os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError as error:
+        raise CheckpointError(f"{folder / name}: cannot be opened ({error.strerror})") from error
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise CheckpointError(f"{folder / name}: expected a regular file, found something else")
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def read_json(folder: Path, name: str) -> tuple[bytes, dict[str, Any]]:
@@ -29,7 +66,7 @@ def read_json(folder: Path, name: str) -> tuple[bytes, dict[str, Any]]:
 def parse_object(path: Path, raw: bytes) -> dict[str, Any]:
     """The JSON object that a file holds; raises `CheckpointError`."""
     try:
-        value = parse(raw)
+        value = parse_json(raw)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: expected JSON, found something else: {shortened(str(error))}") from error
     if not isinstance(value, dict):
@@ -37,7 +74,7 @@ def parse_object(path: Path, raw: bytes) -> dict[str, Any]:
     return value
 
 
-def parse(raw: bytes) -> Any:
+def parse_json(raw: bytes) -> Any:
     """The value of JSON in UTF-8; raises `ValueError` (of which UnicodeDecodeError and JSONDecodeError are kinds)."""
     _check_depth(raw)
     return json.loads(raw.decode(), object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
