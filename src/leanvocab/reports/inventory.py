@@ -6,14 +6,14 @@ go wrong is code that reads a partial matrix around its module; where each forwa
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
 from leanvocab.choices import OUTPUT_MODES
-from leanvocab.errors import LeanVocabError
+from leanvocab.errors import LeanVocabError, ModelError
 from leanvocab.model.find import find_tables, output_layers
 from leanvocab.model.full_table import FullTable
 from leanvocab.partial.module import partial_modules
@@ -68,15 +68,13 @@ def take_inventory(model: nn.Module, embedding: str | None = None) -> Inventory:
     `embedding` is the path of the table in a module that does not name its own, as for `shrink_`.
     """
     plans, refusals = _plans(model, embedding)
-    default, _ = _plan(model, embedding, None)
-    takers = (*_inputs_of(default, *plans.values()), *_named_inputs(model, embedding))
-    inputs = {id(module): module for module in takers}
-    outputs = output_layers(model, inputs.values())
-    sizes = _full_sizes(model, [*inputs.values(), *outputs])
-    groups = _groups(model, sizes)
-    roles = _Roles(inputs, {id(layer) for layer in outputs}, {int(layer.weight.shape[0]) for layer in outputs})  # type: ignore[index]
-    tensors = [_describe(group, roles, plans) for group in groups]
-    mode = next((table.output for table in default or () if table.output), "full" if outputs and default else None)
+    inputs = dict.fromkeys((*_inputs_of(plans), *_named_inputs(model, embedding)))
+    outputs = output_layers(model, inputs)
+    default = plans.pop(None, ())
+    refusals.pop(None, None)
+    groups = _groups(model, _full_sizes(model, [*inputs, *outputs]))
+    tensors = [_describe(group, inputs, outputs, plans) for group in groups]
+    mode = next((table.output for table in default if table.output), "full" if outputs and default else None)
     return Inventory(
         tuple(sorted(tensors, key=lambda tensor: -tensor.num_bytes)),
         sum(tensor.nbytes for tensor in _distinct(model)),
@@ -85,37 +83,32 @@ def take_inventory(model: nn.Module, embedding: str | None = None) -> Inventory:
     )
 
 
-def _plans(model: nn.Module, embedding: str | None) -> tuple[dict[str, list[FullTable]], dict[str, str]]:
-    """Mode → the tables that would be partial; mode → why not."""
+def _plans(model: nn.Module, embedding: str | None) -> tuple[dict[Any, list[FullTable]], dict[Any, str]]:
+    """Mode (None: the one that `shrink_` chooses) → the tables that would be partial; mode → why not."""
     plans, refusals = {}, {}
-    for mode in OUTPUT_MODES:
-        plan, refusal = _plan(model, embedding, mode)
-        if plan is None:
-            refusals[mode] = refusal
-        else:
-            plans[mode] = plan
+    for mode in (None, *OUTPUT_MODES):
+        try:
+            plans[mode] = _plan(model, embedding, mode)
+        except LeanVocabError as error:
+            refusals[mode] = str(error)
     return plans, refusals
 
 
-def _plan(model: nn.Module, embedding: str | None, mode: Any) -> tuple[list[FullTable] | None, str]:
+def _plan(model: nn.Module, embedding: str | None, mode: Any) -> list[FullTable]:
     if partial_modules(model):
-        return None, f"{type(model).__name__} is shrunk; merge_(model) first"
+        raise ModelError(f"{type(model).__name__} is shrunk; merge_(model) first")
     full_size = model_full_size(model) if embedding is None else None
     if embedding is not None:
         full_size = getattr(dict(model.named_modules()).get(embedding), "num_embeddings", None)
     if not full_size:
-        return (
-            None,
-            f"{type(model).__name__} does not say which table its ids go to; name it: embedding='path.to.module'",
+        raise ModelError(
+            f"{type(model).__name__} does not say which table its ids go to; name it: embedding='path.to.module'"
         )
-    try:
-        return find_tables(model, PartialVocabulary([0], full_size), embedding, mode), ""
-    except LeanVocabError as error:
-        return None, str(error)
+    return find_tables(model, PartialVocabulary([0], full_size), embedding, mode)
 
 
-def _inputs_of(*plans: list[FullTable] | None) -> Iterator[nn.Module]:
-    tables = (table for plan in plans for table in plan or ())
+def _inputs_of(plans: Mapping[Any, list[FullTable]]) -> Iterator[nn.Module]:
+    tables = (table for plan in plans.values() for table in plan)
     return (module for table in tables for module in table.modules if isinstance(module, nn.Embedding))
 
 
@@ -184,19 +177,14 @@ def _groups(model: nn.Module, sizes: set[int]) -> list[_Group]:
 # --- what they are ----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Roles:
-    inputs: Mapping[int, nn.Module]
-    outputs: set[int]
-    output_rows: set[int]
-
-
-def _describe(group: _Group, roles: _Roles, plans: Mapping[str, list[FullTable]]) -> VocabularyTensor:
+def _describe(
+    group: _Group, inputs: Collection[nn.Module], outputs: Collection[nn.Module], plans: Mapping[str, list[FullTable]]
+) -> VocabularyTensor:
     tensor = group.tensor
     outcomes = {mode: PARTIAL if any(each.weight is tensor for each in plan) else WHOLE for mode, plan in plans.items()}
     return VocabularyTensor(
         names=tuple(name for name, _, _ in group.holders),
-        kind=_kind(group, roles),
+        kind=_kind(group, inputs, outputs),
         shape=tuple(tensor.shape),
         dtype=str(tensor.dtype).removeprefix("torch."),
         num_bytes=tensor.nbytes,
@@ -204,16 +192,16 @@ def _describe(group: _Group, roles: _Roles, plans: Mapping[str, list[FullTable]]
     )
 
 
-def _kind(group: _Group, roles: _Roles) -> str:
+def _kind(group: _Group, inputs: Collection[nn.Module], outputs: Collection[nn.Module]) -> str:
     weights = [module for _, module, attribute in group.holders if attribute == "weight"]
-    is_input = any(id(each) in roles.inputs for each in weights)
-    is_output = any(id(each) in roles.outputs for each in weights)
+    is_input = any(module in inputs for module in weights)
+    is_output = any(module in outputs for module in weights)
     if is_input or is_output:
         return " and ".join(["input table"] * is_input + ["output weight"] * is_output)
     if not isinstance(group.tensor, nn.Parameter):
         return "buffer"
     if group.tensor.ndim == 1:
-        return "output bias" if group.tensor.shape[0] in roles.output_rows else "bias"
+        return "output bias" if group.tensor.shape[0] in [len(layer.weight) for layer in outputs] else "bias"  # type: ignore[arg-type]
     if any(isinstance(each, nn.Embedding) for each in weights):
         return "another table"
     if any(isinstance(each, nn.Linear) for each in weights):
