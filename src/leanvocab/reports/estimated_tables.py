@@ -1,6 +1,6 @@
 """Vocabulary tables and output layers of a model that is to be estimated, shrunk or not; refuses what `shrink_` does."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from leanvocab.errors import ModelError, VocabularyError
 from leanvocab.model.find import find_tables, output_layers
+from leanvocab.model.full_table import weight_of
 from leanvocab.output.frozen_rows import FrozenSizes
 from leanvocab.output.loss import peak_bytes
 from leanvocab.partial.module import PartialModule, partial_modules
-from leanvocab.reports.footprint import plain_loss_bytes
-from leanvocab.reports.memory_estimate import TableRows
+from leanvocab.reports.memory_estimate import TableRows, plain_loss_bytes
 from leanvocab.vocabulary.counts import TokenCounts
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
@@ -38,18 +38,21 @@ class EstimatedTable:
     """A vocabulary matrix, and the modules that look its rows up or multiply by them."""
 
     rows: TableRows
-    weight: Tensor
-    num_inputs: int
-    num_outputs: int
+    modules: Sequence[nn.Module]
     output: str | None  # "frozen" or "restricted", where an output layer holds it
     frozen_rows_on: str
     stored: torch.dtype | None = None  # of the frozen rows of a model that is shrunk
 
     @property
+    def weight(self) -> Tensor:
+        return weight_of(self.modules[0])
+
+    @property
     def remap_bytes(self) -> int:
         """Each input holds int64 [full_rows + 2], which remaps; each output its ids; each int64 [3], a missing id."""
-        inputs = self.num_inputs * (self.rows.full_rows + 2 + 3)
-        return 8 * (inputs + self.num_outputs * (self.rows.partial_rows + 3))
+        num_inputs = sum(isinstance(module, nn.Embedding) for module in self.modules)
+        inputs = num_inputs * (self.rows.full_rows + 2 + 3)
+        return 8 * (inputs + (len(self.modules) - num_inputs) * (self.rows.partial_rows + 3))
 
     def frozen_sizes(self, precision: Precision | None) -> FrozenSizes | None:
         """Sizes of the rows that do not train and are in the softmax; None where there are none."""
@@ -114,8 +117,7 @@ def estimated_tables(
     return [
         EstimatedTable(
             TableRows(table.name, table.vocabulary.full_size, len(table.vocabulary)),
-            table.weight,
-            *_count_holders(table.modules),
+            table.modules,
             table.output,
             frozen_rows,
         )
@@ -137,16 +139,9 @@ def _shrunk_tables(shrunk: list[PartialModule], vocabulary: Any, output: str | N
                 f'{table.name} is shrunk with output="{table.output or "full"}", and was to be estimated with '
                 f'output="{output}"; merge_(model) first, or leave output out'
             )
-        rows, counts = TableRows(table.name, table.full_size, partial_rows), _count_holders(modules)
-        weight, stored = modules[0].weight, table.store.dtype
-        tables.append(EstimatedTable(rows, weight, *counts, table.output, table.frozen_rows_on, stored))
+        rows = TableRows(table.name, table.full_size, partial_rows)
+        tables.append(EstimatedTable(rows, modules, table.output, table.frozen_rows_on, table.store.dtype))
     return tables
-
-
-def _count_holders(modules: Any) -> tuple[int, int]:
-    """(modules that look rows up, modules that multiply by them)."""
-    num_inputs = sum(isinstance(module, nn.Embedding) for module in modules)
-    return num_inputs, len(modules) - num_inputs
 
 
 def _as_vocabulary(kept: Kept, module: nn.Module, path: Any) -> PartialVocabulary:

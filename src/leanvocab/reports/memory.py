@@ -15,37 +15,40 @@ Counted (docs/decisions/what-an-estimate-counts.md), for each parameter of the m
   copies that soft-capping keeps for its gradient, and of a chunk as large as on a GPU.
 
 Not counted: activations, temporary tensors of a step, what the allocator and the libraries hold besides.
-
-Nothing here imports torch before it is needed.
 """
 
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+from torch import nn
+
+from leanvocab.choices import FrozenRowsOn, OutputMode
 from leanvocab.errors import ModelError, SettingsError
-from leanvocab.reports.footprint import Footprint, Parameter, make_footprint
-from leanvocab.reports.memory_estimate import MemoryEstimate
+from leanvocab.reports.estimated_tables import (
+    EstimatedTable,
+    Kept,
+    Precision,
+    estimated_outputs,
+    estimated_tables,
+    trained_dtype,
+)
+from leanvocab.reports.memory_estimate import Footprint, MemoryEstimate, Parameter, make_footprint
 from leanvocab.reports.state_bytes import AnyOptimizer, check_optimizer, optimizer_name, shared_bytes, state_bytes
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from leanvocab.choices import FrozenRowsOn, OutputMode
-    from leanvocab.reports.estimated_tables import EstimatedTable, Kept, Precision
 
 
 def estimate_memory(
-    model: "str | nn.Module | Any",
-    vocabulary: "Kept | Mapping[str, Kept] | None" = None,
+    model: str | nn.Module | Any,
+    vocabulary: Kept | Mapping[str, Kept] | None = None,
     *,
     optimizer: AnyOptimizer = "adamw",
-    precision: "Precision | None" = None,
+    precision: Precision | None = None,
     auto_class: Any = None,
     embedding: str | Iterable[str] | None = None,
-    output: "OutputMode | None" = None,
-    frozen_rows: "FrozenRowsOn" = "device",
+    output: OutputMode | None = None,
+    frozen_rows: FrozenRowsOn = "device",
     num_tokens: int | None = None,
 ) -> MemoryEstimate:
     """Bytes of weights, gradients and optimizer states, full beside partial, without loading a weight.
@@ -77,8 +80,6 @@ def estimate_memory(
     """
     _check_settings(optimizer, precision, num_tokens)
     module, name = _as_module(model, auto_class)
-    from leanvocab.reports.estimated_tables import estimated_tables
-
     tables = estimated_tables(module, vocabulary, embedding, output, frozen_rows)
     return _estimate(module, name, tables, optimizer, precision, num_tokens)
 
@@ -93,13 +94,10 @@ def _check_settings(optimizer: AnyOptimizer, precision: str | None, num_tokens: 
         )
 
 
-def _as_module(model: Any, auto_class: Any) -> "tuple[nn.Module, str]":
+def _as_module(model: Any, auto_class: Any) -> tuple[nn.Module, str]:
     """A module to measure (on the meta device where it has to be built), and what to call it."""
-    from torch import nn
-
     if isinstance(model, nn.Module):
         return model, type(model).__name__
-    import torch
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(model) if isinstance(model, str | os.PathLike) else model
@@ -125,15 +123,13 @@ def _as_module(model: Any, auto_class: Any) -> "tuple[nn.Module, str]":
 
 
 def _estimate(
-    module: "nn.Module",
+    module: nn.Module,
     name: str,
-    tables: "list[EstimatedTable]",
+    tables: list[EstimatedTable],
     optimizer: AnyOptimizer,
-    precision: "Precision | None",
+    precision: Precision | None,
     num_tokens: int | None,
 ) -> MemoryEstimate:
-    from leanvocab.reports.estimated_tables import estimated_outputs
-
     full, partial = (_parameters(module, tables, kept, precision) for kept in (False, True))
     states = state_bytes(optimizer, (parameter for parameter in (*full, *partial) if parameter.trains))
     outputs = estimated_outputs(module, tables)
@@ -164,13 +160,9 @@ def _estimate(
 
 
 def _parameters(
-    module: "nn.Module", tables: "list[EstimatedTable]", kept: bool, precision: "Precision | None"
+    module: nn.Module, tables: list[EstimatedTable], kept: bool, precision: Precision | None
 ) -> list[Parameter]:
     """Every parameter once, its vocabulary tables with full rows, or with the kept ones."""
-    from torch import nn
-
-    from leanvocab.reports.estimated_tables import trained_dtype
-
     holders: dict[int, list[nn.Module]] = {}
     for holder in module.modules():
         for parameter in holder.parameters(recurse=False):
@@ -194,13 +186,11 @@ def _parameters(
     return result
 
 
-def _is_layer(module: "nn.Module") -> bool:
+def _is_layer(module: nn.Module) -> bool:
     """True for what autocast runs in bf16: it multiplies by a matrix, and is no lookup."""
-    from torch import nn
-
     weight = getattr(module, "weight", None)
     return getattr(weight, "ndim", 0) >= 2 and not isinstance(module, nn.Embedding)
 
 
-def _dtype_names(module: "nn.Module") -> str:
+def _dtype_names(module: nn.Module) -> str:
     return ", ".join(sorted({str(parameter.dtype).removeprefix("torch.") for parameter in module.parameters()}))

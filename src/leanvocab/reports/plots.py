@@ -12,9 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from leanvocab.extras import require
-from leanvocab.reports.footprint import Footprint
-from leanvocab.reports.memory_estimate import MemoryEstimate
-from leanvocab.reports.units import format_ratio
+from leanvocab.reports.memory_estimate import Footprint, MemoryEstimate, format_ratio
 from leanvocab.reports.vocabulary_use import VocabularyUse, counts_by_rank, vocabulary_use
 from leanvocab.vocabulary.counts import TokenCounts
 

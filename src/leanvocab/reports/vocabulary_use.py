@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leanvocab.errors import VocabularyError
-from leanvocab.reports.units import format_ratio
+from leanvocab.reports.memory_estimate import format_ratio
 from leanvocab.vocabulary.counts import TokenCounts
 
 if TYPE_CHECKING:
