@@ -84,7 +84,7 @@ class FrozenRows:
             self._whole = self._mapped() if self.device.type in self.mapped_on else self._compact()
         return self._whole
 
-    def blocks(self) -> Iterator[Projection]:
+    def blocks(self) -> Iterator[MappedRows]:
         """All columns, one block after the other."""
         step = self.sizes.block_rows
         ids = self.table.token_ids

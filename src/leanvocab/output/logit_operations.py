@@ -1,10 +1,10 @@
-"""Operations of a model on its logits one by one, recorded: scaling, soft-capping, casts, an added bias.
+"""Operations of a model on its logits that need no logits: done to them one by one, or on the hidden states.
 
-They commute with cutting logits into chunks, so that a loss can be computed without ever holding all of them
-(docs/decisions/lazy-logits.md).
+Scaling, soft-capping, casts and an added bias commute with cutting logits into chunks, and are recorded, so that a loss can be
+computed without ever holding all of them (docs/decisions/lazy-logits.md). Reshaping is done on the hidden states.
 """
 
-import operator
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# Methods that cast and take no argument.
+CASTS = {"float": torch.float32, "half": torch.float16, "bfloat16": torch.bfloat16, "double": torch.float64}
 _SCORES = object()  # where the logits themselves stand among the arguments
 
 
@@ -120,10 +122,6 @@ def _other(operand: Any, left: Any) -> Any:
     return next(left) if isinstance(operand, Tensor) else operand
 
 
-def _reversed(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    return lambda first, second: function(second, first)
-
-
 # By name: torch gives one operation under several objects (a method, a function, an operator's slot). In-place ones are
 # recorded as what they compute.
 _FUNCTIONS: dict[str, Callable[..., Tensor]] = {
@@ -131,16 +129,52 @@ _FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     **dict.fromkeys(("div", "__truediv__", "true_divide", "divide", "div_", "__itruediv__"), torch.div),
     **dict.fromkeys(("add", "__add__", "__radd__", "add_", "__iadd__"), torch.add),
     **dict.fromkeys(("sub", "__sub__", "subtract", "sub_", "__isub__"), torch.sub),
-    "__rsub__": _reversed(operator.sub),
-    "__rtruediv__": _reversed(operator.truediv),
+    "__rsub__": Tensor.__rsub__,
+    "__rtruediv__": Tensor.__rtruediv__,
     **dict.fromkeys(("tanh", "tanh_"), torch.tanh),
     **dict.fromkeys(("neg", "__neg__"), torch.neg),
     "to": Tensor.to,
 }  # fmt: skip
 
 
-def casting(name: str) -> torch.dtype | None:
-    """The dtype of a method that casts and takes no argument, such as `float`."""
-    return {"float": torch.float32, "half": torch.float16, "bfloat16": torch.bfloat16, "double": torch.float64}.get(
-        name
+# --- reshaping of logits [..., full_size], done on the hidden states [..., dim] that they are computed from -----------
+
+
+def _view(hidden: Tensor, full_size: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
+    shape = args[0] if len(args) == 1 and isinstance(args[0], tuple | list) else args
+    if kwargs or not all(isinstance(size, int) for size in shape) or not shape:
+        return None
+    if shape[-1] == -1 and math.prod(hidden.shape[:-1]) == math.prod(shape[:-1]):
+        shape = (*shape[:-1], full_size)
+    return hidden.reshape(*shape[:-1], hidden.shape[-1]) if shape[-1] == full_size else None
+
+
+def _index(hidden: Tensor, full_size: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
+    """Indices of the leading dimensions alone pick hidden states as they pick logits."""
+    index = args[0] if isinstance(args[0], tuple) else (args[0],)
+    if any(part is None or isinstance(part, list) for part in index):
+        return None
+    num_used = sum(
+        part.ndim if isinstance(part, Tensor) and part.dtype == torch.bool else 1 for part in index if part is not ...
     )
+    takes_whole_rows = isinstance(index[-1], slice) and index[-1] == slice(None)
+    if any(part is ... for part in index):
+        is_leading = num_used <= hidden.ndim and (index[-1] is ... or takes_whole_rows)
+    else:
+        is_leading = num_used < hidden.ndim or takes_whole_rows
+    return hidden[args[0]] if is_leading else None
+
+
+def _flatten(hidden: Tensor, full_size: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
+    if kwargs or len(args) != 2 or not 0 <= args[0] <= args[1] < hidden.ndim - 1:
+        return None
+    return hidden.flatten(*args)
+
+
+RESHAPING: Mapping[str, Callable[[Tensor, int, tuple[Any, ...], Mapping[str, Any]], Tensor | None]] = {
+    "view": _view,
+    "reshape": _view,
+    "flatten": _flatten,
+    "__getitem__": _index,
+}
+"""By the names of torch's functions: the hidden states of the logits that they give, or None where these are none."""
