@@ -23,10 +23,9 @@ from torch.utils.hooks import RemovableHandle
 
 from leanvocab.choices import IGNORE_INDEX
 from leanvocab.errors import BypassError, ModelError
-from leanvocab.output.logit_operations import CASTS, RESHAPING, Elementwise
+from leanvocab.output.logit_operations import CASTS, QUESTIONED, QUESTIONS, RESHAPING, Elementwise
 from leanvocab.output.loss import LossOptions, SoftmaxColumns, cross_entropy
 from leanvocab.output.projection import project
-from leanvocab.partial import tensor_questions
 
 _ViewStep: TypeAlias = tuple[Callable[..., Tensor], tuple[Any, ...], Mapping[str, Any]]
 _alive: "weakref.WeakValueDictionary[int, LazyLogits]" = weakref.WeakValueDictionary()
@@ -75,18 +74,18 @@ class _SharedMemory:
     """Logits and their views: in a full model they would be one memory, so that writing to one shows in all."""
 
     first: tuple[Tensor, LayerSnapshot, Elementwise]  # of which the logits that are viewed are made
-    views: "list[tuple[weakref.ref[LazyLogits], tuple[_ViewStep, ...]]]"  # each with how it is taken from the first
+    views: "weakref.WeakValueDictionary[int, LazyLogits]" = field(default_factory=weakref.WeakValueDictionary)
 
     def settle(self, written: "LazyLogits") -> bool:
-        """Makes all that are alive real views of one tensor; False where nobody holds another than `written`."""
-        alive = [(logits, steps) for reference, steps in self.views if (logits := reference()) is not None]
-        if all(logits is written for logits, _ in alive):
+        """Makes all that are alive real views of one tensor, since `written` is about to be; False where nobody holds another."""
+        alive = list(self.views.values())
+        if all(logits is written for logits in alive):
             return False
         whole = LazyLogits(*self.first).compute()
-        for logits, steps in alive:
+        for logits in alive:
             logits._value, logits._is_changed = whole, True
             logits.outdate_node()
-            for function, args, kwargs in steps:
+            for function, args, kwargs in logits._taken:
                 logits._value = function(logits._value, *args, **kwargs)
         return True
 
@@ -114,7 +113,7 @@ class LazyLogits(torch.Tensor):
             made._node = state
         else:
             made = cls.bare(hidden, snapshot, elementwise)
-        made._share(_SharedMemory((hidden, snapshot, elementwise), []), ())
+        made._share(_SharedMemory((hidden, snapshot, elementwise)), ())
         _alive[id(made)] = made
         return made
 
@@ -133,7 +132,7 @@ class LazyLogits(torch.Tensor):
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         with torch._C.DisableTorchFunctionSubclass():
-            if func in tensor_questions.FUNCTIONS or _property(func) in _PROPERTIES:
+            if func in QUESTIONS or _property(func) in _PROPERTIES:
                 return func(*args, **kwargs)
             logits = next((value for value in tree_leaves(args) if isinstance(value, LazyLogits)), None)
             if func is Tensor.register_hook and logits is not None and logits._value is None:
@@ -231,20 +230,16 @@ class LazyLogits(torch.Tensor):
             elementwise = elementwise.cast(self.dtype)
         self._elementwise, self._value = elementwise, None
         self.outdate_node()
-        self._share(_SharedMemory((self._hidden, self._snapshot, elementwise), []), ())
+        self._share(_SharedMemory((self._hidden, self._snapshot, elementwise)), ())
 
     def outdate_node(self) -> None:
         """Marks the node in autograd's graph as out of date: the logits are written to."""
         if self._node is not None:
             self._node.is_current = False
 
-    def settle(self) -> bool:
-        """Computes the logits and their views, since some are about to be written to; False where nobody holds any others."""
-        return self._memory.settle(self)
-
     def _share(self, memory: _SharedMemory, taken: tuple[_ViewStep, ...]) -> None:
         self._memory, self._taken = memory, taken
-        memory.views.append((weakref.ref(self), taken))
+        memory.views[id(self)] = self
 
     def _needs_gradient(self) -> bool:
         sources = (self._hidden, self._snapshot.weight, *self._elementwise.operands())
@@ -320,7 +315,7 @@ def _lazily(logits: LazyLogits, func: Any, args: tuple[Any, ...], kwargs: Mappin
     if elementwise is None:
         return None
     if _is_in_place(name):  # what was recorded computes the same, and the tensor is the same object
-        if logits.settle():
+        if logits._memory.settle(logits):
             return None
         logits.write(elementwise)
         return logits
@@ -353,7 +348,7 @@ def _is_here(logits: LazyLogits, args: tuple[Any, ...], kwargs: Mapping[str, Any
     return is_device and torch.empty(0, device=value).device == logits._hidden.device
 
 
-_PROPERTIES = tensor_questions.ATTRIBUTES | {"_base"}  # none: nobody sees of what they are a view
+_PROPERTIES = QUESTIONED | {"_base"}  # none: nobody sees of what they are a view
 
 
 def _property(func: Any) -> str:
@@ -375,7 +370,7 @@ def _at_once(logits: LazyLogits | None, func: Any, args: tuple[Any, ...], kwargs
         _refuse_smoother(logits)
     writes = args and args[0] is logits and (_is_in_place(name) or name in _WRITING)
     if writes and logits is not None and not logits._is_changed:
-        logits.settle()
+        logits._memory.settle(logits)
     result = func(*tree_map(computed, args), **tree_map(computed, dict(kwargs)))
     if writes and logits is not None:
         logits._is_changed = True

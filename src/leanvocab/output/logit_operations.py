@@ -6,7 +6,7 @@ computed without ever holding all of them (docs/decisions/lazy-logits.md). Resha
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,17 @@ from torch import Tensor
 
 # Methods that cast and take no argument.
 CASTS = {"float": torch.float32, "half": torch.float16, "bfloat16": torch.bfloat16, "double": torch.float64}
+# Questions about a tensor that read none of its values, and so are harmless on a partial weight too.
+_METHODS = {
+    "__hash__", "__len__", "dim", "element_size", "get_device", "is_complex", "is_contiguous", "is_floating_point",
+    "ndimension", "nelement", "numel", "size", "stride",
+}  # fmt: skip
+QUESTIONED = {
+    "device", "dtype", "is_cpu", "is_cuda", "is_meta", "is_quantized", "is_sparse", "layout", "ndim", "shape",
+}  # fmt: skip
+QUESTIONS = {getattr(Tensor, name) for name in _METHODS} | {
+    torch.is_complex, torch.is_floating_point, torch.is_tensor, torch.numel,
+}  # fmt: skip
 _SCORES = object()  # where the logits themselves stand among the arguments
 
 
@@ -25,52 +36,42 @@ class _PerColumn:
 
 
 @dataclass(frozen=True)
-class _Step:
-    function: Callable[..., Tensor]
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class Elementwise:
     """Recorded operations, in order; immutable."""
 
     full_size: int
-    steps: tuple[_Step, ...] = ()
+    steps: tuple[tuple[Callable[..., Tensor], tuple[Any, ...]], ...] = ()  # functions and their arguments
 
     def then(
         self, function: Callable[..., Tensor], args: tuple[Any, ...], kwargs: Mapping[str, Any], logits: Tensor
     ) -> "Elementwise | None":
         """With one operation more, whose arguments hold `logits` once; None where it is none that commutes with chunking."""
         chosen = _FUNCTIONS.get(getattr(function, "__name__", ""))
-        if chosen is None:
+        if chosen is None or (kwargs and not (chosen is Tensor.to and set(kwargs) == {"dtype"})):
             return None
-        operands = [_operand(value, logits, self.full_size) for value in args]
+        operands = [_operand(value, logits, self.full_size) for value in (*args, *kwargs.values())]
         if any(operand is None for operand in operands) or operands.count(_SCORES) != 1:
             return None
-        if kwargs and not (chosen is Tensor.to and set(kwargs) == {"dtype"}):
-            return None
-        return replace(self, steps=(*self.steps, _Step(chosen, tuple(operands), dict(kwargs))))
+        return replace(self, steps=(*self.steps, (chosen, tuple(operands))))
 
     def cast(self, dtype: torch.dtype) -> "Elementwise":
         """With a cast."""
-        return replace(self, steps=(*self.steps, _Step(Tensor.to, (_SCORES, dtype))))
+        return replace(self, steps=(*self.steps, (Tensor.to, (_SCORES, dtype))))
 
     def plus(self, bias: Tensor) -> "Elementwise":
         """With a bias [full_size] added."""
-        return replace(self, steps=(*self.steps, _Step(torch.add, (_SCORES, _PerColumn(bias)))))
+        return replace(self, steps=(*self.steps, (torch.add, (_SCORES, _PerColumn(bias)))))
 
     def __call__(self, scores: Tensor, arrange: Callable[[Tensor], Tensor]) -> Tensor:
         """Applies the operations to scores [..., columns]; `arrange` puts [full_size] values into the order of the columns."""
-        for step in self.steps:
-            args = [_argument(operand, scores, arrange) for operand in step.args]
-            scores = step.function(*args, **step.kwargs)
+        for function, operands in self.steps:
+            scores = function(*(_argument(operand, scores, arrange) for operand in operands))
         return scores
 
     @property
     def only_casts(self) -> bool:
         """True where gradients pass through unchanged but for their dtype."""
-        return all(step.function is Tensor.to for step in self.steps)
+        return all(function is Tensor.to for function, _ in self.steps)
 
     def dtype(self, scores: Tensor) -> torch.dtype:
         """The dtype of the result for scores of the dtype and on the device of a tensor."""
@@ -82,15 +83,15 @@ class Elementwise:
         """Every tensor among the operands, in order."""
         return tuple(
             operand.values if isinstance(operand, _PerColumn) else operand
-            for step in self.steps
-            for operand in step.args
+            for _, operands in self.steps
+            for operand in operands
             if isinstance(operand, _PerColumn | Tensor)
         )
 
     def with_operands(self, tensors: Sequence[Tensor]) -> "Elementwise":
         """The same operations on other tensors, in the order of `operands()`."""
         left = iter(tensors)
-        steps = [replace(step, args=tuple(_other(operand, left) for operand in step.args)) for step in self.steps]
+        steps = [(function, tuple(_other(operand, left) for operand in operands)) for function, operands in self.steps]
         return replace(self, steps=tuple(steps))
 
 

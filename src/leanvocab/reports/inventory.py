@@ -68,7 +68,7 @@ def take_inventory(model: nn.Module, embedding: str | None = None) -> Inventory:
     `embedding` is the path of the table in a module that does not name its own, as for `shrink_`.
     """
     plans, refusals = _plans(model, embedding)
-    inputs = dict.fromkeys((*_inputs_of(plans), *_named_inputs(model, embedding)))
+    inputs = dict.fromkeys(_inputs_of(model, embedding, plans))
     outputs = output_layers(model, inputs)
     default = plans.pop(None, ())
     refusals.pop(None, None)
@@ -107,22 +107,16 @@ def _plan(model: nn.Module, embedding: str | None, mode: Any) -> list[FullTable]
     return find_tables(model, PartialVocabulary([0], full_size), embedding, mode)
 
 
-def _inputs_of(plans: Mapping[Any, list[FullTable]]) -> Iterator[nn.Module]:
+def _inputs_of(model: nn.Module, embedding: str | None, plans: Mapping[Any, list[FullTable]]) -> Iterator[nn.Module]:
+    """The tables that would be partial, and the one that takes the ids in a model that cannot be shrunk at all."""
     tables = (table for plan in plans.values() for table in plan)
-    return (module for table in tables for module in table.modules if isinstance(module, nn.Embedding))
-
-
-def _named_inputs(model: nn.Module, embedding: str | None) -> Iterator[nn.Module]:
-    """The module that takes the ids, in a model that cannot be shrunk at all."""
+    yield from (module for table in tables for module in table.modules if isinstance(module, nn.Embedding))
     try:
         named = model.get_submodule(embedding) if embedding is not None else model.get_input_embeddings()  # type: ignore[operator]
     except (AttributeError, NotImplementedError, TypeError):
         return
     if isinstance(named, nn.Embedding):
         yield named
-
-
-# --- which tensors ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -172,9 +166,6 @@ def _groups(model: nn.Module, sizes: set[int]) -> list[_Group]:
                 tensors.setdefault(_memory(tensor), tensor)
                 holders.setdefault(_memory(tensor), []).append((name, module, attribute))
     return [_Group(tensor, tuple(holders[memory])) for memory, tensor in tensors.items()]
-
-
-# --- what they are ----------------------------------------------------------------------------------------------------
 
 
 def _describe(

@@ -58,9 +58,7 @@ class Footprint:
     @property
     def total_bytes(self) -> int:
         """Everything above, of which the vocabulary's bytes are a part."""
-        trained_bytes = self.weights_bytes + self.gradients_bytes + self.optimizer_bytes
-        held_bytes = trained_bytes + self.autocast_bytes + self.buffers_bytes + self.remap_bytes
-        return held_bytes + self.frozen_bytes + self.loss_bytes
+        return sum(getattr(self, part) for part in _LABELS)
 
     def to_dict(self) -> dict[str, int]:
         """Every part and their sum, as plain values."""
@@ -150,18 +148,32 @@ class MemoryEstimate:
         }
 
     def __rich__(self) -> "Table":
-        return _printed(self)
+        from rich.table import Table
+
+        kept = ", ".join(f"{table.partial_rows:,} of {table.full_rows:,}" for table in self.tables)
+        output = "" if self.output is None else f", output {self.output}"
+        printed = Table(title=f"{self.model}: {kept} rows, {self.optimizer}, {self.precision}{output}")
+        printed.add_column("training holds")
+        for heading in ("full", "partial", "saved"):
+            printed.add_column(heading, justify="right")
+        full, partial = self.full, self.partial
+        counts = (full.num_parameters, partial.num_parameters)
+        printed.add_row("parameters", *(f"{count / 1e6:.1f} M" for count in counts), _saved(*counts), end_section=True)
+        for field, label in _LABELS.items():
+            if getattr(full, field) or getattr(partial, field):
+                printed.add_row(*_bytes_row(label, getattr(full, field), getattr(partial, field)))
+        printed.add_section()
+        printed.add_row(*_bytes_row("total", full.total_bytes, partial.total_bytes), style="bold", end_section=True)
+        printed.add_row(*_bytes_row("vocabulary's part", full.vocabulary_bytes, partial.vocabulary_bytes))
+        return printed
 
     def __str__(self) -> str:
         from rich.console import Console
 
         console = Console(width=100, color_system=None)
         with console.capture() as capture:
-            console.print(_printed(self))
+            console.print(self)
         return capture.get().rstrip()
-
-
-# --- how it is shown --------------------------------------------------------------------------------------------------
 
 
 _LABELS = {
@@ -174,27 +186,6 @@ _LABELS = {
     "frozen_bytes": "frozen rows",
     "loss_bytes": "loss",
 }
-
-
-def _printed(estimate: MemoryEstimate) -> "Table":
-    from rich.table import Table
-
-    kept = ", ".join(f"{table.partial_rows:,} of {table.full_rows:,}" for table in estimate.tables)
-    output = "" if estimate.output is None else f", output {estimate.output}"
-    printed = Table(title=f"{estimate.model}: {kept} rows, {estimate.optimizer}, {estimate.precision}{output}")
-    printed.add_column("training holds")
-    for heading in ("full", "partial", "saved"):
-        printed.add_column(heading, justify="right")
-    full, partial = estimate.full, estimate.partial
-    counts = (full.num_parameters, partial.num_parameters)
-    printed.add_row("parameters", *(f"{count / 1e6:.1f} M" for count in counts), _saved(*counts), end_section=True)
-    for field, label in _LABELS.items():
-        if getattr(full, field) or getattr(partial, field):
-            printed.add_row(*_bytes_row(label, getattr(full, field), getattr(partial, field)))
-    printed.add_section()
-    printed.add_row(*_bytes_row("total", full.total_bytes, partial.total_bytes), style="bold", end_section=True)
-    printed.add_row(*_bytes_row("vocabulary's part", full.vocabulary_bytes, partial.vocabulary_bytes))
-    return printed
 
 
 def _bytes_row(label: str, full: int, partial: int) -> tuple[str, ...]:
