@@ -8,7 +8,7 @@ go wrong is code that reads a partial matrix around its module; where each forwa
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
@@ -22,6 +22,7 @@ from leanvocab.vocabulary.special_ids import model_full_size
 
 PARTIAL, WHOLE = "partial", "stays whole"
 NOT_UNDERSTOOD = "not understood"
+_Holder: TypeAlias = tuple[str, nn.Module, str]  # name, module, its attribute
 # Segments are no vocabulary, though BERT calls them so.
 _VOCABULARY_FIELD = re.compile(r"(?<!^type)(^|_)vocab_size(_|$)")
 
@@ -72,8 +73,20 @@ def take_inventory(model: nn.Module, embedding: str | None = None) -> Inventory:
     outputs = output_layers(model, inputs)
     default = plans.pop(None, ())
     refusals.pop(None, None)
-    groups = _groups(model, _full_sizes(model, [*inputs, *outputs]))
-    tensors = [_describe(group, inputs, outputs, plans) for group in groups]
+    tensors = [
+        VocabularyTensor(
+            names=tuple(name for name, _, _ in holders),
+            kind=_kind(tensor, holders, inputs, outputs),
+            shape=tuple(tensor.shape),
+            dtype=str(tensor.dtype).removeprefix("torch."),
+            num_bytes=tensor.nbytes,
+            outcomes={
+                mode: PARTIAL if any(table.weight is tensor for table in plan) else WHOLE
+                for mode, plan in plans.items()
+            },
+        )
+        for tensor, holders in _groups(model, _full_sizes(model, [*inputs, *outputs]))
+    ]
     mode = next((table.output for table in default if table.output), "full" if outputs and default else None)
     return Inventory(
         tuple(sorted(tensors, key=lambda tensor: -tensor.num_bytes)),
@@ -119,14 +132,6 @@ def _inputs_of(model: nn.Module, embedding: str | None, plans: Mapping[Any, list
         yield named
 
 
-@dataclass(frozen=True)
-class _Group:
-    """One memory: the tensor, and where it hangs."""
-
-    tensor: Tensor
-    holders: tuple[tuple[str, nn.Module, str], ...]  # (name, module, its attribute)
-
-
 def _full_sizes(model: nn.Module, modules: list[nn.Module]) -> set[int]:
     """Rows of what takes or scores ids, and whatever a config calls a vocabulary's size."""
     sizes = {int(each.weight.shape[0]) for each in modules if isinstance(each.weight, Tensor)}
@@ -156,43 +161,27 @@ def _memory(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-def _groups(model: nn.Module, sizes: set[int]) -> list[_Group]:
-    tensors: dict[int, Tensor] = {}
-    holders: dict[int, list[tuple[str, nn.Module, str]]] = {}
+def _groups(model: nn.Module, sizes: set[int]) -> list[tuple[Tensor, list[_Holder]]]:
+    """The tensors of one memory each, and where they hang."""
+    groups: dict[int, tuple[Tensor, list[_Holder]]] = {}
     for path, module in model.named_modules():
         for attribute, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is not None and sizes.intersection(tensor.shape):
                 name = f"{path}.{attribute}" if path else attribute
-                tensors.setdefault(_memory(tensor), tensor)
-                holders.setdefault(_memory(tensor), []).append((name, module, attribute))
-    return [_Group(tensor, tuple(holders[memory])) for memory, tensor in tensors.items()]
+                groups.setdefault(_memory(tensor), (tensor, []))[1].append((name, module, attribute))
+    return list(groups.values())
 
 
-def _describe(
-    group: _Group, inputs: Collection[nn.Module], outputs: Collection[nn.Module], plans: Mapping[str, list[FullTable]]
-) -> VocabularyTensor:
-    tensor = group.tensor
-    outcomes = {mode: PARTIAL if any(each.weight is tensor for each in plan) else WHOLE for mode, plan in plans.items()}
-    return VocabularyTensor(
-        names=tuple(name for name, _, _ in group.holders),
-        kind=_kind(group, inputs, outputs),
-        shape=tuple(tensor.shape),
-        dtype=str(tensor.dtype).removeprefix("torch."),
-        num_bytes=tensor.nbytes,
-        outcomes=outcomes,
-    )
-
-
-def _kind(group: _Group, inputs: Collection[nn.Module], outputs: Collection[nn.Module]) -> str:
-    weights = [module for _, module, attribute in group.holders if attribute == "weight"]
+def _kind(tensor: Tensor, holders: list[_Holder], inputs: Collection[nn.Module], outputs: Collection[nn.Module]) -> str:
+    weights = [module for _, module, attribute in holders if attribute == "weight"]
     is_input = any(module in inputs for module in weights)
     is_output = any(module in outputs for module in weights)
     if is_input or is_output:
         return " and ".join(["input table"] * is_input + ["output weight"] * is_output)
-    if not isinstance(group.tensor, nn.Parameter):
+    if not isinstance(tensor, nn.Parameter):
         return "buffer"
-    if group.tensor.ndim == 1:
-        return "output bias" if group.tensor.shape[0] in [len(layer.weight) for layer in outputs] else "bias"  # type: ignore[arg-type]
+    if tensor.ndim == 1:
+        return "output bias" if tensor.shape[0] in [len(layer.weight) for layer in outputs] else "bias"  # type: ignore[arg-type]
     if any(isinstance(each, nn.Embedding) for each in weights):
         return "another table"
     if any(isinstance(each, nn.Linear) for each in weights):

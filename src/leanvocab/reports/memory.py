@@ -29,7 +29,6 @@ from torch import Tensor, nn
 from leanvocab.choices import FrozenRowsOn, OutputMode
 from leanvocab.errors import ModelError, SettingsError, VocabularyError
 from leanvocab.model.find import find_tables, output_layers
-from leanvocab.model.full_table import weight_of
 from leanvocab.output.frozen_rows import FrozenSizes
 from leanvocab.output.loss import peak_bytes
 from leanvocab.partial.module import PartialModule, partial_modules
@@ -226,14 +225,14 @@ class _EstimatedTable:
     """A vocabulary matrix, and the modules that look its rows up or multiply by them."""
 
     rows: TableRows
-    modules: Sequence[nn.Module]
+    modules: Sequence[PartialModule | nn.Embedding | nn.Linear]
     output: str | None  # "frozen" or "restricted", where an output layer holds it
     frozen_rows_on: str
     stored: torch.dtype | None = None  # of the frozen rows of a model that is shrunk
 
     @property
     def weight(self) -> Tensor:
-        return weight_of(self.modules[0])
+        return self.modules[0].weight
 
     @property
     def remap_bytes(self) -> int:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from leanvocab.extras import require
-from leanvocab.reports.memory_estimate import Footprint, MemoryEstimate, format_ratio
+from leanvocab.reports.memory_estimate import MemoryEstimate, format_ratio
 from leanvocab.reports.vocabulary_use import VocabularyUse, counts_by_rank, vocabulary_use
 from leanvocab.vocabulary.counts import TokenCounts
 
@@ -128,7 +128,8 @@ def _unit(estimates: list[MemoryEstimate]) -> tuple[str, float]:
 def _draw_bars(axes: "Axes", position: int, estimate: MemoryEstimate, unit: tuple[str, float]) -> None:
     for offset, label, footprint in ((-0.2, "full", estimate.full), (0.2, "partial", estimate.partial)):
         height = position + offset
-        rest, vocabulary = (num_bytes / unit[1] for num_bytes in _split_bytes(footprint))
+        vocabulary_bytes = footprint.vocabulary_bytes + footprint.remap_bytes
+        rest, vocabulary = (footprint.total_bytes - vocabulary_bytes) / unit[1], vocabulary_bytes / unit[1]
         axes.barh(height, rest, _BAR_HEIGHT, color=_GREY)
         axes.barh(height, vocabulary, _BAR_HEIGHT, left=rest, color=_BLUE)
         saved = f"  (−{format_ratio(estimate.saved_ratio)})" if footprint is estimate.partial else ""
@@ -155,12 +156,6 @@ def _write_left(axes: "Axes", height: float, text: str, *, points: float, **styl
         va="center",
         **style,
     )
-
-
-def _split_bytes(footprint: Footprint) -> tuple[int, int]:
-    """Bytes of the layers, and of the vocabulary with its map."""
-    vocabulary_bytes = footprint.vocabulary_bytes + footprint.remap_bytes
-    return footprint.total_bytes - vocabulary_bytes, vocabulary_bytes
 
 
 def _dress_bars(axes: "Axes", estimates: list[MemoryEstimate], unit: tuple[str, float]) -> None:

@@ -1,4 +1,4 @@
-"""Bytes of optimizer states, as the optimizer itself allocates them: it takes a step on tensors without memory.
+"""Bytes of tensors that are there, and of optimizer states, as the optimizer allocates them: by a step on tensors without memory.
 
 An optimizer is one of `OPTIMIZERS`, the name of a class of torch.optim, or what makes an optimizer of parameters. bitsandbytes'
 kernels take no tensors without memory: its states are counted by the rules of its version 0.50.
@@ -122,9 +122,6 @@ def _eight_bit_bytes(parameter: Parameter) -> int:
 
 def _keeps_32_bit_states(parameter: Parameter) -> bool:
     return parameter.in_embedding or parameter.num_values < _INT8_MIN_VALUES
-
-
-# --- tensors that are there -------------------------------------------------------------------------------------------
 
 
 def held_bytes(parameters: Iterable[Any], states: Any) -> dict[str, int]:
