@@ -114,7 +114,7 @@ def _first_ids(folder: str, kept: int) -> Any:
 
 def matrix_bytes(model: Any, optimizer: Any) -> dict[str, int]:
     """Weight, gradient and states of the tied vocabulary matrix."""
-    from leanvocab.reports.footprint import held_bytes
+    from leanvocab.reports.state_bytes import held_bytes
 
     weight = model.get_input_embeddings().weight
     states = {

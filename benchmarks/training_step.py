@@ -219,7 +219,7 @@ def take_step(program: Program, batches: Iterator[tuple[Any, Any]], split: dict[
 
 def bytes_of(program: Program) -> dict[str, int]:
     """Bytes of weights, gradients and optimizer states, tensor by tensor."""
-    from leanvocab.reports.footprint import held_bytes
+    from leanvocab.reports.state_bytes import held_bytes
 
     return held_bytes(program.model.parameters(), [optimizer.state for optimizer in program.optimizers])
 

@@ -16,7 +16,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 from doors.registry import Outcome, Verdict
 from leanvocab.errors import LeanVocabError
 from leanvocab.output.layer import RemapLinear
-from leanvocab.reports import footprint
+from leanvocab.reports import state_bytes
 
 _UNCOMPARED = {"README.md", "training_args.bin"}  # cards are dated; arguments hold the folder's own path
 
@@ -42,7 +42,7 @@ def held_bytes(run: Run, model: nn.Module) -> Iterator[None]:
     """Records weights of `model`, gradients and states of the optimizers that step on them, at the largest step."""
 
     def note(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        held = sum(footprint.held_bytes(model.parameters(), optimizer.state).values())
+        held = sum(state_bytes.held_bytes(model.parameters(), optimizer.state).values())
         run.held_bytes = max(run.held_bytes, held + sum(map(_frozen_nbytes, model.modules())))
 
     handle = register_optimizer_step_post_hook(note)

@@ -17,8 +17,8 @@ from torch.utils.checkpoint import checkpoint
 from leanvocab.errors import BypassError, ModelError
 from leanvocab.model.shrink import shrink_
 from leanvocab.output import loss as output_loss
-from leanvocab.output.elementwise import Elementwise
 from leanvocab.output.lazy_logits import LazyLogits
+from leanvocab.output.logit_operations import Elementwise
 from leanvocab.output.loss import LossOptions
 
 

@@ -14,9 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import leanvocab as lv
 from leanvocab.errors import ModelError, SettingsError, VocabularyError
 from leanvocab.partial.missing import MissingNote
+from leanvocab.reports.memory_estimate import format_bytes
 from leanvocab.reports.peak import record_peak
 from leanvocab.reports.state_bytes import OPTIMIZERS
-from leanvocab.reports.units import format_bytes
 
 FULL_ROWS, KEPT_ROWS = 300, 40
 

@@ -11,8 +11,15 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import leanvocab as lv
 from leanvocab.errors import SettingsError
-from leanvocab.reports.footprint import Parameter, held_bytes, tensor_bytes
-from leanvocab.reports.state_bytes import OPTIMIZERS, optimizer_name, shared_bytes, state_bytes
+from leanvocab.reports.memory_estimate import Parameter
+from leanvocab.reports.state_bytes import (
+    OPTIMIZERS,
+    held_bytes,
+    optimizer_name,
+    shared_bytes,
+    state_bytes,
+    tensor_bytes,
+)
 
 SHAPES = [(50, 7), (7,), (1,), (3, 4, 5), (64, 100)]
 REAL = {

@@ -55,7 +55,7 @@ def finetune_command(
 def _printed(result: "FineTuneResult") -> "list[Table | str]":
     from rich.table import Table
 
-    from leanvocab.reports.units import format_bytes
+    from leanvocab.reports.memory_estimate import format_bytes
 
     grid = Table(title=str(result.output_dir), show_header=False)
     grid.add_column()

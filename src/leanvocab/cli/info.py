@@ -116,7 +116,7 @@ def _vocabulary_rows(described: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _checkpoint_rows(described: dict[str, Any]) -> list[tuple[str, str]]:
-    from leanvocab.reports.units import format_bytes
+    from leanvocab.reports.memory_estimate import format_bytes
 
     rows = [
         ("class", f"{described['model_class']} ({described['model_type']})"),
@@ -138,7 +138,7 @@ def _checkpoint_rows(described: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _delta_rows(described: dict[str, Any]) -> list[tuple[str, str]]:
-    from leanvocab.reports.units import format_bytes
+    from leanvocab.reports.memory_estimate import format_bytes
 
     revision = f" at {described['revision']}" if described["revision"] else ""
     rows = [
@@ -164,7 +164,7 @@ def _inventory(described: dict[str, Any]) -> "Table":
     from rich.markup import escape
     from rich.table import Table
 
-    from leanvocab.reports.units import format_bytes
+    from leanvocab.reports.memory_estimate import format_bytes
 
     inventory = described["inventory"]
     modes = list(dict.fromkeys(mode for tensor in inventory["tensors"] for mode in tensor["outcomes"]))

@@ -54,12 +54,9 @@ def find_tables(
 
 def _make_table(model: nn.Module, weight: nn.Parameter, vocabulary: PartialVocabulary, mode: OutputMode) -> FullTable:
     holders = {path: module for path, module in model.named_modules() if module._parameters.get("weight") is weight}
-    inputs = {path: module for path, module in holders.items() if isinstance(module, nn.Embedding)}
-    layers = {path: module for path, module in holders.items() if isinstance(module, nn.Linear)}
-    if mode == "full" or not layers:
-        return FullTable(tuple(inputs), tuple(inputs.values()), vocabulary)
-    both = inputs | layers
-    return FullTable(tuple(both), tuple(both.values()), vocabulary, mode)
+    held = {path: module for path, module in holders.items() if isinstance(module, nn.Embedding)}
+    layers = {path: module for path, module in holders.items() if isinstance(module, nn.Linear) and mode != "full"}
+    return FullTable((*held, *layers), (*held.values(), *layers.values()), vocabulary, mode if layers else None)
 
 
 # --- the output layer -------------------------------------------------------------------------------------------------

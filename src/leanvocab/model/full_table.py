@@ -50,9 +50,6 @@ def ask(owner: Any, method: str) -> Any:
         return None
 
 
-# --- parameters -------------------------------------------------------------------------------------------------------
-
-
 def partial_weight(full: nn.Parameter, table: PartialTable) -> nn.Parameter:
     """The kept rows of a full matrix, with their gradients."""
     partial = nn.Parameter(take_rows(full.detach(), table.token_ids), requires_grad=full.requires_grad)

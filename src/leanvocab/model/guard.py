@@ -19,13 +19,13 @@ from leanvocab.model.stand_ins import refuse_merging
 from leanvocab.model.weight_reads import reads_of
 from leanvocab.output.layer import RemapLinear
 from leanvocab.output.lazy_logits import LazyLogits
+from leanvocab.output.logit_operations import QUESTIONS
 from leanvocab.partial.attachments import Weakly, keep_hooks
 from leanvocab.partial.embedding import RemapEmbedding
 from leanvocab.partial.module import PartialModule, partial_modules
-from leanvocab.partial.tensor_questions import FUNCTIONS
 
 # What else reads none of a parameter's rows.
-_HARMLESS = FUNCTIONS | {
+_HARMLESS = QUESTIONS | {
     Tensor.__repr__, Tensor.data_ptr, Tensor.is_shared, Tensor.register_hook, Tensor.type, Tensor.untyped_storage,
 }  # fmt: skip
 _OWN_ROOMS = {RemapEmbedding.__module__, RemapLinear.__module__, LazyLogits.__module__}

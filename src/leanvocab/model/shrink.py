@@ -80,7 +80,8 @@ def shrink_(
     check_modes(tables, ids)
     if ids == "partial":
         check_inserted_ids_stay(model, tables)
-    partial = [_make_table(table, frozen_rows, ids, on_missing, decay_unused_rows, store_dir) for table in tables]
+    options = {"on_missing": on_missing, "ids": ids, "frozen_rows_on": frozen_rows}
+    partial = [_make_table(table, decay_unused_rows, store_dir, **options) for table in tables]
     _announce(model, tables)
     _put_in_place(model, tables, partial, unwrapped_optimizer(optimizer))
     return model
@@ -140,25 +141,16 @@ def partial_state_dicts(model: M) -> Iterator[M]:
             table.gives_partial_state_dicts = value
 
 
-def _make_table(
-    table: FullTable,
-    frozen_rows: FrozenRowsOn,
-    ids: Ids,
-    on_missing: OnMissing | None,
-    decay_unused_rows: bool,
-    store_dir: str | None,
-) -> PartialTable:
+def _make_table(table: FullTable, decay_unused_rows: bool, store_dir: str | None, **options: Any) -> PartialTable:
     check_gradient(table)
     return PartialTable(
         table.name,
         table.vocabulary,
         RowStore.of(table.weight.detach(), torch.tensor(table.vocabulary.token_ids), store_dir),
-        on_missing=on_missing,
-        ids=ids,
         store_dir=store_dir,
         decay=DecayReplay() if decay_unused_rows and table.output != "frozen" else None,
         output=table.output,
-        frozen_rows_on=frozen_rows,
+        **options,
     )
 
 

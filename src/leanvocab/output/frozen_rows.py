@@ -81,10 +81,11 @@ class FrozenRows:
     def whole(self) -> Projection:
         """All columns at once."""
         if self._whole is None:
-            self._whole = self._mapped() if self.device.type in self.mapped_on else self._compact()
+            mapped = MappedRows(self._source, self.table.token_ids, slice(0, self.table.num_rows))
+            self._whole = mapped if self.device.type in self.mapped_on else self._compact()
         return self._whole
 
-    def blocks(self) -> Iterator[Projection]:
+    def blocks(self) -> Iterator[MappedRows]:
         """All columns, one block after the other."""
         step = self.sizes.block_rows
         ids = self.table.token_ids
@@ -99,9 +100,6 @@ class FrozenRows:
         return (
             rows.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else rows.to(self.device)
         )
-
-    def _mapped(self) -> Projection:
-        return MappedRows(self._source, self.table.token_ids, slice(0, self.table.num_rows))
 
     def _compact(self) -> Projection:
         kept = torch.zeros(self.table.full_size, dtype=torch.bool)

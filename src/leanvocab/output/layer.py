@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from leanvocab.errors import LeanVocabWarning, MissingTokenError
-from leanvocab.output.elementwise import Elementwise
 from leanvocab.output.frozen_rows import FrozenRows
-from leanvocab.output.layer_snapshot import LayerSnapshot
-from leanvocab.output.lazy_logits import LazyLogits
+from leanvocab.output.lazy_logits import LayerSnapshot, LazyLogits
+from leanvocab.output.logit_operations import Elementwise
 from leanvocab.output.loss import SoftmaxColumns
 from leanvocab.output.projection import KeptRows
 from leanvocab.partial.missing import MissingNote, describe_missing
@@ -33,13 +32,7 @@ class RemapLinear(PartialModule, nn.Linear):
     elsewhere before the next optimizer step.
     """
 
-    own_attributes: ClassVar[tuple[str, ...]] = (
-        *PartialModule.own_attributes,
-        "frozen_rows",
-        "_ids",
-        "_missing",
-        "num_calls",
-    )
+    own_attributes: ClassVar[tuple[str, ...]] = ("table", "frozen_rows", "_ids", "_missing", "num_calls")
     frozen_rows: FrozenRows | None  # once logits have been computed, in the frozen mode
     _ids: Tensor
     _missing: MissingNote

@@ -10,7 +10,7 @@ import sys
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any, NoReturn, TypeAlias
 
@@ -23,15 +23,50 @@ from torch.utils.hooks import RemovableHandle
 
 from leanvocab.choices import IGNORE_INDEX
 from leanvocab.errors import BypassError, ModelError
-from leanvocab.output.elementwise import Elementwise, casting
-from leanvocab.output.layer_snapshot import LayerSnapshot
-from leanvocab.output.loss import LossOptions, cross_entropy
+from leanvocab.output.logit_operations import CASTS, QUESTIONED, QUESTIONS, RESHAPING, Elementwise
+from leanvocab.output.loss import LossOptions, SoftmaxColumns, cross_entropy
 from leanvocab.output.projection import project
-from leanvocab.output.reshaping import RESHAPING
-from leanvocab.partial import tensor_questions
 
 _ViewStep: TypeAlias = tuple[Callable[..., Tensor], tuple[Any, ...], Mapping[str, Any]]
 _alive: "weakref.WeakValueDictionary[int, LazyLogits]" = weakref.WeakValueDictionary()
+
+
+@dataclass
+class LayerSnapshot:
+    """An output layer as it was in one forward: what its logits are computed from, whenever somebody looks at them."""
+
+    name: str
+    weight: Tensor
+    columns: SoftmaxColumns
+    check_labels: Callable[[Tensor, int], None]  # of labels and the one that is ignored
+    has_graph: bool
+    _version_then: int = field(init=False)
+    _rows_then: Tensor | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        self._version_then = self.weight._version
+
+    def keep_rows(self) -> None:
+        """Copies the rows, which are about to change."""
+        if self._rows_then is None and self.weight._version == self._version_then:
+            self._rows_then = self.weight.detach().clone()
+
+    @property
+    def rows(self) -> Tensor:
+        """The kept rows, as they were in the forward."""
+        if self._rows_then is not None:
+            return self._rows_then
+        if self.weight.untyped_storage().size() == 0:
+            raise BypassError(
+                f"{self.name}: its rows were taken away after its forward, as ZeRO-3 and a shard of its own under FSDP2 do; "
+                'keep the output layer in the root\'s shard, or leave it whole: output="full"'
+            )
+        if self.weight._version != self._version_then:
+            raise BypassError(
+                f"{self.name}: its rows were changed after the forward, and only then the logits were looked at; read "
+                "outputs.logits before that, or change the rows by a torch.optim.Optimizer"
+            )
+        return self.weight
 
 
 @dataclass
@@ -39,18 +74,18 @@ class _SharedMemory:
     """Logits and their views: in a full model they would be one memory, so that writing to one shows in all."""
 
     first: tuple[Tensor, LayerSnapshot, Elementwise]  # of which the logits that are viewed are made
-    views: "list[tuple[weakref.ref[LazyLogits], tuple[_ViewStep, ...]]]"  # each with how it is taken from the first
+    views: "weakref.WeakValueDictionary[int, LazyLogits]" = field(default_factory=weakref.WeakValueDictionary)
 
     def settle(self, written: "LazyLogits") -> bool:
-        """Makes all that are alive real views of one tensor; False where nobody holds another than `written`."""
-        alive = [(logits, steps) for reference, steps in self.views if (logits := reference()) is not None]
-        if all(logits is written for logits, _ in alive):
+        """Makes all that are alive real views of one tensor, since `written` is about to be; False where nobody holds another."""
+        alive = list(self.views.values())
+        if all(logits is written for logits in alive):
             return False
         whole = LazyLogits(*self.first).compute()
-        for logits, steps in alive:
+        for logits in alive:
             logits._value, logits._is_changed = whole, True
             logits.outdate_node()
-            for function, args, kwargs in steps:
+            for function, args, kwargs in logits._taken:
                 logits._value = function(logits._value, *args, **kwargs)
         return True
 
@@ -78,7 +113,7 @@ class LazyLogits(torch.Tensor):
             made._node = state
         else:
             made = cls.bare(hidden, snapshot, elementwise)
-        made._share(_SharedMemory((hidden, snapshot, elementwise), []), ())
+        made._share(_SharedMemory((hidden, snapshot, elementwise)), ())
         _alive[id(made)] = made
         return made
 
@@ -97,9 +132,9 @@ class LazyLogits(torch.Tensor):
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         with torch._C.DisableTorchFunctionSubclass():
-            if func in tensor_questions.FUNCTIONS or _property(func) in _PROPERTIES:
+            if func in QUESTIONS or _property(func) in _PROPERTIES:
                 return func(*args, **kwargs)
-            logits = args[0] if args and isinstance(args[0], LazyLogits) else _first(args)
+            logits = next((value for value in tree_leaves(args) if isinstance(value, LazyLogits)), None)
             if func is Tensor.register_hook and logits is not None and logits._value is None:
                 return logits.wait(*args[1:], **kwargs)
             if logits is not None and not logits._is_changed and not logits._waiting:
@@ -141,7 +176,7 @@ class LazyLogits(torch.Tensor):
                     projection.in_full_order(self._elementwise(project(projection, flat, rows), projection.arrange))
                     for projection in self._snapshot.columns.in_order()
                 ]
-            self._value = (blocks[0] if len(blocks) == 1 else torch.cat(blocks, -1)).view(self._shape())
+            self._value = (blocks[0] if len(blocks) == 1 else torch.cat(blocks, -1)).view(self.shape)
         for hook in self._waiting.values() if self._value.requires_grad else ():
             self._value.register_hook(hook)
         return self._value
@@ -195,23 +230,16 @@ class LazyLogits(torch.Tensor):
             elementwise = elementwise.cast(self.dtype)
         self._elementwise, self._value = elementwise, None
         self.outdate_node()
-        self._share(_SharedMemory((self._hidden, self._snapshot, elementwise), []), ())
+        self._share(_SharedMemory((self._hidden, self._snapshot, elementwise)), ())
 
     def outdate_node(self) -> None:
         """Marks the node in autograd's graph as out of date: the logits are written to."""
         if self._node is not None:
             self._node.is_current = False
 
-    def settle(self) -> bool:
-        """Computes the logits and their views, since some are about to be written to; False where nobody holds any others."""
-        return self._memory.settle(self)
-
     def _share(self, memory: _SharedMemory, taken: tuple[_ViewStep, ...]) -> None:
         self._memory, self._taken = memory, taken
-        memory.views.append((weakref.ref(self), taken))
-
-    def _shape(self) -> tuple[int, ...]:
-        return (*self._hidden.shape[:-1], self._elementwise.full_size)
+        memory.views[id(self)] = self
 
     def _needs_gradient(self) -> bool:
         sources = (self._hidden, self._snapshot.weight, *self._elementwise.operands())
@@ -281,13 +309,13 @@ def _lazily(logits: LazyLogits, func: Any, args: tuple[Any, ...], kwargs: Mappin
         return None if hidden is None else logits.view_of(hidden, (func, args[1:], kwargs))
     if name == "to" and _is_here(logits, args[1:], kwargs):
         return logits
-    if casting(name) is not None and len(args) == 1 and not kwargs:
-        func, args, name = Tensor.to, (logits, casting(name)), "to"
+    if name in CASTS and len(args) == 1 and not kwargs:
+        func, args, name = Tensor.to, (logits, CASTS[name]), "to"
     elementwise = logits._elementwise.then(func, args, kwargs, logits)
     if elementwise is None:
         return None
     if _is_in_place(name):  # what was recorded computes the same, and the tensor is the same object
-        if logits.settle():
+        if logits._memory.settle(logits):
             return None
         logits.write(elementwise)
         return logits
@@ -320,7 +348,7 @@ def _is_here(logits: LazyLogits, args: tuple[Any, ...], kwargs: Mapping[str, Any
     return is_device and torch.empty(0, device=value).device == logits._hidden.device
 
 
-_PROPERTIES = tensor_questions.ATTRIBUTES | {"_base"}  # none: nobody sees of what they are a view
+_PROPERTIES = QUESTIONED | {"_base"}  # none: nobody sees of what they are a view
 
 
 def _property(func: Any) -> str:
@@ -342,7 +370,7 @@ def _at_once(logits: LazyLogits | None, func: Any, args: tuple[Any, ...], kwargs
         _refuse_smoother(logits)
     writes = args and args[0] is logits and (_is_in_place(name) or name in _WRITING)
     if writes and logits is not None and not logits._is_changed:
-        logits.settle()
+        logits._memory.settle(logits)
     result = func(*tree_map(computed, args), **tree_map(computed, dict(kwargs)))
     if writes and logits is not None:
         logits._is_changed = True
@@ -368,10 +396,6 @@ def _is_in_place(name: str) -> bool:
 
 # What writes, and what makes the object itself part of a graph.
 _WRITING = {"__setitem__", "__set__", "retain_grad", "register_hook"}
-
-
-def _first(args: Any) -> LazyLogits | None:
-    return next((value for value in tree_leaves(args) if isinstance(value, LazyLogits)), None)
 
 
 def keep_rows() -> None:

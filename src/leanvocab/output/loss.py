@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from leanvocab.choices import IGNORE_INDEX
-from leanvocab.output.elementwise import Elementwise
 from leanvocab.output.frozen_rows import FrozenSizes
-from leanvocab.output.projection import Projection
+from leanvocab.output.logit_operations import Elementwise
+from leanvocab.output.projection import MappedRows, Projection
 
 # Scores that are held at once. A product reads and rearranges all frozen rows for each chunk: at 262,144 × 640 on two CPU
 # cores the two products took 2.58 s for 512 tokens in chunks of 128 MiB, 2.37 s in chunks of 256 MiB (limit: 2.14 s).
@@ -52,7 +52,7 @@ class SoftmaxColumns:
     """The columns that the softmax is over: at once, or block by block where frozen rows are streamed to a device."""
 
     whole: Callable[[], Projection]
-    blocks: Callable[[], Iterable[Projection]] | None
+    blocks: Callable[[], Iterable[MappedRows]] | None
     num_columns: int
 
     def in_order(self) -> Iterable[Projection]:
@@ -209,7 +209,7 @@ class _LossPass:
         assert self.columns.blocks is not None
         for projection in self.columns.blocks():
             label_columns = projection.columns_of(self.labels)
-            for tokens in self._tokens(hidden, projection.num_columns):
+            for tokens in self._tokens(hidden, len(projection.rows)):
                 yield projection, tokens, label_columns[tokens]
 
     def _tokens(self, hidden: Tensor, num_columns: int) -> Iterator[slice]:

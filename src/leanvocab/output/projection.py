@@ -22,10 +22,6 @@ class Projection(Protocol):
     def kept(self) -> slice:
         """The kept rows that have columns here."""
 
-    @property
-    def num_columns(self) -> int:
-        """Number of columns."""
-
     def project(self, hidden: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
         """Scores [n, columns] of hidden states [n, dim], in `out` if given; `weight` [len(vocabulary), dim] are all kept rows."""
 
@@ -49,14 +45,7 @@ class KeptRows:
 
     token_ids: Tensor
     full_size: int
-
-    @property
-    def kept(self) -> slice:
-        return slice(0, len(self.token_ids))
-
-    @property
-    def num_columns(self) -> int:
-        return len(self.token_ids)
+    kept = slice(None)
 
     def project(self, hidden: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
         return torch.mm(hidden, weight.t(), out=out)
@@ -88,10 +77,6 @@ class MappedRows:
     kept: slice
     start: int = 0
 
-    @property
-    def num_columns(self) -> int:
-        return len(self.rows)
-
     def project(self, hidden: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
         scores = hidden.new_empty(len(hidden), len(self.rows)) if out is None else out
         _multiply(hidden, self.rows, scores)
@@ -121,14 +106,7 @@ class CompactRows:
     rows: Tensor  # [full_size - len(vocabulary), dim], of any dtype
     id_of_column: Tensor  # [full_size]
     column_of_id: Tensor  # [full_size]
-
-    @property
-    def kept(self) -> slice:
-        return slice(0, len(self.id_of_column) - len(self.rows))
-
-    @property
-    def num_columns(self) -> int:
-        return len(self.id_of_column)
+    kept = slice(None)
 
     def project(self, hidden: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
         scores = hidden.new_empty(len(hidden), len(self.id_of_column)) if out is None else out

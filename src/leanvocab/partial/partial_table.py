@@ -38,18 +38,14 @@ class PartialTable:
         self.num_rows, self.full_size = len(vocabulary), vocabulary.full_size
         self.num_served = 0  # positions whose row came from the base
         self.gives_partial_state_dicts = False
-        self._store = store
+        self.store = store
         self._casts: list[torch.dtype] = []  # casts that the model went through after it was shrunk, not yet applied
         self._last_view: weakref.ref[Tensor] | None = None
 
     @property
-    def store(self) -> RowStore:
-        return self._store
-
-    @property
     def dtype(self) -> torch.dtype:
         """The dtype that the full rows have, casts included."""
-        return self._casts[-1] if self._casts else self._store.dtype
+        return self._casts[-1] if self._casts else self.store.dtype
 
     def cast(self, dtype: torch.dtype) -> None:
         """Notes that the model was cast: ordinary rows would have been rounded then, so the full rows are, when needed."""
@@ -58,14 +54,14 @@ class PartialTable:
 
     def replace_store(self, store: RowStore) -> None:
         """Takes other full rows, as they are now: nothing that happened before applies to them."""
-        self._store, self._casts = store, []
+        self.store, self._casts = store, []
         if self.decay is not None:
             self.decay.forget()
 
     def base_rows(self, token_ids: Tensor) -> Tensor:
         """Rows that ordinary training would hold now for ids outside the vocabulary, on CPU."""
         self.settle_decay()
-        return self._cast(self._store.rows(token_ids))
+        return self._cast(self.store.rows(token_ids))
 
     def frozen_rows(self) -> Tensor:
         """All rows as the base has them, on CPU, mapped; those of kept ids are stale. Not to be written to.
@@ -75,14 +71,14 @@ class PartialTable:
         self.settle_decay()
         if not self._casts_lose_nothing():
             self._settle_casts()
-        return self._store.private_view()
+        return self.store.private_view()
 
     def full_rows(self, partial: Tensor) -> Tensor:
         """All rows [full_size, dim] with the partial ones written over them, on CPU, as a copy-on-write mapping."""
         self.settle_decay()
         self.cast(partial.dtype)
         self._settle_casts()
-        view = self._store.private_view()
+        view = self.store.private_view()
         put_rows(view, self.token_ids, partial.detach())
         return view
 
@@ -90,7 +86,7 @@ class PartialTable:
         """Replays the weight decay that was logged since the full rows were last needed."""
         if self.decay is not None and self.decay.pending:
             self._settle_casts()
-            self._store = self.decay.replay(self._store, self.store_dir)
+            self.store = self.decay.replay(self.store, self.store_dir)
 
     def view_for(self, state_dict: dict[str, Any], partial: Tensor) -> Tensor:
         """The full rows for one state dict: tied modules get the same memory, as tied weights have."""
@@ -106,12 +102,12 @@ class PartialTable:
 
     def _casts_lose_nothing(self) -> bool:
         """True where each cast was to a wider dtype, as that of bf16 rows to fp32 by `prepare_model_for_kbit_training`."""
-        dtypes = [self._store.dtype, *self._casts]
+        dtypes = [self.store.dtype, *self._casts]
         return all(torch.promote_types(first, then) == then for first, then in itertools.pairwise(dtypes))
 
     def _settle_casts(self) -> None:
         if self._casts:
-            self._store = self._store.mapped(self._cast, self.store_dir)
+            self.store = self.store.mapped(self._cast, self.store_dir)
             self._casts = []
 
     def _cast(self, rows: Tensor) -> Tensor:

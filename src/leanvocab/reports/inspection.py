@@ -60,8 +60,7 @@ class CheckpointInfo:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
-        plain = replace(self, inventory=Inventory((), 1, None, {}))  # has a dictionary of its own
-        return asdict(plain) | {
+        return asdict(self) | {
             "dtypes": dict(self.dtypes),
             "inventory": self.inventory.to_dict(),
             "input_table": self.input_table.name,

@@ -6,14 +6,14 @@ go wrong is code that reads a partial matrix around its module; where each forwa
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
 from leanvocab.choices import OUTPUT_MODES
-from leanvocab.errors import LeanVocabError
+from leanvocab.errors import LeanVocabError, ModelError
 from leanvocab.model.find import find_tables, output_layers
 from leanvocab.model.full_table import FullTable
 from leanvocab.partial.module import partial_modules
@@ -22,6 +22,7 @@ from leanvocab.vocabulary.special_ids import model_full_size
 
 PARTIAL, WHOLE = "partial", "stays whole"
 NOT_UNDERSTOOD = "not understood"
+_Holder: TypeAlias = tuple[str, nn.Module, str]  # name, module, its attribute
 # Segments are no vocabulary, though BERT calls them so.
 _VOCABULARY_FIELD = re.compile(r"(?<!^type)(^|_)vocab_size(_|$)")
 
@@ -68,15 +69,25 @@ def take_inventory(model: nn.Module, embedding: str | None = None) -> Inventory:
     `embedding` is the path of the table in a module that does not name its own, as for `shrink_`.
     """
     plans, refusals = _plans(model, embedding)
-    default, _ = _plan(model, embedding, None)
-    takers = (*_inputs_of(default, *plans.values()), *_named_inputs(model, embedding))
-    inputs = {id(module): module for module in takers}
-    outputs = output_layers(model, inputs.values())
-    sizes = _full_sizes(model, [*inputs.values(), *outputs])
-    groups = _groups(model, sizes)
-    roles = _Roles(inputs, {id(layer) for layer in outputs}, {int(layer.weight.shape[0]) for layer in outputs})  # type: ignore[index]
-    tensors = [_describe(group, roles, plans) for group in groups]
-    mode = next((table.output for table in default or () if table.output), "full" if outputs and default else None)
+    inputs = dict.fromkeys(_inputs_of(model, embedding, plans))
+    outputs = output_layers(model, inputs)
+    default = plans.pop(None, ())
+    refusals.pop(None, None)
+    tensors = [
+        VocabularyTensor(
+            names=tuple(name for name, _, _ in holders),
+            kind=_kind(tensor, holders, inputs, outputs),
+            shape=tuple(tensor.shape),
+            dtype=str(tensor.dtype).removeprefix("torch."),
+            num_bytes=tensor.nbytes,
+            outcomes={
+                mode: PARTIAL if any(table.weight is tensor for table in plan) else WHOLE
+                for mode, plan in plans.items()
+            },
+        )
+        for tensor, holders in _groups(model, _full_sizes(model, [*inputs, *outputs]))
+    ]
+    mode = next((table.output for table in default if table.output), "full" if outputs and default else None)
     return Inventory(
         tuple(sorted(tensors, key=lambda tensor: -tensor.num_bytes)),
         sum(tensor.nbytes for tensor in _distinct(model)),
@@ -85,59 +96,40 @@ def take_inventory(model: nn.Module, embedding: str | None = None) -> Inventory:
     )
 
 
-def _plans(model: nn.Module, embedding: str | None) -> tuple[dict[str, list[FullTable]], dict[str, str]]:
-    """Mode → the tables that would be partial; mode → why not."""
+def _plans(model: nn.Module, embedding: str | None) -> tuple[dict[Any, list[FullTable]], dict[Any, str]]:
+    """Mode (None: the one that `shrink_` chooses) → the tables that would be partial; mode → why not."""
     plans, refusals = {}, {}
-    for mode in OUTPUT_MODES:
-        plan, refusal = _plan(model, embedding, mode)
-        if plan is None:
-            refusals[mode] = refusal
-        else:
-            plans[mode] = plan
+    for mode in (None, *OUTPUT_MODES):
+        try:
+            plans[mode] = _plan(model, embedding, mode)
+        except LeanVocabError as error:
+            refusals[mode] = str(error)
     return plans, refusals
 
 
-def _plan(model: nn.Module, embedding: str | None, mode: Any) -> tuple[list[FullTable] | None, str]:
+def _plan(model: nn.Module, embedding: str | None, mode: Any) -> list[FullTable]:
     if partial_modules(model):
-        return None, f"{type(model).__name__} is shrunk; merge_(model) first"
+        raise ModelError(f"{type(model).__name__} is shrunk; merge_(model) first")
     full_size = model_full_size(model) if embedding is None else None
     if embedding is not None:
         full_size = getattr(dict(model.named_modules()).get(embedding), "num_embeddings", None)
     if not full_size:
-        return (
-            None,
-            f"{type(model).__name__} does not say which table its ids go to; name it: embedding='path.to.module'",
+        raise ModelError(
+            f"{type(model).__name__} does not say which table its ids go to; name it: embedding='path.to.module'"
         )
-    try:
-        return find_tables(model, PartialVocabulary([0], full_size), embedding, mode), ""
-    except LeanVocabError as error:
-        return None, str(error)
+    return find_tables(model, PartialVocabulary([0], full_size), embedding, mode)
 
 
-def _inputs_of(*plans: list[FullTable] | None) -> Iterator[nn.Module]:
-    tables = (table for plan in plans for table in plan or ())
-    return (module for table in tables for module in table.modules if isinstance(module, nn.Embedding))
-
-
-def _named_inputs(model: nn.Module, embedding: str | None) -> Iterator[nn.Module]:
-    """The module that takes the ids, in a model that cannot be shrunk at all."""
+def _inputs_of(model: nn.Module, embedding: str | None, plans: Mapping[Any, list[FullTable]]) -> Iterator[nn.Module]:
+    """The tables that would be partial, and the one that takes the ids in a model that cannot be shrunk at all."""
+    tables = (table for plan in plans.values() for table in plan)
+    yield from (module for table in tables for module in table.modules if isinstance(module, nn.Embedding))
     try:
         named = model.get_submodule(embedding) if embedding is not None else model.get_input_embeddings()  # type: ignore[operator]
     except (AttributeError, NotImplementedError, TypeError):
         return
     if isinstance(named, nn.Embedding):
         yield named
-
-
-# --- which tensors ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Group:
-    """One memory: the tensor, and where it hangs."""
-
-    tensor: Tensor
-    holders: tuple[tuple[str, nn.Module, str], ...]  # (name, module, its attribute)
 
 
 def _full_sizes(model: nn.Module, modules: list[nn.Module]) -> set[int]:
@@ -169,51 +161,27 @@ def _memory(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-def _groups(model: nn.Module, sizes: set[int]) -> list[_Group]:
-    tensors: dict[int, Tensor] = {}
-    holders: dict[int, list[tuple[str, nn.Module, str]]] = {}
+def _groups(model: nn.Module, sizes: set[int]) -> list[tuple[Tensor, list[_Holder]]]:
+    """The tensors of one memory each, and where they hang."""
+    groups: dict[int, tuple[Tensor, list[_Holder]]] = {}
     for path, module in model.named_modules():
         for attribute, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is not None and sizes.intersection(tensor.shape):
                 name = f"{path}.{attribute}" if path else attribute
-                tensors.setdefault(_memory(tensor), tensor)
-                holders.setdefault(_memory(tensor), []).append((name, module, attribute))
-    return [_Group(tensor, tuple(holders[memory])) for memory, tensor in tensors.items()]
+                groups.setdefault(_memory(tensor), (tensor, []))[1].append((name, module, attribute))
+    return list(groups.values())
 
 
-# --- what they are ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Roles:
-    inputs: Mapping[int, nn.Module]
-    outputs: set[int]
-    output_rows: set[int]
-
-
-def _describe(group: _Group, roles: _Roles, plans: Mapping[str, list[FullTable]]) -> VocabularyTensor:
-    tensor = group.tensor
-    outcomes = {mode: PARTIAL if any(each.weight is tensor for each in plan) else WHOLE for mode, plan in plans.items()}
-    return VocabularyTensor(
-        names=tuple(name for name, _, _ in group.holders),
-        kind=_kind(group, roles),
-        shape=tuple(tensor.shape),
-        dtype=str(tensor.dtype).removeprefix("torch."),
-        num_bytes=tensor.nbytes,
-        outcomes=outcomes,
-    )
-
-
-def _kind(group: _Group, roles: _Roles) -> str:
-    weights = [module for _, module, attribute in group.holders if attribute == "weight"]
-    is_input = any(id(each) in roles.inputs for each in weights)
-    is_output = any(id(each) in roles.outputs for each in weights)
+def _kind(tensor: Tensor, holders: list[_Holder], inputs: Collection[nn.Module], outputs: Collection[nn.Module]) -> str:
+    weights = [module for _, module, attribute in holders if attribute == "weight"]
+    is_input = any(module in inputs for module in weights)
+    is_output = any(module in outputs for module in weights)
     if is_input or is_output:
         return " and ".join(["input table"] * is_input + ["output weight"] * is_output)
-    if not isinstance(group.tensor, nn.Parameter):
+    if not isinstance(tensor, nn.Parameter):
         return "buffer"
-    if group.tensor.ndim == 1:
-        return "output bias" if group.tensor.shape[0] in roles.output_rows else "bias"
+    if tensor.ndim == 1:
+        return "output bias" if tensor.shape[0] in [len(layer.weight) for layer in outputs] else "bias"  # type: ignore[arg-type]
     if any(isinstance(each, nn.Embedding) for each in weights):
         return "another table"
     if any(isinstance(each, nn.Linear) for each in weights):

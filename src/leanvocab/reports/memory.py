@@ -15,37 +15,49 @@ Counted (docs/decisions/what-an-estimate-counts.md), for each parameter of the m
   copies that soft-capping keeps for its gradient, and of a chunk as large as on a GPU.
 
 Not counted: activations, temporary tensors of a step, what the allocator and the libraries hold besides.
-
-Nothing here imports torch before it is needed.
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal, TypeAlias
 
-from leanvocab.errors import ModelError, SettingsError
-from leanvocab.reports.footprint import Footprint, Parameter, make_footprint
-from leanvocab.reports.memory_estimate import MemoryEstimate
+import torch
+from torch import Tensor, nn
+
+from leanvocab.choices import FrozenRowsOn, OutputMode
+from leanvocab.errors import ModelError, SettingsError, VocabularyError
+from leanvocab.model.find import find_tables, output_layers
+from leanvocab.output.frozen_rows import FrozenSizes
+from leanvocab.output.loss import peak_bytes
+from leanvocab.partial.module import PartialModule, partial_modules
+from leanvocab.reports.memory_estimate import (
+    Footprint,
+    MemoryEstimate,
+    Parameter,
+    TableRows,
+    make_footprint,
+    plain_loss_bytes,
+)
 from leanvocab.reports.state_bytes import AnyOptimizer, check_optimizer, optimizer_name, shared_bytes, state_bytes
+from leanvocab.vocabulary.counts import TokenCounts
+from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
-if TYPE_CHECKING:
-    from torch import nn
-
-    from leanvocab.choices import FrozenRowsOn, OutputMode
-    from leanvocab.reports.estimated_tables import EstimatedTable, Kept, Precision
+Precision: TypeAlias = Literal["fp32", "bf16", "mixed"]
+Kept: TypeAlias = PartialVocabulary | TokenCounts | int
 
 
 def estimate_memory(
-    model: "str | nn.Module | Any",
-    vocabulary: "Kept | Mapping[str, Kept] | None" = None,
+    model: str | nn.Module | Any,
+    vocabulary: Kept | Mapping[str, Kept] | None = None,
     *,
     optimizer: AnyOptimizer = "adamw",
-    precision: "Precision | None" = None,
+    precision: Precision | None = None,
     auto_class: Any = None,
     embedding: str | Iterable[str] | None = None,
-    output: "OutputMode | None" = None,
-    frozen_rows: "FrozenRowsOn" = "device",
+    output: OutputMode | None = None,
+    frozen_rows: FrozenRowsOn = "device",
     num_tokens: int | None = None,
 ) -> MemoryEstimate:
     """Bytes of weights, gradients and optimizer states, full beside partial, without loading a weight.
@@ -77,9 +89,7 @@ def estimate_memory(
     """
     _check_settings(optimizer, precision, num_tokens)
     module, name = _as_module(model, auto_class)
-    from leanvocab.reports.estimated_tables import estimated_tables
-
-    tables = estimated_tables(module, vocabulary, embedding, output, frozen_rows)
+    tables = _estimated_tables(module, vocabulary, embedding, output, frozen_rows)
     return _estimate(module, name, tables, optimizer, precision, num_tokens)
 
 
@@ -93,13 +103,10 @@ def _check_settings(optimizer: AnyOptimizer, precision: str | None, num_tokens: 
         )
 
 
-def _as_module(model: Any, auto_class: Any) -> "tuple[nn.Module, str]":
+def _as_module(model: Any, auto_class: Any) -> tuple[nn.Module, str]:
     """A module to measure (on the meta device where it has to be built), and what to call it."""
-    from torch import nn
-
     if isinstance(model, nn.Module):
         return model, type(model).__name__
-    import torch
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(model) if isinstance(model, str | os.PathLike) else model
@@ -125,20 +132,18 @@ def _as_module(model: Any, auto_class: Any) -> "tuple[nn.Module, str]":
 
 
 def _estimate(
-    module: "nn.Module",
+    module: nn.Module,
     name: str,
-    tables: "list[EstimatedTable]",
+    tables: "list[_EstimatedTable]",
     optimizer: AnyOptimizer,
-    precision: "Precision | None",
+    precision: Precision | None,
     num_tokens: int | None,
 ) -> MemoryEstimate:
-    from leanvocab.reports.estimated_tables import estimated_outputs
-
     full, partial = (_parameters(module, tables, kept, precision) for kept in (False, True))
     states = state_bytes(optimizer, (parameter for parameter in (*full, *partial) if parameter.trains))
-    outputs = estimated_outputs(module, tables)
+    outputs = _estimated_outputs(module, tables)
     # One loss comes after the other.
-    losses = [] if num_tokens is None else [layer.loss_bytes(num_tokens, precision) for layer in outputs]
+    losses = [] if num_tokens is None else [_loss_bytes(*layer, num_tokens, precision) for layer in outputs]
     full_loss, partial_loss = (max(peaks) for peaks in zip(*losses, strict=True)) if losses else (0, 0)
 
     buffers_bytes = sum(buffer.nbytes for buffer in module.buffers())
@@ -151,7 +156,7 @@ def _estimate(
         model=name,
         optimizer=optimizer_name(optimizer),
         precision=precision or _dtype_names(module),
-        output=next((layer.mode for layer in outputs), None),
+        output=next(("full" if table is None else table.output for _, table in outputs), None),
         tables=tuple(table.rows for table in tables),
         full=footprint(full, loss_bytes=full_loss),
         partial=footprint(
@@ -164,13 +169,9 @@ def _estimate(
 
 
 def _parameters(
-    module: "nn.Module", tables: "list[EstimatedTable]", kept: bool, precision: "Precision | None"
+    module: nn.Module, tables: "list[_EstimatedTable]", kept: bool, precision: Precision | None
 ) -> list[Parameter]:
     """Every parameter once, its vocabulary tables with full rows, or with the kept ones."""
-    from torch import nn
-
-    from leanvocab.reports.estimated_tables import trained_dtype
-
     holders: dict[int, list[nn.Module]] = {}
     for holder in module.modules():
         for parameter in holder.parameters(recurse=False):
@@ -184,7 +185,7 @@ def _parameters(
         result.append(
             Parameter(
                 shape=shape,
-                value_bytes=trained_dtype(parameter, precision).itemsize,
+                value_bytes=_trained_dtype(parameter, precision).itemsize,
                 trains=parameter.requires_grad,
                 in_embedding=any(isinstance(holder, nn.Embedding) for holder in holders[id(parameter)]),
                 in_layer=any(_is_layer(holder) for holder in holders[id(parameter)]),
@@ -194,13 +195,155 @@ def _parameters(
     return result
 
 
-def _is_layer(module: "nn.Module") -> bool:
+def _is_layer(module: nn.Module) -> bool:
     """True for what autocast runs in bf16: it multiplies by a matrix, and is no lookup."""
-    from torch import nn
-
     weight = getattr(module, "weight", None)
     return getattr(weight, "ndim", 0) >= 2 and not isinstance(module, nn.Embedding)
 
 
-def _dtype_names(module: "nn.Module") -> str:
+def _dtype_names(module: nn.Module) -> str:
     return ", ".join(sorted({str(parameter.dtype).removeprefix("torch.") for parameter in module.parameters()}))
+
+
+# --- tables and output layers of a model that is to be estimated, shrunk or not; refuses what `shrink_` does ----------
+
+
+def _trained_dtype(weight: Tensor, precision: Precision | None) -> torch.dtype:
+    """The dtype that a parameter is trained in; quantized values stay as they are."""
+    if precision is None or not weight.is_floating_point():
+        return weight.dtype
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def _computed_dtype(weight: Tensor, precision: Precision | None) -> torch.dtype:
+    """The dtype that an output layer is multiplied in: autocast does that in bf16."""
+    return torch.bfloat16 if precision == "mixed" else _trained_dtype(weight, precision)
+
+
+@dataclass(frozen=True)
+class _EstimatedTable:
+    """A vocabulary matrix, and the modules that look its rows up or multiply by them."""
+
+    rows: TableRows
+    modules: Sequence[PartialModule | nn.Embedding | nn.Linear]
+    output: str | None  # "frozen" or "restricted", where an output layer holds it
+    frozen_rows_on: str
+    stored: torch.dtype | None = None  # of the frozen rows of a model that is shrunk
+
+    @property
+    def weight(self) -> Tensor:
+        return self.modules[0].weight
+
+    @property
+    def remap_bytes(self) -> int:
+        """Each input holds int64 [full_rows + 2], which remaps; each output its ids; each int64 [3], a missing id."""
+        num_inputs = sum(isinstance(module, nn.Embedding) for module in self.modules)
+        inputs = num_inputs * (self.rows.full_rows + 2 + 3)
+        return 8 * (inputs + (len(self.modules) - num_inputs) * (self.rows.partial_rows + 3))
+
+    def frozen_sizes(self, precision: Precision | None) -> FrozenSizes | None:
+        """Sizes of the rows that do not train and are in the softmax; None where there are none."""
+        if self.output != "frozen":
+            return None
+        computed, on_host = _computed_dtype(self.weight, precision), self.frozen_rows_on == "host"
+        full_rows, kept_rows, dim = self.rows.full_rows, self.rows.partial_rows, self.weight.shape[1]
+        return FrozenSizes(full_rows, kept_rows, dim, self.stored or computed, computed, on_host)
+
+
+def _loss_bytes(
+    weight: Tensor, table: _EstimatedTable | None, num_tokens: int, precision: Precision | None
+) -> tuple[int, int]:
+    """Peaks of an ordinary loss, and of the one that training with a partial vocabulary has."""
+    if table is None:
+        return (plain_loss_bytes(num_tokens, weight.shape[0]),) * 2
+    rows, computed = table.rows, _computed_dtype(weight, precision)
+    lean = peak_bytes(num_tokens, rows.partial_rows, weight.shape[1], computed, table.frozen_sizes(precision))
+    return plain_loss_bytes(num_tokens, rows.full_rows), lean
+
+
+def _estimated_outputs(module: nn.Module, tables: list[_EstimatedTable]) -> list[tuple[Tensor, _EstimatedTable | None]]:
+    """The matrix of each output layer over the vocabulary, and the table that it is where it is made partial."""
+    weights = {id(table.weight) for table in tables}
+    inputs = [each for each in module.modules() if isinstance(each, nn.Embedding) and id(each.weight) in weights]
+    partial = {id(table.weight): table for table in tables if table.output is not None}
+    layers = (layer.weight for layer in output_layers(module, inputs))
+    matrices = [weight for weight in layers if isinstance(weight, Tensor) and weight.ndim == 2]
+    return [(weight, partial.get(id(weight))) for weight in matrices]
+
+
+def _estimated_tables(
+    module: nn.Module,
+    vocabulary: Kept | Mapping[str, Kept] | None,
+    embedding: Any,
+    output: Any,
+    frozen_rows: str,
+) -> list[_EstimatedTable]:
+    """The matrices that are shrunk, or that `shrink_` would shrink."""
+    shrunk = list(partial_modules(module).values())
+    if shrunk:
+        return _shrunk_tables(shrunk, vocabulary, output)
+    if vocabulary is None:
+        raise VocabularyError(
+            f"{type(module).__name__} is not shrunk: give its vocabulary, or the number of rows to keep"
+        )
+    kept: Any
+    if isinstance(vocabulary, Mapping):
+        kept = {path: _as_vocabulary(rows, module, path) for path, rows in vocabulary.items()}
+    else:
+        kept = _as_vocabulary(vocabulary, module, embedding)
+    return [
+        _EstimatedTable(
+            TableRows(table.name, table.vocabulary.full_size, len(table.vocabulary)),
+            table.modules,
+            table.output,
+            frozen_rows,
+        )
+        for table in find_tables(module, kept, embedding, output)
+    ]
+
+
+def _shrunk_tables(shrunk: list[PartialModule], vocabulary: Any, output: str | None) -> list[_EstimatedTable]:
+    holders: dict[int, list[PartialModule]] = {}
+    for module in shrunk:
+        holders.setdefault(id(module.weight), []).append(module)
+    tables = []
+    for modules in holders.values():
+        table = modules[0].table
+        kept = vocabulary.get(table.name) if isinstance(vocabulary, Mapping) else vocabulary
+        partial_rows = table.num_rows if kept is None else len(_of_size(kept, table.full_size, table.name))
+        if output not in (None, table.output or "full"):
+            raise ModelError(
+                f'{table.name} is shrunk with output="{table.output or "full"}", and was to be estimated with '
+                f'output="{output}"; merge_(model) first, or leave output out'
+            )
+        rows = TableRows(table.name, table.full_size, partial_rows)
+        tables.append(_EstimatedTable(rows, modules, table.output, table.frozen_rows_on, table.store.dtype))
+    return tables
+
+
+def _as_vocabulary(kept: Kept, module: nn.Module, path: Any) -> PartialVocabulary:
+    """The vocabulary of what is kept, of the size of the table at `path`, or of the model's input embeddings."""
+    if isinstance(kept, PartialVocabulary):
+        return kept  # knows its size, which is checked where the tables are found
+    getter = getattr(module, "get_input_embeddings", lambda: None)
+    table = dict(module.named_modules()).get(path) if isinstance(path, str) else getter()
+    full_rows = getattr(table, "num_embeddings", getattr(table, "out_features", None))
+    if full_rows is None:
+        name = type(module).__name__
+        raise ModelError(f"{name}: found no table to take {kept!r} rows of; give its path, embedding='path.to.module'")
+    return _of_size(kept, full_rows, path or type(module).__name__)
+
+
+def _of_size(kept: Kept, full_rows: int, name: str) -> PartialVocabulary:
+    if isinstance(kept, PartialVocabulary):
+        kept = kept.fitted_to(full_rows)
+        if kept.full_size != full_rows:
+            raise VocabularyError(
+                f"{name}: the vocabulary's full size is {kept.full_size:,}, the table has {full_rows:,}"
+            )
+        return kept
+    if isinstance(kept, TokenCounts):
+        return PartialVocabulary(kept.token_ids, full_rows)
+    if not 1 <= kept <= full_rows:
+        raise VocabularyError(f"{name}: expected 1 to {full_rows:,} rows kept, got {kept:,}")
+    return PartialVocabulary(range(kept), full_rows)

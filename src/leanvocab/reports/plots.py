@@ -12,9 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from leanvocab.extras import require
-from leanvocab.reports.footprint import Footprint
-from leanvocab.reports.memory_estimate import MemoryEstimate
-from leanvocab.reports.units import format_ratio
+from leanvocab.reports.memory_estimate import MemoryEstimate, format_ratio
 from leanvocab.reports.vocabulary_use import VocabularyUse, counts_by_rank, vocabulary_use
 from leanvocab.vocabulary.counts import TokenCounts
 
@@ -41,14 +39,13 @@ def plot_vocabulary_use(
     """Draw how often tokens occur by rank, and how much of the text the most frequent rows cover, into a file."""
     use = vocabulary_use(counts, full_size=full_size)
     by_rank = counts_by_rank(counts)
-    with _figure(7.2, 3.0) as figure:
+    with _figure(path, 7.2, 3.0) as figure:
         frequency, coverage = figure.subplots(1, 2)
         _draw_frequency(frequency, by_rank, use)
         _draw_coverage(coverage, by_rank, use)
         figure.suptitle(
             title or f"{use.num_tokens:,} tokens use {use.used_rows:,} of {use.full_rows:,} rows", fontsize=10
         )
-        figure.savefig(path, **_metadata(path))
     return Path(path)
 
 
@@ -58,32 +55,30 @@ def plot_memory(estimates: MemoryEstimate | Mapping[str, MemoryEstimate], path: 
     Several models are given by label.
     """
     by_label = {estimates.model: estimates} if isinstance(estimates, MemoryEstimate) else dict(estimates)
-    with _figure(7.2, 0.75 + 0.65 * len(by_label)) as figure:
+    with _figure(path, 7.2, 0.75 + 0.65 * len(by_label)) as figure:
         axes = figure.subplots()
         unit = _unit(list(by_label.values()))
         for position, (label, estimate) in enumerate(by_label.items()):
             _write_left(axes, position, label, points=-48)
             _draw_bars(axes, position, estimate, unit)
         _dress_bars(axes, list(by_label.values()), unit)
-        figure.savefig(path, **_metadata(path))
     return Path(path)
 
 
 @contextmanager
-def _figure(width_inches: float, height_inches: float) -> "Iterator[Figure]":
-    """A figure of its own, outside pyplot, so that neither windows nor the caller's settings are touched."""
+def _figure(path: str | os.PathLike[str], width_inches: float, height_inches: float) -> "Iterator[Figure]":
+    """A figure that is written after the block; outside pyplot, so that neither windows nor the caller's settings are touched."""
     matplotlib = require("matplotlib", extra="plot")
     figures = require("matplotlib.figure", extra="plot")
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
-        yield figures.Figure(figsize=(width_inches, height_inches), layout="constrained", dpi=200, facecolor="white")
-
-
-def _metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """No dates in what is written: the same figure gives the same file."""
-    dated = {".svg": "Date", ".pdf": "CreationDate"}.get(Path(path).suffix)
-    return {"metadata": {dated: None}} if dated else {}
+        size = (width_inches, height_inches)
+        figure = figures.Figure(figsize=size, layout="constrained", dpi=200, facecolor="white")
+        yield figure
+        # no dates in what is written: the same figure gives the same file
+        dated = {".svg": "Date", ".pdf": "CreationDate"}.get(Path(path).suffix)
+        figure.savefig(path, metadata={dated: None} if dated else None)
 
 
 def _draw_frequency(axes: "Axes", by_rank: Any, use: VocabularyUse) -> None:
@@ -133,7 +128,8 @@ def _unit(estimates: list[MemoryEstimate]) -> tuple[str, float]:
 def _draw_bars(axes: "Axes", position: int, estimate: MemoryEstimate, unit: tuple[str, float]) -> None:
     for offset, label, footprint in ((-0.2, "full", estimate.full), (0.2, "partial", estimate.partial)):
         height = position + offset
-        rest, vocabulary = (num_bytes / unit[1] for num_bytes in _split_bytes(footprint))
+        vocabulary_bytes = footprint.vocabulary_bytes + footprint.remap_bytes
+        rest, vocabulary = (footprint.total_bytes - vocabulary_bytes) / unit[1], vocabulary_bytes / unit[1]
         axes.barh(height, rest, _BAR_HEIGHT, color=_GREY)
         axes.barh(height, vocabulary, _BAR_HEIGHT, left=rest, color=_BLUE)
         saved = f"  (−{format_ratio(estimate.saved_ratio)})" if footprint is estimate.partial else ""
@@ -160,12 +156,6 @@ def _write_left(axes: "Axes", height: float, text: str, *, points: float, **styl
         va="center",
         **style,
     )
-
-
-def _split_bytes(footprint: Footprint) -> tuple[int, int]:
-    """Bytes of the layers, and of the vocabulary with its map."""
-    vocabulary_bytes = footprint.vocabulary_bytes + footprint.remap_bytes
-    return footprint.total_bytes - vocabulary_bytes, vocabulary_bytes
 
 
 def _dress_bars(axes: "Axes", estimates: list[MemoryEstimate], unit: tuple[str, float]) -> None:

@@ -1,9 +1,7 @@
-"""Bytes of optimizer states, as the optimizer itself allocates them: it takes a step on tensors without memory.
+"""Bytes of tensors that are there, and of optimizer states, as the optimizer allocates them: by a step on tensors without memory.
 
 An optimizer is one of `OPTIMIZERS`, the name of a class of torch.optim, or what makes an optimizer of parameters. bitsandbytes'
 kernels take no tensors without memory: its states are counted by the rules of its version 0.50.
-
-Nothing here imports torch before it is needed.
 """
 
 import functools
@@ -11,15 +9,16 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
+
+import torch
+from torch.optim import Optimizer
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from leanvocab.errors import SettingsError
-from leanvocab.reports.footprint import FP32_BYTES, Parameter, tensor_bytes
+from leanvocab.reports.memory_estimate import FP32_BYTES, Parameter
 
-if TYPE_CHECKING:
-    from torch.optim import Optimizer
-
-AnyOptimizer: TypeAlias = "str | Callable[[list[Any]], Optimizer]"
+AnyOptimizer: TypeAlias = str | Callable[[list[Any]], Optimizer]
 
 # Names of other things than classes of torch.optim: the class and its arguments.
 _MADE: Mapping[str, tuple[str, Mapping[str, Any]]] = {
@@ -80,29 +79,25 @@ def shared_bytes(optimizer: AnyOptimizer, parameters: Iterable[Parameter]) -> in
     return _INT8_MAPS_BYTES if has_books else 0
 
 
-def _maker(name: str) -> "Callable[[list[Any]], Optimizer]":
-    import torch
-
+def _maker(name: str) -> Callable[[list[Any]], Optimizer]:
     class_name, arguments = _MADE.get(name, (name, {}))
     made = getattr(torch.optim, class_name, None)
-    if not (isinstance(made, type) and issubclass(made, torch.optim.Optimizer)):
+    if not (isinstance(made, type) and issubclass(made, Optimizer)):
         raise SettingsError(
             f"unknown optimizer {name!r}: expected one of {', '.join(OPTIMIZERS)}, or a class of torch.optim such as 'NAdam'"
         )
     return functools.partial(made, **arguments)
 
 
-def _bytes_after_a_step(make: "Callable[[list[Any]], Optimizer]", parameters: list[Parameter]) -> list[int]:
-    import torch
-    from torch.utils._python_dispatch import TorchDispatchMode
+class _AnyValue(TorchDispatchMode):
+    """Answers who asks for the value of a tensor that has none."""
 
-    class AnyValue(TorchDispatchMode):
-        """Answers who asks for the value of a tensor that has none."""
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        is_asked = func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta
+        return 0.5 if is_asked else func(*args, **(kwargs or {}))
 
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            is_asked = func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta
-            return 0.5 if is_asked else func(*args, **(kwargs or {}))
 
+def _bytes_after_a_step(make: Callable[[list[Any]], Optimizer], parameters: list[Parameter]) -> list[int]:
     dtypes = {1: torch.float8_e4m3fn, 2: torch.bfloat16, 4: torch.float32, 8: torch.float64}
     tensors = []
     for parameter in parameters:
@@ -112,10 +107,9 @@ def _bytes_after_a_step(make: "Callable[[list[Any]], Optimizer]", parameters: li
     if not tensors:  # which no optimizer takes
         return []
     optimizer = make(tensors)
-    with torch.no_grad(), AnyValue():
-        inspect.unwrap(type(optimizer).step)(
-            optimizer
-        )  # without the hooks that others, and shrunk models, have on steps
+    with torch.no_grad(), _AnyValue():
+        # without the hooks that others, and shrunk models, have on steps
+        inspect.unwrap(type(optimizer).step)(optimizer)
     return [tensor_bytes(optimizer.state[tensor]) for tensor in tensors]
 
 
@@ -128,3 +122,31 @@ def _eight_bit_bytes(parameter: Parameter) -> int:
 
 def _keeps_32_bit_states(parameter: Parameter) -> bool:
     return parameter.in_embedding or parameter.num_values < _INT8_MIN_VALUES
+
+
+def held_bytes(parameters: Iterable[Any], states: Any) -> dict[str, int]:
+    """Bytes of parameters, each once, of the gradients that they have now, and of an optimizer's states."""
+    distinct = {id(parameter): parameter for parameter in parameters}.values()
+    return {
+        "weights": sum(map(tensor_bytes, distinct)),
+        "gradients": sum(tensor_bytes(parameter.grad) for parameter in distinct),
+        "states": tensor_bytes(states),
+    }
+
+
+def tensor_bytes(value: Any) -> int:
+    """Bytes of a tensor, or of all tensors in a mapping or list; 0 of anything else.
+
+    Of a sparse tensor these are values and indices; of one that is made of others (quantized, a rank's shard), those.
+    """
+    if isinstance(value, Mapping):
+        return sum(map(tensor_bytes, value.values()))
+    if isinstance(value, list | tuple):
+        return sum(map(tensor_bytes, value))
+    if not hasattr(value, "element_size"):
+        return 0
+    if hasattr(value, "__tensor_flatten__"):
+        return sum(tensor_bytes(getattr(value, name)) for name in value.__tensor_flatten__()[0])
+    if value.is_sparse:
+        return tensor_bytes(value._values()) + tensor_bytes(value._indices())
+    return int(value.nbytes)

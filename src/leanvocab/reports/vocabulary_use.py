@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leanvocab.errors import VocabularyError
-from leanvocab.reports.units import format_ratio
+from leanvocab.reports.memory_estimate import format_ratio
 from leanvocab.vocabulary.counts import TokenCounts
 
 if TYPE_CHECKING:
@@ -47,7 +47,27 @@ class VocabularyUse:
         }
 
     def __rich__(self) -> "Table":
-        return _printed(self)
+        from rich.markup import escape
+        from rich.table import Table
+
+        printed = Table(title="Vocabulary use", show_header=False)
+        printed.add_column()
+        printed.add_column(justify="right")
+        printed.add_column(justify="right")
+        printed.add_row("tokens counted", f"{self.num_tokens:,}", "")
+        printed.add_row("rows in the full vocabulary", f"{self.full_rows:,}", "100.0 %")
+        printed.add_row("rows used", f"{self.used_rows:,}", format_ratio(self.used_ratio), style="bold")
+        printed.add_row(
+            "of these, once", f"{self.once_rows:,}", format_ratio(self.once_rows / self.full_rows), end_section=True
+        )
+        for ratio, rows in self.coverage_rows.items():
+            printed.add_row(
+                f"rows that cover {ratio:.0%} of the tokens", f"{rows:,}", format_ratio(rows / self.full_rows)
+            )
+        printed.add_section()
+        for token, count in self.most_frequent:
+            printed.add_row(f"most frequent: {escape(token)}", f"{count:,}", "")
+        return printed
 
 
 def vocabulary_use(counts: TokenCounts, *, full_size: int | None = None, tokenizer: Any = None) -> VocabularyUse:
@@ -87,25 +107,3 @@ def counts_by_rank(counts: TokenCounts) -> NDArray[np.int64]:
 
 def _name(token_id: int, tokenizer: Any) -> str:
     return f"id {token_id}" if tokenizer is None else str(tokenizer.convert_ids_to_tokens(token_id))
-
-
-def _printed(use: VocabularyUse) -> "Table":
-    from rich.markup import escape
-    from rich.table import Table
-
-    printed = Table(title="Vocabulary use", show_header=False)
-    printed.add_column()
-    printed.add_column(justify="right")
-    printed.add_column(justify="right")
-    printed.add_row("tokens counted", f"{use.num_tokens:,}", "")
-    printed.add_row("rows in the full vocabulary", f"{use.full_rows:,}", "100.0 %")
-    printed.add_row("rows used", f"{use.used_rows:,}", format_ratio(use.used_ratio), style="bold")
-    printed.add_row(
-        "of these, once", f"{use.once_rows:,}", format_ratio(use.once_rows / use.full_rows), end_section=True
-    )
-    for ratio, rows in use.coverage_rows.items():
-        printed.add_row(f"rows that cover {ratio:.0%} of the tokens", f"{rows:,}", format_ratio(rows / use.full_rows))
-    printed.add_section()
-    for token, count in use.most_frequent:
-        printed.add_row(f"most frequent: {escape(token)}", f"{count:,}", "")
-    return printed
