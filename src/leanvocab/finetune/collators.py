@@ -12,8 +12,6 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from leanvocab.choices import IGNORE_INDEX
-from leanvocab.errors import DataError
-from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 # Of the tokens to predict, the share that becomes the mask token, and that which becomes a random word (BERT's recipe).
 MASK_RATIO, RANDOM_RATIO = 0.8, 0.1
@@ -72,19 +70,6 @@ class MaskingCollator(PaddingCollator):
         self.mask_id, self.words, self.special_ids = mask_id, np.asarray(words), np.asarray(special_ids)
         self.masked_ratio, self.seed = masked_ratio, seed
         self.epoch = 0
-
-    @classmethod
-    def of(cls, tokenizer: Any, vocabulary: PartialVocabulary, **options: Any) -> "MaskingCollator":
-        """A collator that draws from the kept ids.
-
-        Raises:
-            DataError: there is no word among them.
-        """
-        special = tokenizer.all_special_ids
-        words = np.setdiff1d(vocabulary.token_ids, special)
-        if not len(words):
-            raise DataError("the data hold no token but special ones: there is no word to mask")
-        return cls(tokenizer.pad_token_id, tokenizer.mask_token_id, words, special, **options)
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         return super().__call__([row if "labels" in row else self.mask(row, self.epoch) for row in rows])

@@ -179,7 +179,7 @@ def _prepare(
         with _timed(seconds, "counting"):
             counts = count_tokens(encoded, task.token_columns)
             vocabulary = PartialVocabulary.from_counts(counts, tokenizer=tokenizer, model=network)
-    collator, callbacks = task.batches(encoded, network, tokenizer, vocabulary, settings, settings.seed)
+    collator, callbacks = task.batches(encoded, network, tokenizer, vocabulary, settings)
     kept = None if settings.full_vocabulary else vocabulary
     output = None if kept is None else _shrink(network, kept, settings, seconds)
     notes = [*pretrained.notes, *loading_notes, *examples.notes]

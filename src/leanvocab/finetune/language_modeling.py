@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from transformers import DataCollatorForSeq2Seq
 
@@ -16,8 +17,9 @@ from leanvocab.finetune.causal_checks import check_causal, check_packed_examples
 from leanvocab.finetune.collators import EpochCallback, MaskingCollator, PaddingCollator, mask_to_validate
 from leanvocab.finetune.packing import join_and_cut, lay_side_by_side, num_learned
 from leanvocab.finetune.scores import TokenScores, logits_of, sums_by_example
-from leanvocab.finetune.settings import CAUSAL_LM, MASKED_LM, SEQ2SEQ_LM, DataSettings
+from leanvocab.finetune.settings import CAUSAL_LM, MASKED_LM, SEQ2SEQ_LM, DataSettings, FineTuneSettings
 from leanvocab.finetune.splits import find_eval_split
+from leanvocab.finetune.tasks import Task
 from leanvocab.finetune.text_columns import (
     check_column,
     check_no_gaps,
@@ -28,10 +30,7 @@ from leanvocab.finetune.text_columns import (
 )
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
-if TYPE_CHECKING:
-    import datasets
-else:
-    datasets = require("datasets", extra="finetune")
+datasets = require("datasets", extra="finetune")
 
 _PAIRS = (("prompt", "completion"), ("source", "target"))
 _TEXTS = (("text",), ("sentence",))
@@ -42,7 +41,7 @@ Span = tuple[str, bool]
 
 
 @dataclass(frozen=True)
-class LanguageTask:
+class LanguageTask(Task):
     """Columns and splits of one fine-tuning of a language model.
 
     `kind` is causal-lm, seq2seq-lm or masked-lm; `source` says what `columns` hold: one text, prompt and completion, or
@@ -55,8 +54,6 @@ class LanguageTask:
     train_split: str
     eval_split: str | None
 
-    has_new_head: ClassVar[bool] = False
-
     @property
     def token_columns(self) -> tuple[str, ...]:
         """Columns of the encoded data with ids to count. The labels of the other kinds are input ids."""
@@ -65,9 +62,6 @@ class LanguageTask:
     @property
     def draws_words(self) -> bool:
         return self.kind == MASKED_LM
-
-    def set_labels(self, config: Any) -> None:
-        """A language model's labels are token ids."""
 
     def check_network(self, network: Any, settings: DataSettings) -> None:
         if self.kind == CAUSAL_LM:
@@ -104,13 +98,7 @@ class LanguageTask:
         return encoded, tuple(notes)
 
     def batches(
-        self,
-        encoded: Any,
-        network: Any,
-        tokenizer: Any,
-        kept: PartialVocabulary | None,
-        settings: DataSettings,
-        seed: int,
+        self, encoded: Any, network: Any, tokenizer: Any, kept: PartialVocabulary | None, settings: FineTuneSettings
     ) -> tuple[Any, tuple[Any, ...]]:
         """The collator; of a masked language model it masks anew each epoch, but for the rows to validate on, masked here.
 
@@ -123,7 +111,12 @@ class LanguageTask:
             end = tokenizer.eos_token_id
             return PaddingCollator(end if tokenizer.pad_token_id is None else tokenizer.pad_token_id), ()
         assert kept is not None
-        collator = MaskingCollator.of(tokenizer, kept, masked_ratio=settings.masked_ratio, seed=seed)
+        special_ids = tokenizer.all_special_ids
+        words = np.setdiff1d(kept.token_ids, special_ids)
+        if not len(words):
+            raise DataError("the data hold no token but special ones: there is no word to mask")
+        options: dict[str, Any] = {"masked_ratio": settings.masked_ratio, "seed": settings.seed}
+        collator = MaskingCollator(tokenizer.pad_token_id, tokenizer.mask_token_id, words, special_ids, **options)
         if self.eval_split:
             encoded[self.eval_split] = mask_to_validate(encoded[self.eval_split], collator)
         return collator, (EpochCallback(collator),)
