@@ -5,6 +5,7 @@ Files are read into memory as they are: nothing is written beside them, and no c
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,10 +53,8 @@ def load_splits(source: Any, config_name: str | None = None) -> "datasets.Datase
 
 def _splits(source: Any, config_name: str | None) -> dict[str, Any]:
     if isinstance(source, Mapping):
-        return {
-            str(name): read_data_file(Path(part)) if isinstance(part, str | Path) else part
-            for name, part in source.items()
-        }
+        parts = {str(name): part for name, part in source.items()}
+        return {name: read_data_file(Path(p)) if isinstance(p, str | Path) else p for name, p in parts.items()}
     if isinstance(source, datasets.Dataset):
         return {"train": source}
     if not isinstance(source, str | Path):
@@ -89,18 +88,13 @@ def read_data_file(path: Path) -> "datasets.Dataset":
     return datasets.Dataset(arrow)
 
 
-def _read_csv(path: Path) -> pa.Table:
-    # A text may hold line breaks, and the word null or NA is a text.
-    parse = pyarrow.csv.ParseOptions(newlines_in_values=True)
-    return pyarrow.csv.read_csv(path, parse_options=parse)
-
-
 def _read_lines(path: Path) -> pa.Table:
     return pa.table({"text": [line for line in path.read_text("utf-8").split("\n") if line.strip()]})
 
 
 _READERS = {
-    ".csv": _read_csv,
+    # A text may hold line breaks, and the word null or NA is a text.
+    ".csv": partial(pyarrow.csv.read_csv, parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True)),
     ".jsonl": pyarrow.json.read_json,
     ".json": pyarrow.json.read_json,
     ".parquet": pyarrow.parquet.read_table,
@@ -115,9 +109,9 @@ def _from_folder(folder: Path, config_name: str | None) -> dict[str, Any]:
     files = _files_of(folder, config_name)
     by_split: dict[str, list[Path]] = {}
     for file in files:
-        if found := _SPLIT.search(_SHARD.sub("", file.stem)):
-            name = {"valid": "validation", "val": "validation", "dev": "validation"}.get(found[1], found[1])
-            by_split.setdefault(name + (found[2] or ""), []).append(file)
+        if named := _SPLIT.search(_SHARD.sub("", file.stem)):
+            split = "validation" if named[1] in ("valid", "val", "dev") else named[1]
+            by_split.setdefault(split + (named[2] or ""), []).append(file)
     if not by_split and len(files) == 1:
         by_split["train"] = files
     if not by_split:
@@ -132,10 +126,8 @@ def _from_folder(folder: Path, config_name: str | None) -> dict[str, Any]:
 def _files_of(folder: Path, config_name: str | None) -> list[Path]:
     inside = config_name is not None and (folder / config_name).is_dir()
     files = sorted((folder / str(config_name) if inside else folder).iterdir())
-    files = [file for file in files if file.suffix.lower() in _READERS]
-    if config_name is None or inside:
-        return files
-    return [file for file in files if re.match(re.escape(config_name) + r"[._-]", file.name)]
+    prefix = re.compile("" if config_name is None or inside else re.escape(config_name) + r"[._-]")
+    return [file for file in files if file.suffix.lower() in _READERS and prefix.match(file.name)]
 
 
 def _concatenated(split: str, files: list[Path]) -> "datasets.Dataset":
