@@ -108,8 +108,13 @@ def find_label_task(splits: Any, settings: DataSettings) -> LabelTask:
         hint = " (-1 means a missing label; give classes other names)"
         check_no_gaps(name, label_column, [label == -1 for label in labels], "label", hint)
     values, names = _classes(splits[train].features[label_column], label_column, labels_of[train])
+    known = set(values)
     for name, labels in labels_of.items():
-        _check_classes(name, label_column, labels, values)
+        if unknown := [label for label in labels if label not in known]:
+            raise DataError(
+                f"label {unknown[0]!r} in column {label_column!r} of split {name!r} is none of the classes to train "
+                f"on: {', '.join(map(repr, values))}"
+            )
     return LabelTask(text_columns, label_column, names, train, evaluation, values)
 
 
@@ -144,12 +149,3 @@ def _classes(feature: Any, label_column: str, labels: list[Any]) -> tuple[tuple[
     if isinstance(values[0], float) and any(value != int(value) for value in values):
         raise DataError(f"classes are strings or whole numbers; label column {label_column!r} holds {values[0]}")
     return values, tuple(str(int(value) if isinstance(value, float) else value) for value in values)
-
-
-def _check_classes(split_name: str, label_column: str, labels: list[Any], values: tuple[Any, ...]) -> None:
-    known = set(values)
-    if unknown := [label for label in labels if label not in known]:
-        raise DataError(
-            f"label {unknown[0]!r} in column {label_column!r} of split {split_name!r} is none of the classes to train "
-            f"on: {', '.join(map(repr, values))}"
-        )

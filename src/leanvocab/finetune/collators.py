@@ -104,9 +104,8 @@ class EpochCallback(TrainerCallback):
 
 def mask_to_validate(split: Any, collator: MaskingCollator) -> Any:
     """A data set of masked rows with labels, in memory: the same at every validation."""
-    rows = [collator.mask(row) for row in split]
     schema = pa.schema([(name, pa.list_(pa.int32())) for name in ("input_ids", "labels")])
-    return type(split)(pa.Table.from_pylist(rows, schema))
+    return type(split)(pa.Table.from_pylist([collator.mask(row) for row in split], schema))
 
 
 def _padded(rows: Sequence[Sequence[int]], filler: int | None) -> Tensor:

@@ -4,7 +4,7 @@ Files are read into memory as they are: nothing is written beside them, and no c
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -118,7 +118,7 @@ def _from_folder(folder: Path, config_name: str | None) -> dict[str, Any]:
         what = f"of the configuration {config_name!r} " if config_name else ""
         raise DataError(
             f"{folder} holds no file {what}with a split in its name; expected such as train.csv or "
-            f"cola.train.parquet, got {_some(file.name for file in files) or 'no ' + ', '.join(_READERS)}"
+            f"cola.train.parquet, got {_some(files) or 'no ' + ', '.join(_READERS)}"
         )
     return {split: _concatenated(split, parts) for split, parts in by_split.items()}
 
@@ -133,8 +133,8 @@ def _files_of(folder: Path, config_name: str | None) -> list[Path]:
 def _concatenated(split: str, files: list[Path]) -> "datasets.Dataset":
     if len(files) > 1 and not all(_SHARD.search(file.stem) for file in files):
         raise DataError(
-            f"several files claim the split {split!r}: {_some(file.name for file in files)}; "
-            "name one configuration of them (config_name), or the files themselves"
+            f"several files claim the split {split!r}: {_some(files)}; name one configuration of them (config_name), or "
+            "the files themselves"
         )
     return datasets.concatenate_datasets([read_data_file(file) for file in files])
 
@@ -150,9 +150,9 @@ def _from_hub(name: str, config_name: str | None) -> dict[str, Any]:
     return dict(loaded)
 
 
-def _some(names: Iterable[str], most: int = 5) -> str:
-    names = list(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+def _some(files: list[Path], most: int = 5) -> str:
+    more = f" and {len(files) - most} more" if len(files) > most else ""
+    return ", ".join(file.name for file in files[:most]) + more
 
 
 # --- samples of them ---------------------------------------------------------------------------------------------------
