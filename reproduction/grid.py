@@ -110,16 +110,15 @@ def _is_variant(found: Mapping[str, Cell]) -> bool:
 
 def to_rich(grid: Grid) -> "Table":
     """For a terminal: what differs stands out."""
-    from rich.markup import escape
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=escape(grid.title), title_justify="left")
+    table = Table(title=grid.title, title_justify="left")
     for number, heading in enumerate(grid.headings):
-        table.add_column(escape(heading), justify="right" if number else "left", overflow="fold")
+        table.add_column(heading, justify="right" if number else "left", overflow="fold")
     for number, (label, entries) in enumerate(grid.rows):
         texts = [Text(each.text, style=_RICH_STYLES[each.look]) for each in entries]
-        table.add_row(escape(label), *texts, end_section=number in grid.sections)
+        table.add_row(label, *texts, end_section=number in grid.sections)
     return table
 
 

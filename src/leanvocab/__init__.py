@@ -21,24 +21,20 @@ if TYPE_CHECKING:
     from leanvocab.vocabulary.counts import TokenCounts, count_tokens
     from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
-# Name → room, in the order in which the data flows.
-_ROOMS = {
-    "LeanVocabError": "errors",
-    "TokenCounts": "vocabulary.counts",
-    "count_tokens": "vocabulary.counts",
-    "PartialVocabulary": "vocabulary.partial_vocabulary",
-    "shrink_": "model.shrink",
-    "merge_": "model.shrink",
-    "shrunk": "model.shrink",
-    "status": "model.status",
-    "partial_state_dicts": "model.shrink",
-    "estimate_memory": "reports.memory",
-    "save_full": "checkpoints.full_saving",
-    "save_delta": "checkpoints.delta_saving",
-    "load_delta": "checkpoints.delta_loading",
-    "merge_checkpoint": "checkpoints.merge",
-    "LeanVocabCallback": "trainer",
+_NAMES_BY_ROOM = {
+    "errors": ("LeanVocabError",),
+    "vocabulary.counts": ("TokenCounts", "count_tokens"),
+    "vocabulary.partial_vocabulary": ("PartialVocabulary",),
+    "model.shrink": ("shrink_", "merge_", "shrunk", "partial_state_dicts"),
+    "model.status": ("status",),
+    "reports.memory": ("estimate_memory",),
+    "checkpoints.full_saving": ("save_full",),
+    "checkpoints.delta_saving": ("save_delta",),
+    "checkpoints.delta_loading": ("load_delta",),
+    "checkpoints.merge": ("merge_checkpoint",),
+    "trainer": ("LeanVocabCallback",),
 }
+_ROOMS = {name: room for room, names in _NAMES_BY_ROOM.items() for name in names}
 
 __all__ = [  # noqa: RUF022 (the order of the flow)
     "LeanVocabError",

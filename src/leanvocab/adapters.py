@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from leanvocab.checkpoints.base_checkpoint import find_base
@@ -58,8 +59,6 @@ def export_trainable_tokens(
         MissingExtraError: peft is not installed.
     """
     peft = require("peft", extra="peft")
-    from safetensors.torch import save_file
-
     checkpoint = find_base(model, base)
     _check_biases(model)
     with written_whole(directory) as (folder, target):
@@ -113,8 +112,7 @@ def _named_modules(model: nn.Module, shrunk: dict[str, PartialModule]) -> dict[s
 
 def _check_biases(model: nn.Module) -> None:
     for path, module in model.named_modules():
-        bias = module.bias if isinstance(module, RemapLinear) else None
-        if bias is not None and bool(bias.any()):
+        if isinstance(module, RemapLinear) and module.bias is not None and bool(module.bias.any()):
             raise ModelError(
                 f"{path} has a bias, which peft's trainable tokens leave out of the output layer: the adapter would score "
                 "otherwise. Save a delta (save_delta) or the whole model (save_full)"

@@ -57,9 +57,9 @@ class LeanVocabCallback(TrainerCallback):
         if model is not None and self.vocabulary is not None and not status(model):
             shrink_(model, self.vocabulary, **self.options)
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Checks that the optimizer holds the tables that are to be trained: `NotShrunkError`, `OptimizerError`."""
-        model, optimizer = kwargs.get("model"), kwargs.get("optimizer")
+        optimizer = kwargs.get("optimizer")
         if model is None or optimizer is None:
             return
         shrunk = list(partial_modules(model).values())
@@ -84,16 +84,15 @@ class LeanVocabCallback(TrainerCallback):
             for path in Path(args.output_dir).glob(".checkpoint-*.leanvocab-*"):
                 clear_leftovers(path.with_name(path.name[1:].partition(".leanvocab-")[0]))
 
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Makes a delta of the checkpoint that the Trainer has just written, where that was asked for."""
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        model = kwargs.get("model")
         if self.checkpoints == "delta" and state.is_world_process_zero and model is not None and folder.is_dir():
             make_delta_of_checkpoint(folder, model, kwargs.get("optimizer"), self.base)
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Loads the best checkpoint where that is a delta, which the Trainer could not."""
-        model, best = kwargs.get("model"), state.best_model_checkpoint
+        best = state.best_model_checkpoint
         if args.load_best_model_at_end and model is not None and best and is_delta(Path(best)):
             load_delta(model, best, base=self.base)
 
@@ -121,11 +120,11 @@ def resume_from_delta(
     paths = paths_of_tables(model, delta)
     check_vocabularies(model, delta, paths, widen)
     warn_of_another_mode(model, delta)
-    if widen and trainer.optimizer is not None:
-        raise OptimizerError(
-            "widen=True makes new tables, and the trainer has an optimizer already: let the trainer build it"
-        )
     if widen:
+        if trainer.optimizer is not None:
+            raise OptimizerError(
+                "widen=True makes new tables, and the trainer has an optimizer already: let the trainer build it"
+            )
         widen_tables(model, delta, paths)
     with full_checkpoint(checkpoint, base=base) as folder:
         return trainer.train(resume_from_checkpoint=str(folder))

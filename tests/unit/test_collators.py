@@ -114,7 +114,7 @@ def test_the_epoch_of_the_trainer_is_that_of_the_masks(epoch, number):
 def test_a_target_is_shifted_into_the_decoder():
     task = LanguageTask("seq2seq-lm", "prompts", ("prompt", "completion"), "train", None)
     network = language_model("t5")
-    collator, _ = task.batches({}, network, language_tokenizer(), None, FineTuneSettings(task="seq2seq-lm"), 0)
+    collator, _ = task.batches({}, network, language_tokenizer(), None, FineTuneSettings(task="seq2seq-lm"))
     batch = collator([{"input_ids": [7, 8], "labels": [9, 10, 3]}, {"input_ids": [7], "labels": [9, 3]}])
     assert batch["labels"].tolist() == [[9, 10, 3], [9, 3, IGNORE_INDEX]]
     assert batch["decoder_input_ids"].tolist() == [[0, 9, 10], [0, 9, 3]]
@@ -123,12 +123,6 @@ def test_a_target_is_shifted_into_the_decoder():
 
 def test_data_without_a_word_to_mask_are_an_error():
     task = LanguageTask("masked-lm", "text", ("text",), "train", None)
+    kept, settings = PartialVocabulary([0, 3, 4], FULL_SIZE), FineTuneSettings(task="masked-lm")
     with pytest.raises(DataError, match="no token but special ones: there is no word to mask"):
-        task.batches(
-            {},
-            None,
-            language_tokenizer(),
-            PartialVocabulary([0, 3, 4], FULL_SIZE),
-            FineTuneSettings(task="masked-lm"),
-            0,
-        )
+        task.batches({}, None, language_tokenizer(), kept, settings)

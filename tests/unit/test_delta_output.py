@@ -30,7 +30,7 @@ PAIRS = [
     ("gemma2-softcap", "restricted"),
 ]
 
-# What a restricted softmax is, is said each time that a model is shrunk so; test_output.py has that warning's words.
+# What a restricted softmax is, is said each time that a model is shrunk so; test_output_layer.py has that warning's words.
 pytestmark = pytest.mark.filterwarnings('ignore:.*output="restricted" trains a softmax:UserWarning')
 
 

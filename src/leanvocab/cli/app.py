@@ -42,8 +42,3 @@ def _options(
 ) -> None:
     if debug:
         os.environ[DEBUG_VARIABLE] = "1"
-
-
-def main() -> None:
-    """The entry point `leanvocab`."""
-    app()

@@ -8,10 +8,11 @@ from typing import Annotated, Any, NamedTuple, cast, get_type_hints
 import typer
 
 from leanvocab.cli.printing import AsJson, clean_errors, print_json, print_rich
-from leanvocab.finetune.settings import GROUPS, FineTuneSettings
+from leanvocab.finetune.settings import GROUPS
 
 # tuple[str, ...] is an option that may be given several times; its name is then better said in the singular.
 _SINGULAR = {"text_columns": "--text-column"}
+_HEADINGS = {field.name: heading for heading, group in GROUPS.items() for field in fields(group)}
 
 
 class Answer(NamedTuple):
@@ -48,17 +49,14 @@ def as_command(function: Callable[..., Answer]) -> Callable[..., None]:
 
 def _options(parameters: Iterable[inspect.Parameter]) -> Iterator[inspect.Parameter]:
     for parameter in parameters:
-        if parameter.annotation is FineTuneSettings:
-            for heading, group in GROUPS.items():
-                yield from _options_of(group, heading)
-        elif is_dataclass(parameter.annotation):
+        if is_dataclass(parameter.annotation):
             yield from _options_of(parameter.annotation)
         else:
             yield parameter
     yield _keyword("as_json", False, AsJson)
 
 
-def _options_of(group: Any, heading: str | None = None) -> Iterator[inspect.Parameter]:
+def _options_of(group: Any) -> Iterator[inspect.Parameter]:
     """An option for each field, which is annotated with it, or a knob of the settings that says what it does."""
     hints = get_type_hints(group, include_extras=True)
     for field in fields(group):
@@ -67,7 +65,7 @@ def _options_of(group: Any, heading: str | None = None) -> Iterator[inspect.Para
             if hint == tuple[str, ...]:
                 hint, default = list[str], list(default)
             flag = _SINGULAR.get(field.name, "--" + field.name.replace("_", "-"))
-            show = default not in (None, [])
+            show, heading = default not in (None, []), _HEADINGS[field.name]
             hint = Annotated[hint, typer.Option(flag, help=about.help, rich_help_panel=heading, show_default=show)]
         yield _keyword(field.name, default, hint)
 

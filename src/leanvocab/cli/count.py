@@ -59,15 +59,12 @@ def count_command(
 
 
 def _printed(summary: dict[str, Any]) -> "list[Table | str]":
-    from rich.markup import escape
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    grid = Table(title=escape(summary["data"]))
-    grid.add_column("split")
-    grid.add_column("tokens", justify="right")
-    grid.add_column("rows used", justify="right")
+    numbers = (Column(heading, justify="right") for heading in ("tokens", "rows used"))
+    grid = Table("split", *numbers, title=summary["data"])
     for name, split in summary["splits"].items():
-        grid.add_row(escape(name), f"{split['num_tokens']:,}", f"{split['used_rows']:,}")
+        grid.add_row(name, f"{split['num_tokens']:,}", f"{split['used_rows']:,}")
     parts: list[Table | str] = [grid]
     if vocabulary := summary.get("vocabulary"):
         parts.append(
@@ -75,5 +72,5 @@ def _printed(summary: dict[str, Any]) -> "list[Table | str]":
             f"({vocabulary['kept_ratio']:.1%})"
         )
     if "output" in summary:
-        parts.append(f"written to {escape(summary['output'])}")
+        parts.append(f"written to {summary['output']}")
     return parts

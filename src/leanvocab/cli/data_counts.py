@@ -50,8 +50,7 @@ def count_data(data: str, options: DataOptions, tokenizer: Any) -> "dict[str, To
     splits = load_splits(data, options.config_name)
     first = next(iter(splits.values()))
     if options.token_columns or (not options.text_columns and "input_ids" in first.column_names):
-        columns = list(options.token_columns or ()) or None
-        return {name: count_tokens(split, columns) for name, split in splits.items()}
+        return {name: count_tokens(split, options.token_columns or None) for name, split in splits.items()}
     if tokenizer is None:
         raise DataError(
             f"{data} holds no column input_ids but {', '.join(first.column_names)}: name the columns of token ids "

@@ -75,14 +75,11 @@ def estimate_command(
     config = config_beside(model)
     if config is None:
         raise ModelError(f"{model!r} is no folder with a model here, and the hub gave no model of that name")
-    kept: PartialVocabulary | int
+    kept: Any = rows
     if vocabulary is not None:
         kept = PartialVocabulary.load(vocabulary)
     elif data is not None:
         loaded = load_tokenizer(tokenizer or model)
         kept = keep(count_data(data, reading, loaded), loaded, config)
-    else:
-        assert rows is not None
-        kept = rows
     estimated = estimate_memory(model, kept, **arguments)
     return Answer(estimated.to_dict(), lambda: [estimated])

@@ -8,6 +8,7 @@ import typer
 from leanvocab.cli.command import Answer, as_command
 from leanvocab.cli.printing import quiet_libraries
 from leanvocab.finetune.settings import FineTuneSettings
+from leanvocab.reports.memory_estimate import format_bytes
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -53,31 +54,23 @@ def finetune_command(
 
 
 def _printed(result: "FineTuneResult") -> "list[Table | str]":
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    from leanvocab.reports.memory_estimate import format_bytes
-
-    grid = Table(title=str(result.output_dir), show_header=False)
-    grid.add_column()
-    grid.add_column(justify="right")
+    grid = Table("", Column(justify="right"), title=str(result.output_dir), show_header=False)
     if result.vocabulary is None or result.memory is None:
         grid.add_row("vocabulary", "full")
         grid.add_row("parameters trained", f"{result.num_parameters:,}")
     else:
-        kept, full = len(result.vocabulary), result.vocabulary.full_size
-        all_parameters, left = result.memory.full.num_parameters, result.memory.partial.num_parameters
-        is_adapter = result.num_parameters != left
-        grid.add_row("vocabulary used", f"{kept:,} of {full:,} rows ({kept / full:.1%})")
-        of = "an adapter" if is_adapter else f"{all_parameters:,}"
+        kept, full_size, memory = len(result.vocabulary), result.vocabulary.full_size, result.memory
+        full, partial = memory.full.num_parameters, memory.partial.num_parameters
+        grid.add_row("vocabulary used", f"{kept:,} of {full_size:,} rows ({kept / full_size:.1%})")
+        of = f"{full:,}" if result.num_parameters == partial else "an adapter"
         grid.add_row("parameters trained", f"{result.num_parameters:,} of {of}")
         if result.output is not None:
             grid.add_row("output layer", _OUTPUTS[result.output])
-        grid.add_row("parameters saved", f"{all_parameters - left:,} ({1 - left / all_parameters:.1%})")
-        saved, saved_ratio = result.memory.saved_bytes, result.memory.saved_ratio
-        grid.add_row(
-            "memory saved",
-            f"{format_bytes(saved)} of {format_bytes(result.memory.full.total_bytes)} ({saved_ratio:.1%})",
-        )
+        grid.add_row("parameters saved", f"{full - partial:,} ({1 - partial / full:.1%})")
+        saved, total = format_bytes(memory.saved_bytes), format_bytes(memory.full.total_bytes)
+        grid.add_row("memory saved", f"{saved} of {total} ({memory.saved_ratio:.1%})")
     grid.add_section()
     for name, seconds in result.seconds.items():
         grid.add_row(name, f"{seconds:,.2f} s")

@@ -8,6 +8,7 @@ import typer
 from leanvocab.cli.command import Answer, as_command
 from leanvocab.cli.data_counts import describe_vocabulary, load_tokenizer
 from leanvocab.errors import ModelError, SettingsError
+from leanvocab.reports.memory_estimate import format_bytes
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -39,10 +40,6 @@ def info_command(
     else:
         described = _checkpoint(path, base, tokenizer)
     return Answer(described, lambda: _printed(described))
-
-
-def _printed(described: dict[str, Any]) -> "list[Table]":
-    return [_grid(described), *([_inventory(described)] if described["kind"] == "checkpoint" else [])]
 
 
 def _vocabulary(path: str, tokenizer: str | None) -> dict[str, Any]:
@@ -92,17 +89,14 @@ def _tokens(token_ids: Any, tokenizer: str) -> list[str]:
     return [str(token) for token in loaded.convert_ids_to_tokens(token_ids[:_NUM_NAMED].tolist())]
 
 
-def _grid(described: dict[str, Any]) -> "Table":
-    from rich.markup import escape
-    from rich.table import Table
+def _printed(described: dict[str, Any]) -> "list[Table]":
+    from rich.table import Column, Table
 
-    grid = Table(title=escape(described["name"]), show_header=False)
-    grid.add_column()
-    grid.add_column(overflow="fold")
+    grid = Table("", Column(overflow="fold"), title=described["name"], show_header=False)
     rows = {"vocabulary": _vocabulary_rows, "delta": _delta_rows, "checkpoint": _checkpoint_rows}
-    for name, value in rows[described["kind"]](described):
-        grid.add_row(name, escape(value))
-    return grid
+    for row in rows[described["kind"]](described):
+        grid.add_row(*row)
+    return [grid, *([_inventory(described["inventory"])] if described["kind"] == "checkpoint" else [])]
 
 
 def _vocabulary_rows(described: dict[str, Any]) -> list[tuple[str, str]]:
@@ -116,8 +110,6 @@ def _vocabulary_rows(described: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _checkpoint_rows(described: dict[str, Any]) -> list[tuple[str, str]]:
-    from leanvocab.reports.memory_estimate import format_bytes
-
     rows = [
         ("class", f"{described['model_class']} ({described['model_type']})"),
         ("parameters", f"{described['num_parameters']:,}, {format_bytes(described['num_bytes'])}"),
@@ -127,19 +119,14 @@ def _checkpoint_rows(described: dict[str, Any]) -> list[tuple[str, str]]:
     if training := described["training"]:
         rows.append(("trained with", f'output="{training["output"]}": {training["meaning"]}'))
     if trained := described.get("trained"):
-        named = " ".join(trained["first_tokens"])
-        more = " …" if trained["num_rows"] > len(trained["first_tokens"]) else ""
-        rows.append(
-            ("rows trained", f"{trained['num_rows']:,} ({trained['rows_ratio']:.1%}) differ from {trained['base']}")
-        )
-        if named:
-            rows.append(("such as", named + more))
+        differing = f"{trained['num_rows']:,} ({trained['rows_ratio']:.1%}) differ from {trained['base']}"
+        rows.append(("rows trained", differing))
+        if named := trained["first_tokens"]:
+            rows.append(("such as", " ".join(named) + (" …" if trained["num_rows"] > len(named) else "")))
     return rows
 
 
 def _delta_rows(described: dict[str, Any]) -> list[tuple[str, str]]:
-    from leanvocab.reports.memory_estimate import format_bytes
-
     revision = f" at {described['revision']}" if described["revision"] else ""
     rows = [
         ("kind", "delta: for leanvocab alone"),
@@ -159,26 +146,21 @@ def _delta_rows(described: dict[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def _inventory(described: dict[str, Any]) -> "Table":
+def _inventory(inventory: dict[str, Any]) -> "Table":
     """Every vocabulary-sized tensor, and what becomes of it in each mode that the model can be shrunk in."""
-    from rich.markup import escape
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    from leanvocab.reports.memory_estimate import format_bytes
-
-    inventory = described["inventory"]
     modes = list(dict.fromkeys(mode for tensor in inventory["tensors"] for mode in tensor["outcomes"]))
-    grid = Table(title="vocabulary-sized tensors")
-    for heading in ("names of one memory", "what", "shape", "size"):
-        grid.add_column(heading, overflow="fold", justify="right" if heading == "size" else "left")
+    columns = [Column(heading, overflow="fold") for heading in ("names of one memory", "what", "shape", "size")]
+    columns[-1].justify = "right"
+    grid = Table(*columns, title="vocabulary-sized tensors", caption_justify="left")
     for mode in modes:
         grid.add_column(f"{mode}*" if mode == inventory["default_mode"] else mode)
     for tensor in inventory["tensors"]:
         shape = " × ".join(f"{size:,}" for size in tensor["shape"])
         size = f"{format_bytes(tensor['num_bytes'])} ({tensor['ratio']:.1%})"
-        cells = [escape(" = ".join(tensor["names"])), tensor["kind"], f"{shape} {tensor['dtype']}", size]
+        cells = [" = ".join(tensor["names"]), tensor["kind"], f"{shape} {tensor['dtype']}", size]
         grid.add_row(*cells, *(tensor["outcomes"][mode] for mode in modes))
-    refusals = [f"{mode}: {escape(reason.partition('. ')[0])}" for mode, reason in inventory["refusals"].items()]
-    grid.caption_justify = "left"
+    refusals = [f"{mode}: {reason.partition('. ')[0]}" for mode, reason in inventory["refusals"].items()]
     grid.caption = "\n".join([*(["* by default"] if inventory["default_mode"] else []), *refusals]) or None
     return grid

@@ -53,13 +53,11 @@ def merge_command(
 
 
 def _summary(result: "MergeResult") -> str:
-    from rich.markup import escape
-
-    where, proof = escape(str(result.output)), " and proved" if result.verified else ""
+    where, proof = result.output, " and proved" if result.verified else ""
     if result.already_there:
         return f"{where} is this merge's result already{proof}; nothing was written"
     others = f", {result.num_replaced:,} other tensors replaced" if result.num_replaced else ""
     others += f", {result.num_added:,} added" if result.num_added else ""
-    left = f"; left out, since they are not merged: {escape(', '.join(result.left_out))}" if result.left_out else ""
+    left = f"; left out, since they are not merged: {', '.join(result.left_out)}" if result.left_out else ""
     done = f"{result.num_bytes / 1e6:,.1f} MB in {result.seconds:.1f} s"
     return f"{where}: {result.num_rows:,} rows{others}; written{proof}, {done}{left}"

@@ -38,15 +38,16 @@ def clean_errors(as_json: bool) -> Iterator[None]:
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on stdout; what JSON has no word for (NaN) is null."""
-    typer.echo(json.dumps(_plain(value), indent=2, allow_nan=False))
+    """One JSON document on stdout; what JSON has no word for (NaN, infinity) is null."""
+    plain = json.loads(json.dumps(value, default=os.fspath), parse_constant=lambda _: None)
+    typer.echo(json.dumps(plain, indent=2))
 
 
 def print_rich(*parts: Any) -> None:
-    """Tables and lines for a person, on stdout."""
+    """Tables and lines for a person, on stdout. Brackets are no markup: they may stand in tokens and paths."""
     from rich.console import Console
 
-    console = Console()
+    console = Console(markup=False)
     for part in parts:
         console.print(part, highlight=False)
 
@@ -83,13 +84,3 @@ def check_new_file(path: Path | None, overwrite: bool) -> None:
         raise CheckpointError(f"cannot write {path}: it is a folder")
     if path.exists() and not overwrite:
         raise CheckpointError(f"{path} is there already; give --overwrite, or name another")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(name): _plain(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
-    if isinstance(value, Path):
-        return str(value)
-    return None if isinstance(value, float) and value != value else value  # NaN is not itself

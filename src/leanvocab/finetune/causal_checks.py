@@ -50,14 +50,13 @@ def _two_texts(network: Any) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def _logits(network: Any, ids: Tensor, **inputs: Any) -> Tensor:
+def _logits(network: Any, ids: Tensor, **inputs: Any) -> Any:
     was_training = network.training
     network.eval()
     try:
-        logits: Tensor = network(input_ids=ids, **inputs).logits
+        return network(input_ids=ids, **inputs).logits
     finally:
         network.train(was_training)
-    return logits
 
 
 def _differs(first: Tensor, second: Tensor) -> bool:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any
 
 import numpy as np
 from transformers import DataCollatorWithPadding
@@ -12,6 +12,7 @@ from leanvocab.extras import require
 from leanvocab.finetune.scores import classification_scores, logits_of, regression_scores
 from leanvocab.finetune.settings import DataSettings
 from leanvocab.finetune.splits import find_eval_split
+from leanvocab.finetune.tasks import Task
 from leanvocab.finetune.text_columns import (
     check_column,
     check_no_gaps,
@@ -22,16 +23,13 @@ from leanvocab.finetune.text_columns import (
     values_of,
 )
 
-if TYPE_CHECKING:
-    import datasets
-else:
-    datasets = require("datasets", extra="finetune")
+datasets = require("datasets", extra="finetune")
 
 _LABEL_COLUMNS = (("label",), ("labels",))
 
 
 @dataclass(frozen=True)
-class LabelTask:
+class LabelTask(Task):
     """Columns, splits and labels of one fine-tuning. `label_names` in the order of class ids; empty for regression."""
 
     text_columns: tuple[str, ...]
@@ -41,9 +39,7 @@ class LabelTask:
     eval_split: str | None
     _label_values: tuple[Any, ...] = ()
 
-    token_columns: ClassVar[tuple[str, ...]] = ("input_ids",)  # the labels are classes
-    has_new_head: ClassVar[bool] = True
-    draws_words: ClassVar[bool] = False
+    has_new_head = True
 
     @property
     def is_regression(self) -> bool:
@@ -68,9 +64,6 @@ class LabelTask:
             config.problem_type = "single_label_classification"
             config.id2label = dict(enumerate(self.label_names))
             config.label2id = {label: position for position, label in enumerate(self.label_names)}
-
-    def check_network(self, network: Any, settings: DataSettings) -> None:
-        """Any model with such a head will do."""
 
     def encode(self, splits: Any, tokenizer: Any, settings: DataSettings) -> tuple[Any, tuple[str, ...]]:
         """Token ids of every split, and `labels` of those to train and to validate on."""
@@ -108,14 +101,20 @@ def find_label_task(splits: Any, settings: DataSettings) -> LabelTask:
     labels_of = {name: _labels(name, splits[name], label_column) for name in (train, evaluation) if name is not None}
     if _is_regression(splits[train].features[label_column], label_column, settings.task):
         for name, labels in labels_of.items():
-            _check_numbers(name, label_column, labels)
+            if not np.isfinite(np.asarray(labels, np.float64)).all():
+                raise DataError(f"label column {label_column!r} of split {name!r} holds an infinite number")
         return LabelTask(text_columns, label_column, (), train, evaluation)
     for name, labels in labels_of.items():
         hint = " (-1 means a missing label; give classes other names)"
         check_no_gaps(name, label_column, [label == -1 for label in labels], "label", hint)
     values, names = _classes(splits[train].features[label_column], label_column, labels_of[train])
+    known = set(values)
     for name, labels in labels_of.items():
-        _check_classes(name, label_column, labels, values)
+        if unknown := [label for label in labels if label not in known]:
+            raise DataError(
+                f"label {unknown[0]!r} in column {label_column!r} of split {name!r} is none of the classes to train "
+                f"on: {', '.join(map(repr, values))}"
+            )
     return LabelTask(text_columns, label_column, names, train, evaluation, values)
 
 
@@ -150,17 +149,3 @@ def _classes(feature: Any, label_column: str, labels: list[Any]) -> tuple[tuple[
     if isinstance(values[0], float) and any(value != int(value) for value in values):
         raise DataError(f"classes are strings or whole numbers; label column {label_column!r} holds {values[0]}")
     return values, tuple(str(int(value) if isinstance(value, float) else value) for value in values)
-
-
-def _check_classes(split_name: str, label_column: str, labels: list[Any], values: tuple[Any, ...]) -> None:
-    known = set(values)
-    if unknown := [label for label in labels if label not in known]:
-        raise DataError(
-            f"label {unknown[0]!r} in column {label_column!r} of split {split_name!r} is none of the classes to train "
-            f"on: {', '.join(map(repr, values))}"
-        )
-
-
-def _check_numbers(split_name: str, label_column: str, labels: list[Any]) -> None:
-    if not np.isfinite(np.asarray(labels, np.float64)).all():
-        raise DataError(f"label column {label_column!r} of split {split_name!r} holds an infinite number")

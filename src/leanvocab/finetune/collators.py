@@ -12,8 +12,6 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from leanvocab.choices import IGNORE_INDEX
-from leanvocab.errors import DataError
-from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 # Of the tokens to predict, the share that becomes the mask token, and that which becomes a random word (BERT's recipe).
 MASK_RATIO, RANDOM_RATIO = 0.8, 0.1
@@ -73,19 +71,6 @@ class MaskingCollator(PaddingCollator):
         self.masked_ratio, self.seed = masked_ratio, seed
         self.epoch = 0
 
-    @classmethod
-    def of(cls, tokenizer: Any, vocabulary: PartialVocabulary, **options: Any) -> "MaskingCollator":
-        """A collator that draws from the kept ids.
-
-        Raises:
-            DataError: there is no word among them.
-        """
-        special = tokenizer.all_special_ids
-        words = np.setdiff1d(vocabulary.token_ids, special)
-        if not len(words):
-            raise DataError("the data hold no token but special ones: there is no word to mask")
-        return cls(tokenizer.pad_token_id, tokenizer.mask_token_id, words, special, **options)
-
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         return super().__call__([row if "labels" in row else self.mask(row, self.epoch) for row in rows])
 
@@ -119,9 +104,8 @@ class EpochCallback(TrainerCallback):
 
 def mask_to_validate(split: Any, collator: MaskingCollator) -> Any:
     """A data set of masked rows with labels, in memory: the same at every validation."""
-    rows = [collator.mask(row) for row in split]
     schema = pa.schema([(name, pa.list_(pa.int32())) for name in ("input_ids", "labels")])
-    return type(split)(pa.Table.from_pylist(rows, schema))
+    return type(split)(pa.Table.from_pylist([collator.mask(row) for row in split], schema))
 
 
 def _padded(rows: Sequence[Sequence[int]], filler: int | None) -> Tensor:

@@ -35,6 +35,7 @@ from leanvocab.model.shrink import shrink_
 from leanvocab.model.status import status
 from leanvocab.reports.memory import estimate_memory
 from leanvocab.reports.memory_estimate import MemoryEstimate
+from leanvocab.reports.state_bytes import tensor_bytes
 from leanvocab.vocabulary.counts import count_tokens
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
@@ -47,7 +48,6 @@ RESTRICTED_NOTE = (
     "The output layer was restricted: the softmax knew the kept rows alone, which is another objective than that of the full "
     "model; loss and perplexity are over these rows too, and compare with no other mode's."
 )
-
 ADAPTER_NOTE = (
     "LoRA was trained, and the adapter alone was saved: it loads on the pretrained model, with the whole vocabulary "
     "(PeftModel.from_pretrained), where leanvocab is not installed."
@@ -80,14 +80,11 @@ class FineTuneResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
-        plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        if self.vocabulary is not None:
-            vocabulary = self.vocabulary
-            kept = {"kept_rows": len(vocabulary), "full_rows": vocabulary.full_size, "digest": vocabulary.digest}
-            plain |= {"vocabulary": kept}
-        task = {name: value for name, value in vars(self.task).items() if not name.startswith("_")}
-        memory = self.memory and self.memory.to_dict()
-        return plain | {"output_dir": str(self.output_dir), "task": task, "memory": memory}
+        plain = vars(self) | {"output_dir": str(self.output_dir), "memory": self.memory and self.memory.to_dict()}
+        plain["task"] = {name: value for name, value in vars(self.task).items() if not name.startswith("_")}
+        if (kept := self.vocabulary) is not None:
+            plain["vocabulary"] = {"kept_rows": len(kept), "full_rows": kept.full_size, "digest": kept.digest}
+        return plain
 
 
 def finetune(
@@ -119,12 +116,12 @@ def finetune(
     seconds: dict[str, float] = {}
     examples = _read(data, pretrained.tokenizer, settings, seconds)
     prepared = _prepare(pretrained, examples, settings, seconds)
-    trainer = _make_trainer(prepared, examples, pretrained.tokenizer, output_dir, settings, progress)
+    trainer = _make_trainer(prepared, output_dir, settings, progress)
     with _timed(seconds, "training"):
         trainer.train(resume_from_checkpoint=last_checkpoint)
-    scores = without_prefix(trainer.evaluate()) if examples.task.eval_split else {}
+    scores = without_prefix(trainer.evaluate()) if prepared.task.eval_split else {}
     facts = _training_facts(trainer, prepared.network)
-    result = FineTuneResult(output_dir=output_dir, seconds=seconds, scores=scores, **prepared.outcome, **facts)
+    result = FineTuneResult(output_dir, prepared.task, seconds=seconds, scores=scores, **prepared.outcome, **facts)
     if trainer.is_world_process_zero():
         _save(prepared.network, pretrained.tokenizer, result)  # full while shrunk
     trainer.accelerator.wait_for_everyone()
@@ -138,39 +135,34 @@ def _check_extras(settings: TrainingSettings) -> None:
         require("bitsandbytes", extra="quantization")
 
 
-@dataclass(frozen=True)
-class _Examples:
-    """Tokenized splits, and what a user should know of them."""
-
-    task: Task
-    encoded: Any
-    notes: tuple[str, ...]
+Examples = tuple[Task, Any, tuple[str, ...]]
+"""A task, its tokenized splits, and what a user should know of them."""
 
 
-def _read(data: Any, tokenizer: Any, settings: FineTuneSettings, seconds: dict[str, float]) -> _Examples:
+def _read(data: Any, tokenizer: Any, settings: FineTuneSettings, seconds: dict[str, float]) -> Examples:
     splits = select_samples(load_splits(data, settings.config_name), settings, settings.seed)
     find_task: Callable[..., Task] = find_language_task if settings.is_language_model else find_label_task
     task = find_task(splits, settings)
     if settings.best and task.eval_split is None:
         raise SettingsError("best needs a validation split: name one (eval_split), or hold one out (validation_ratio)")
     with _timed(seconds, "tokenizing"):
-        return _Examples(task, *task.encode(splits, tokenizer, settings))
+        return task, *task.encode(splits, tokenizer, settings)
 
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A model that is ready to train, its batches, and what was done to it: fields of the result."""
+    """A model that is ready to train, a Trainer's arguments for it, and what was done to it: fields of the result."""
 
     network: Any
-    collator: Any
-    callbacks: tuple[Any, ...]
+    task: Task
+    for_trainer: dict[str, Any]
     outcome: dict[str, Any]
 
 
 def _prepare(
-    pretrained: Pretrained, examples: _Examples, settings: FineTuneSettings, seconds: dict[str, float]
+    pretrained: Pretrained, examples: Examples, settings: FineTuneSettings, seconds: dict[str, float]
 ) -> _Prepared:
-    task, encoded, tokenizer = examples.task, examples.encoded, pretrained.tokenizer
+    (task, encoded, reading_notes), tokenizer = examples, pretrained.tokenizer
     transformers.set_seed(settings.seed)  # the new head is the same with and without the full vocabulary
     network, loading_notes = pretrained.load(task, few_bits=settings.qlora)
     task.check_network(network, settings)
@@ -179,18 +171,26 @@ def _prepare(
         with _timed(seconds, "counting"):
             counts = count_tokens(encoded, task.token_columns)
             vocabulary = PartialVocabulary.from_counts(counts, tokenizer=tokenizer, model=network)
-    collator, callbacks = task.batches(encoded, network, tokenizer, vocabulary, settings, settings.seed)
+    collator, callbacks = task.batches(encoded, network, tokenizer, vocabulary, settings)
     kept = None if settings.full_vocabulary else vocabulary
     output = None if kept is None else _shrink(network, kept, settings, seconds)
-    notes = [*pretrained.notes, *loading_notes, *examples.notes]
+    notes = [*pretrained.notes, *loading_notes, *reading_notes]
     if settings.uses_lora:
         network = add_lora(network, settings.kind.adapter_type, settings.lora_rank, few_bits=settings.qlora)
         notes.append(ADAPTER_NOTE)
     memory = None if kept is None else estimate_memory(network, precision="mixed" if settings.bf16 else None)
     if output == "restricted":
         notes.append(RESTRICTED_NOTE)
-    outcome = {"task": task, "output": output, "vocabulary": kept, "memory": memory, "notes": tuple(notes)}
-    return _Prepared(network, collator, callbacks, outcome)
+    outcome = {"output": output, "vocabulary": kept, "memory": memory, "notes": tuple(notes)}
+    for_trainer = {
+        "train_dataset": encoded[task.train_split],
+        "eval_dataset": encoded[task.eval_split] if task.eval_split else None,
+        "data_collator": collator,
+        "processing_class": tokenizer,
+        "callbacks": list(callbacks),
+        **task.scoring(),
+    }
+    return _Prepared(network, task, for_trainer, outcome)
 
 
 def _shrink(
@@ -227,29 +227,14 @@ def _check_output_dir(output_dir: Path, model: Path, settings: SavingSettings) -
     return None
 
 
-def _make_trainer(
-    prepared: _Prepared,
-    examples: _Examples,
-    tokenizer: Any,
-    output_dir: Path,
-    settings: FineTuneSettings,
-    progress: bool | None,
-) -> Trainer:
-    network, task, encoded = prepared.network, examples.task, examples.encoded
+def _make_trainer(prepared: _Prepared, output_dir: Path, settings: FineTuneSettings, progress: bool | None) -> Trainer:
+    network = prepared.network
     if settings.overwrite:
         _remove_earlier_run(output_dir)
     if settings.gradient_checkpointing:  # transformers is renaming it, and the Trainer's argument too
         getattr(network, "activation_checkpointing_enable", network.gradient_checkpointing_enable)()
-    trainer = Trainer(
-        network,
-        _training_arguments(task, output_dir / CHECKPOINTS_FOLDER, settings, network.config.model_type),
-        train_dataset=encoded[task.train_split],
-        eval_dataset=encoded[task.eval_split] if task.eval_split else None,
-        data_collator=prepared.collator,
-        processing_class=tokenizer,
-        callbacks=list(prepared.callbacks),
-        **task.scoring(),
-    )
+    arguments = _training_arguments(prepared, output_dir / CHECKPOINTS_FOLDER, settings)
+    trainer = Trainer(network, arguments, **prepared.for_trainer)
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     if sys.stderr.isatty() if progress is None else progress:
@@ -257,16 +242,16 @@ def _make_trainer(
     return trainer
 
 
-def _training_arguments(task: Task, folder: Path, settings: FineTuneSettings, model_type: str) -> TrainingArguments:
+def _training_arguments(prepared: _Prepared, folder: Path, settings: FineTuneSettings) -> TrainingArguments:
     best = TOKEN_LOSS if settings.best == "loss" and settings.is_language_model else settings.best
     return TrainingArguments(
         output_dir=str(folder),
         **settings.trainer_arguments(),
         max_steps=settings.max_steps or -1,
         per_device_eval_batch_size=settings.eval_batch_size or settings.batch_size,
-        learning_rate=settings.learning_rate_for(model_type),
+        learning_rate=settings.learning_rate_for(prepared.network.config.model_type),
         train_sampling_strategy="group_by_length" if settings.group_by_length else "random",
-        eval_strategy=settings.eval_strategy if task.eval_split else "no",
+        eval_strategy=settings.eval_strategy if prepared.task.eval_split else "no",
         load_best_model_at_end=settings.best is not None,
         metric_for_best_model=best,
         greater_is_better=best not in ("loss", TOKEN_LOSS, "perplexity"),
@@ -288,13 +273,13 @@ class _Progress(ProgressCallback):
 def _training_facts(trainer: Trainer, network: Any) -> dict[str, Any]:
     """Steps and logged losses, and the bytes that training held in parameters, gradients and optimizer states."""
     parameters = list(network.parameters())
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
     optimizer: Any = trainer.optimizer
-    states = [value for state in optimizer.state.values() for value in state.values()]
     return {
-        "num_parameters": sum(p.numel() for p in parameters if p.requires_grad or not hasattr(network, "peft_config")),
-        "weights_bytes": sum(parameter.nbytes for parameter in parameters),
-        "gradients_bytes": sum(parameter.nbytes for parameter in parameters if parameter.requires_grad),
-        "optimizer_bytes": sum(state.nbytes for state in states if isinstance(state, torch.Tensor)),
+        "num_parameters": sum(p.numel() for p in (trained if hasattr(network, "peft_config") else parameters)),
+        "weights_bytes": tensor_bytes(parameters),
+        "gradients_bytes": tensor_bytes(trained),
+        "optimizer_bytes": tensor_bytes(optimizer.state),
         "num_steps": trainer.state.global_step,
         "losses": tuple((int(log["step"]), log["loss"]) for log in trainer.state.log_history if "loss" in log),
     }

@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from transformers import DataCollatorForSeq2Seq
 
@@ -16,8 +17,9 @@ from leanvocab.finetune.causal_checks import check_causal, check_packed_examples
 from leanvocab.finetune.collators import EpochCallback, MaskingCollator, PaddingCollator, mask_to_validate
 from leanvocab.finetune.packing import join_and_cut, lay_side_by_side, num_learned
 from leanvocab.finetune.scores import TokenScores, logits_of, sums_by_example
-from leanvocab.finetune.settings import CAUSAL_LM, MASKED_LM, SEQ2SEQ_LM, DataSettings
+from leanvocab.finetune.settings import CAUSAL_LM, MASKED_LM, SEQ2SEQ_LM, DataSettings, FineTuneSettings
 from leanvocab.finetune.splits import find_eval_split
+from leanvocab.finetune.tasks import Task
 from leanvocab.finetune.text_columns import (
     check_column,
     check_no_gaps,
@@ -28,21 +30,19 @@ from leanvocab.finetune.text_columns import (
 )
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
-if TYPE_CHECKING:
-    import datasets
-else:
-    datasets = require("datasets", extra="finetune")
+datasets = require("datasets", extra="finetune")
 
 _PAIRS = (("prompt", "completion"), ("source", "target"))
 _TEXTS = (("text",), ("sentence",))
 _BLOCKS_AT_ONCE = 1000
+_FATES = {"cut": "were cut to", "left out": "were left out: nothing of them is left to learn within"}
 
 Span = tuple[str, bool]
 """A part of an example's text, and whether it is learned."""
 
 
 @dataclass(frozen=True)
-class LanguageTask:
+class LanguageTask(Task):
     """Columns and splits of one fine-tuning of a language model.
 
     `kind` is causal-lm, seq2seq-lm or masked-lm; `source` says what `columns` hold: one text, prompt and completion, or
@@ -55,8 +55,6 @@ class LanguageTask:
     train_split: str
     eval_split: str | None
 
-    has_new_head: ClassVar[bool] = False
-
     @property
     def token_columns(self) -> tuple[str, ...]:
         """Columns of the encoded data with ids to count. The labels of the other kinds are input ids."""
@@ -65,9 +63,6 @@ class LanguageTask:
     @property
     def draws_words(self) -> bool:
         return self.kind == MASKED_LM
-
-    def set_labels(self, config: Any) -> None:
-        """A language model's labels are token ids."""
 
     def check_network(self, network: Any, settings: DataSettings) -> None:
         if self.kind == CAUSAL_LM:
@@ -89,9 +84,13 @@ class LanguageTask:
                 "the tokenizer has no chat template, which a column of messages needs; set tokenizer.chat_template and "
                 "save it, or give prompt and completion columns"
             )
-        encoded, notes = datasets.DatasetDict(), list(_general_notes(self, tokenizer, settings))
+        encoded, notes = datasets.DatasetDict(), []
+        if self.kind == CAUSAL_LM and self.source != "messages" and tokenizer.eos_token_id is None:
+            notes.append("The tokenizer has no end-of-sequence token: the texts are learned without an end.")
+        if settings.packing and self.source == "text":
+            notes.append("Texts are joined and cut into blocks (packing): those in one block see one another.")
         for name, split in splits.items():
-            tally = _Tally()
+            tally = dict.fromkeys(_FATES, 0)
             to_rows = partial(_TO_ROWS[self.kind], tally=tally, task=self, tokenizer=tokenizer, settings=settings)
             rows = map_in_memory(split, name, to_rows, _features(self.kind))
             if len(rows) == 0:
@@ -100,17 +99,14 @@ class LanguageTask:
                     f"their prompts fill max_length ({settings.max_length} tokens) by themselves"
                 )
             encoded[name] = _packed(rows, self, settings.max_length) if settings.packing else rows
-            notes += tally.notes(name, len(split), settings.max_length)
+            for fate, num_rows in tally.items():
+                if num_rows:
+                    rows_of_split = f"{num_rows:,} of {len(split):,} rows of split {name!r}"
+                    notes.append(f"{rows_of_split} {_FATES[fate]} {settings.max_length} tokens.")
         return encoded, tuple(notes)
 
     def batches(
-        self,
-        encoded: Any,
-        network: Any,
-        tokenizer: Any,
-        kept: PartialVocabulary | None,
-        settings: DataSettings,
-        seed: int,
+        self, encoded: Any, network: Any, tokenizer: Any, kept: PartialVocabulary | None, settings: FineTuneSettings
     ) -> tuple[Any, tuple[Any, ...]]:
         """The collator; of a masked language model it masks anew each epoch, but for the rows to validate on, masked here.
 
@@ -123,7 +119,12 @@ class LanguageTask:
             end = tokenizer.eos_token_id
             return PaddingCollator(end if tokenizer.pad_token_id is None else tokenizer.pad_token_id), ()
         assert kept is not None
-        collator = MaskingCollator.of(tokenizer, kept, masked_ratio=settings.masked_ratio, seed=seed)
+        special_ids = tokenizer.all_special_ids
+        words = np.setdiff1d(kept.token_ids, special_ids)
+        if not len(words):
+            raise DataError("the data hold no token but special ones: there is no word to mask")
+        options: dict[str, Any] = {"masked_ratio": settings.masked_ratio, "seed": settings.seed}
+        collator = MaskingCollator(tokenizer.pad_token_id, tokenizer.mask_token_id, words, special_ids, **options)
         if self.eval_split:
             encoded[self.eval_split] = mask_to_validate(encoded[self.eval_split], collator)
         return collator, (EpochCallback(collator),)
@@ -155,11 +156,10 @@ def find_language_task(splits: Any, settings: DataSettings) -> LanguageTask:
 def _find_columns(names: list[str], settings: DataSettings) -> tuple[str, tuple[str, ...]]:
     if settings.task == MASKED_LM or settings.text_columns:
         return "text", choose_text_columns("text", settings.text_columns, _TEXTS, names)
-    for role, named in (("prompt", settings.prompt_column), ("completion", settings.completion_column)):
-        if named is not None:
-            choose_text_columns(role, (named,), (), names)
     if settings.prompt_column and settings.completion_column:
-        return "prompts", (settings.prompt_column, settings.completion_column)
+        (prompt,) = choose_text_columns("prompt", (settings.prompt_column,), (), names)
+        (completion,) = choose_text_columns("completion", (settings.completion_column,), (), names)
+        return "prompts", (prompt, completion)
     if settings.messages_column:
         return "messages", choose_text_columns("messages", (settings.messages_column,), (), names)
     usual: dict[str, tuple[tuple[str, ...], ...]] = {"prompts": _PAIRS}
@@ -198,30 +198,10 @@ def _check_messages(split_name: str, split: Any, column: str) -> None:
 # --- token ids --------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class _Tally:
-    num_cut: int = 0
-    num_left_out: int = 0
-
-    def notes(self, split_name: str, num_rows: int, max_length: int) -> Iterator[str]:
-        if self.num_cut:
-            yield f"{self.num_cut:,} of {num_rows:,} rows of split {split_name!r} were cut to {max_length} tokens."
-        if self.num_left_out:
-            yield (
-                f"{self.num_left_out:,} of {num_rows:,} rows of split {split_name!r} were left out: nothing of them is left "
-                f"to learn within {max_length} tokens."
-            )
-
-
-def _general_notes(task: LanguageTask, tokenizer: Any, settings: DataSettings) -> Iterator[str]:
-    if task.kind == CAUSAL_LM and task.source != "messages" and tokenizer.eos_token_id is None:
-        yield "The tokenizer has no end-of-sequence token: the texts are learned without an end."
-    if settings.packing and task.source == "text":
-        yield "Texts are joined and cut into blocks (packing): those in one block see one another."
-
-
 Columns = dict[str, list[Any]]
 """A batch of rows."""
+Tally = dict[str, int]
+"""How many rows had which of the fates."""
 
 
 def _features(kind: str) -> Any:
@@ -229,18 +209,18 @@ def _features(kind: str) -> Any:
     return datasets.Features({name: datasets.Sequence(datasets.Value("int32")) for name in names})
 
 
-def _causal_rows(batch: Columns, tally: _Tally, task: LanguageTask, tokenizer: Any, settings: DataSettings) -> Columns:
+def _causal_rows(batch: Columns, tally: Tally, task: LanguageTask, tokenizer: Any, settings: DataSettings) -> Columns:
     joins = settings.packing and task.source == "text"  # then nothing is cut off
     examples = list(_pieces(batch, task, tokenizer, settings.train_on_prompts))
     rows: Columns = {"input_ids": [], "labels": []}
     for ids, labels in _joined(examples, tokenizer, is_chat=task.source == "messages"):
         if not joins and len(ids) > settings.max_length:
-            tally.num_cut += 1
+            tally["cut"] += 1
             ids, labels = ids[: settings.max_length], labels[: settings.max_length]
         # Nothing stands before the first id to predict it from. Said here, it is not counted where losses are averaged.
         labels = [IGNORE_INDEX, *labels[1:]]
         if not joins and not num_learned({"labels": labels}):
-            tally.num_left_out += 1
+            tally["left out"] += 1
             continue
         rows["input_ids"].append(ids)
         rows["labels"].append(labels)
@@ -310,22 +290,22 @@ def _joined(examples: list[list[Span]], tokenizer: Any, *, is_chat: bool) -> Ite
         yield list(chain.from_iterable(parts)), list(chain.from_iterable(labels))
 
 
-def _seq2seq_rows(batch: Columns, tally: _Tally, task: LanguageTask, tokenizer: Any, settings: DataSettings) -> Columns:
+def _seq2seq_rows(batch: Columns, tally: Tally, task: LanguageTask, tokenizer: Any, settings: DataSettings) -> Columns:
     sources, targets = (batch[column] for column in task.columns)
     inputs = tokenizer(sources, truncation=True, max_length=settings.max_length)["input_ids"]
     labels = tokenizer(text_target=targets, truncation=True, max_length=settings.max_target_length)["input_ids"]
     kept = [at for at, ids in enumerate(labels) if ids and inputs[at]]
-    tally.num_left_out += len(labels) - len(kept)
+    tally["left out"] += len(labels) - len(kept)
     return {"input_ids": [inputs[at] for at in kept], "labels": [labels[at] for at in kept]}
 
 
-def _masked_rows(batch: Columns, tally: _Tally, task: LanguageTask, tokenizer: Any, settings: DataSettings) -> Columns:
+def _masked_rows(batch: Columns, tally: Tally, task: LanguageTask, tokenizer: Any, settings: DataSettings) -> Columns:
     special = set(tokenizer.all_special_ids)
     is_fast = bool(getattr(tokenizer, "is_fast", False))  # others give no pieces of long texts
     options = {"truncation": True, "max_length": settings.max_length, "return_overflowing_tokens": is_fast}
     pieces = tokenizer(batch[task.columns[0]], verbose=False, **options)["input_ids"]
     kept = [ids for ids in pieces if set(ids) - special]
-    tally.num_left_out += len(pieces) - len(kept)
+    tally["left out"] += len(pieces) - len(kept)
     return {"input_ids": kept}
 
 

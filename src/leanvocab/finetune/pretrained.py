@@ -89,7 +89,7 @@ def find_pretrained(name: str | Path, settings: DataSettings, dropout: float) ->
         _check_length(config, tokenizer, "max_target_length", settings.max_target_length)
     notes = () if settings.task == CAUSAL_LM else _set_padding(config, tokenizer, str(name), settings.is_language_model)
     if dropout >= 0:
-        for part in {id(part): part for part in (config, config.get_text_config())}.values():
+        for part in (config, config.get_text_config()):
             for field in _DROPOUT_NAMES:
                 if isinstance(getattr(part, field, None), float | int):
                     setattr(part, field, dropout)

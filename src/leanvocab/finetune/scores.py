@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,13 +12,8 @@ from torch import Tensor
 from leanvocab.choices import IGNORE_INDEX
 from leanvocab.extras import require
 
-if TYPE_CHECKING:
-    import scipy.stats as stats
-    import sklearn.metrics as metrics
-else:
-    stats = require("scipy.stats", extra="finetune")
-    metrics = require("sklearn.metrics", extra="finetune")
-
+stats = require("scipy.stats", extra="finetune")
+metrics = require("sklearn.metrics", extra="finetune")
 
 TOKEN_LOSS = "token_loss"
 """Name of the mean loss over tokens, beside the Trainer's own `loss`, which is a mean over batches."""

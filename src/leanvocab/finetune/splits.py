@@ -4,7 +4,8 @@ Files are read into memory as they are: nothing is written beside them, and no c
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,10 +53,8 @@ def load_splits(source: Any, config_name: str | None = None) -> "datasets.Datase
 
 def _splits(source: Any, config_name: str | None) -> dict[str, Any]:
     if isinstance(source, Mapping):
-        return {
-            str(name): read_data_file(Path(part)) if isinstance(part, str | Path) else part
-            for name, part in source.items()
-        }
+        parts = {str(name): part for name, part in source.items()}
+        return {name: read_data_file(Path(p)) if isinstance(p, str | Path) else p for name, p in parts.items()}
     if isinstance(source, datasets.Dataset):
         return {"train": source}
     if not isinstance(source, str | Path):
@@ -89,18 +88,13 @@ def read_data_file(path: Path) -> "datasets.Dataset":
     return datasets.Dataset(arrow)
 
 
-def _read_csv(path: Path) -> pa.Table:
-    # A text may hold line breaks, and the word null or NA is a text.
-    parse = pyarrow.csv.ParseOptions(newlines_in_values=True)
-    return pyarrow.csv.read_csv(path, parse_options=parse)
-
-
 def _read_lines(path: Path) -> pa.Table:
     return pa.table({"text": [line for line in path.read_text("utf-8").split("\n") if line.strip()]})
 
 
 _READERS = {
-    ".csv": _read_csv,
+    # A text may hold line breaks, and the word null or NA is a text.
+    ".csv": partial(pyarrow.csv.read_csv, parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True)),
     ".jsonl": pyarrow.json.read_json,
     ".json": pyarrow.json.read_json,
     ".parquet": pyarrow.parquet.read_table,
@@ -115,16 +109,16 @@ def _from_folder(folder: Path, config_name: str | None) -> dict[str, Any]:
     files = _files_of(folder, config_name)
     by_split: dict[str, list[Path]] = {}
     for file in files:
-        if found := _SPLIT.search(_SHARD.sub("", file.stem)):
-            name = {"valid": "validation", "val": "validation", "dev": "validation"}.get(found[1], found[1])
-            by_split.setdefault(name + (found[2] or ""), []).append(file)
+        if named := _SPLIT.search(_SHARD.sub("", file.stem)):
+            split = "validation" if named[1] in ("valid", "val", "dev") else named[1]
+            by_split.setdefault(split + (named[2] or ""), []).append(file)
     if not by_split and len(files) == 1:
         by_split["train"] = files
     if not by_split:
         what = f"of the configuration {config_name!r} " if config_name else ""
         raise DataError(
             f"{folder} holds no file {what}with a split in its name; expected such as train.csv or "
-            f"cola.train.parquet, got {_some(file.name for file in files) or 'no ' + ', '.join(_READERS)}"
+            f"cola.train.parquet, got {_some(files) or 'no ' + ', '.join(_READERS)}"
         )
     return {split: _concatenated(split, parts) for split, parts in by_split.items()}
 
@@ -132,17 +126,15 @@ def _from_folder(folder: Path, config_name: str | None) -> dict[str, Any]:
 def _files_of(folder: Path, config_name: str | None) -> list[Path]:
     inside = config_name is not None and (folder / config_name).is_dir()
     files = sorted((folder / str(config_name) if inside else folder).iterdir())
-    files = [file for file in files if file.suffix.lower() in _READERS]
-    if config_name is None or inside:
-        return files
-    return [file for file in files if re.match(re.escape(config_name) + r"[._-]", file.name)]
+    prefix = re.compile("" if config_name is None or inside else re.escape(config_name) + r"[._-]")
+    return [file for file in files if file.suffix.lower() in _READERS and prefix.match(file.name)]
 
 
 def _concatenated(split: str, files: list[Path]) -> "datasets.Dataset":
     if len(files) > 1 and not all(_SHARD.search(file.stem) for file in files):
         raise DataError(
-            f"several files claim the split {split!r}: {_some(file.name for file in files)}; "
-            "name one configuration of them (config_name), or the files themselves"
+            f"several files claim the split {split!r}: {_some(files)}; name one configuration of them (config_name), or "
+            "the files themselves"
         )
     return datasets.concatenate_datasets([read_data_file(file) for file in files])
 
@@ -158,9 +150,9 @@ def _from_hub(name: str, config_name: str | None) -> dict[str, Any]:
     return dict(loaded)
 
 
-def _some(names: Iterable[str], most: int = 5) -> str:
-    names = list(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+def _some(files: list[Path], most: int = 5) -> str:
+    more = f" and {len(files) - most} more" if len(files) > most else ""
+    return ", ".join(file.name for file in files[:most]) + more
 
 
 # --- samples of them ---------------------------------------------------------------------------------------------------
