@@ -9,16 +9,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from leanvocab.model.function_source import Syntax
+from leanvocab.partial.tensor_questions import ATTRIBUTES, METHODS
 
 Path = tuple[str, ...]  # a variable, then attributes; ANY for an element, "get_x()" for what such a method gives
 ANY = "*"
 _LONGEST, _MOST = 8, 64  # attributes in a path that is followed, and paths that one variable may stand for
 
 # What asks about a weight and reads none of its rows.
-_HARMLESS = {
-    "dtype", "device", "shape", "size", "dim", "ndim", "numel", "is_cuda", "is_meta", "requires_grad", "requires_grad_",
-    "is_floating_point", "element_size", "data_ptr", "get_device",
-}  # fmt: skip
+_HARMLESS = ATTRIBUTES | METHODS | {"data_ptr", "requires_grad", "requires_grad_"}
 _HARMLESS_FUNCTIONS = {"isinstance", "hasattr", "id", "type", "len", "callable"}
 _REGISTERS = {"_parameters", "_modules"}
 _JUMPS = ast.Return | ast.Raise | ast.Continue | ast.Break

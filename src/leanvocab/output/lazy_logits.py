@@ -23,9 +23,10 @@ from torch.utils.hooks import RemovableHandle
 
 from leanvocab.choices import IGNORE_INDEX
 from leanvocab.errors import BypassError, ModelError
-from leanvocab.output.logit_operations import CASTS, QUESTIONED, QUESTIONS, RESHAPING, Elementwise
+from leanvocab.output.logit_operations import CASTS, QUESTIONS, RESHAPING, Elementwise
 from leanvocab.output.loss import LossOptions, SoftmaxColumns, cross_entropy
 from leanvocab.output.projection import project
+from leanvocab.partial.tensor_questions import ATTRIBUTES
 
 _ViewStep: TypeAlias = tuple[Callable[..., Tensor], tuple[Any, ...], Mapping[str, Any]]
 _alive: "weakref.WeakValueDictionary[int, LazyLogits]" = weakref.WeakValueDictionary()
@@ -348,7 +349,7 @@ def _is_here(logits: LazyLogits, args: tuple[Any, ...], kwargs: Mapping[str, Any
     return is_device and torch.empty(0, device=value).device == logits._hidden.device
 
 
-_PROPERTIES = QUESTIONED | {"_base"}  # none: nobody sees of what they are a view
+_PROPERTIES = ATTRIBUTES | {"_base"}  # none: nobody sees of what they are a view
 
 
 def _property(func: Any) -> str:

@@ -12,17 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from leanvocab.partial.tensor_questions import METHODS
+
 # Methods that cast and take no argument.
 CASTS = {"float": torch.float32, "half": torch.float16, "bfloat16": torch.bfloat16, "double": torch.float64}
-# Questions about a tensor that read none of its values, and so are harmless on a partial weight too.
-QUESTIONED = {
-    "device", "dtype", "is_cpu", "is_cuda", "is_meta", "is_quantized", "is_sparse", "layout", "ndim", "shape",
-}  # fmt: skip
-QUESTIONS = {
-    Tensor.__hash__, Tensor.__len__, Tensor.dim, Tensor.element_size, Tensor.get_device, Tensor.is_complex,
-    Tensor.is_contiguous, Tensor.is_floating_point, Tensor.ndimension, Tensor.nelement, Tensor.numel, Tensor.size,
-    Tensor.stride, torch.is_complex, torch.is_floating_point, torch.is_tensor, torch.numel,
-}  # fmt: skip
+QUESTIONS = {getattr(Tensor, name) for name in METHODS}
+QUESTIONS |= {torch.is_complex, torch.is_floating_point, torch.is_tensor, torch.numel}
 _SCORES = object()  # where the logits themselves stand among the arguments
 
 
