@@ -1,0 +1,75 @@
+"""The device made known to torch at its first use, and there for as long as a block lasts."""
+
+import functools
+import types
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+from accelerator import autocast, kernels, module, streams
+from accelerator.memory import NAME, allocate, device_memory, switches
+
+FACTORIES = "empty zeros ones full tensor rand randn randint empty_like zeros_like ones_like full_like empty_strided arange".split()
+
+
+class _Hooks(torch._C._acc.PrivateUse1Hooks):
+    """What torch asks about the device."""
+
+    def is_available(self) -> bool:
+        return switches.in_use
+
+    def has_primary_context(self, device_index: int) -> bool:
+        return switches.in_use
+
+    def is_built(self) -> bool:
+        return True
+
+
+@functools.cache
+def _make_known() -> list[Any]:
+    backend = types.SimpleNamespace(**{name: getattr(module, name) for name in module.__all__})
+    hooks = _Hooks()
+    _setup_privateuseone_for_python_backend(NAME, backend_module=backend, hook=hooks)
+    torch.UntypedStorage.__new__ = _new_storage
+    return [hooks, *kernels.register(), *autocast.register()]
+
+
+_plain_new = torch.UntypedStorage.__new__
+
+
+def _new_storage(cls: type, *args: Any, **kwargs: Any) -> Any:
+    """torch asks an allocator, which only C++ can give it."""
+    if args and isinstance(args[0], int) and torch.device(kwargs.get("device") or "cpu").type == NAME:
+        return allocate(args[0])
+    return _plain_new(cls, *args, **kwargs)
+
+
+def _pinning(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    @functools.wraps(factory)
+    def with_pinned_memory(*args: Any, pin_memory: bool = False, **kwargs: Any) -> torch.Tensor:
+        made = factory(*args, **kwargs)
+        return streams.pin(made) if pin_memory else made
+
+    return with_pinned_memory
+
+
+@contextmanager
+def in_use(*, computes: bool = True) -> Iterator[None]:
+    """The device is there within the block; where it computes nothing, it counts bytes and shapes alone."""
+    _make_known()
+    before = switches.in_use, switches.computes, device_memory.total_bytes
+    switches.in_use, switches.computes = True, computes
+    with ExitStack() as stack:
+        for name in FACTORIES:
+            stack.enter_context(mock.patch.object(torch, name, _pinning(getattr(torch, name))))
+        # A backward runs where it was called, so that its lines are known and its errors are Python's.
+        stack.enter_context(torch.autograd.set_multithreading_enabled(False))
+        try:
+            yield
+        finally:
+            streams.forget_work()
+            switches.in_use, switches.computes, device_memory.total_bytes = before
