@@ -34,6 +34,7 @@ from leanvocab.finetune.scores import classification_scores, regression_scores, 
 from leanvocab.finetune.settings import CAUSAL_LM, MASKED_LM, FineTuneSettings
 from leanvocab.finetune.token_scores import TOKEN_LOSS, TokenScores, sums_by_example
 from leanvocab.model.shrink import shrink_, status
+from leanvocab.partial.devices import accelerator_at_hand
 from leanvocab.reports.memory import MemoryEstimate, estimate_memory
 from leanvocab.vocabulary.counts import count_tokens
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
@@ -309,7 +310,7 @@ def _training_arguments(
         batch_eval_metrics=settings.is_language_model,  # predictions over a vocabulary are not held
         logging_steps=settings.logging_steps,
         report_to="none",
-        dataloader_pin_memory=torch.cuda.is_available(),
+        dataloader_pin_memory=accelerator_at_hand() is not None,
     )
 
 

@@ -20,6 +20,7 @@ from leanvocab.errors import ModelError, SettingsError, first_line
 from leanvocab.finetune.classification import Task
 from leanvocab.finetune.language import LanguageTask
 from leanvocab.finetune.settings import CAUSAL_LM, MASKED_LM, SEQ2SEQ_LM, FineTuneSettings
+from leanvocab.partial.devices import accelerator_at_hand
 
 # By task: the class of transformers, and what to call its head.
 _HEADS: dict[str, tuple[Any, str]] = {
@@ -80,7 +81,7 @@ def _in_four_bits() -> dict[str, Any]:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
     )
-    place = {"": int(os.environ.get("LOCAL_RANK", "0"))} if torch.cuda.is_available() else "cpu"
+    place = {"": int(os.environ.get("LOCAL_RANK", "0"))} if accelerator_at_hand() is not None else "cpu"
     return {"quantization_config": bits, "dtype": torch.bfloat16, "device_map": place}
 
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from leanvocab.partial.devices import has_streams
 from leanvocab.partial.partial_table import PartialTable
 
 STREAMED_BYTES = 64 << 20  # one block of frozen rows on its way to a device, or to another dtype
@@ -226,7 +227,7 @@ class FrozenRows:
     def _brought(self, rows: Tensor) -> Tensor:
         rows = rows.to(self.held_dtype)
         return (
-            rows.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else rows.to(self.device)
+            rows.pin_memory().to(self.device, non_blocking=True) if has_streams(self.device) else rows.to(self.device)
         )
 
     def _mapped(self) -> Projection:

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from leanvocab.partial.devices import device_module, has_streams, is_capturing
+
 
 class MissingNote:
     """The first missing id since the last look: int64 [3] on a device (whether, at which flat position, which id)."""
@@ -12,7 +14,7 @@ class MissingNote:
     def __init__(self, device: torch.device):
         self._note = torch.zeros(3, dtype=torch.int64, device=device)
         self._noted = False  # whether anything was left to the device to notice
-        self._arrival: Any = None  # (pinned copy of the note, CUDA event that says when it has arrived)
+        self._arrival: Any = None  # (pinned copy of the note, event that says when it has arrived)
 
     def to(self, device: torch.device) -> None:
         """Moves the note with its module."""
@@ -33,7 +35,7 @@ class MissingNote:
         self._note.copy_(torch.where(self._note[0] > 0, self._note, note))
         if torch.compiler.is_compiling():
             self._arrival = None  # nothing is sent: what was sent before would be out of date
-        elif note.device.type == "cuda":
+        elif has_streams(note.device):
             self._send()
 
     def take(self) -> tuple[int, int] | None:
@@ -53,14 +55,15 @@ class MissingNote:
         return position, token_id
 
     def _send(self) -> None:
-        if torch.cuda.is_current_stream_capturing():
+        device = self._note.device
+        if is_capturing(device):
             self._arrival = None
             return
         if self._arrival is None:
-            self._arrival = torch.zeros(3, dtype=torch.int64, pin_memory=True), torch.cuda.Event()
+            self._arrival = torch.zeros(3, dtype=torch.int64, pin_memory=True), device_module(device).Event()
         note, event = self._arrival
         note.copy_(self._note, non_blocking=True)
-        event.record(torch.cuda.current_stream(self._note.device))  # which need not be the current device
+        event.record(device_module(device).current_stream(device))  # which need not be the current device
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_arrival": None}

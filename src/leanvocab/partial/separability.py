@@ -7,6 +7,7 @@ from torch import Tensor, nn, optim
 from torch.optim.optimizer import Optimizer
 
 from leanvocab.partial.decay import accepted
+from leanvocab.partial.devices import has_streams
 
 # Each row's update depends on that row's gradient and states alone (elementwise arithmetic in torch 2.11 … 2.13).
 _ROW_SEPARABLE = {
@@ -29,8 +30,11 @@ def is_row_separable(optimizer: Optimizer, weight: Tensor | None = None) -> bool
             optimizer, "bf16_stochastic_round", False
         )
     try:
-        devices = [device] if device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices), torch.enable_grad():
+        devices = [device] if has_streams(device) else []
+        with (
+            torch.random.fork_rng(devices=devices, device_type=device.type if devices else "cuda"),
+            torch.enable_grad(),
+        ):
             return _keeps_rows_apart(optimizer, position_of(optimizer, weight), width, device)
     except Exception:
         return None
