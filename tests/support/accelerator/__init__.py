@@ -22,11 +22,12 @@ Not modelled: speed, several cards, the memory that a kernel takes inside, the a
 torch.compile, sparse tensors, the rounding of CUDA's kernels. Attention is that of plain operations.
 """
 
-from accelerator.backend import in_use
+from accelerator.backend import can_be_emulated, in_use
 from accelerator.memory import NAME, device, is_available, parts, set_total_memory
 from accelerator.streams import hazards
 from accelerator.watching import Wait, Watch, watch
 
 __all__ = [
-    "NAME", "Wait", "Watch", "device", "hazards", "in_use", "is_available", "parts", "set_total_memory", "watch",
+    "NAME", "Wait", "Watch", "can_be_emulated", "device", "hazards", "in_use", "is_available", "parts",
+    "set_total_memory", "watch",
 ]  # fmt: skip

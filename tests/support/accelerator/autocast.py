@@ -10,13 +10,20 @@ from accelerator.memory import NAME
 
 KEY = "AutocastPrivateUse1"
 # The lists of torch's autocast_mode.h.
-NARROW = """matmul mm mv linear addmm addmv addr addbmm baddbmm bmm chain_matmul linalg_multi_dot conv1d conv2d conv3d prelu
-    scaled_dot_product_attention""".split()
-WIDE = """acos asin cosh erfinv exp expm1 log log10 log2 log1p reciprocal rsqrt sinh tan pow.Tensor_Scalar pow.Tensor_Tensor
-    pow.Scalar softplus layer_norm group_norm cosine_similarity nll_loss kl_div l1_loss smooth_l1_loss huber_loss mse_loss
-    binary_cross_entropy_with_logits dist cdist renorm logsumexp norm.Scalar norm.ScalarOpt_dim""".split()
+NARROW = (
+    "matmul", "mm", "mv", "linear", "addmm", "addmv", "addr", "addbmm", "baddbmm", "bmm", "chain_matmul",
+    "linalg_multi_dot", "conv1d", "conv2d", "conv3d", "prelu", "scaled_dot_product_attention",
+)  # fmt: skip
+WIDE = (
+    "acos", "asin", "cosh", "erfinv", "exp", "expm1", "log", "log10", "log2", "log1p", "reciprocal", "rsqrt",
+    "sinh", "tan", "pow.Tensor_Scalar", "pow.Tensor_Tensor", "pow.Scalar", "softplus", "layer_norm", "group_norm",
+    "cosine_similarity", "nll_loss", "kl_div", "l1_loss", "smooth_l1_loss", "huber_loss", "mse_loss",
+    "binary_cross_entropy_with_logits", "dist", "cdist", "renorm", "logsumexp", "norm.Scalar", "norm.ScalarOpt_dim",
+)  # fmt: skip
 # They take narrow numbers and give wide ones.
-WIDENING = "prod softmax.int log_softmax.int cumprod cumsum sum sum.dim_IntList".split()
+WIDENING = (
+    "prod", "softmax.int", "log_softmax.int", "cumprod", "cumsum", "sum", "sum.dim_IntList",
+)  # fmt: skip
 
 _key_set = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)
 _casts: dict[int, tuple[Tensor, Tensor]] = {}  # by id of a parameter: it, and its copy in the narrow dtype

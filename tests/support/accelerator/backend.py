@@ -8,32 +8,43 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+from torch.utils import backend_registration
 
 from accelerator import autocast, kernels, module, streams
 from accelerator.memory import NAME, allocate, device_memory, switches
 
-FACTORIES = "empty zeros ones full tensor rand randn randint empty_like zeros_like ones_like full_like empty_strided arange".split()
+FACTORIES = (
+    "empty", "zeros", "ones", "full", "tensor", "rand", "randn", "randint", "empty_like", "zeros_like", "ones_like",
+    "full_like", "empty_strided", "arange",
+)  # fmt: skip
 
 
-class _Hooks(torch._C._acc.PrivateUse1Hooks):
-    """What torch asks about the device."""
+def can_be_emulated() -> bool:
+    """True where torch lets Python stand behind a device."""
+    return hasattr(backend_registration, "_setup_privateuseone_for_python_backend")
 
-    def is_available(self) -> bool:
-        return switches.in_use
 
-    def has_primary_context(self, device_index: int) -> bool:
-        return switches.in_use
+def _hooks() -> Any:
+    class Hooks(torch._C._acc.PrivateUse1Hooks):
+        """What torch asks about the device."""
 
-    def is_built(self) -> bool:
-        return True
+        def is_available(self) -> bool:
+            return switches.in_use
+
+        def has_primary_context(self, device_index: int) -> bool:
+            return switches.in_use
+
+        def is_built(self) -> bool:
+            return True
+
+    return Hooks()
 
 
 @functools.cache
 def _make_known() -> list[Any]:
     backend = types.SimpleNamespace(**{name: getattr(module, name) for name in module.__all__})
-    hooks = _Hooks()
-    _setup_privateuseone_for_python_backend(NAME, backend_module=backend, hook=hooks)
+    hooks = _hooks()
+    backend_registration._setup_privateuseone_for_python_backend(NAME, backend_module=backend, hook=hooks)
     torch.UntypedStorage.__new__ = _new_storage
     return [hooks, *kernels.register(), *autocast.register()]
 

@@ -33,12 +33,19 @@ KEY = "PrivateUse1"
 aten = torch.ops.aten
 
 # What the host must know the outcome of, since a size depends on it.
-WAITING = frozenset(
-    "nonzero masked_select equal _unique _unique2 unique_dim unique_consecutive bincount multinomial _local_scalar_dense".split()
-)
+WAITING = frozenset((
+    "nonzero", "masked_select", "equal", "_unique", "_unique2", "unique_dim", "unique_consecutive", "bincount",
+    "multinomial", "_local_scalar_dense",
+))  # fmt: skip
 # Operations that take a scalar tensor of the host beside tensors of the device, pointwise ones aside.
-TAKING_SCALARS = frozenset("masked_fill_ fill_ index_fill_ _index_put_impl_ _foreach_mul _foreach_mul_".split())
+TAKING_SCALARS = frozenset((
+    "masked_fill_", "fill_", "index_fill_", "_index_put_impl_", "_foreach_mul", "_foreach_mul_",
+))  # fmt: skip
 
+VIEWS = (
+    "as_strided", "view", "_reshape_alias", "unfold", "view_as_real", "view_as_complex", "set_.source_Storage",
+    "set_.source_Storage_storage_offset",
+)  # fmt: skip
 INDEXING = frozenset(("index", "_index_put_impl_"))
 
 
@@ -48,13 +55,19 @@ class Form(NamedTuple):
     name: str
     returned: tuple[int | str | None, ...]  # for each result the argument that it is, if it is one
     written: tuple[int | str, ...]  # arguments that are written to
-    is_view: bool
     takes_scalars: bool
     is_random: bool
 
 
-@functools.cache
+_forms: dict[int, Form] = {}  # by id of the operation, which stays
+
+
 def form_of(op: Any) -> Form:
+    """The form of an operation, looked at once."""
+    return _forms.get(id(op)) or _forms.setdefault(id(op), read_form(op))
+
+
+def read_form(op: Any) -> Form:
     """Arguments are told by position, those of keywords by name."""
     schema = op._schema
     by_alias, written = {}, []
@@ -64,14 +77,13 @@ def form_of(op: Any) -> Form:
             written.append(where)
             by_alias.update(dict.fromkeys(argument.alias_info.before_set, where))
     infos = [result.alias_info for result in schema.returns]
-    returned = tuple(
-        by_alias[next(iter(info.before_set))] if info is not None and info.is_write else None for info in infos
-    )
+    if any(info is not None and not info.is_write for info in infos):
+        raise NotImplementedError(f"the device has no kernel for the view {op}")
+    returned = tuple(None if info is None else by_alias[next(iter(info.before_set))] for info in infos)
     name = schema.name.removeprefix("aten::")
     takes_scalars = torch.Tag.pointwise in op.tags or name in TAKING_SCALARS
-    is_view = any(info is not None and not info.is_write for info in infos)
     is_random = torch.Tag.nondeterministic_seeded in op.tags
-    return Form(name, returned, tuple(written), is_view, takes_scalars, is_random)
+    return Form(name, returned, tuple(written), takes_scalars, is_random)
 
 
 def tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
@@ -95,8 +107,6 @@ def run(op: Any, *args: Any, **kwargs: Any) -> Any:
     form = form_of(op)
     if form.name in INDEXING:
         args = (args[0], as_indices(form.name, args), *args[2:])
-    if form.is_view:  # a CPU's kernel makes views out of sizes and strides alone
-        return op._op_dk(CPU_KEY, *args, **kwargs)
     given = [*tensors_in(args), *tensors_in(kwargs.values())]
     refuse_mixed(op, form, args, kwargs, given)
     if form.name in WAITING or (form.name == "repeat_interleave" and not kwargs.get("output_size")):
@@ -116,13 +126,17 @@ def run(op: Any, *args: Any, **kwargs: Any) -> Any:
 def as_indices(name: str, args: Any) -> list[Tensor | None]:
     """Indices on the device: from the host they are brought, and masks become indices, which waits.
 
-    One number under a mask goes there without it: torch hands CUDA the number itself, and this device a tensor without dimensions.
+    One number under a mask goes there without it: torch hands CUDA the number itself, and this device a tensor of no dimension.
     """
     indices = [index if index is None or is_on_device(index) else index.to(device()) for index in args[1]]
     masks = [index for index in indices if index is not None and index.dtype in (torch.bool, torch.uint8)]
     if name == "index" or not masks or args[2].dim() == 0:  # torch has looked into the masks before it called `index`
         return indices
-    return [part for index in indices for part in (index.nonzero().unbind(1) if any(index is mask for mask in masks) else [index])]
+    return [
+        part
+        for index in indices
+        for part in (index.nonzero().unbind(1) if any(index is mask for mask in masks) else [index])
+    ]
 
 
 def randomness(form: Form) -> AbstractContextManager[None]:
@@ -159,10 +173,15 @@ def _result(where: int | str | None, args: Any, kwargs: Any, raw: Any) -> Any:
 
 def note(form: Form, args: Any, kwargs: Any, given: list[Tensor], result: Any) -> None:
     """Notes an operation for those who watch, and whether streams agree on it."""
+    if not watches() and streams.Stream.num_streams == 1:
+        return
     written = [_argument(where, args, kwargs) for where in form.written]
     streams.used(form.name, held_by(given), held_by([*tensors_in(written), *tensors_in([result])]))
     if watches():
-        moved, line = bytes_moved(form.name, given, list(tensors_in(written)), list(tensors_in([result]))), current_line()
+        moved, line = (
+            bytes_moved(form.name, given, list(tensors_in(written)), list(tensors_in([result]))),
+            current_line(),
+        )
         for seen in watches():
             seen.operations[form.name] += 1
             seen.traffic[form.name, line] += moved
@@ -174,8 +193,12 @@ def held_by(tensors: Iterable[Tensor]) -> list[Held]:
 
 def refuse_mixed(op: Any, form: Form, args: Any, kwargs: Any, given: list[Tensor]) -> None:
     """Tensors of another device are refused, scalars aside where one number goes to a kernel."""
-    others = [tensor for tensor in given if not is_on_device(tensor)]
-    others = [tensor for tensor in others if not (form.takes_scalars and tensor.dim() == 0 and tensor.device.type == "cpu")]
+    others = [tensor for tensor in given if tensor.device.type != NAME]
+    if not others:
+        return
+    others = [
+        tensor for tensor in others if not (form.takes_scalars and tensor.dim() == 0 and tensor.device.type == "cpu")
+    ]
     if not others:
         return
     names = [argument.name for argument in op._schema.arguments]
@@ -238,11 +261,6 @@ def resize_(tensor: Tensor, size: Any, *, memory_format: Any = None) -> Tensor:
     return set_(tensor, storage, tensor.storage_offset(), form.shape, form.stride())
 
 
-def set_storage_(tensor: Tensor, storage: Any, *like: Any) -> Tensor:
-    op = aten.set_.source_Storage_storage_offset if like else aten.set_.source_Storage
-    return op._op_dk(CPU_KEY, tensor, storage, *like)
-
-
 def copy_(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
     """Within the device, or between it and the host: other dtypes and strides take a copy on the device, as on CUDA."""
     if is_on_device(target) and is_on_device(source):
@@ -297,8 +315,6 @@ def register() -> list[torch.library.Library]:
         "empty.memory_format": empty,
         "empty_strided": empty_strided,
         "resize_": resize_,
-        "set_.source_Storage": set_storage_,
-        "set_.source_Storage_storage_offset": set_storage_,
         "copy_": copy_,
         "_to_copy": to_copy,
         "record_stream": lambda tensor, stream: None,
@@ -306,8 +322,17 @@ def register() -> list[torch.library.Library]:
     }
     for name, kernel in own.items():
         library.impl(name, kernel, KEY)
-    for name in ("native_layer_norm", "native_group_norm", "addr"):  # which CUDA has kernels for, beside torch's composites
+    for name in (
+        "native_layer_norm",
+        "native_group_norm",
+        "addr",
+    ):  # which CUDA has kernels for, beside torch's composites
         library.impl(name, functools.partial(run, getattr(aten, name).default), KEY)
+    for name in VIEWS:  # a CPU's kernels make them out of sizes and strides alone
+        packet, _, overload = name.partition(".")
+        library.impl(
+            name, functools.partial(getattr(getattr(aten, packet), overload or "default")._op_dk, CPU_KEY), KEY
+        )
     library.impl("is_pinned", is_pinned, "CPU")
     library.impl("_pin_memory", pin_memory, "CPU")
     return [library, everything]

@@ -158,4 +158,3 @@ def parts(model: torch.nn.Module, optimizer: torch.optim.Optimizer | None = None
         found[name] = sum(device_memory.held[key].num_bytes for key in keys)
         taken |= keys
     return {**found, "others": device_memory.now_bytes - sum(found.values())}
-

@@ -3,11 +3,19 @@
 from torch import Tensor
 
 # Their first argument is written without being read.
-OVERWRITING = frozenset("fill_ zero_ copy_ normal_ uniform_ random_ exponential_ bernoulli_ geometric_ cauchy_".split())
+OVERWRITING = frozenset((
+    "fill_", "zero_", "copy_", "normal_", "uniform_", "random_", "exponential_", "bernoulli_", "geometric_",
+    "cauchy_",
+))  # fmt: skip
 # They read of their first argument as much as they give.
-PICKING = frozenset("index_select index gather embedding take masked_select".split())
+PICKING = frozenset((
+    "index_select", "index", "gather", "embedding", "take", "masked_select",
+))  # fmt: skip
 # They touch of the argument that they write to as much as they are given.
-PUTTING = frozenset("index_copy_ index_add_ index_put_ _index_put_impl_ scatter_ scatter_add_ index_copy index_add scatter".split())
+PUTTING = frozenset((
+    "index_copy_", "index_add_", "index_put_", "_index_put_impl_", "scatter_", "scatter_add_", "index_copy",
+    "index_add", "scatter",
+))  # fmt: skip
 
 
 def num_bytes(tensor: Tensor) -> int:
@@ -26,7 +34,10 @@ def bytes_moved(name: str, given: list[Tensor], written: list[Tensor], results: 
     if name in PICKING and read:
         read[0] = min(read[0], sum(map(num_bytes, results)))
     if name in PUTTING and written:
-        touched = max([num_bytes(tensor) for tensor in given if id(tensor) not in is_written and tensor.is_floating_point()], default=0)
+        touched = max(
+            [num_bytes(tensor) for tensor in given if id(tensor) not in is_written and tensor.is_floating_point()],
+            default=0,
+        )
         return sum(read) + touched + sum(map(num_bytes, new))
     is_in_place = name.endswith("_") and name not in OVERWRITING
     return sum(read) + sum(map(num_bytes, [*written, *new])) + (sum(map(num_bytes, written)) if is_in_place else 0)
