@@ -1,6 +1,7 @@
 """The device made known to torch at its first use, and there for as long as a block lasts."""
 
 import functools
+import importlib
 import types
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -8,7 +9,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch.utils import backend_registration
+from torch.utils import _device, backend_registration
 
 from accelerator import autocast, kernels, module, streams
 from accelerator.memory import NAME, allocate, device_memory, switches
@@ -45,6 +46,9 @@ def _make_known() -> list[Any]:
     backend = types.SimpleNamespace(**{name: getattr(module, name) for name in module.__all__})
     hooks = _hooks()
     backend_registration._setup_privateuseone_for_python_backend(NAME, backend_module=backend, hook=hooks)
+    # Both keep torch's functions by what they are when they are first asked for: here, before any is patched.
+    importlib.import_module("torch._dynamo")
+    _device._device_constructors()
     torch.UntypedStorage.__new__ = _new_storage
     return [hooks, *kernels.register(), *autocast.register()]
 
@@ -68,6 +72,34 @@ def _pinning(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor
     return with_pinned_memory
 
 
+_plain_data = torch._C.TensorBase.data
+_is_compatible = torch._has_compatible_shallow_copy_type
+
+
+def _set_data(tensor: torch.Tensor, value: torch.Tensor) -> None:
+    """`tensor.data = value`, which on CUDA may be of another device: the object stays, and its gradient moves along."""
+    if (tensor.device.type == NAME) == (value.device.type == NAME):
+        _plain_data.__set__(tensor, value)
+        return
+    gradient, tensor.grad = tensor.grad, None
+    torch._C._swap_tensor_impl(tensor, value.detach().requires_grad_(tensor.requires_grad))
+    tensor.grad = None if gradient is None else gradient.to(tensor.device, tensor.dtype)
+
+
+def _patches() -> Iterator[Any]:
+    for name in FACTORIES:
+        yield mock.patch.object(torch, name, _pinning(getattr(torch, name)))
+    yield mock.patch.object(torch.Tensor, "data", property(lambda tensor: _plain_data.__get__(tensor), _set_data))
+    yield mock.patch.object(torch, "_has_compatible_shallow_copy_type", _are_compatible)
+    # A backward runs where it was called, so that its lines are known and its errors are Python's.
+    yield torch.autograd.set_multithreading_enabled(False)
+
+
+def _are_compatible(first: torch.Tensor, second: torch.Tensor) -> bool:
+    kinds = {tensor.device.type for tensor in (first, second)}
+    return kinds <= {NAME, "cpu"} or _is_compatible(first, second)
+
+
 @contextmanager
 def in_use(*, computes: bool = True) -> Iterator[None]:
     """The device is there within the block; where it computes nothing, it counts bytes and shapes alone."""
@@ -75,10 +107,8 @@ def in_use(*, computes: bool = True) -> Iterator[None]:
     before = switches.in_use, switches.computes, device_memory.total_bytes
     switches.in_use, switches.computes = True, computes
     with ExitStack() as stack:
-        for name in FACTORIES:
-            stack.enter_context(mock.patch.object(torch, name, _pinning(getattr(torch, name))))
-        # A backward runs where it was called, so that its lines are known and its errors are Python's.
-        stack.enter_context(torch.autograd.set_multithreading_enabled(False))
+        for patch in _patches() if not before[0] else ():
+            stack.enter_context(patch)
         try:
             yield
         finally:

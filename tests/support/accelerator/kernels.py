@@ -16,6 +16,7 @@ from accelerator.memory import (
     allocate,
     device,
     device_memory,
+    held_by,
     host,
     inside,
     is_on_device,
@@ -106,7 +107,7 @@ def run(op: Any, *args: Any, **kwargs: Any) -> Any:
     """An operation that has no kernel of its own below."""
     form = form_of(op)
     if form.name in INDEXING:
-        args = (args[0], as_indices(form.name, args), *args[2:])
+        args = (args[0], as_indices(form.name, *args[1:3]), *args[2:])
     given = [*tensors_in(args), *tensors_in(kwargs.values())]
     refuse_mixed(op, form, args, kwargs, given)
     if form.name in WAITING or (form.name == "repeat_interleave" and not kwargs.get("output_size")):
@@ -123,18 +124,19 @@ def run(op: Any, *args: Any, **kwargs: Any) -> Any:
     return result
 
 
-def as_indices(name: str, args: Any) -> list[Tensor | None]:
-    """Indices on the device: from the host they are brought, and masks become indices, which waits.
-
-    One number under a mask goes there without it: torch hands CUDA the number itself, and this device a tensor of no dimension.
-    """
-    indices = [index if index is None or is_on_device(index) else index.to(device()) for index in args[1]]
-    masks = [index for index in indices if index is not None and index.dtype in (torch.bool, torch.uint8)]
-    if name == "index" or not masks or args[2].dim() == 0:  # torch has looked into the masks before it called `index`
+def as_indices(name: str, indices: list[Tensor | None], value: Tensor | None = None) -> list[Tensor | None]:
+    """Indices on the device: from the host they are brought, and masks become indices, which waits; a number needs none of it."""
+    if (
+        name == "index" and switches.computes
+    ):  # torch has brought them, and has asked masks, before it asks for the result
         return indices
+    there = [index if index is None or is_on_device(index) else index.to(device()) for index in indices]
+    masks = [index for index in there if index is not None and index.dtype in (torch.bool, torch.uint8)]
+    if not masks or (value is not None and held_by(value).is_number and switches.computes):
+        return there
     return [
         part
-        for index in indices
+        for index in there
         for part in (index.nonzero().unbind(1) if any(index is mask for mask in masks) else [index])
     ]
 
@@ -175,20 +177,22 @@ def note(form: Form, args: Any, kwargs: Any, given: list[Tensor], result: Any) -
     """Notes an operation for those who watch, and whether streams agree on it."""
     if not watches() and streams.Stream.num_streams == 1:
         return
-    written = [_argument(where, args, kwargs) for where in form.written]
-    streams.used(form.name, held_by(given), held_by([*tensors_in(written), *tensors_in([result])]))
+    written = list(tensors_in(_argument(where, args, kwargs) for where in form.written))
+    results = list(tensors_in([result]))
+    streams.used(form.name, all_held_by(given), all_held_by([*written, *results]))
     if watches():
-        moved, line = (
-            bytes_moved(form.name, given, list(tensors_in(written)), list(tensors_in([result]))),
-            current_line(),
+        others = [value for where, value in [*enumerate(args), *kwargs.items()] if where not in form.written]
+        moved = bytes_moved(
+            form.name, *(list(filter(is_on_device, tensors)) for tensors in (tensors_in(others), written, results))
         )
+        line = current_line()
         for seen in watches():
             seen.operations[form.name] += 1
             seen.traffic[form.name, line] += moved
 
 
-def held_by(tensors: Iterable[Tensor]) -> list[Held]:
-    return [device_memory.held[tensor.untyped_storage()._cdata] for tensor in tensors if is_on_device(tensor)]
+def all_held_by(tensors: Iterable[Tensor]) -> list[Held]:
+    return [held_by(tensor) for tensor in tensors if is_on_device(tensor)]
 
 
 def refuse_mixed(op: Any, form: Form, args: Any, kwargs: Any, given: list[Tensor]) -> None:
@@ -196,8 +200,12 @@ def refuse_mixed(op: Any, form: Form, args: Any, kwargs: Any, given: list[Tensor
     others = [tensor for tensor in given if tensor.device.type != NAME]
     if not others:
         return
+    is_index = form.name == "index"  # whose indices torch has brought to the device already
     others = [
-        tensor for tensor in others if not (form.takes_scalars and tensor.dim() == 0 and tensor.device.type == "cpu")
+        tensor
+        for tensor in others
+        if not (form.takes_scalars and tensor.dim() == 0 and tensor.device.type == "cpu")
+        and not (is_index and any(tensor is index for index in args[1]))
     ]
     if not others:
         return
@@ -247,6 +255,13 @@ def empty_strided(size: Any, stride: Any, *, dtype: Any = None, pin_memory: Any 
     if pin_memory:
         raise RuntimeError(f"cannot pin '{NAME}' memory: only dense CPU tensors can be pinned")
     return new_tensor(size, stride, dtype or torch.get_default_dtype())
+
+
+def scalar_tensor(number: Any, **options: Any) -> Tensor:
+    """A number of Python's as a tensor: for CUDA torch makes those that go to a kernel on the host, which is no wait either."""
+    made = aten.scalar_tensor.default._op_dk(torch._C.DispatchKey.CompositeExplicitAutograd, number, **options)
+    held_by(made).is_number = True
+    return made
 
 
 def resize_(tensor: Tensor, size: Any, *, memory_format: Any = None) -> Tensor:
@@ -314,6 +329,7 @@ def register() -> list[torch.library.Library]:
     own = {
         "empty.memory_format": empty,
         "empty_strided": empty_strided,
+        "scalar_tensor": scalar_tensor,
         "resize_": resize_,
         "copy_": copy_,
         "_to_copy": to_copy,

@@ -1,5 +1,6 @@
 """Bytes on the device, storage by storage: each lies over a storage of the CPU, or of meta where nothing is computed."""
 
+import itertools
 import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ class Held:
     raw: torch.UntypedStorage | None  # where its bytes are; None of pinned memory, which is memory of the host
     num_bytes: int
     line: str  # that made it; known within a `watch` block alone
+    is_number: bool = False  # what torch made of a number of Python's, to hand it to a kernel
     last_write: tuple[int, int, str] | None = None  # (stream, number, line), where there are several streams
 
 
@@ -82,6 +84,14 @@ def device() -> torch.device:
 # --- storages ---------------------------------------------------------------------------------------------------------
 
 
+_addresses = itertools.count(1 << 40, 1 << 36)
+
+
+def _next_address(num_bytes: int) -> int:
+    """Where nothing is, and where no other storage is: code tells tensors that share memory by their addresses."""
+    return next(_addresses) if num_bytes else 0
+
+
 def adopt(raw: torch.UntypedStorage) -> torch.UntypedStorage:
     """A new storage of the device over the bytes of `raw`; raises `torch.OutOfMemoryError` where the device is full."""
     num_bytes = raw.nbytes()
@@ -90,7 +100,7 @@ def adopt(raw: torch.UntypedStorage) -> torch.UntypedStorage:
         raise torch.OutOfMemoryError(
             f"{NAME} out of memory. Tried to allocate {num_bytes:,} bytes; {device_memory.now_bytes:,} of {total:,} are in use"
         )
-    pointer = 0 if raw.device.type == "meta" else raw.data_ptr()
+    pointer = raw.data_ptr() if switches.computes else _next_address(num_bytes)
     storage = torch._C._construct_storage_from_data_pointer(pointer, device(), num_bytes)
     device_memory.hold(storage, raw)
     for seen in watches():
@@ -113,9 +123,19 @@ def is_on_device(value: object) -> bool:
     return isinstance(value, Tensor) and value.device.type == NAME
 
 
+def held_by(tensor: Tensor) -> Held:
+    """What a tensor of the device lies over."""
+    storage = tensor.untyped_storage()
+    held = device_memory.held.get(storage._cdata)
+    if held is None:  # torch writes a storage to a file through another one of its own making
+        pointer = storage.data_ptr()
+        held = next(held for held in device_memory.held.values() if held.alive().data_ptr() == pointer)
+    return held
+
+
 def inside(tensor: Tensor) -> Tensor:
     """The tensor of the CPU, or of meta, over the same bytes."""
-    raw = device_memory.held[tensor.untyped_storage()._cdata].raw
+    raw = held_by(tensor).raw
     made = torch.empty(0, dtype=tensor.dtype, device=raw.device)
     return _set(made, raw, tensor.storage_offset(), tensor.size(), tensor.stride())
 

@@ -11,10 +11,12 @@ from accelerator.memory import NAME, device_memory, is_available, set_total_memo
 from accelerator.random_numbers import generator
 from accelerator.streams import Event, Stream, current_stream, default_stream, stream
 
+_initialized = True  # torch's checkpointing asks for it
+
 __all__ = [
     "Event",
     "Stream",
-    "_is_in_bad_fork",
+    "_initialized", "_is_in_bad_fork",
     "current_device",
     "current_stream",
     "default_stream",

@@ -11,11 +11,8 @@ OVERWRITING = frozenset((
 PICKING = frozenset((
     "index_select", "index", "gather", "embedding", "take", "masked_select",
 ))  # fmt: skip
-# They touch of the argument that they write to as much as they are given.
-PUTTING = frozenset((
-    "index_copy_", "index_add_", "index_put_", "_index_put_impl_", "scatter_", "scatter_add_", "index_copy",
-    "index_add", "scatter",
-))  # fmt: skip
+# They touch as much of the argument that they write to as they are given. (`index_fill_` is given no rows: it counts whole.)
+PUTTING = frozenset(("index_copy", "index_add", "index_put", "_index_put_impl", "scatter", "scatter_add"))
 
 
 def num_bytes(tensor: Tensor) -> int:
@@ -26,18 +23,16 @@ def num_bytes(tensor: Tensor) -> int:
     return count * tensor.dtype.itemsize
 
 
-def bytes_moved(name: str, given: list[Tensor], written: list[Tensor], results: list[Tensor]) -> int:
-    """Bytes read and written; `written` are those of the given tensors that are written to, `out=` among them."""
-    is_written = {id(tensor) for tensor in written}
-    new = [tensor for tensor in results if id(tensor) not in is_written]
-    read = [num_bytes(tensor) for tensor in given if id(tensor) not in is_written]
-    if name in PICKING and read:
-        read[0] = min(read[0], sum(map(num_bytes, results)))
-    if name in PUTTING and written:
-        touched = max(
-            [num_bytes(tensor) for tensor in given if id(tensor) not in is_written and tensor.is_floating_point()],
-            default=0,
-        )
-        return sum(read) + touched + sum(map(num_bytes, new))
-    is_in_place = name.endswith("_") and name not in OVERWRITING
-    return sum(read) + sum(map(num_bytes, [*written, *new])) + (sum(map(num_bytes, written)) if is_in_place else 0)
+def bytes_moved(name: str, read: list[Tensor], written: list[Tensor], results: list[Tensor]) -> int:
+    """Bytes read and written: `written` are arguments, `out=` among them, and `results` what is given back."""
+    reads, writes = [num_bytes(tensor) for tensor in read], [num_bytes(tensor) for tensor in written]
+    new = sum(num_bytes(tensor) for tensor in results if not any(tensor is other for other in written))
+    if name in PICKING and reads:
+        reads[0] = min(reads[0], new + sum(writes))
+    is_in_place = name.endswith("_") or (bool(read and written) and read[0] is written[0])
+    if name.removesuffix("_") in PUTTING and is_in_place:
+        given = [tensor for tensor in read if tensor is not written[0]]
+        touched = max((tensor.numel() for tensor in given), default=0) * written[0].dtype.itemsize
+        return sum(map(num_bytes, given)) + 2 * touched + new
+    is_read_too = name.endswith("_") and name not in OVERWRITING  # which is no argument beside
+    return sum(reads) + sum(writes) * (2 if is_read_too else 1) + new
