@@ -1,4 +1,4 @@
-"""Devices by what they can, not by name: CUDA and XPU, and others that torch is told of, have streams, events and pinned memory."""
+"""Devices by what they can, not by name: CUDA, XPU and others that torch is told of have streams, events and pinned memory."""
 
 import functools
 from typing import Any

@@ -99,5 +99,7 @@ def _cuda_in_use() -> Any:
     """`torch.cuda`, or the like, where this process has a GPU in use; importing torch for it would change what is measured."""
     torch: Any = sys.modules.get("torch")
     device = None if torch is None else torch.accelerator.current_accelerator(check_available=True)
-    module = None if device is None else torch.get_device_module(device)
+    if device is None:
+        return None
+    module = torch.get_device_module(device)
     return module if hasattr(module, "max_memory_allocated") and module.is_initialized() else None
