@@ -27,7 +27,7 @@ LONG_ON_A_CPU = ("qlora_step",)  # models of a published size: with the rest the
 
 
 def abouts() -> list[About]:
-    """What each benchmark is, in the order of the page."""
+    """Descriptions of the benchmarks, in the order of the page."""
     return [importlib.import_module(f"benchmarks.{name}").ABOUT for name in NAMES]
 
 

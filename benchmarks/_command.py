@@ -1,4 +1,4 @@
-"""What every benchmark's command line shares."""
+"""Parts that every benchmark's command line shares."""
 
 import argparse
 import json
@@ -18,7 +18,7 @@ PEERS = Path(__file__).resolve().parents[1] / ".cache" / "peers"
 
 @dataclass(frozen=True)
 class About:
-    """What a benchmark is: shown by `python -m benchmarks`, by its `--help`, and in docs/performance.md."""
+    """Description of a benchmark: shown by `python -m benchmarks`, by its `--help`, and in docs/performance.md."""
 
     name: str
     measures: str
@@ -73,7 +73,7 @@ def parser(about: About) -> argparse.ArgumentParser:
 
 
 def _there(name: str) -> Path | None:
-    """What `make peers` has put there, None where it has not."""
+    """Path that `make peers` has made, None where it has not."""
     path = PEERS / name
     return path if path.exists() else None
 

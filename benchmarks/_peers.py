@@ -1,4 +1,4 @@
-"""Where the peers' code lies, and whether it is there. Nothing of theirs is part of this project."""
+"""Folders of the peers' code, where it is there. Nothing of theirs is part of this project."""
 
 import importlib.util
 import sys

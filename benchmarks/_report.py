@@ -117,7 +117,7 @@ def plot_name(result: Result) -> str:
 
 
 def plotted(result: Result) -> list[Series]:
-    """What a result's plot shows: its first measure."""
+    """Series that a result's plot shows: its first measure."""
     return [each for each in result.series if each.measure == result.series[0].measure]
 
 
@@ -154,13 +154,13 @@ def _bars(axes: object, series: Sequence[Series], cases: list[str], number: int,
     """One program's bars; leanvocab's are in one strong colour, limits hatched."""
     thick = 0.8 / num_names
     who = series[0].who
-    places = [cases.index(each.case) - 0.4 + thick * (number + 0.5) for each in series]
+    heights = [cases.index(each.case) - 0.4 + thick * (number + 0.5) for each in series]
     medians = [each.median for each in series]
     low = [each.median - min(each.values) for each in series]
     high = [max(each.values) - each.median for each in series]
     colour = "C3" if who.startswith(OURS) else "0.8" if series[0].is_limit else None
     axes.barh(  # type: ignore[attr-defined]
-        places,
+        heights,
         medians,
         thick,
         xerr=[low, high],

@@ -1,4 +1,4 @@
-"""What a benchmark found: series of values beside one another, figures beside their bars, and where they were measured.
+"""Results of a benchmark: series of values beside one another, figures beside their bars, and where they were measured.
 
 A result is one JSON file, named by benchmark, subject, hardware and date. Nothing in it is estimated: what could not be
 measured is named in `open`, with the reason.
@@ -25,7 +25,7 @@ _PACKAGES = ("leanvocab", "torch", "transformers", "datasets", "numpy", "pyarrow
 
 @functools.cache
 def _machine() -> dict[str, str]:
-    """What a figure depends on: processor, cores, memory, versions of what was used."""
+    """Circumstances that a figure depends on: processor, cores, memory, versions of what was used."""
     import torch
 
     found = {
@@ -99,7 +99,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Result:
-    """What one run of a benchmark found about one subject (a model, a data set) on one machine."""
+    """Results of one run of a benchmark about one subject (a model, a data set) on one machine."""
 
     benchmark: str
     title: str

@@ -1,4 +1,4 @@
-"""How things are measured: programs take turns, within a budget of time; memory in processes where nothing else was done."""
+"""Ways of measuring: programs take turns, within a budget of time; memory in processes where nothing else was done."""
 
 import contextlib
 import json
@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 
@@ -36,30 +36,34 @@ def seconds_of(work: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
+def turns(names: Iterable[str], rounds: int, budget: Budget, *, spare: int = 1) -> Iterator[str]:
+    """Names in turn (A B C, C B A, …): one round at least, more while the budget lasts for `spare` of the longest."""
+    order, longest = list(names), 0.0
+    for turn in range(rounds):
+        if turn and budget.left < spare * longest:
+            break
+        start = budget.spent
+        yield from order if turn % 2 == 0 else order[::-1]
+        longest = max(longest, budget.spent - start)
+
+
 def take_turns(
     programs: Mapping[str, Callable[[], Any]],
     rounds: int,
     budget: Budget,
-    measure: Callable[[Callable[[], Any]], float] = seconds_of,
-) -> dict[str, list[float]]:
-    """Seconds of each program in each round (A B C, C B A, …): one round at least, more while the budget lasts."""
-    found: dict[str, list[float]] = {name: [] for name in programs}
-    longest = 0.0
-    for turn in range(rounds):
-        if turn and budget.left < longest:
-            break
-        start = time.perf_counter()
-        names = list(programs)[:: 1 if turn % 2 == 0 else -1]
-        for name in names:
-            found[name].append(measure(programs[name]))
-        longest = max(longest, time.perf_counter() - start)
-    return found
+    measure: Callable[[Callable[[], Any]], Any] = seconds_of,
+) -> dict[str, list[Any]]:
+    """Seconds of each program in each round, or what `measure` gives of it."""
+    taken: dict[str, list[Any]] = {name: [] for name in programs}
+    for name in turns(programs, rounds, budget):
+        taken[name].append(measure(programs[name]))
+    return taken
 
 
 def run_child(
     module: str, *arguments: Any, python: str = sys.executable, environment: Mapping[str, str] | None = None
 ) -> Any:
-    """What `python -m module --child …` prints as JSON in its last line, in a process of its own."""
+    """JSON in the last line that `python -m module --child …` prints, in a process of its own."""
     return last_line([python, "-m", module, "--child", *map(str, arguments)], environment)
 
 
@@ -72,7 +76,7 @@ def last_line(command: Sequence[str], environment: Mapping[str, str] | None = No
 
 
 def run_module(child: Callable[..., Any], main: Callable[[], Any]) -> None:
-    """What a benchmark's module does when it is run: its command, or in a process of its own one part of the work."""
+    """Runs a benchmark's module: its command, or in a process of its own one part of the work."""
     if (words := child_arguments()) is not None:
         print("\n" + json.dumps(child(*words)))
     else:

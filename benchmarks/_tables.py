@@ -45,7 +45,7 @@ def _place(who: str) -> int:
 
 
 def figure_rows(figures: Iterable[Figure]) -> list[list[str]]:
-    """What, figure, bar, verdict."""
+    """Subject, figure, bar, verdict."""
     verdicts = {None: "", True: "holds", False: "falls short"}
     return [
         [

@@ -38,7 +38,7 @@ def write_ids(path: Path, num_tokens: int, vocabulary_size: int, dtype: str = "i
 
 
 def row_offsets(num_tokens: int, rows: str) -> NDArray[np.int64]:
-    """Where rows start and end: all of one length, or of 1 to 255 ids; the last may be shorter."""
+    """Starts and ends of rows: all of one length, or of 1 to 255 ids; the last may be shorter."""
     num_rows = -(-num_tokens // ROW_LENGTH)
     if rows == "equal":
         return np.append(np.arange(num_rows, dtype=np.int64) * ROW_LENGTH, num_tokens)

@@ -40,7 +40,7 @@ _BLOCK = 1 << 20
 
 
 def bincount_in_blocks(ids: Any, vocabulary_size: int) -> Any:
-    """What a user writes who knows that bincount makes int64 of int32 first: in blocks that fit in the cache."""
+    """Counting by a user who knows that bincount makes int64 of int32 first: in blocks that fit in the cache."""
     import numpy as np
 
     counts = np.zeros(vocabulary_size, np.int64)

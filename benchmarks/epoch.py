@@ -14,6 +14,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from benchmarks._command import About, finish, parser, read_options
 from benchmarks._models import SHAPES, kept_ids, save_model
 from benchmarks._peers import AUTHORS, NO_AUTHORS_CODE, authors_module
 from benchmarks._results import OURS, Figure, Result, Series, beside_ours
-from benchmarks._rounds import Budget, run_child, run_module
+from benchmarks._rounds import Budget, run_child, run_module, take_turns
 from benchmarks.training_step import FULL, Program, adamw, take_step, warm_up
 
 ABOUT = About(
@@ -125,15 +126,8 @@ def child(who: str, folder: str, given: str) -> dict[str, Any]:
 
 
 def rounds_of(names: list[str], folder: str, given: str, rounds: int, budget: Budget) -> dict[str, list[Any]]:
-    found: dict[str, list[Any]] = {name: [] for name in names}
-    longest = 0.0
-    for turn in range(rounds):
-        start = budget.spent
-        if turn and budget.left < longest:
-            break
-        for name in names if turn % 2 == 0 else names[::-1]:
-            found[name].append(run_child(MODULE, name, folder, given))
-        longest = max(longest, budget.spent - start)
+    programs = {name: partial(run_child, MODULE, name, folder, given) for name in names}
+    found = take_turns(programs, rounds, budget, lambda run: run())
     losses = [each["losses"] for rounds_of_one in found.values() for each in rounds_of_one]
     assert all(each == losses[0] for each in losses), f"losses differ: {losses}"
     return found

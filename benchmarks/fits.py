@@ -1,4 +1,4 @@
-"""What fits on a card of 8, 16 or 24 GiB: the largest batch that trains, with the full and with the partial vocabulary.
+"""Batches that fit on a card of 8, 16 or 24 GiB: the largest batch that trains, with the full and with the partial vocabulary.
 
 CUDA only. The process is capped with `torch.cuda.set_per_process_memory_fraction`; each try is a process of its own that
 builds a model of random weights and a published size, shrinks it or not, and takes two steps with fused AdamW. Batches grow
@@ -44,7 +44,7 @@ def largest_that_fits(fits: Callable[[int], bool], largest: int = LARGEST) -> in
 
 
 def batch_for(name: str, ids: Any, batch_size: int, length: int, device: str) -> dict[str, Any]:
-    """What the model is called with: ids among the kept ones, and labels for its task."""
+    """Inputs of the model: ids among the kept ones, and labels for its task."""
     import torch
 
     kept = torch.from_numpy(ids)
@@ -72,7 +72,7 @@ def train(name: str, who: str, batch_size: int, length: int, dtype: str, device:
 
 
 def child(name: str, who: str, batch_size: str, length: str, dtype: str, memory: str) -> bool:
-    """Whether two steps fit in so many GiB."""
+    """True where two steps fit in so many GiB."""
     import torch
 
     total = torch.cuda.get_device_properties(0).total_memory

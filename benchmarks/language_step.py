@@ -14,13 +14,14 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks._command import About, finish, parser, read_options
 from benchmarks._models import SHAPES, kept_ids, make_model, save_model
 from benchmarks._results import OURS, Figure, Result, Series
-from benchmarks._rounds import Budget, Worker, answer, child_arguments, worker
+from benchmarks._rounds import Budget, Worker, answer, child_arguments, take_turns, worker
 
 ABOUT = About(
     name="language_step",
@@ -45,8 +46,8 @@ def load(who: str, folder: str, ids: Any, dtype: str, device: str) -> Any:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).train().to(device)
     if who not in (FULL, CHUNKED):
         vocabulary = lv.PartialVocabulary(ids, model.get_input_embeddings().num_embeddings)
-        place: Any = "host" if who == HOST else "device"
-        lv.shrink_(model, vocabulary, output="restricted" if who == RESTRICTED else "frozen", frozen_rows=place)
+        frozen_rows: Any = "host" if who == HOST else "device"
+        lv.shrink_(model, vocabulary, output="restricted" if who == RESTRICTED else "frozen", frozen_rows=frozen_rows)
     return model
 
 
@@ -113,9 +114,13 @@ def _first_ids(folder: str, kept: int) -> Any:
 
 def matrix_bytes(model: Any, optimizer: Any) -> dict[str, int]:
     """Weight, gradient and states of the tied vocabulary matrix."""
+    from leanvocab.reports.footprint import held_bytes
+
     weight = model.get_input_embeddings().weight
-    states = [value.nbytes for value in optimizer.state[weight].values() if value.ndim > 0]
-    return {"matrix": weight.nbytes + weight.grad.nbytes + sum(states)}
+    states = {
+        name: value for name, value in optimizer.state[weight].items() if value.ndim > 0
+    }  # without the count of steps
+    return {"matrix": sum(held_bytes([weight], states).values())}
 
 
 def measure_model(options: argparse.Namespace, name: str, folder: str, budget: Budget) -> Result:
@@ -147,16 +152,9 @@ def measure_model(options: argparse.Namespace, name: str, folder: str, budget: B
 
 def in_turns(first: Worker, second: Worker, rounds: int, budget: Budget) -> tuple[list[float], list[float]]:
     """Seconds of steps, in turn; one pair at least, more while the budget lasts."""
-    taken: tuple[list[float], list[float]] = [], []
-    longest = 0.0
-    for turn in range(rounds):
-        if turn and budget.left < longest:
-            break
-        start = budget.spent
-        for place in (0, 1) if turn % 2 == 0 else (1, 0):
-            taken[place].append((first, second)[place].ask("step")["seconds"])
-        longest = max(longest, budget.spent - start)
-    return taken
+    steps = {"first": partial(first.ask, "step"), "second": partial(second.ask, "step")}
+    taken = take_turns(steps, rounds, budget, lambda step: step()["seconds"])
+    return taken["first"], taken["second"]
 
 
 def bars(peaks: dict[str, dict[str, int]], kept_ratio: float, series: list[Series]) -> Iterator[Figure]:

@@ -24,11 +24,11 @@ from benchmarks._command import About, finish, parser, read_options
 from benchmarks._models import kept_ids, save_model
 from benchmarks._results import OURS, Figure, Result, Series, beside_ours
 from benchmarks._rounds import Budget, run_child, run_module, take_turns
-from leanvocab.checkpoints.delta_format import BaseTensor, DeltaTable, DeltaTensor, Description, digest_of, write_signs
+from leanvocab.checkpoints.delta_format import BaseTensor, DeltaTable, DeltaTensor, Description, write_signs
 from leanvocab.checkpoints.merge import merge_checkpoint
 from leanvocab.checkpoints.verify import rest_sha256
 from leanvocab.files.copying import sha256_of_range
-from leanvocab.files.headers import make_header, opened, read_header, read_weights
+from leanvocab.files.headers import make_header, read_header, read_weights
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 ABOUT = About(
@@ -84,12 +84,12 @@ def make_delta(folder: Path, base: Path) -> None:
     base_tensors = {}
     rest = ""
     for each, (file, entry) in weights.tensors.items():
-        with opened(file.path.parent, file.path.name) as source:
+        with file.opened() as source:
             base_tensors[each] = BaseTensor(entry.dtype, entry.shape, sha256_of_range(source, entry.start, entry.end))
             rest = rest_sha256(source, entry, vocabulary.token_ids) if each == name else rest
     file = read_header(folder, "delta.safetensors")
-    entry = file.tensors[name]
-    digest = digest_of((folder / "delta.safetensors").read_bytes()[entry.start : entry.end])
+    with file.opened() as source:
+        digest = sha256_of_range(source, file.tensors[name].start, file.tensors[name].end)
     tables, tensors = {name: DeltaTable(vocabulary, rest)}, {name: DeltaTensor((name,), digest)}
     Description(str(base), None, base_tensors, tables, tensors).write(folder)
     write_signs(folder, str(base))

@@ -247,16 +247,7 @@ def pairs_of(
     """Seconds of (loss, step) of both in turn. Where the first time of all was over the share, it counts as the only one."""
     if share.left == 0.0:
         return [[frozen.take()], [warm]]
-    taken: list[list[tuple[float, float]]] = [[], []]
-    longest = 0.0
-    for turn in range(rounds):
-        start = share.spent
-        if turn and share.left < longest:
-            break
-        for place in (0, 1) if turn % 2 == 0 else (1, 0):
-            taken[place].append((frozen, other)[place].take())
-        longest = max(longest, share.spent - start)
-    return taken
+    return list(take_turns({"frozen": frozen.take, "other": other.take}, rounds, share, lambda take: take()).values())
 
 
 def memory_of(rows: str, tokens: str, given: str, who: str) -> int:

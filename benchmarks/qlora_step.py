@@ -58,9 +58,9 @@ def load(folder: str, ids: Any, who: str, device: str) -> Any:
         folder, quantization_config=bits, dtype=torch.bfloat16, device_map={"": device}
     )
     if PROGRAMS[who] is not None:
-        output, place = PROGRAMS[who]  # type: ignore[misc]
+        output, frozen_rows = PROGRAMS[who]  # type: ignore[misc]
         vocabulary = lv.PartialVocabulary(ids, model.get_input_embeddings().num_embeddings)
-        lv.shrink_(model, vocabulary, output=output, frozen_rows=place)
+        lv.shrink_(model, vocabulary, output=output, frozen_rows=frozen_rows)
     model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     return peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear"))
 
@@ -94,7 +94,7 @@ def child(name: str, folder: str, who: str, batch: str, length: str, device: str
 
 
 def _mapped_bytes(estimate: Any, who: str) -> int:
-    """What a card would hold and a CPU has in a mapped file: frozen rows, or a block of them on its way, in bf16 for fp32."""
+    """Bytes that a card would hold, mapped on a CPU: frozen rows, or a block of them on its way, in bf16 for fp32."""
     from leanvocab.output.projection import STREAMED_BYTES
 
     return STREAMED_BYTES // 2 if who == HOST else int(estimate.partial.frozen_bytes)

@@ -22,7 +22,7 @@ from benchmarks._command import About, finish, parser, read_options
 from benchmarks._models import SHAPES, kept_ids, save_model
 from benchmarks._peers import AUTHORS, NO_AUTHORS_CODE, NO_SMALLER_VOCAB, SMALLER_VOCAB, authors_module
 from benchmarks._results import OURS, Figure, Result, Series
-from benchmarks._rounds import Budget, last_line, run_child, run_module
+from benchmarks._rounds import Budget, last_line, run_child, run_module, turns
 
 ABOUT = About(
     name="shrinking",
@@ -147,19 +147,13 @@ def rounds_of(options: argparse.Namespace, folder: Path, names: list[str], budge
     """Rounds of every program, in turn, and what failed."""
     found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     failed: list[str] = []
-    longest = 0.0
-    for turn in range(options.rounds or 3):
-        start = budget.spent
-        if turn and budget.left < longest:
-            break
-        for name in names if turn % 2 == 0 else names[::-1]:
-            if any(each.startswith(name) for each in failed):
-                continue
-            try:
-                found[name].append(take_round(name, folder, options))
-            except RuntimeError as error:
-                failed.append(f"{name}: open: it failed with: {str(error).splitlines()[-1]}")
-        longest = max(longest, budget.spent - start)
+    for name in turns(names, options.rounds or 3, budget):
+        if any(reason.startswith(name) for reason in failed):
+            continue
+        try:
+            found[name].append(take_round(name, folder, options))
+        except RuntimeError as error:
+            failed.append(f"{name}: open: it failed with: {str(error).splitlines()[-1]}")
     return found, failed
 
 

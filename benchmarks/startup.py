@@ -1,4 +1,4 @@
-"""How long `import leanvocab` and `leanvocab --help` take, beside an empty typer app; interleaved, in fresh processes."""
+"""Seconds of `import leanvocab` and `leanvocab --help`, beside an empty typer app; interleaved, in fresh processes."""
 
 import argparse
 import statistics

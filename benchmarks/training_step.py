@@ -26,7 +26,7 @@ from benchmarks._command import About, finish, parser, read_options
 from benchmarks._models import SHAPES, kept_ids, make_model, save_model
 from benchmarks._peers import AUTHORS, NO_AUTHORS_CODE, NO_GPU, authors_module, installed
 from benchmarks._results import OURS, Figure, Result, Series, median_interval
-from benchmarks._rounds import Budget, Worker, answer, run_module, worker
+from benchmarks._rounds import Budget, Worker, answer, run_module, turns, worker
 
 ABOUT = About(
     name="training_step",
@@ -193,7 +193,7 @@ def clip(parameters: list[Any]) -> None:
     for parameter in parameters:
         if parameter.grad is not None and parameter.grad.is_sparse:
             parameter.grad = parameter.grad.coalesce()
-    values = [p.grad._values() if p.grad.is_sparse else p.grad for p in parameters if p.grad is not None]
+    values = [p.grad.values() if p.grad.is_sparse else p.grad for p in parameters if p.grad is not None]
     norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(each) for each in values]))
     for each in values:
         each.mul_((1.0 / (norm + 1e-6)).clamp(max=1.0))
@@ -218,25 +218,10 @@ def take_step(program: Program, batches: Iterator[tuple[Any, Any]], split: dict[
 
 
 def bytes_of(program: Program) -> dict[str, int]:
-    """Bytes of weights, gradients and optimizer states, tensor by tensor; a sparse gradient's values and indices."""
-    parameters = {id(parameter): parameter for parameter in program.model.parameters()}.values()
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    states = [state for optimizer in program.optimizers for state in optimizer.state.values()]
-    return {
-        "weights": sum(parameter.nbytes for parameter in parameters),
-        "gradients": sum(map(_num_bytes, gradients)),
-        "states": sum(_num_bytes(value) for state in states for value in state.values()),
-    }
+    """Bytes of weights, gradients and optimizer states, tensor by tensor."""
+    from leanvocab.reports.footprint import held_bytes
 
-
-def _num_bytes(value: Any) -> int:
-    if not hasattr(value, "element_size"):
-        return 0
-    if value.is_sparse:
-        return _num_bytes(value._values()) + _num_bytes(value._indices())
-    if hasattr(value, "__tensor_flatten__"):  # 8-bit states: codes and scales
-        return sum(_num_bytes(getattr(value, name)) for name in value.__tensor_flatten__()[0])
-    return int(value.nbytes)
+    return held_bytes(program.model.parameters(), [optimizer.state for optimizer in program.optimizers])
 
 
 def memory_of(program: Program, batches: Iterator[Any], start: dict[str, int], device: str) -> dict[str, int]:
@@ -304,7 +289,7 @@ def synchronize(device: str) -> None:
 
 @dataclass
 class Pairs:
-    """What leanvocab and a peer took in the same rounds, and the memory of the peer's process."""
+    """Seconds that leanvocab and a peer took in the same rounds, and the memory of the peer's process."""
 
     ours: list[float] = field(default_factory=list)
     theirs: list[float] = field(default_factory=list)
@@ -318,23 +303,17 @@ def beside(lean: Worker, who: str, words: list[Any], budget: Budget, num_pairs: 
     with worker(MODULE, who, *words) as peer:
         for _ in range(2):
             found.losses.append(peer.ask("step")["loss"])
-        longest = 0.0
-        for pair in range(num_pairs):
-            if pair and budget.left < 2 * longest:  # the memory takes two more steps
-                break
-            begin = budget.spent
-            for one in (lean, peer) if pair % 2 == 0 else (peer, lean):
-                taken = one.ask("step")
-                (found.ours if one is lean else found.theirs).append(taken["seconds"])
-                if one is peer:
-                    found.losses.append(taken["loss"])
-            longest = max(longest, budget.spent - begin)
+        for name in turns((OURS, who), num_pairs, budget, spare=2):  # the memory takes two more steps
+            taken = (lean if name == OURS else peer).ask("step")
+            (found.ours if name == OURS else found.theirs).append(taken["seconds"])
+            if name == who:
+                found.losses.append(taken["loss"])
         found.memory = peer.ask("memory")
     return found
 
 
 def why_open(who: str, options: argparse.Namespace) -> str | None:
-    """Why a program cannot run here, None where it can."""
+    """Reason why a program cannot run here, None where it can."""
     if who == AUTHORS and not options.authors_code:
         return NO_AUTHORS_CODE
     if who == OFFLOAD and options.device == "cpu":
@@ -384,7 +363,7 @@ def measure_case(options: argparse.Namespace, size: str, budget: Budget) -> Resu
 
 
 def check_losses(found: dict[str, Pairs], losses: list[float], device: str) -> None:
-    """Those that are the same training must give the same numbers; leanvocab's first is before its memory steps."""
+    """Programs that are the same training must give the same numbers; leanvocab's first is before its memory steps."""
     same = [found[who].losses for who in (FULL, AUTHORS) if who in found]
     if device == "cpu" and same:
         assert same[0][0] == losses[0], f"losses differ: {same[0][0]} and leanvocab's {losses[0]}"

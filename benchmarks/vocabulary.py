@@ -63,7 +63,7 @@ def load_task(name: str) -> Any:
 
 
 def find_tokenizer(folder: Path, size: str) -> str:
-    """Where a tokenizer lies: beside the project, on the hub, or made in the folder."""
+    """Path or name of a tokenizer: beside the project, on the hub, or made in the folder."""
     if size == "full":
         beside = SHARED / "tokenizers" / TOKENIZER[0]
         return str(beside) if beside.is_dir() else TOKENIZER[1]

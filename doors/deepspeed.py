@@ -131,7 +131,7 @@ def trained(folder: Path, lean: bool, stage: int, offload: bool) -> pairs.Run:
 
 
 def _saved(folder: Path, engine: Any) -> dict[str, torch.Tensor]:
-    """What a full model has loaded from what ZeRO-3 consolidated: so do accelerate and the Trainer save."""
+    """A full model's tensors after loading what ZeRO-3 consolidated: so do accelerate and the Trainer save."""
     import transformers as hf
 
     state = engine._zero3_consolidated_16bit_state_dict()
@@ -157,7 +157,7 @@ def moved(folder: Path) -> list[str]:
 
 
 def _elsewhere(stage: int) -> list[str]:
-    """What ZeRO has trained, in one process, in DDP, in FSDP2 and without leanvocab."""
+    """Weights that ZeRO has trained, in one process, in DDP, in FSDP2 and without leanvocab."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
     engine = _engine(ranks.made("llama", True), stage)

@@ -34,7 +34,7 @@ def train(
     torch.manual_seed(0)  # dropout
     with pairs.held_bytes(run, model):
         for step in range(6):
-            chosen = [rows[(4 * step + place) % len(rows)] for place in range(4)]
+            chosen = [rows[(4 * step + offset) % len(rows)] for offset in range(4)]
             batch = {name: torch.stack([row[name] for row in chosen]) for name in chosen[0]}
             with torch.autocast("cpu", dtype=autocast, enabled=autocast is not None):
                 loss = model(**batch).loss
@@ -64,7 +64,7 @@ def pair(folder: Path, family: str, output: str | None, **options: Any) -> Outco
     """The same loop on the full model and on the shrunk one; for frozen rows the reference masks their gradients."""
     reference = models.make_model(family)
     if output == "frozen":
-        models.mask_gradients(reference)
+        models.masked(reference)
     full = train(reference, folder / "full", **options)
     lean = train(models.lean(models.make_model(family), output=output), folder / "lean", **options)
     return pairs.compare(full, lean, models.left_out())

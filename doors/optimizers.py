@@ -57,7 +57,7 @@ def pair(
 
 
 def _forget_overrides() -> None:
-    """bitsandbytes keeps what it was told of parameters by their ids and places, for all optimizers of a process."""
+    """bitsandbytes keeps what it was told of parameters by their ids and positions, for all optimizers of a process."""
     if "bitsandbytes" in sys.modules:
         from bitsandbytes.optim import GlobalOptimManager
 

@@ -16,13 +16,14 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 from doors.registry import Outcome, Verdict
 from leanvocab.errors import LeanVocabError
 from leanvocab.output.layer import RemapLinear
+from leanvocab.reports import footprint
 
 _UNCOMPARED = {"README.md", "training_args.bin"}  # cards are dated; arguments hold the folder's own path
 
 
 @dataclass
 class Run:
-    """What one run gave: losses, tensors by name after merging, whatever else is to be equal, and what it held at a step."""
+    """Results of one run: losses, tensors by name after merging, whatever else is to be equal, and what it held at a step."""
 
     losses: list[float] = field(default_factory=list)
     tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -41,11 +42,8 @@ def held_bytes(run: Run, model: nn.Module) -> Iterator[None]:
     """Records weights of `model`, gradients and states of the optimizers that step on them, at the largest step."""
 
     def note(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        tensors = {id(p): p for p in model.parameters()}
-        held = sum(_nbytes(p) + _nbytes(p.grad) for p in tensors.values())
-        held += sum(map(_frozen_nbytes, model.modules()))
-        states = (value for state in optimizer.state.values() for value in _tensors(state))
-        run.held_bytes = max(run.held_bytes, held + sum(_nbytes(value) for value in states))
+        held = sum(footprint.held_bytes(model.parameters(), optimizer.state).values())
+        run.held_bytes = max(run.held_bytes, held + sum(map(_frozen_nbytes, model.modules())))
 
     handle = register_optimizer_step_post_hook(note)
     try:
@@ -56,29 +54,12 @@ def held_bytes(run: Run, model: nn.Module) -> Iterator[None]:
 
 def _frozen_nbytes(module: nn.Module) -> int:
     """Rows that do not train and are still in the softmax: no parameter, and held all the same."""
-    if not isinstance(module, RemapLinear) or module.__dict__.get("_frozen") is None:
+    if not isinstance(module, RemapLinear) or module.frozen_rows is None:
         return 0
     table = module.table
     if table.output != "frozen" or table.frozen_rows_on == "host":
         return 0
-    return (table.full_size - table.num_rows) * module.weight.shape[1] * module._frozen.held_dtype.itemsize  # type: ignore[union-attr]
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for each in value.values():
-            yield from _tensors(each)
-
-
-def _nbytes(tensor: Tensor | None) -> int:
-    if tensor is None:
-        return 0
-    parts = getattr(tensor, "__tensor_flatten__", None)
-    if parts is not None:  # a quantized state of torchao, or this rank's share of a matrix: what it is made of
-        return sum(_nbytes(part) for part in (getattr(tensor, name) for name in parts()[0]) if isinstance(part, Tensor))
-    return tensor.numel() * tensor.element_size()
+    return (table.full_size - table.num_rows) * module.weight.shape[1] * module.frozen_rows.sizes.held_dtype.itemsize
 
 
 def compare(full: Run, lean: Run, left_out: int | None = None) -> Outcome:

@@ -11,7 +11,8 @@ from torch import nn
 from doors import models, pairs
 from doors.registry import Outcome, door
 from doors.trainer import CLOSE, FROZEN, train
-from leanvocab.model.shrink import merge_, status
+from leanvocab.model.shrink import merge_
+from leanvocab.model.status import status
 
 NEEDS: dict[str, Any] = {"needs": "peft", "pip": "'leanvocab[peft]'"}
 Adapt = Callable[[nn.Module], nn.Module]
@@ -68,7 +69,7 @@ def pair(
     for name, each in (("full", None), ("lean", order)):
         model = adapted(each, adapt, family, output)
         if output == "frozen" and each is None:
-            models.mask_gradients(model)
+            models.masked(model)
         run = train(model, folder / name, **options)
         run.tensors |= on_the_full_base(model, models.make_model(family), folder / name / "final", within)
         run.tensors |= _merged(model)
@@ -309,7 +310,7 @@ def _two_adapters(folder: Path, family: str, output: str | None = None, **option
         for turn, each in enumerate(("default", "second", "default")):
             model.set_adapter(each)
             if order is None and output == "frozen":
-                models.mask_gradients(model)  # what trains now
+                models.masked(model)  # what trains now
             trained = train(model, folder / name / str(turn), task=task_of(family), max_steps=3)
             run.losses += trained.losses
             run.held_bytes = max(run.held_bytes, trained.held_bytes)
@@ -359,7 +360,7 @@ def _continued(folder: Path, order: str, adapt: Adapt, family: str = "llama", ou
         for part, put_on in (("first", adapt), ("second", load)):
             model = adapted(each, put_on, family, output)
             if output == "frozen" and each is None:
-                models.mask_gradients(model)
+                models.masked(model)
             parts.append(train(model, folder / name / part, task=task_of(family), max_steps=3))
         first, run = parts
         run.losses, run.folder = first.losses + run.losses, folder / name

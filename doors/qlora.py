@@ -10,7 +10,8 @@ from doors import models, pairs
 from doors.peft import logits_of, lora, on_the_full_base
 from doors.registry import Outcome, door
 from doors.trainer import APART, FROZEN, train
-from leanvocab.model.shrink import merge_, status
+from leanvocab.model.shrink import merge_
+from leanvocab.model.status import status
 
 NEEDS: dict[str, Any] = {"needs": ("bitsandbytes", "peft"), "pip": "'leanvocab[peft,quantization]'"}
 _CLOSE: dict[str, Any] = {
@@ -63,7 +64,7 @@ def pair(
         model = models.lean(base(), output=output, **options.get("shrink", {})) if name == "lean" else base()
         model = lora(target_modules="all-linear", **options.get("lora", {}))(prepared(model))
         if name == "full" and output == "frozen":
-            models.mask_gradients(model)
+            models.masked(model)
         run = train(model, folder / name, task="causal-lm", **trained)
         within = FROZEN if output == "frozen" else 0.0
         run.tensors |= on_the_full_base(model, prepared(base()), folder / name / "final", within)

@@ -32,7 +32,7 @@ def start(job: Job, folder: Path, *args: Any, size: int = 2, **options: Any) -> 
 
 
 def kept(job: Job, *args: Any) -> Any:
-    """What `start(job, folder, …)` gives, with a folder that stays until this process ends: several doors look at it."""
+    """Result of `start(job, folder, …)`, with a folder that stays until this process ends: several doors look at it."""
     folder = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return start(job, folder, *args)
@@ -62,7 +62,7 @@ def made(family: str, lean: bool) -> nn.Module:
     model = models.make_model(family, attention_dropout=0.0) if "llama" in family else models.make_model(family)
     if lean:
         return models.lean(model)
-    return models.mask_gradients(model) if family == "llama-tied" else model
+    return models.masked(model) if family == "llama-tied" else model
 
 
 def share(step: int, task: str, size: int = 8, *, whole: bool = False) -> dict[str, torch.Tensor]:
@@ -181,10 +181,12 @@ def counted() -> tuple[Any, Any]:
 
     rows = datasets.Dataset.from_dict({"input_ids": models.token_rows(101).tolist()})
     stream = rows.to_iterable_dataset(num_shards=4)
-    mine = lv.count_tokens(split_dataset_by_node(stream, dist.get_rank(), dist.get_world_size()), full_size=500)
+    mine = lv.count_tokens(
+        split_dataset_by_node(stream, dist.get_rank(), dist.get_world_size()), full_size=models.FULL_SIZE
+    )
     parts: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(parts, mine)
-    return sum(parts), lv.count_tokens(rows, full_size=500)
+    return sum(parts), lv.count_tokens(rows, full_size=models.FULL_SIZE)
 
 
 def everything(folder: Path) -> dict[str, Any]:

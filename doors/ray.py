@@ -10,6 +10,7 @@ from typing import Any
 import leanvocab as lv
 from doors import models
 from doors.registry import Outcome, door
+from leanvocab.vocabulary.ray_data import count_block
 
 _NEEDS: dict[str, Any] = {"needs": ("ray",), "pip": "'leanvocab[ray]'", "fast": False}
 
@@ -49,7 +50,7 @@ def killed(folder: Path) -> Outcome:
         import ray
 
         # not the task before it, which runs a block to know the columns
-        counts = "_count_block" in str(ray.get_runtime_context().get_task_name())
+        counts = count_block.__name__ in str(ray.get_runtime_context().get_task_name())
         if counts and batch["input_ids"][-1].as_py() == last and not (folder / "died").exists():
             (folder / "died").touch()
             os.kill(os.getpid(), signal.SIGKILL)

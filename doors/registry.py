@@ -1,4 +1,4 @@
-"""What a door is: a function that runs a pair of runs, with leanvocab and without, and says what came of it."""
+"""A door: a function that runs a pair of runs, with leanvocab and without, and says what came of it."""
 
 import importlib
 import importlib.metadata
@@ -27,7 +27,7 @@ _ROOMS = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a door measured."""
+    """Outcome that a door measured."""
 
     verdict: Verdict
     detail: str = ""  # by how much, in which tensor; or the text of the refusal
@@ -54,7 +54,7 @@ class Door:
     files: tuple[str, ...] = ()  # real models and data that it needs, as `real_file` names them
 
     def missing(self) -> str:
-        """Why it cannot run here, with the pip line; empty where it can."""
+        """Reason why it cannot run here, with the pip line; empty where it can."""
         absent = [each for each in self.needs if not _is_installed(each)]
         if absent:
             return f"needs {', '.join(absent)}: pip install {self.pip or ' '.join(absent)}"
@@ -116,7 +116,7 @@ def all_doors() -> list[Door]:
 
 
 def problem(each: Door, outcome: Outcome) -> str:
-    """What is not as the door expects; empty where all is well."""
+    """Difference from what the door expects; empty where all is well."""
     allowed = {"close": ("close", "identical"), "different": ("close", "different")}.get(each.expects, (each.expects,))
     if outcome.verdict not in allowed:
         return f"{each.name}: expected {each.expects}, found {outcome.verdict}: {outcome.detail}"

@@ -30,7 +30,7 @@ class Result:
 
 
 def result_of(door: Door, outcome: Outcome) -> Result:
-    """What is kept of an outcome; paths of this machine are not."""
+    """Parts of an outcome that are kept; paths of this machine are not."""
     saved = None if outcome.saved_per_element is None else round(outcome.saved_per_element, 2)
     detail = outcome.detail.replace(tempfile.gettempdir(), "…").replace(str(Path.cwd()), "…")
     # "close" is for rounding alone: where the algorithm is another one, a small difference is a difference

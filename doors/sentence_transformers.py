@@ -85,7 +85,7 @@ def rows(kind: str) -> Any:
 
 
 def encoded(model: Any, texts: list[str]) -> list[Any]:
-    """What a model makes of texts: embeddings, or scores of neighbouring ones where it takes pairs."""
+    """Numbers that a model makes of texts: embeddings, or scores of neighbouring ones where it takes pairs."""
     if hasattr(model, "rank"):
         return model.predict(list(itertools.pairwise(texts))).tolist()  # type: ignore[no-any-return]
     found = model.encode(texts)
@@ -131,7 +131,7 @@ def pair(folder: Path, kind: str, loss: Any, make: Callable[[Path], Any] = small
     """The same on the full model and on the shrunk one; texts that are encoded have words that nobody counted."""
     frozen, data = options.pop("output", None) == "frozen", rows(kind)
     full = make(folder / "base")
-    full = train(models.mask_gradients(full) if frozen else full, folder / "full", data, loss, _texts(), **options)
+    full = train(models.masked(full) if frozen else full, folder / "full", data, loss, _texts(), **options)
     lean = train(models.lean(make(folder / "base")), folder / "lean", data, loss, _texts(), **options)
     return pairs.compare(full, lean, models.left_out())
 

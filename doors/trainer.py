@@ -116,7 +116,7 @@ def pair(
         model = models.make_model(family, **make or {})
         return change(model) if change else model
 
-    reference = models.mask_gradients(made()) if output == "frozen" else made()
+    reference = models.masked(made()) if output == "frozen" else made()
     full = train(reference, folder / "full", **options)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -250,7 +250,7 @@ def _stopping_early() -> dict[str, Any]:
 
 
 def _best_before_last(trainer: Any) -> dict[str, int]:
-    """Where the best step is not the last, and where training was to stop early, it did."""
+    """Steps of the best model and of the end: the best is not the last, and training stopped early where it was to."""
     state = trainer.state
     assert 0 < state.best_global_step < state.global_step, "the best model is not the last"
     stops = any(type(each).__name__ == "EarlyStoppingCallback" for each in trainer.callback_handler.callbacks)
@@ -278,7 +278,7 @@ def _maybe_lean(name: str, family: str = "roberta") -> nn.Module:
 
 @door("Trainer.predict and evaluate, with ids that were not counted")
 def predict(folder: Path) -> Outcome:
-    unseen = [{**row, "input_ids": torch.arange(3, 15) + place} for place, row in enumerate(models.examples())]
+    unseen = [{**row, "input_ids": torch.arange(3, 15) + index} for index, row in enumerate(models.examples())]
 
     def predictions(trainer: Any) -> dict[str, Any]:
         found = trainer.predict(unseen)
@@ -386,14 +386,14 @@ def device_map_disk(folder: Path) -> Outcome:
     why="accelerate puts the weight in place for each call, and would put the full one there",
 )
 def device_map_disk_table(folder: Path) -> Outcome:
-    places = {"device_map": _on_disk("roberta.embeddings"), "offload_folder": str(folder / "offloaded")}
-    model = _loader(folder, "roberta", **places)(models.make_model("roberta"))
+    loading = {"device_map": _on_disk("roberta.embeddings"), "offload_folder": str(folder / "offloaded")}
+    model = _loader(folder, "roberta", **loading)(models.make_model("roberta"))
     return pairs.refused(lambda: models.lean(model))
 
 
-def _on_disk(place: str) -> dict[str, str]:
-    places = ("roberta.embeddings", "roberta.encoder.layer.0", "roberta.encoder.layer.1", "classifier")
-    return {each: "disk" if each == place else "cpu" for each in places}
+def _on_disk(path: str) -> dict[str, str]:
+    paths = ("roberta.embeddings", "roberta.encoder.layer.0", "roberta.encoder.layer.1", "classifier")
+    return {each: "disk" if each == path else "cpu" for each in paths}
 
 
 def _loader(folder: Path, family: str, **loading: Any) -> Callable[[nn.Module], nn.Module]:
@@ -528,7 +528,7 @@ def seq2seq_tied(folder: Path) -> Outcome:
         "generation_num_beams": 2,
         "announces": "are served from the base",
     }  # ids that are generated
-    return pair(folder, "t5", task="seq2seq-lm", output="frozen", **options)
+    return pair(folder, "t5-tied", task="seq2seq-lm", output="frozen", **options)
 
 
 @door('Seq2SeqTrainer, bf16 autocast, accumulation, checkpointing, best model at the end, untied (output="full")')

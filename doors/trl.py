@@ -10,7 +10,7 @@ from torch import nn
 from doors import models, pairs
 from doors.registry import Outcome, door
 from doors.trainer import APART
-from leanvocab.model.shrink import status
+from leanvocab.model.status import status
 
 _NEEDS = {"needs": ("trl",), "pip": "'leanvocab[trl]'"}
 _NEEDS_PEFT = {"needs": ("trl", "peft"), "pip": "'leanvocab[trl,peft]'"}
@@ -25,10 +25,11 @@ _TEMPLATE = (
 
 def tokenizer() -> Any:
     """A word for each id: "w17" is 17. A new one at each call: trainers change theirs."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
+    from tokenizers import Tokenizer, pre_tokenizers
+    from tokenizers.models import WordLevel
     from transformers import PreTrainedTokenizerFast
 
-    backend = Tokenizer(models.WordLevel({f"w{i}": i for i in range(500)}, unk_token="w3"))
+    backend = Tokenizer(WordLevel({f"w{i}": i for i in range(models.FULL_SIZE)}, unk_token="w3"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     made = PreTrainedTokenizerFast(
         tokenizer_object=backend, bos_token="w0", pad_token="w1", eos_token="w2", unk_token="w3", model_max_length=64
@@ -101,7 +102,7 @@ def train(
         **(extra(model) if extra else {}),
     )  # fmt: skip
     if masked:  # now that TRL has put the adapter on, copies that train are masked too
-        models.mask_gradients(trainer.model)
+        models.masked(trainer.model)
     run = pairs.Run(folder=folder)
     with pairs.held_bytes(run, model):
         trainer.train()

@@ -1,4 +1,4 @@
-"""What all tables are made with: the paper, the sources, and what was counted and built before."""
+"""Bench that all tables are made with: the paper, the sources, and what was counted and built before."""
 
 from dataclasses import dataclass
 

@@ -42,7 +42,7 @@ class Cell:
 
     @property
     def has_same_digits(self) -> bool:
-        """Whether the measured number, rounded as the paper rounds, is printed alike."""
+        """True where the measured number, rounded as the paper rounds, is printed alike."""
         if self.measured is None or self.published is None:
             return False
         return self.format(self.measured) == self.format(self.published)
@@ -53,7 +53,7 @@ class Cell:
 
 
 def compare(published: float | None, measured: float | None, tolerance: float, decimals: int = 1) -> Status:
-    """Whether a measured number is the published one.
+    """True where a measured number is the published one.
 
     Args:
         tolerance: how far apart the two may lie; 0: they are printed with the same digits.
@@ -82,7 +82,7 @@ def make_cell(
 
 
 def tally(cells: Iterable[Cell]) -> dict[str, int]:
-    """How many cells are matched, differ and are undecided, and how many agree in every digit. Variants do not count."""
+    """Numbers of cells that are matched, differ, are undecided, and agree in every digit. Variants do not count."""
     counted = [cell for cell in cells if not cell.variant]
     statuses = Counter(cell.status for cell in counted)
     return {
@@ -95,7 +95,7 @@ def tally(cells: Iterable[Cell]) -> dict[str, int]:
 
 
 def undecided_reasons(cells: Iterable[Cell]) -> dict[str, int]:
-    """Why cells are undecided, the most frequent reason first."""
+    """Reasons why cells are undecided, the most frequent reason first."""
     reasons = Counter(cell.reason for cell in cells if cell.status == "undecided" and not cell.variant)
     return dict(reasons.most_common())
 

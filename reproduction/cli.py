@@ -1,14 +1,16 @@
 """The commands: one for each table and the figure, and one for all of them."""
 
+import inspect
 import time
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from leanvocab.cli.shell import AsJson, clean_errors, print_json, print_rich, quiet_libraries
+from leanvocab.cli.printing import AsJson, clean_errors, print_json, print_rich, quiet_libraries
 
 if TYPE_CHECKING:
     from reproduction.bench import Bench
@@ -35,17 +37,38 @@ Cpu = Annotated[bool, typer.Option("--cpu", help="Train on the CPU, even where t
 DEFAULT_OUTPUT = HERE / "results"
 
 
-def _run(
-    make: "Callable[[Bench], Result]", data: Any, tokenizers: Any, models: Any, output: Path, as_json: bool
-) -> None:
-    """Make a result, write its files, and show it."""
-    with clean_errors(as_json):
-        result = make(_bench(data, tokenizers, models))
-        files = write_result(result, output)
-    if as_json:
-        print_json({**result.to_dict(), "files": files})
-    else:
-        show(result)
+def _command(make: "Callable[..., Result]") -> "Callable[..., Result]":
+    """Adds a command that makes a result, writes its files and shows it: its own options stand between the shared ones."""
+    parameters = inspect.signature(make).parameters
+    own = [parameter for name, parameter in parameters.items() if name not in ("bench", "output")]
+
+    def command(
+        data: Data, tokenizers: Tokenizers, models: Models, output: Output, as_json: AsJson, **options: Any
+    ) -> None:
+        with clean_errors(as_json):
+            folder = {"output": output} if "output" in parameters else {}
+            result = make(_bench(data, tokenizers, models), **folder, **options)
+            files = write_result(result, output)
+        if as_json:
+            print_json({**result.to_dict(), "files": files})
+        else:
+            show(result)
+
+    options = [*_SHARED, *own, _option("as_json", AsJson, False)]
+    command.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
+    command.__annotations__ = {option.name: option.annotation for option in options}
+    app.command(make.__name__, help=make.__doc__)(command)
+    return make
+
+
+def _option(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+_SHARED = [
+    *(_option(name, kind, None) for name, kind in (("data", Data), ("tokenizers", Tokenizers), ("models", Models))),
+    _option("output", Output, DEFAULT_OUTPUT),
+]
 
 
 def _bench(data: Path | None, tokenizers: Path | None, models: Path | None) -> "Bench":
@@ -93,12 +116,10 @@ def _tasks(bench: "Bench", names: list[str] | None) -> "tuple[Task, ...]":
     return tasks
 
 
-@app.command()
+@_command
 def table1(
-    data: Data = None,
-    tokenizers: Tokenizers = None,
-    models: Models = None,
-    output: Output = DEFAULT_OUTPUT,
+    bench: "Bench",
+    *,
     text: Text = None,
     packages: Packages = False,
     dataset: Annotated[str | None, typer.Option(help="A data set of the hub, streamed. By default Wikipedia.")] = None,
@@ -107,81 +128,46 @@ def table1(
     column: Annotated[str, typer.Option(help="Its column with text.")] = "text",
     tokenizer: Annotated[str, typer.Option(help="Whose tokens.")] = "openai-community/gpt2",
     max_megabytes: MaxMegabytes = None,
-    as_json: AsJson = False,
-) -> None:
+) -> "Result":
     """Table 1: tokens that never occur in a corpus."""
+    from reproduction import unused
 
-    def make(bench: "Bench") -> "Result":
-        from reproduction import unused
-
-        corpus = unused.open_corpus(text, packages, dataset, config_name, split, column)
-        return unused.table1(bench.sources, corpus, tokenizer, max_bytes=_num_bytes(max_megabytes))
-
-    _run(make, data, tokenizers, models, output, as_json)
+    corpus = unused.open_corpus(text, packages, dataset, config_name, split, column)
+    return unused.table1(bench.sources, corpus, tokenizer, max_bytes=_num_bytes(max_megabytes))
 
 
 def _num_bytes(megabytes: float | None) -> int | None:
     return None if megabytes is None else int(megabytes * 1e6)
 
 
-def _add_glue_table(module: str, name: str, about: str) -> None:
-    """Tables 2, 3 and 7 take the same options."""
+def _add_table(module: str, name: str, about: str, *, of_tasks: bool = False) -> None:
+    """A command whose result `reproduction.MODULE.NAME` makes of the bench, and of tasks where these can be chosen."""
 
-    def command(
-        data: Data = None,
-        tokenizers: Tokenizers = None,
-        models: Models = None,
-        output: Output = DEFAULT_OUTPUT,
-        task: Tasks = None,
-        as_json: AsJson = False,
-    ) -> None:
-        def make(bench: "Bench") -> "Result":
-            from importlib import import_module
+    def make_of_tasks(bench: "Bench", *, task: Tasks = None) -> "Result":
+        return make(bench, _tasks(bench, task))
 
-            result: Result = getattr(import_module(f"reproduction.{module}"), name)(bench, _tasks(bench, task))
-            return result
+    def make(bench: "Bench", *arguments: Any) -> "Result":
+        result: Result = getattr(import_module(f"reproduction.{module}"), name)(bench, *arguments)
+        return result
 
-        _run(make, data, tokenizers, models, output, as_json)
-
-    app.command(name, help=about)(command)
+    chosen = make_of_tasks if of_tasks else lambda bench: make(bench)
+    chosen.__name__, chosen.__doc__ = name, about
+    _command(chosen)
 
 
-def _add_plain_table(module: str, name: str, about: str) -> None:
-    """Tables 4, 5, 6 and 8, and the checks, have no options of their own."""
-
-    def command(
-        data: Data = None,
-        tokenizers: Tokenizers = None,
-        models: Models = None,
-        output: Output = DEFAULT_OUTPUT,
-        as_json: AsJson = False,
-    ) -> None:
-        def make(bench: "Bench") -> "Result":
-            from importlib import import_module
-
-            result: Result = getattr(import_module(f"reproduction.{module}"), name)(bench)
-            return result
-
-        _run(make, data, tokenizers, models, output, as_json)
-
-    app.command(name, help=about)(command)
+_add_table("reductions", "table2", "Table 2: reduction of embedding and model parameters across GLUE.", of_tasks=True)
+_add_table("reductions", "table3", "Table 3: reduction for each size of DeBERTaV3.", of_tasks=True)
+_add_table("reductions", "table4", "Table 4: reduction on subsets of XNLI.")
+_add_table("inventory", "table5", "Table 5: sizes of the models.")
+_add_table("inventory", "table6", "Table 6: sizes of DeBERTaV3.")
+_add_table("inventory", "table7", "Table 7: examples per split of GLUE.", of_tasks=True)
+_add_table("inventory", "table8", "Table 8: hyperparameters, beside the library's defaults.")
 
 
-_add_glue_table("reductions", "table2", "Table 2: reduction of embedding and model parameters across GLUE.")
-_add_glue_table("reductions", "table3", "Table 3: reduction for each size of DeBERTaV3.")
-_add_plain_table("reductions", "table4", "Table 4: reduction on subsets of XNLI.")
-_add_plain_table("inventory", "table5", "Table 5: sizes of the models.")
-_add_plain_table("inventory", "table6", "Table 6: sizes of DeBERTaV3.")
-_add_glue_table("inventory", "table7", "Table 7: examples per split of GLUE.")
-_add_plain_table("inventory", "table8", "Table 8: hyperparameters, beside the library's defaults.")
-
-
-@app.command()
+@_command
 def table9(
-    data: Data = None,
-    tokenizers: Tokenizers = None,
-    models: Models = None,
-    output: Output = DEFAULT_OUTPUT,
+    bench: "Bench",
+    *,
     task: Tasks = None,
     model: Annotated[
         str | None, typer.Option(help="Model to fine-tune. By default RoBERTa, or the first there.")
@@ -189,26 +175,18 @@ def table9(
     runs: Runs = 5,
     max_steps: MaxSteps = None,
     cpu: Cpu = False,
-    as_json: AsJson = False,
-) -> None:
+) -> "Result":
     """Table 9: seconds to count and shrink, beside those to fine-tune."""
+    from reproduction import training
 
-    def make(bench: "Bench") -> "Result":
-        from reproduction.training import Limits
-        from reproduction.training import table9 as made
-
-        limits = Limits(max_steps=max_steps, cpu=cpu)
-        return made(bench.sources, model, _chosen(bench, task), runs=runs, limits=limits)
-
-    _run(make, data, tokenizers, models, output, as_json)
+    limits = training.Limits(max_steps=max_steps, cpu=cpu)
+    return training.table9(bench.sources, model, _chosen(bench, task), runs=runs, limits=limits)
 
 
-@app.command()
+@_command
 def table10(
-    data: Data = None,
-    tokenizers: Tokenizers = None,
-    models: Models = None,
-    output: Output = DEFAULT_OUTPUT,
+    bench: "Bench",
+    *,
     task: Tasks = None,
     model: Annotated[list[str] | None, typer.Option(help="Model to fine-tune; several if given so.")] = None,
     seeds: Runs = 5,
@@ -217,44 +195,27 @@ def table10(
     max_train_samples: MaxTrain = None,
     max_eval_samples: MaxEval = None,
     cpu: Cpu = False,
-    as_json: AsJson = False,
-) -> None:
+) -> "Result":
     """Table 10: scores without and with a partial vocabulary."""
+    from reproduction import training
 
-    def make(bench: "Bench") -> "Result":
-        from reproduction.training import Limits
-        from reproduction.training import table10 as made
-
-        limits = Limits(max_steps, max_train_samples, max_eval_samples, epochs, cpu)
-        return made(bench.sources, model, _chosen(bench, task), seeds=seeds, limits=limits)
-
-    _run(make, data, tokenizers, models, output, as_json)
+    limits = training.Limits(max_steps, max_train_samples, max_eval_samples, epochs, cpu)
+    return training.table10(bench.sources, model, _chosen(bench, task), seeds=seeds, limits=limits)
 
 
 def _chosen(bench: "Bench", names: list[str] | None) -> "tuple[Task, ...] | None":
     return None if names is None else _tasks(bench, names)
 
 
-@app.command()
-def figure2(
-    data: Data = None,
-    tokenizers: Tokenizers = None,
-    models: Models = None,
-    output: Output = DEFAULT_OUTPUT,
-    task: Tasks = None,
-    as_json: AsJson = False,
-) -> None:
+@_command
+def figure2(bench: "Bench", output: Path, *, task: Tasks = None) -> "Result":
     """Figure 2: unique and total tokens of the GLUE data sets, as PNG and SVG."""
+    from reproduction import heaps
 
-    def make(bench: "Bench") -> "Result":
-        from reproduction.heaps import figure2 as made
-
-        return made(bench.sources, output, _tasks(bench, task))
-
-    _run(make, data, tokenizers, models, output, as_json)
+    return heaps.figure2(bench.sources, output, _tasks(bench, task))
 
 
-_add_plain_table("evidence", "evidence", "The published numbers against each other, and other ways of counting.")
+_add_table("evidence", "evidence", "The published numbers against each other, and other ways of counting.")
 
 
 @app.command(name="all")

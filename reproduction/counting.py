@@ -30,7 +30,7 @@ class Counter:
     _counts: dict[tuple[str, str], TokenCounts] = field(default_factory=dict)
 
     def count(self, tokenizer_name: str, data: TextData) -> TokenCounts:
-        """How often each token occurs in all splits at hand, be they whole or partial."""
+        """Counts of each token in all splits at hand, be they whole or partial."""
         return self.count_all(tokenizer_name, [data])[0]
 
     def count_all(self, tokenizer_name: str, texts: list[TextData]) -> list[TokenCounts]:

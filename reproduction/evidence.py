@@ -1,4 +1,4 @@
-"""What does not fit together in the paper, or could be taken otherwise: each with the numbers that show it."""
+"""Numbers that do not fit together in the paper, or could be taken otherwise: each with the numbers that show it."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -63,7 +63,7 @@ def _table2_shares(bench: Bench) -> list[Check]:
 
 
 def _overlap(left: float, factor: float, right: float) -> bool:
-    """Whether left × factor may be right, both known to half of their last digit."""
+    """True where left × factor may be right, both known to half of their last digit."""
     return (left - _HALF) * factor <= right + _HALF and (left + _HALF) * factor >= right - _HALF
 
 
@@ -225,7 +225,7 @@ def _ways_of_counting(bench: Bench) -> list[Way]:
 
 
 def _digits(bench: Bench, model: Model, task: str, num_labels: int, vocabulary: PartialVocabulary) -> _Verdicts:
-    """Whether each cell of the model and task is printed with the published digits."""
+    """True where each cell of the model and task is printed with the published digits."""
     reduction = bench.sizes.reduction(model.checkpoint, num_labels, vocabulary)
     cells: list[tuple[str, str, float]] = []
     is_size = model.name in {size.name for size in DEBERTA_SIZES}

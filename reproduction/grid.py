@@ -27,7 +27,7 @@ _MARKDOWN: Mapping[Look, str] = {
 
 @dataclass(frozen=True)
 class Entry:
-    """What stands in one place of a grid."""
+    """One cell of a grid."""
 
     text: str
     look: Look = "plain"
@@ -45,7 +45,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Result:
-    """What a command found: cells to compare, tables to show, further records and figures to write."""
+    """Result of a command: cells to compare, tables to show, further records and figures to write."""
 
     name: str
     title: str

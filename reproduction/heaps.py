@@ -183,9 +183,9 @@ def _draw_law(axes: "Axes", grown: Sequence[Growth], fit: HeapsFit, full_size: i
     below = fit.unique(totals) <= full_size  # the law knows no end, the vocabulary does
     axes.plot(totals[below], fit.unique(totals[below]), color=_ORANGE, linewidth=1.4, zorder=1, label=label)
     axes.axhline(full_size, color=_GREY, linewidth=1.0, linestyle="--", zorder=1)
-    place = ("axes fraction", "data")
+    coordinates = ("axes fraction", "data")
     axes.annotate(
-        f"whole vocabulary, {full_size:,}", (0.0, full_size), xycoords=place, xytext=(4, -3),
+        f"whole vocabulary, {full_size:,}", (0.0, full_size), xycoords=coordinates, xytext=(4, -3),
         textcoords="offset points", color=_GREY, va="top", fontsize=8,
     )  # fmt: skip
 

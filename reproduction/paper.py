@@ -1,4 +1,4 @@
-"""What was published: the tables, and which models, tasks and languages stand behind their rows and columns."""
+"""The published numbers: the tables, and which models, tasks and languages stand behind their rows and columns."""
 
 import csv
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class Task:
 
     @property
     def eval_split(self) -> str:
-        """Where Table 10 is scored. Of MNLI's two, the matched one."""
+        """Split on which Table 10 is scored. Of MNLI's two, the matched one."""
         return next(split for split, heading in self.splits if heading == "validation")
 
 

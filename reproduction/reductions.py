@@ -13,7 +13,7 @@ from reproduction.sizes import Reduction, used_alone, with_special
 from reproduction.sources import NotHereError, TextData, check_tokenizer
 
 TOLERANCE = 0.1
-"""How far a reduction may lie from the published one, in the unit of its table."""
+"""Distance at which a reduction may lie from the published one, in the unit of its table."""
 TASK_LABELS = {task.name: task.label for task in TASKS} | {"mean": "Mean"}
 _EMBEDDING, _MODEL = "table2_embedding_reduction_percent", "table2_model_reduction_percent"
 _MILLIONS = "table3_deberta_v3_reduction_millions"
@@ -31,7 +31,7 @@ class Measured:
 
 
 def measure(bench: Bench, checkpoint: str, tokenizer_name: str, texts: Sequence[TextData], num_labels: int) -> Measured:
-    """How much of a model the tokens of some texts leave out: in the paper's way, and in the library's default.
+    """Share of a model that the tokens of some texts leave out: in the paper's way, and in the library's default.
 
     Raises:
         ModelError: tokenizer and config do not belong together.
@@ -88,7 +88,7 @@ def table2(bench: Bench, tasks: Sequence[Task] = TASKS, models: Sequence[Model] 
 
 
 def _bound_note(cells: Sequence[Cell]) -> tuple[str, ...]:
-    """Whether what is at hand of incomplete data sets contradicts a published number."""
+    """True where what is at hand of incomplete data sets contradicts a published number."""
     bounded = [cell for cell in cells if cell.at_most is not None and cell.published is not None and not cell.variant]
     kept = sum(cell.published <= cell.at_most + TOLERANCE for cell in bounded)  # type: ignore[operator]
     if not bounded:
@@ -100,7 +100,7 @@ def _bound_note(cells: Sequence[Cell]) -> tuple[str, ...]:
 
 
 def _variant_notes(models: Sequence[Model], cells: Sequence[Cell]) -> list[str]:
-    """How the two checkpoints that a row may stand for compare on the decided cells."""
+    """Comparison of the two checkpoints that a row may stand for on the decided cells."""
     notes = []
     for model in models:
         if model.size_checkpoint:
@@ -204,7 +204,7 @@ def _times(bench: Bench) -> list[dict[str, Any]]:
 
 
 def _time_notes(bench: Bench, tasks: Sequence[Task]) -> list[str]:
-    """How long all complete tasks took, by tokenizer."""
+    """Seconds of all complete tasks, by tokenizer."""
     complete = {task.name for task in tasks if bench.sources.glue(task).is_complete}
     totals: dict[str, float] = {}
     for (tokenizer, texts), seconds in bench.counter.seconds.items():
@@ -258,7 +258,7 @@ def _xnli_cells(bench: Bench, table: str, rows: dict[tuple[str, str], dict[str, 
 
 
 def _gaps(subset: Sequence[TextData]) -> tuple[str, ...]:
-    """What is missing, said by language: fifteen languages lack much."""
+    """Missing data, said by language: fifteen languages lack much."""
     nothing = [data.name.rpartition(".")[2] for data in subset if not data.splits]
     some = [data for data in subset if data.splits and not data.is_complete]
     gaps = []

@@ -51,7 +51,7 @@ def _tally_entries(cells: Sequence[Cell]) -> tuple[Entry, ...]:
 
 
 def reasons(results: Sequence[Result]) -> Grid:
-    """Why cells are undecided, by table."""
+    """Reasons why cells are undecided, by table."""
     rows = [
         (result.title.partition(":")[0], (Entry(str(number)), Entry(reason)))
         for result in results

@@ -42,7 +42,7 @@ class Sizes:
     _modules: dict[tuple[str, int], Any] = field(default_factory=dict)
 
     def reduction(self, checkpoint: str, num_labels: int, vocabulary: PartialVocabulary) -> Reduction:
-        """What a partial vocabulary leaves out of a checkpoint with a head for so many labels."""
+        """Share that a partial vocabulary leaves out of a checkpoint with a head for so many labels."""
         estimate = estimate_memory(self._module(checkpoint, num_labels), vocabulary)
         return Reduction(
             estimate.full.num_parameters,

@@ -1,4 +1,4 @@
-"""Where data, tokenizers, configs and models come from: the hub, or folders; and what is missing there.
+"""Sources of data, tokenizers, configs and models: the hub, or folders; and what is missing there.
 
 A folder of data holds `glue/TASK.SPLIT.parquet` and `xnli/xnli.LANGUAGE.SPLIT.parquet`, and `…_partial.parquet` where only
 some rows of a split are at hand; a folder of tokenizers or models holds one folder a name.
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leanvocab.errors import DataError, LeanVocabError, ModelError
+from leanvocab.errors import DataError, LeanVocabError, ModelError, first_line
 from reproduction.paper import XNLI_ROWS, Paper, Task
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class Sources:
         return found
 
     def _find(self, benchmark: str, prefix: str, config_name: str, splits: list[str]) -> dict[str, Split]:
-        from leanvocab.finetune.loading import load_splits, read_data_file
+        from leanvocab.finetune.splits import load_splits, read_data_file
 
         if self.data is None:
             loaded = load_splits(HUB_NAMES[benchmark], config_name)
@@ -118,7 +118,7 @@ class Sources:
             raise DataError(f"there is no folder {folder}; expected Parquet files such as {prefix}.{splits[0]}.parquet")
         found = {}
         for name in splits:
-            whole, part = (folder / f"{prefix}.{name}{end}.parquet" for end in ("", "_partial"))
+            whole, part = folder / f"{prefix}.{name}.parquet", folder / f"{prefix}.{name}_partial.parquet"
             if whole.is_file() or part.is_file():
                 path = whole if whole.is_file() else part
                 found[name] = Split(name, read_data_file(path), path == part)
@@ -137,9 +137,9 @@ class Sources:
             from transformers import AutoTokenizer
 
             try:
-                self._tokenizers[name] = AutoTokenizer.from_pretrained(self._place("tokenizer", name, self.tokenizers))
+                self._tokenizers[name] = AutoTokenizer.from_pretrained(self._path("tokenizer", name, self.tokenizers))
             except (OSError, ValueError, KeyError) as error:
-                raise ModelError(f"the tokenizer {name!r} cannot be loaded: {_first_line(error)}") from error
+                raise ModelError(f"the tokenizer {name!r} cannot be loaded: {first_line(error)}") from error
         return self._tokenizers[name]
 
     def config(self, checkpoint: str) -> Any:
@@ -160,20 +160,20 @@ class Sources:
             if own.is_file():
                 settings = json.loads(own.read_text())
                 return AutoConfig.for_model(**settings)
-            return AutoConfig.from_pretrained(self._place("config", checkpoint, self.tokenizers))
+            return AutoConfig.from_pretrained(self._path("config", checkpoint, self.tokenizers))
         except (OSError, ValueError, KeyError) as error:
-            raise ModelError(f"the config of {checkpoint!r} cannot be loaded: {_first_line(error)}") from error
+            raise ModelError(f"the config of {checkpoint!r} cannot be loaded: {first_line(error)}") from error
 
     def model(self, name: str) -> str:
-        """Where a pretrained model lies: a folder, or its name on the hub."""
-        return str(self._place("model", name, self.models))
+        """Path of a pretrained model: a folder, or its name on the hub."""
+        return str(self._path("model", name, self.models))
 
     def local_models(self) -> list[str]:
         """The models in the folder of models."""
         folders = [] if self.models is None else sorted(self.models.iterdir())
         return [folder.name for folder in folders if (folder / "config.json").is_file()]
 
-    def _place(self, what: str, name: str, folder: Path | None) -> Path | str:
+    def _path(self, what: str, name: str, folder: Path | None) -> Path | str:
         if folder is None:
             return name
         found = folder / name.rpartition("/")[2]
@@ -201,7 +201,7 @@ def check_tokenizer(name: str, tokenizer: Any, checkpoint: str, config: Any) -> 
 
 
 def _gaps(names: list[str], found: dict[str, Split], expected_rows: int, prefix: str) -> list[str]:
-    """What is missing of the splits that one number of rows stands for; in words that name the splits."""
+    """Missing parts of the splits that one number of rows stands for; in words that name the splits."""
     absent = [name for name in names if name not in found]
     partial = [found[name] for name in names if name in found and found[name].is_partial]
     gaps = [f"{prefix}.{name} is not at hand" for name in absent]
@@ -210,7 +210,3 @@ def _gaps(names: list[str], found: dict[str, Split], expected_rows: int, prefix:
     if not gaps and num_rows != expected_rows:
         gaps = [f"{prefix}.{' and '.join(names)} has {num_rows:,} rows, the paper's {expected_rows:,}"]
     return gaps
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

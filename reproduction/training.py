@@ -29,7 +29,7 @@ _METRIC_LABELS = {"matthews": "Matthews", "f1": "F1", "accuracy": "accuracy", "s
 
 @dataclass(frozen=True)
 class Limits:
-    """How much of a fine-tuning is run; None: all of it, as in the paper."""
+    """Part of a fine-tuning that is run; None: all of it, as in the paper."""
 
     max_steps: int | None = None
     max_train_samples: int | None = None
@@ -113,7 +113,7 @@ class Timing:
 
     @property
     def pema_seconds(self) -> float:
-        """What the method costs: the data set is tokenized with or without it."""
+        """Seconds that the method costs: the data set is tokenized with or without it."""
         return self.counting_seconds + self.shrinking_seconds
 
     @property
@@ -334,7 +334,7 @@ def _score_cells(sources: Sources, pairs: Sequence[Pair], seeds: int, limits: Li
 
 
 def _mean_grid(pairs: Sequence[Pair]) -> Grid:
-    """As the paper prints it: a line without and a line with, the mean over seeds."""
+    """Table as the paper prints it: a line without and a line with, the mean over seeds."""
     tasks = list(dict.fromkeys(pair.task for pair in pairs))
     rows = []
     for model in dict.fromkeys(pair.model for pair in pairs):

@@ -20,7 +20,7 @@ from reproduction.paper import GPT2, Paper
 from reproduction.sources import NotHereError, Sources
 
 WIKIPEDIA = ("wikimedia/wikipedia", "20231101.en")
-"""What the paper's dump of 20 GB is closest to on the hub."""
+"""Data set on the hub that the paper's dump of 20 GB is closest to."""
 ROBERTA = "FacebookAI/roberta-base"  # the pieces of GPT-2 in another order
 _BLOCK_CHARACTERS = 1 << 14
 _LONGEST_BLOCK = 1 << 20  # a text without line ends is cut all the same
@@ -162,7 +162,7 @@ def _gathered(lines: Iterable[str]) -> Iterator[str]:
 def count_corpus(
     corpus: Corpus, tokenizer: Any, max_bytes: int | None = None, progress: bool | None = None
 ) -> TokenCounts:
-    """How often each token occurs in a corpus; no special tokens are added and nothing is cut."""
+    """Counts of each token in a corpus; no special tokens are added and nothing is cut."""
     disable = None if progress is None else not progress
     with tqdm(unit="B", unit_scale=True, desc=f"reading {corpus.label}", disable=disable) as bar:
         ids = _token_ids(corpus, corpus.blocks(max_bytes), tokenizer, bar.update)

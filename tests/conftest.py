@@ -4,6 +4,7 @@ import atexit
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -38,3 +39,31 @@ def shared() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip(f"no real data at {folder}: set LEANVOCAB_SHARED to the folder that holds data/ and paper/")
     return folder
+
+
+@pytest.fixture
+def loud_libraries_afterwards() -> Iterator[None]:
+    """Commands silence transformers and datasets; the tests after these are not to notice."""
+    import datasets
+    import transformers
+
+    from leanvocab.cli.printing import DEBUG_VARIABLE
+
+    verbosity = transformers.logging.get_verbosity()
+    yield
+    transformers.logging.set_verbosity(verbosity)
+    transformers.logging.enable_progress_bar()
+    datasets.enable_progress_bars()
+    os.environ.pop(DEBUG_VARIABLE, None)
+
+
+@pytest.fixture
+def few_scores_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several chunks of tokens and several blocks of rows, as real sizes have them."""
+    from models import EXACT, FULL_SIZE
+
+    from leanvocab.output import loss
+
+    for device in loss.CHUNK_BYTES:
+        monkeypatch.setitem(loss.CHUNK_BYTES, device, 7 * 4 * FULL_SIZE)
+    monkeypatch.setattr("leanvocab.output.projection.STREAMED_BYTES", 77 * EXACT.width * 4)

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 from leanvocab._version import __version__
 
 if TYPE_CHECKING:
-    from leanvocab.checkpoints.checkpoint import save_full
+    from leanvocab.checkpoints.delta_loading import load_delta
     from leanvocab.checkpoints.delta_saving import save_delta
+    from leanvocab.checkpoints.full_saving import save_full
     from leanvocab.checkpoints.merge import merge_checkpoint
     from leanvocab.errors import LeanVocabError
-    from leanvocab.model.shrink import merge_, partial_state_dicts, shrink_, shrunk, status
+    from leanvocab.model.shrink import merge_, partial_state_dicts, shrink_, shrunk
+    from leanvocab.model.status import status
     from leanvocab.reports.memory import estimate_memory
     from leanvocab.trainer import LeanVocabCallback
     from leanvocab.vocabulary.counts import TokenCounts, count_tokens
@@ -28,11 +30,12 @@ _ROOMS = {
     "shrink_": "model.shrink",
     "merge_": "model.shrink",
     "shrunk": "model.shrink",
-    "status": "model.shrink",
+    "status": "model.status",
     "partial_state_dicts": "model.shrink",
     "estimate_memory": "reports.memory",
-    "save_full": "checkpoints.checkpoint",
+    "save_full": "checkpoints.full_saving",
     "save_delta": "checkpoints.delta_saving",
+    "load_delta": "checkpoints.delta_loading",
     "merge_checkpoint": "checkpoints.merge",
     "LeanVocabCallback": "trainer",
 }
@@ -50,6 +53,7 @@ __all__ = [  # noqa: RUF022 (the order of the flow)
     "estimate_memory",
     "save_full",
     "save_delta",
+    "load_delta",
     "merge_checkpoint",
     "LeanVocabCallback",
     "__version__",

@@ -8,9 +8,9 @@ LeanVocabError
 │   ├── TiedOutputError                  the input table is tied to an output layer that the task uses
 │   ├── AlreadyShrunkError               shrunk twice
 │   ├── NotShrunkError                   merged, or asked about, without having been shrunk
-│   └── BypassError                       something reads the partial weight without going through the lookup
+│   └── BypassError                      something reads the partial weight without going through the lookup
 ├── OptimizerError (RuntimeError)        an optimizer holds other parameters or states than the shrunk model needs
-├── CheckpointError (ValueError)         what lies on disk is not what was expected
+├── CheckpointError (ValueError)         something on disk, or in a state dict, is not what was expected
 ├── SettingsError (ValueError)           a setting is out of its range, or contradicts another
 └── MissingExtraError (ImportError)      an optional dependency is not installed; the message has the pip line
 
@@ -59,7 +59,7 @@ class OptimizerError(LeanVocabError, RuntimeError):
 
 
 class CheckpointError(LeanVocabError, ValueError):
-    """What lies on disk, or in a state dict, is not what was expected."""
+    """Something on disk, or in a state dict, is not what was expected."""
 
 
 class SettingsError(LeanVocabError, ValueError):
@@ -75,5 +75,11 @@ class LeanVocabWarning(UserWarning):
 
 
 def first_line(error: BaseException) -> str:
-    """What another library's error says, without its advice; its name where it says nothing."""
+    """The first line of another library's error, without its advice; its name where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def shortened(value: object) -> str:
+    """A value that was found, in at most 100 characters."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}…"

@@ -7,22 +7,23 @@ from typing import Any, Literal
 from torch import nn
 from transformers import Trainer, TrainerCallback
 
-from leanvocab.checkpoints.checkpoint import clear_leftovers
+from leanvocab.checkpoints.base_checkpoint import find_base
 from leanvocab.checkpoints.delta_format import is_delta, read_delta
-from leanvocab.checkpoints.delta_saving import (
-    check_not_sharded,
+from leanvocab.checkpoints.delta_loading import (
     check_vocabularies,
-    find_base,
     load_delta,
     paths_of_tables,
     warn_of_another_mode,
     widen_tables,
 )
+from leanvocab.checkpoints.delta_saving import check_not_sharded
 from leanvocab.checkpoints.optimizer_states import check_states_can_be_saved
 from leanvocab.checkpoints.training_runs import full_checkpoint, make_delta_of_checkpoint
 from leanvocab.errors import NotShrunkError, OptimizerError, SettingsError
-from leanvocab.model.shrink import shrink_, status
-from leanvocab.partial.module import PartialModule
+from leanvocab.files.atomic_folders import clear_leftovers
+from leanvocab.model.shrink import shrink_
+from leanvocab.model.status import status
+from leanvocab.partial.module import partial_modules
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 
@@ -61,7 +62,7 @@ class LeanVocabCallback(TrainerCallback):
         model, optimizer = kwargs.get("model"), kwargs.get("optimizer")
         if model is None or optimizer is None:
             return
-        shrunk = [module for module in model.modules() if isinstance(module, PartialModule)]
+        shrunk = list(partial_modules(model).values())
         if not shrunk:
             what = (
                 "give it a vocabulary, or call shrink_(model, vocabulary) before the Trainer is made"
@@ -116,15 +117,15 @@ def resume_from_delta(
     model = trainer.model
     if not isinstance(model, nn.Module):
         raise SettingsError("the trainer has no model yet; make it with one before resuming from a delta")
-    said, _ = read_delta(Path(os.path.realpath(checkpoint)))
-    paths = paths_of_tables(model, said)
-    check_vocabularies(model, said, paths, widen)
-    warn_of_another_mode(model, said)
+    delta, _ = read_delta(Path(os.path.realpath(checkpoint)))
+    paths = paths_of_tables(model, delta)
+    check_vocabularies(model, delta, paths, widen)
+    warn_of_another_mode(model, delta)
     if widen and trainer.optimizer is not None:
         raise OptimizerError(
             "widen=True makes new tables, and the trainer has an optimizer already: let the trainer build it"
         )
     if widen:
-        widen_tables(model, said, paths)
+        widen_tables(model, delta, paths)
     with full_checkpoint(checkpoint, base=base) as folder:
         return trainer.train(resume_from_checkpoint=str(folder))

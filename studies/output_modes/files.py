@@ -1,4 +1,4 @@
-"""What lies in a results folder: one JSON file a run, from which the CSV files, plots and tables are made.
+"""Files of a results folder: one JSON file a run, from which the CSV files, plots and tables are made.
 
 about.json           model, settings, machine and versions
 runs/CELL.json       everything that one run found

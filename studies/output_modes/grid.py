@@ -1,4 +1,4 @@
-"""Which runs there are: the fine-tunings, and the base that they are compared with."""
+"""Runs of the study: the fine-tunings, and the base that they are compared with."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ VOCABULARIES = ("trained", "dataset")
 
 @dataclass(frozen=True)
 class Settings:
-    """How much is trained and measured; all in tokens of one row after the other, packed."""
+    """Amounts that are trained and measured; all in tokens of one row after the other, packed."""
 
     num_steps: int = 30
     batch_size: int = 4

@@ -1,4 +1,4 @@
-"""What is measured on an ordinary model with its whole vocabulary: the base, or a fine-tuned model after merging."""
+"""Measures of an ordinary model with its whole vocabulary: the base, or a fine-tuned model after merging."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -108,7 +108,7 @@ def ids_outside(ids: Sequence[int], vocabulary: lv.PartialVocabulary) -> list[in
 def drift(
     model: Any, base: Mapping[str, Tensor], vocabularies: Mapping[str, lv.PartialVocabulary]
 ) -> dict[str, dict[str, float]]:
-    """How far weights moved from the base's, by the name of the vocabulary: ‖after − before‖ / ‖before‖ (Frobenius).
+    """Distance that weights moved from the base's, by the name of the vocabulary: ‖after − before‖ / ‖before‖ (Frobenius).
 
     kept: rows of the output matrix that are in the vocabulary. outside: its other rows. body: all other weights.
     `mean_kept_norm_ratio` is the mean row norm of the kept rows, after over before.

@@ -66,8 +66,8 @@ def _draw_panel(axes: Any, measure: str, factor: float, rows: list[Row]) -> None
     rates = sorted({row["learning_rate"] for row in rows if row["learning_rate"] is not None})
     for mode, color in _COLORS.items():
         of_mode = {row["learning_rate"]: factor * row[measure] for row in rows if row["mode"] == mode}
-        at = [place for place, rate in enumerate(rates) if rate in of_mode]
-        values = [of_mode[rates[place]] for place in at]
+        at = [position for position, rate in enumerate(rates) if rate in of_mode]
+        values = [of_mode[rates[position]] for position in at]
         axes.plot(
             at, values, color=color, marker=_MARKERS[mode], markersize=4, linewidth=1.2, clip_on=False, label=mode
         )

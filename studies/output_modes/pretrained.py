@@ -1,4 +1,4 @@
-"""What a run starts from: a real model, or a tiny one that is made up."""
+"""Models that a run starts from: a real model, or a tiny one that is made up."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -13,7 +13,7 @@ _NAMES = {"base": "before training"}
 
 
 def tables(results: Results) -> dict[str, str]:
-    """Markdown by the name of the place where it goes."""
+    """Markdown by the name of the marker that it replaces."""
     runs = results.runs()
     seed = runs[0]["seed"]
     first = [run for run in runs if run["seed"] == seed]
@@ -74,15 +74,15 @@ def _by_text(rows: Sequence[Row], cell: Any) -> str:
     keys = sorted({(row["learning_rate"] or 0.0, _ORDER.index(row["mode"])) for row in rows})
     found = {(row["learning_rate"] or 0.0, row["mode"], row["text"]): row for row in rows}
     lines = [_line(["learning rate", "mode", *texts]), _line(["---"] * (2 + len(texts)))]
-    for rate, place in keys:
-        mode = _ORDER[place]
+    for rate, position in keys:
+        mode = _ORDER[position]
         cells = [cell(found[rate, mode, text]) for text in texts]
         lines.append(_line([_rate(rate), _NAMES.get(mode, mode), *cells]))
     return "\n".join(lines)
 
 
 def _moved(runs: Sequence[Run]) -> str:
-    """How far the weights moved."""
+    """Distances that the weights moved."""
     lines = [
         _line(
             [
@@ -151,7 +151,7 @@ def _median(values: Sequence[float]) -> float:
 
 
 def _generations(runs: Sequence[Run], vocabulary: str) -> str:
-    """What the model writes, one list for each prompt."""
+    """Texts that the model writes, one list for each prompt."""
     rows = [row for row in generation_rows(runs) if row["vocabulary"] == vocabulary]
     parts = []
     for prompt in dict.fromkeys(row["prompt"] for row in rows):

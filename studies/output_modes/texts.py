@@ -1,4 +1,4 @@
-"""What is read: text of one domain to train on, held-out text of that domain and of others, and prompts."""
+"""Texts that are read: some of one domain to train on, held-out text of that domain and of others, and prompts."""
 
 import random
 from collections.abc import Mapping, Sequence

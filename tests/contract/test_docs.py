@@ -15,7 +15,7 @@ import transformers
 
 import leanvocab as lv
 from docs.figures import draw_wings
-from leanvocab.partial.separability import is_row_separable
+from leanvocab.partial.optimizers import is_row_separable
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]

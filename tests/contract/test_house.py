@@ -103,14 +103,14 @@ def reached_names(tree: ast.Module) -> Iterator[tuple[int, str]]:
                 yield node.lineno, node.attr
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield from (
-                (node.lineno, name) for name in re.findall(r"^(?:leanvocab\.[\w.]+\.)?(_[a-zA-Z]\w+)$", node.value)
+                (node.lineno, name) for name in re.findall(r"^(?:leanvocab\.[\w.]+\.)?(_[a-zA-Z]\w*)$", node.value)
             )
 
 
 # What torch, transformers, accelerate, peft and datasets call by the same names; these are theirs.
 OTHERS = {
     "_apply", "_backward_hooks", "_buffers", "_data", "_fields", "_format_type", "_forward_hooks", "_forward_pre_hooks",
-    "_indices", "_modules", "_parameters", "_version",
+    "_indices", "_modules", "_parameters", "_values", "_version",
 }  # fmt: skip
 
 

@@ -158,7 +158,6 @@ DOORS = (
     "adapters",
     "checkpoints/training_runs",
     "output/trl_losses",
-    "partial/low_bits",
     "partial/sharded",
     "trainer",
     "vocabulary/ray_data",

@@ -13,6 +13,15 @@ _CASE_TEST = "test_a_partial_output_layer_computes_trains_generates_saves_and_me
 _PAIR_TEST = "test_a_shrunk_model_computes_trains_saves_and_merges_as_the_full_one["
 
 
+@pytest.fixture
+def repeatable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One thread, and no seed that is drawn."""
+    import torch  # only where these tests run
+
+    torch.set_num_threads(1)
+    monkeypatch.setattr(torch, "seed", lambda: torch.manual_seed(1).initial_seed())  # Reformer draws new hashes with it
+
+
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     name = report.nodeid.rpartition("::")[2]
     if name.startswith(_PAIR_TEST) and (report.when == "call" or report.outcome == "skipped"):
@@ -71,7 +80,7 @@ def _lines_on_pairs() -> list[str]:
 
 
 def _lines_on_cases() -> list[str]:
-    """How many of how many held, by task, tie and mode; and what is true of some architectures alone."""
+    """Numbers of cases that held, by task, tie and mode; and what is true of some architectures alone."""
     held: dict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
     notes: dict[str, set[str]] = defaultdict(set)
     for name, report in _cases.items():

@@ -9,21 +9,16 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
-from tiny_models import AUTO_CLASSES, PAIRS, TABLES, UNBUILDABLE, Pair, Tiny, build_or_reason, vocabularies
+from comparing import differing, same_bits
+from tiny_models import AUTO_CLASSES, MARKS, PAIRS, TABLES, UNBUILDABLE, Pair, Tiny, build_or_reason, vocabularies
 from torch import nn
-from training import check_same, differing, outputs, same_bits, train
+from training import check_same, outputs, train_unclipped
 
 from leanvocab.errors import BypassError, LeanVocabError, ModelError, TiedOutputError
 from leanvocab.model.shrink import merge_, shrink_
 from leanvocab.partial.embedding import RemapEmbedding
 
-pytestmark = [
-    # EncoderDecoderModel, at every loss.
-    pytest.mark.filterwarnings("ignore:Version v4.12.0 introduces:FutureWarning"),
-    # In transformers 5.17: DeBERTa and GPTBigCode when imported, VibeVoice at every forward.
-    pytest.mark.filterwarnings("ignore:`torch.jit.script.* is deprecated:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:`acoustic_tokenizer_chunk_size` is deprecated:FutureWarning"),
-]
+pytestmark = MARKS
 
 # Pairs that leanvocab refuses: a table that is no torch.nn.Embedding, or code that reads its weight around the lookup.
 REFUSED: dict[str, tuple[type[LeanVocabError], str]] = {
@@ -31,12 +26,6 @@ REFUSED: dict[str, tuple[type[LeanVocabError], str]] = {
     "ibert-masked-lm": (ModelError, "QuantEmbedding|does not say which table"),
     "perceiver-masked-lm": (BypassError, r"PerceiverEmbeddingDecoder.forward calls transpose on the weight"),
 }
-
-
-@pytest.fixture(autouse=True)
-def _repeatable(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.set_num_threads(1)
-    monkeypatch.setattr(torch, "seed", lambda: torch.manual_seed(1).initial_seed())  # Reformer draws new hashes with it
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=str)
@@ -79,7 +68,7 @@ def check_training(full: nn.Module, lean: nn.Module, inputs: dict[str, Any]) -> 
     paths = [path for path, each in lean.named_modules() if isinstance(each, RemapEmbedding)]
     before = {path: full.get_submodule(path).weight.detach().clone() for path in paths}
     (losses, norms), (lean_losses, lean_norms) = (
-        train(model, inputs, 3, torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0))
+        train_unclipped(model, inputs, 3, torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0))
         for model in (full, lean)
     )
     assert np.isfinite(losses).all()

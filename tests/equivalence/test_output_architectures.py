@@ -17,10 +17,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
+from comparing import differing
 from tiny_models import (
     BATCH,
     KNOWN_VERSION,
     LENGTH,
+    MARKS,
     PAIRS,
     TABLES,
     UNBUILDABLE,
@@ -33,12 +35,13 @@ from tiny_models import (
 )
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from training import check_same, differing, far_apart, layout_of, outputs, seed_everything, ties_of
+from training import check_same, far_apart, layout_of, outputs, seed_everything, ties_of
 
 from leanvocab.errors import BypassError, LeanVocabError, LeanVocabWarning, ModelError, TiedOutputError
-from leanvocab.model.shrink import merge_, shrink_, status
-from leanvocab.output import lazy_logits
+from leanvocab.model.shrink import merge_, shrink_
+from leanvocab.model.status import status
 from leanvocab.output.layer import RemapLinear
+from leanvocab.output.lazy_logits import LazyLogits
 from leanvocab.partial.module import PartialModule
 from leanvocab.reports.inventory import PARTIAL, take_inventory
 
@@ -105,19 +108,7 @@ CANNOT_GENERATE = dict.fromkeys(
 # Pairs of which transformers itself sets the pad row to zero when it loads them tied, whatever the file holds.
 PAD_ROW_IS_ZEROED_ON_LOADING = {"youtu-causal-lm", "funnel-masked-lm"}
 
-pytestmark = [
-    # EncoderDecoderModel, at every loss.
-    pytest.mark.filterwarnings("ignore:Version v4.12.0 introduces:FutureWarning"),
-    # In transformers 5.17: DeBERTa and GPTBigCode when imported, VibeVoice at every forward.
-    pytest.mark.filterwarnings("ignore:`torch.jit.script.* is deprecated:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:`acoustic_tokenizer_chunk_size` is deprecated:FutureWarning"),
-]
-
-
-@pytest.fixture(autouse=True)
-def _repeatable(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.set_num_threads(1)
-    monkeypatch.setattr(torch, "seed", lambda: torch.manual_seed(1).initial_seed())  # Reformer draws new hashes with it
+pytestmark = MARKS
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -301,23 +292,23 @@ def gradients(model: nn.Module, lean: nn.Module) -> dict[str, Tensor]:
 def note_looks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What made the full logits be computed in training, by the names of torch's functions; a list that grows."""
     names: list[str] = []
-    compute, at_once = lazy_logits.LazyLogits.compute, lazy_logits._at_once
+    compute, do = LazyLogits.compute, LazyLogits.__torch_function__
     doing: list[str] = []
 
-    def note_function(logits: Any, func: Any, args: Any, kwargs: Any) -> Any:
+    def note_function(cls: Any, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         doing.append(getattr(func, "__name__", str(func)))
         try:
-            return at_once(logits, func, args, kwargs)
+            return do(func, types, args, kwargs)
         finally:
             doing.pop()
 
     def note_compute(logits: Any) -> Tensor:
-        if logits._origin.has_graph:
+        if logits.requires_grad:
             names.append(doing[-1] if doing else "?")
         return compute(logits)
 
-    monkeypatch.setattr(lazy_logits, "_at_once", note_function)
-    monkeypatch.setattr(lazy_logits.LazyLogits, "compute", note_compute)
+    monkeypatch.setattr(LazyLogits, "__torch_function__", classmethod(note_function))
+    monkeypatch.setattr(LazyLogits, "compute", note_compute)
     return names
 
 

@@ -5,49 +5,40 @@ from typing import Any
 
 import pytest
 import torch
-from small_lm import (
-    FULL_SIZE,
-    NAMES,
+from models import FULL_SIZE, small_lm
+from references import (
+    LANGUAGE_MODELS,
+    QUIET,
     check_close,
     check_twenty_steps,
     gradients,
-    hold_few_scores,
     lm_batch,
     lm_vocabulary,
     mask_gradients,
     reference,
-    small_lm,
     token_loss,
 )
 from torch import Tensor
 
-from leanvocab.model.shrink import merge_, shrink_, status
+from leanvocab.model.shrink import merge_, shrink_
+from leanvocab.model.status import status
+from leanvocab.output.frozen_rows import FrozenRows
 from leanvocab.output.lazy_logits import LazyLogits
-from leanvocab.output.projection import FrozenRows
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*which is another objective:leanvocab.errors.LeanVocabWarning"),
-    # Generated ids are seldom all kept ones.
-    pytest.mark.filterwarnings("ignore:.*are served from the base:leanvocab.errors.LeanVocabWarning"),
-]
-
-
-@pytest.fixture(autouse=True)
-def _few_scores_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    hold_few_scores(monkeypatch)
+pytestmark = [*QUIET, pytest.mark.usefixtures("few_scores_at_once")]
 
 
 @pytest.mark.parametrize("frozen_rows", ["device", "host"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", LANGUAGE_MODELS)
 def test_frozen_training_is_full_training_with_the_other_rows_gradients_masked(name: str, frozen_rows: str) -> None:
     check_twenty_steps(name, "frozen", frozen_rows=frozen_rows)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", LANGUAGE_MODELS)
 def test_frozen_rows_without_the_kept_ones_as_other_devices_hold_them_train_the_same(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(FrozenRows, "_mapped", FrozenRows._compact)
+    monkeypatch.setattr(FrozenRows, "mapped_on", frozenset())
     check_twenty_steps(name, "frozen")
 
 
@@ -58,7 +49,7 @@ def test_rows_of_bf16_that_are_multiplied_in_fp32_stay_in_bf16(
 ) -> None:
     """As `prepare_model_for_kbit_training` leaves them: the model is cast after it was shrunk."""
     if held == "compact":
-        monkeypatch.setattr(FrozenRows, "_mapped", FrozenRows._compact)
+        monkeypatch.setattr(FrozenRows, "mapped_on", frozenset())
     base = small_lm("gemma2-softcap").to(torch.bfloat16)
     full, lean = reference(base, "frozen", lm_vocabulary()).float(), copy.deepcopy(base)
     place: Any = "host" if held == "host" else "device"
@@ -67,8 +58,8 @@ def test_rows_of_bf16_that_are_multiplied_in_fp32_stay_in_bf16(
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             model(**lm_batch()).loss.backward()
     check_close(gradients(lean, lm_vocabulary()), gradients(full, lm_vocabulary()), 0.02 if autocast else 1e-5)
-    frozen = lean.lm_head._frozen
-    assert (frozen._source if held == "host" else frozen.whole().rows).dtype == torch.bfloat16
+    frozen = lean.lm_head.frozen_rows
+    assert (frozen.sizes.stored if held == "host" else frozen.whole().rows.dtype) == torch.bfloat16
     assert status(lean).tables[0].full_size == len(merge_(lean).lm_head.weight)
     assert lean.lm_head.weight.dtype == torch.float32
 
@@ -77,16 +68,16 @@ def test_rows_of_fp32_are_not_copied_to_be_multiplied_in_bf16() -> None:
     lean = shrink_(small_lm("llama-tied"), lm_vocabulary(), output="frozen")
     with torch.autocast("cpu", torch.bfloat16):
         lean(**lm_batch()).loss.backward()
-    assert lean.lm_head._frozen.whole().rows.dtype == torch.float32
+    assert lean.lm_head.frozen_rows.whole().rows.dtype == torch.float32
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", LANGUAGE_MODELS)
 def test_restricted_training_is_full_training_with_the_other_scores_at_minus_infinity(name: str) -> None:
     check_twenty_steps(name, "restricted")
 
 
 @pytest.mark.parametrize("output", ["frozen", "restricted"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", LANGUAGE_MODELS)
 def test_in_bfloat16_the_lean_model_is_as_near_to_the_truth_as_the_full_one_over_20_steps(
     name: str, output: Any
 ) -> None:
@@ -173,7 +164,7 @@ def test_logits_of_some_positions_in_evaluation_are_the_full_models(output: Any)
         torch.testing.assert_close(found.clone(), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", LANGUAGE_MODELS)
 def test_no_training_step_makes_the_full_logits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: LazyLogits) -> None:
         raise AssertionError("the full logits were made")
@@ -181,17 +172,18 @@ def test_no_training_step_makes_the_full_logits(name: str, monkeypatch: pytest.M
     lean = shrink_(small_lm(name), lm_vocabulary(), output="frozen")
     monkeypatch.setattr(LazyLogits, "compute", refuse)
     for inputs in (lm_batch(), {**lm_batch(), "num_items_in_batch": torch.tensor(26)}):
-        if "num_items_in_batch" in inputs and name in ("bert-mlm", "bart-final-bias", "t5-tied"):
+        if "num_items_in_batch" in inputs and name in ("bert-tied", "bart-tied", "t5-tied"):
             continue  # these do not take it
         lean(**inputs).loss.backward()
 
 
 @pytest.mark.parametrize("held", ["mapped", "compact"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", LANGUAGE_MODELS)
 def test_evaluation_gives_the_full_models_logits_in_its_own_order(
     name: str, held: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(FrozenRows, "_mapped", getattr(FrozenRows, f"_{held}"))
+    if held == "compact":
+        monkeypatch.setattr(FrozenRows, "mapped_on", frozenset())
     full = small_lm(name).eval()
     lean = shrink_(copy.deepcopy(full), lm_vocabulary(), output="frozen").eval()
     inputs = lm_batch()
@@ -201,7 +193,7 @@ def test_evaluation_gives_the_full_models_logits_in_its_own_order(
     assert found.loss.item() == pytest.approx(expected.loss.item(), rel=1e-6)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", LANGUAGE_MODELS)
 def test_a_restricted_model_gives_minus_infinity_outside_its_vocabulary(name: str) -> None:
     vocabulary = lm_vocabulary()
     full = small_lm(name).eval()
@@ -214,7 +206,7 @@ def test_a_restricted_model_gives_minus_infinity_outside_its_vocabulary(name: st
 
 
 @pytest.mark.parametrize("beams", [1, 3])
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "bert-mlm"])
+@pytest.mark.parametrize("name", [name for name in LANGUAGE_MODELS if name != "bert-tied"])
 def test_generation_is_the_full_models(name: str, beams: int) -> None:
     full = small_lm(name).eval()
     prompt = {"input_ids": lm_batch()["input_ids"][:, :5]}

@@ -19,10 +19,11 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
+from comparing import differing, same_bits
 from naive import merge_naively, shrink_naively
 from tiny_models import PAIRS, VOCAB_SIZE, Tiny
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
-from training import differing, gradient_norm, same_bits, seed_everything
+from training import gradient_norm, seed_everything
 
 from leanvocab.model.shrink import merge_, shrink_
 from leanvocab.vocabulary.counts import count_tokens

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import transformers
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
@@ -32,6 +33,16 @@ DROPOUT = 0.1
 # Of transformers. What cannot be built there is listed in UNBUILDABLE, so that any other failure is one; what the
 # recipe cannot build in another version is skipped.
 KNOWN_VERSION = "5.23."
+
+# Of tests that build every model.
+MARKS = [
+    pytest.mark.usefixtures("repeatable"),
+    # EncoderDecoderModel, at every loss.
+    pytest.mark.filterwarnings("ignore:Version v4.12.0 introduces:FutureWarning"),
+    # In transformers 5.17: DeBERTa and GPTBigCode when imported, VibeVoice at every forward.
+    pytest.mark.filterwarnings("ignore:`torch.jit.script.* is deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:`acoustic_tokenizer_chunk_size` is deprecated:FutureWarning"),
+]
 
 AUTO_CLASSES = {
     "sequence-classification": modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
@@ -98,7 +109,7 @@ AT_MOST: list[tuple[str, Any]] = [
 
 
 def is_token_id(name: str) -> bool:
-    """Whether a config field holds a token id."""
+    """True where a config field holds a token id."""
     return bool(re.search(r"_token_(id|index)$|^(pad|bos|eos|unk|mask)_index$", name))
 
 
@@ -346,7 +357,7 @@ MADE_UP_IDS = {"cpmant": list(range(VOCAB_SIZE + 8, VOCAB_SIZE + 12))}  # of the
 
 
 def overrides_for(pair: Pair) -> dict[str, Any]:
-    """What `OVERRIDES` says about one pair."""
+    """Fields that `OVERRIDES` sets for one pair."""
     found: dict[str, Any] = {}
     for override in OVERRIDES:
         if {pair.model_type, str(pair)} & set(override.names.split()):
@@ -430,7 +441,7 @@ def names_of(config_class: type[PreTrainedConfig]) -> set[str]:
 
 
 def is_encoder_decoder(config_class: type[PreTrainedConfig]) -> bool:
-    """What the config says without arguments."""
+    """True where the config says so without arguments."""
     return any(
         field.name == "is_encoder_decoder" and field.default is True for field in dataclasses.fields(config_class)
     )
@@ -443,14 +454,14 @@ def make_inputs(pair: Pair, config: Any, special: SpecialIds) -> dict[str, Any]:
     pad = getattr(text, "pad_token_id", None) or 0
     eos = getattr(text, "eos_token_id", None)
     ids = np.array(special.rest(NUM_DATA_IDS))
-    input_ids, mask = rows(rng, ids, eos, pad)
+    input_ids, mask = padded_rows(rng, ids, eos, pad)
     inputs = {"input_ids": input_ids, "attention_mask": mask}
     if pair.task == "sequence-classification":
         inputs["labels"] = torch.tensor([0, 2, 1])
     elif pair.task == "causal-lm":
         inputs["labels"] = input_ids.masked_fill(mask == 0, -100)
     elif pair.task == "seq2seq-lm":
-        labels, labels_mask = rows(rng, ids, eos, pad)
+        labels, labels_mask = padded_rows(rng, ids, eos, pad)
         inputs["labels"] = labels.masked_fill(labels_mask == 0, -100)
     else:
         inputs["labels"] = input_ids.masked_fill(mask == 0, -100)
@@ -461,7 +472,7 @@ def make_inputs(pair: Pair, config: Any, special: SpecialIds) -> dict[str, Any]:
     return inputs
 
 
-def rows(rng: np.random.Generator, ids: np.ndarray, eos: Any, pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+def padded_rows(rng: np.random.Generator, ids: np.ndarray, eos: Any, pad: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and attention mask: eos ends a row, padding follows, and one pad id stands where it is attended to."""
     tokens = torch.from_numpy(rng.permutation(np.resize(ids, BATCH * LENGTH)).reshape(BATCH, LENGTH))
     mask = torch.ones_like(tokens)
@@ -476,7 +487,7 @@ def rows(rng: np.random.Generator, ids: np.ndarray, eos: Any, pad: int) -> tuple
 
 
 def vocabularies(tiny: Tiny) -> Any:
-    """What `shrink_` takes: a vocabulary of the ids in data and configs; by table where the model names none."""
+    """Argument of `shrink_`: a vocabulary of the ids in data and configs; by table where the model names none."""
     counts = count_tokens({n: ids for n, ids in tiny.inputs.items() if n in ("input_ids", "labels") and ids.ndim > 1})
     paths = TABLES.get(tiny.pair.model_type)
     table = tiny.model.get_submodule(paths[0]) if paths else tiny.model.get_input_embeddings()

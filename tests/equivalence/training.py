@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from comparing import differing
 from torch import Tensor, nn
 
 
@@ -34,7 +35,7 @@ def outputs(model: nn.Module, inputs: dict[str, Any], seed: int) -> list[Tensor]
     return list(floating_tensors(model(**inputs)))
 
 
-def train(
+def train_unclipped(
     model: nn.Module, inputs: dict[str, Any], num_steps: int, optimizer: torch.optim.Optimizer
 ) -> tuple[Any, Any]:
     """Steps with dropout; the losses and the gradient norms that clipping would have seen, one a step."""
@@ -54,24 +55,6 @@ def gradient_norm(model: nn.Module) -> float:
     """The total norm, as `clip_grad_norm_` computes it."""
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     return torch.nn.utils.get_total_norm(gradients).item()
-
-
-def same_bits(first: Tensor, second: Tensor) -> bool:
-    """Equal shape, dtype and bytes: zeros of either sign differ, and NaN equals itself."""
-    if first.shape != second.shape or first.dtype != second.dtype:
-        return False
-    return torch.equal(as_bytes(first), as_bytes(second))
-
-
-def as_bytes(tensor: Tensor) -> Tensor:
-    """The bytes of a tensor, uint8."""
-    return tensor.detach().contiguous().flatten().view(torch.uint8)
-
-
-def differing(first: dict[str, Tensor], second: dict[str, Tensor]) -> list[str]:
-    """The names that only one of two dictionaries has, or under which the bits differ."""
-    names = first.keys() | second.keys()
-    return sorted(n for n in names if n not in first or n not in second or not same_bits(first[n], second[n]))
 
 
 def check_same(full: nn.Module, merged: nn.Module) -> None:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from comparing import differing
 from disk import content, delta_of_base, tiny_folders, trained_pair
-from small import differing
 
 import leanvocab as lv
 from leanvocab.checkpoints.merge import merge_checkpoint
@@ -48,7 +48,8 @@ def operations(model: Any, disk: Path) -> dict[str, tuple[Callable[[], Any], str
 def test_a_full_disk_leaves_everything_as_it_was(tmp_path: Path, name: str, room: float) -> None:
     _, model = trained_pair(tmp_path)
     lv.save_delta(model, tmp_path / "delta")
-    size = sum(len(each) for each in content(tmp_path / "base").values())
+    written = "delta" if name == "save_delta" else "base"  # as large as what the operation writes
+    size = sum(len(each) for each in content(tmp_path / written).values())
     held = sum(
         -(-len(each) // 4096) * 4096 for folder in ("base", "delta") for each in content(tmp_path / folder).values()
     )
@@ -184,13 +185,13 @@ def test_of_two_different_merges_into_one_output_one_wins_and_the_other_is_refus
     (tmp_path / "early" / "model.safetensors").write_bytes(b"another's")
     from leanvocab.checkpoints import merge
 
-    original = merge._copy_side_files
+    original = merge.copy_side_files
 
     def someone_else_is_faster(*args: Any) -> None:
         original(*args)
         (tmp_path / "early").rename(tmp_path / "out")
 
-    monkeypatch.setattr(merge, "_copy_side_files", someone_else_is_faster)
+    monkeypatch.setattr(merge, "copy_side_files", someone_else_is_faster)
     with pytest.raises(CheckpointError, match="is there already, and is not this merge's result"):
         merge_checkpoint(base=tmp_path / "single", delta=tmp_path / "delta", output=tmp_path / "out")
     assert content(tmp_path / "out") == {"model.safetensors": b"another's"}

@@ -10,35 +10,25 @@ from typing import Any
 import pytest
 import torch
 from device_at_hand import DEVICE
-from small_language import pairs, save_language_model
-from small_lm import (
-    FULL_SIZE,
-    NAMES,
+from models import FULL_SIZE, small_lm
+from references import (
+    LANGUAGE_MODELS,
+    QUIET,
     check_close,
     check_twenty_steps,
     gradients,
-    hold_few_scores,
     lm_batch,
     lm_vocabulary,
     reference,
-    small_lm,
 )
-from small_text import write
+from texts import pairs, save_language_model, write
 
 from leanvocab.errors import MissingTokenError
 from leanvocab.finetune.job import finetune
 from leanvocab.finetune.settings import FineTuneSettings
 from leanvocab.model.shrink import merge_, shrink_
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*which is another objective:leanvocab.errors.LeanVocabWarning"),
-    pytest.mark.filterwarnings("ignore:.*are served from the base:leanvocab.errors.LeanVocabWarning"),
-]
-
-
-@pytest.fixture(autouse=True)
-def _few_scores_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    hold_few_scores(monkeypatch)
+pytestmark = [*QUIET, pytest.mark.usefixtures("few_scores_at_once")]
 
 
 def there(step: int = 0) -> dict[str, Any]:
@@ -46,22 +36,22 @@ def there(step: int = 0) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("frozen_rows", ["device", "host"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", LANGUAGE_MODELS)
 def test_frozen_training_is_full_training_with_the_other_rows_gradients_masked(name: str, frozen_rows: str) -> None:
     check_twenty_steps(name, "frozen", DEVICE, frozen_rows=frozen_rows)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", LANGUAGE_MODELS)
 def test_restricted_training_is_full_training_with_the_other_scores_at_minus_infinity(name: str) -> None:
     check_twenty_steps(name, "restricted", DEVICE)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", LANGUAGE_MODELS)
 def test_evaluation_and_generation_are_the_full_models(name: str) -> None:
     full = small_lm(name).to(DEVICE).eval()
     lean = shrink_(copy.deepcopy(full), lm_vocabulary(), output="frozen", on_missing="base").eval()
     torch.testing.assert_close(lean(**there()).logits.clone(), full(**there()).logits, rtol=1e-5, atol=1e-5)
-    if name != "bert-mlm":
+    if name != "bert-tied":
         options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
         prompt = there()["input_ids"][:, :5]
         assert torch.equal(lean.generate(input_ids=prompt, **options), full.generate(input_ids=prompt, **options))

@@ -1,39 +1,25 @@
 """The commands: what they print, what they write, how they fail."""
 
 import json
-import os
 import subprocess
 import sys
 from dataclasses import fields
 
 import pytest
-import transformers
-from small_language import pairs, save_language_model
-from small_text import FULL_SIZE, SPECIAL, WORDS, listing, rows, save_pretrained, write, write_splits
+from models import FULL_SIZE
+from runs import json_of, run, text_of
+from texts import SPECIAL, WORDS, files_in, pairs, rows, save_language_model, save_pretrained, write, write_splits
 from typer.main import get_command
-from typer.testing import CliRunner
 
 from leanvocab import PartialVocabulary, count_tokens
 from leanvocab._version import __version__
 from leanvocab.cli.app import app
-from leanvocab.cli.shell import DEBUG_VARIABLE
 from leanvocab.errors import LeanVocabWarning
 from leanvocab.finetune.settings import FineTuneSettings
 
+pytestmark = pytest.mark.usefixtures("loud_libraries_afterwards")
+
 QUICK = ["--epochs", "1", "--batch-size", "8", "--learning-rate", "1e-2", "--cpu"]
-
-
-@pytest.fixture(autouse=True)
-def loud_libraries_afterwards():
-    """Commands silence transformers; the tests after these are not to notice."""
-    import datasets
-
-    verbosity = transformers.logging.get_verbosity()
-    yield
-    transformers.logging.set_verbosity(verbosity)
-    transformers.logging.enable_progress_bar()
-    datasets.enable_progress_bars()
-    os.environ.pop(DEBUG_VARIABLE, None)
 
 
 @pytest.fixture(scope="module")
@@ -44,21 +30,6 @@ def base(tmp_path_factory):
 @pytest.fixture
 def data(tmp_path):
     return str(write_splits(tmp_path / "data"))
-
-
-def run(*words, code=0):
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    if result.exit_code != code:
-        raise AssertionError(f"exit code {result.exit_code}: {result.output}") from result.exception
-    return result
-
-
-def json_of(*words, code=0):
-    return json.loads(run(*words, "--json", code=code).stdout)
-
-
-def text_of(*words):
-    return " ".join(run(*words).stdout.replace("│", " ").replace("┃", " ").split())
 
 
 # --- the front -------------------------------------------------------------------------------------------------------
@@ -123,11 +94,11 @@ def test_count_writes_one_file_and_does_not_write_over_it_unasked(base, data, tm
     (tmp_path / "out").mkdir()
     words = ("count", data, "--tokenizer", base, "-o", tmp_path / "out/v.json")
     run(*words)
-    assert listing(tmp_path / "out") == ["v.json"]
+    assert files_in(tmp_path / "out") == ["v.json"]
     before = (tmp_path / "out/v.json").read_bytes()
     assert "v.json is there already; give --overwrite, or name another" in run(*words, code=1).stderr
     run(*words, "--overwrite")
-    assert (listing(tmp_path / "out"), (tmp_path / "out/v.json").read_bytes()) == (["v.json"], before)
+    assert (files_in(tmp_path / "out"), (tmp_path / "out/v.json").read_bytes()) == (["v.json"], before)
 
 
 def test_text_without_a_tokenizer_is_an_error_that_says_what_to_give(data):
@@ -182,14 +153,14 @@ def test_the_summary_shows_vocabulary_savings_times_and_scores(base, data, tmp_p
 def test_a_second_run_is_refused_or_writes_over_the_first(base, data, tmp_path):
     words = ("finetune", base, data, *QUICK, "--save-strategy", "no", "-o", tmp_path / "out")
     run(*words)
-    files = listing(tmp_path / "out")
+    files = files_in(tmp_path / "out")
     assert files == sorted(
         ["config.json", "finetune.json", "model.safetensors", "partial_vocabulary.json", "tokenizer.json",
          "tokenizer_config.json"]
     )  # fmt: skip
     assert "out is not empty; name another, or set overwrite" in run(*words, code=1).stderr
     run(*words, "--overwrite")
-    assert listing(tmp_path / "out") == files
+    assert files_in(tmp_path / "out") == files
 
 
 def test_files_of_splits_and_columns_may_be_named(base, tmp_path):
@@ -292,7 +263,7 @@ def test_an_error_is_one_clean_message_and_json_for_machines(base, data, tmp_pat
     monkeypatch.chdir(tmp_path)
     (tmp_path / "broken.json").write_text("{}")
     words = [{"BASE": base, "DATA": data, "VOCABULARY": "broken.json"}.get(word, word) for word in words]
-    before = listing(tmp_path)
+    before = files_in(tmp_path)
     result = run(*words, code=code)
     lines = result.stderr.splitlines()
     assert [line for line in lines if line.startswith("error: ")] == [lines[-1]]
@@ -302,7 +273,7 @@ def test_an_error_is_one_clean_message_and_json_for_machines(base, data, tmp_pat
     error = json_of(*words, code=code)["error"]
     assert message in error["message"]
     assert error["type"].endswith("Error")
-    assert listing(tmp_path) == before
+    assert files_in(tmp_path) == before
 
 
 def test_an_unknown_option_is_a_usage_error(base, data):

@@ -1,38 +1,12 @@
 """Commands about language models: estimates of what their output layers hold, and what `info` says of them."""
 
-import json
-
 import pytest
 import transformers
-from typer.testing import CliRunner
+from runs import json_of, run, text_of
 
-from leanvocab.cli.app import app
+pytestmark = pytest.mark.usefixtures("loud_libraries_afterwards")
 
 ROWS, KEPT = 320, 40
-
-
-def run(*words, code=0):
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    if result.exit_code != code:
-        raise AssertionError(f"exit code {result.exit_code}: {result.output}") from result.exception
-    return result
-
-
-def json_of(*words, code=0):
-    return json.loads(run(*words, "--json", code=code).stdout)
-
-
-def text_of(*words):
-    return " ".join(run(*words).stdout.replace("│", " ").replace("┃", " ").split())
-
-
-@pytest.fixture(autouse=True)
-def loud_libraries_afterwards():
-    """Commands silence transformers; the tests after these are not to notice."""
-    verbosity = transformers.logging.get_verbosity()
-    yield
-    transformers.logging.set_verbosity(verbosity)
-    transformers.logging.enable_progress_bar()
 
 
 def save_llama(folder, **changes):

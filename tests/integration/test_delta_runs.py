@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from comparing import differing
 from disk import read_all
-from small import differing, small_model
+from models import small_model
 from test_trainer import ALL_IDS, run, run_all
 
 from leanvocab.checkpoints.merge import merge_checkpoint

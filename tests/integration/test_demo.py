@@ -4,7 +4,8 @@ import dataclasses
 import sys
 
 import pytest
-from small_text import FULL_SIZE, listing, save_pretrained, write_splits
+from models import FULL_SIZE
+from texts import files_in, save_pretrained, write_splits
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def test_the_demonstration_finds_no_difference_and_writes_a_figure(demo, tmp_pat
     assert "all 3 losses are the same, bit for bit" in shown
     assert f"all {FULL_SIZE} rows are there" in shown
     assert (tmp_path / "demo-output/demo.png").read_bytes().startswith(b"\x89PNG")
-    files = [name for name in listing(tmp_path / "demo-output/partial") if not name.startswith("checkpoints/")]
+    files = [name for name in files_in(tmp_path / "demo-output/partial") if not name.startswith("checkpoints/")]
     assert "model.safetensors" in files
     assert not (tmp_path / "cache").exists()
 
@@ -63,7 +64,7 @@ def test_a_download_is_checked_and_kept(demo, tmp_path, monkeypatch):
     monkeypatch.setattr(downloads, "_download", download)
     with pytest.raises(SystemExit, match=r"some.whl: expected sha256 0000.*, got ed7002b4"):
         downloads.fetch(package)
-    assert listing(tmp_path / "cache") == []
+    assert files_in(tmp_path / "cache") == []
     right = dataclasses.replace(package, sha256="ed7002b439e9ac845f22357d822bac1444730fbdb6016d3ec9432297b9ec9f73")
     assert downloads.fetch(right) == downloads.fetch(right) == tmp_path / "cache/leanvocab/some.whl"
     assert len(calls) == 2

@@ -13,7 +13,7 @@ import pytest
 
 from leanvocab.errors import DataError
 from leanvocab.vocabulary.counts import count_tokens
-from leanvocab.vocabulary.ray_data import _add_partial_counts, _count_block
+from leanvocab.vocabulary.ray_data import add_partial_counts, count_block
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what Ray's own threads and files warn of
 
@@ -25,13 +25,13 @@ def table(num_rows: int = 400) -> pa.Table:
     return pa.table({"input_ids": ids, "labels": labels, "text": ["a text"] * num_rows})
 
 
-def counted(each: pa.Table, **options: Any) -> Any:
-    return _count_block(each, **{"columns": None, "full_size": None, "count": count_tokens} | options)
+def counted(block: pa.Table, full_size: int | None = None) -> Any:
+    return count_block(block, None, full_size)
 
 
 def test_partial_counts_of_blocks_add_up_to_the_counts_of_the_table() -> None:
     blocks = [counted(table().slice(at, 90)) for at in range(0, 450, 90)]  # the last one is empty
-    row = _add_partial_counts(pa.concat_tables(blocks)).to_pylist()[0]
+    row = add_partial_counts(pa.concat_tables(blocks)).to_pylist()[0]
     expected = count_tokens(table())
     assert row["token_ids"] == expected.token_ids.tolist()
     assert row["counts"] == expected.counts[expected.token_ids].tolist()
@@ -84,7 +84,7 @@ def test_a_worker_that_is_killed_while_it_counts_changes_nothing(ray: Any, tmp_p
         import ray  # the fixture's module does not travel
 
         # not the task before it, which runs a block to know the columns
-        counts = "_count_block" in str(ray.get_runtime_context().get_task_name())
+        counts = count_block.__name__ in str(ray.get_runtime_context().get_task_name())
         if counts and batch["input_ids"][-1].as_py() == last and not flag.exists():
             flag.touch()
             os.kill(os.getpid(), signal.SIGKILL)

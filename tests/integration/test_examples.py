@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_language import language_model, language_tokenizer, pairs, save_language_model
-from small_text import rows, save_pretrained, write
+from texts import language_model, language_tokenizer, pairs, rows, save_language_model, save_pretrained, write
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
 LANGUAGE_MODELS = {  # tied, as published ones are
@@ -69,7 +68,7 @@ def test_an_example_runs_and_saves(example: Path, tmp_path: Path) -> None:
     saved = {path.name for path in (tmp_path / "output").iterdir()}
     assert saved & {"model.safetensors", "adapter_model.safetensors", "vocabulary.json"}
     if example.stem in LANGUAGE_MODELS:
-        assert "of 320 rows, output='frozen'" in done.stdout
+        assert "of 500 rows, output='frozen'" in done.stdout
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)

@@ -7,15 +7,17 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from models import FULL_SIZE
+from runs import assert_same_run
 from safetensors.torch import load_file
-from small_text import FULL_SIZE, SPECIAL, WORDS, listing, rows, save_pretrained, small_tokenizer, write, write_splits
+from texts import SPECIAL, WORDS, files_in, rows, save_pretrained, small_tokenizer, write, write_splits
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from leanvocab.errors import CheckpointError, DataError, LeanVocabError, ModelError, SettingsError
-from leanvocab.finetune.classification import find_task
+from leanvocab.finetune.classification import find_label_task
 from leanvocab.finetune.job import finetune
-from leanvocab.finetune.loading import load_splits
 from leanvocab.finetune.settings import FineTuneSettings
+from leanvocab.finetune.splits import load_splits
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 QUICK = {"epochs": 1, "batch_size": 8, "learning_rate": 1e-2, "logging_steps": 1, "cpu": True}
@@ -60,15 +62,6 @@ def both(base, data, tmp_path, **knobs):
         finetune(base, data, tmp_path / name, settings(full_vocabulary=name == "full", **knobs))
         for name in ("full", "partial")
     ]
-
-
-def assert_same_run(full, partial):
-    assert full.losses == partial.losses
-    assert full.scores == partial.scores
-    for name in listing(full.output_dir):
-        if name.endswith(("finetune.json", "trainer_state.json", "training_args.bin")):
-            continue  # timings and paths
-        assert (full.output_dir / name).read_bytes() == (partial.output_dir / name).read_bytes(), name
 
 
 @pytest.mark.parametrize("kind", ["int", "str", "float"])
@@ -157,12 +150,12 @@ def test_a_run_leaves_exactly_these_files_and_so_does_a_second_one_over_it(base,
         + [*MODEL_FILES, "finetune.json", "partial_vocabulary.json"]
     )
     first = finetune(base, data, tmp_path / "out", settings())
-    assert listing(tmp_path / "out") == expected
+    assert files_in(tmp_path / "out") == expected
     before = (tmp_path / "out/model.safetensors").read_bytes()
     with pytest.raises(CheckpointError, match="out is not empty; name another, or set overwrite"):
         finetune(base, data, tmp_path / "out", settings())
     second = finetune(base, data, tmp_path / "out", settings(overwrite=True))
-    assert listing(tmp_path / "out") == expected
+    assert files_in(tmp_path / "out") == expected
     assert (tmp_path / "out/model.safetensors").read_bytes() == before
     assert first.losses == second.losses
 
@@ -170,13 +163,13 @@ def test_a_run_leaves_exactly_these_files_and_so_does_a_second_one_over_it(base,
 def test_a_full_run_without_checkpoints_over_it_leaves_nothing_of_the_earlier_one(base, data, tmp_path):
     finetune(base, data, tmp_path / "out", settings())
     finetune(base, data, tmp_path / "out", settings(overwrite=True, full_vocabulary=True, save_strategy="no"))
-    assert listing(tmp_path / "out") == sorted([*MODEL_FILES, "finetune.json"])
+    assert files_in(tmp_path / "out") == sorted([*MODEL_FILES, "finetune.json"])
     assert not (tmp_path / "out/checkpoints").exists()
 
 
 def test_neither_data_nor_pretrained_model_are_written_to(base, data, tmp_path):
     def contents(folder):
-        return {name: (folder / name).read_bytes() for name in listing(folder)}
+        return {name: (folder / name).read_bytes() for name in files_in(folder)}
 
     before = contents(data), contents(base)
     finetune(base, data, tmp_path / "out", settings())
@@ -193,7 +186,7 @@ def test_a_run_that_was_cut_off_resumes_as_if_it_had_not_been(base, data, tmp_pa
     assert resumed.scores == whole.scores
     first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "cut"))
     assert first == second
-    assert listing(tmp_path / "cut") == listing(tmp_path / "whole")
+    assert files_in(tmp_path / "cut") == files_in(tmp_path / "whole")
 
 
 def test_the_best_checkpoint_is_kept_where_it_is_asked_for(base, data, tmp_path):
@@ -270,11 +263,11 @@ def test_errors_come_before_long_work_and_leave_nothing(
     model = change.get("model", base)
     model = tmp_path / model if model in ("empty", "unpadded", "vision") else model
     output = base if change.get("output") == "base" else tmp_path / change.get("output", "out")
-    before = listing(tmp_path)
+    before = files_in(tmp_path)
     with pytest.raises(error, match=message) as caught:
         finetune(model, tmp_path / change["data"] if "data" in change else data, output, settings(**knobs))
     assert isinstance(caught.value, LeanVocabError)
-    assert listing(tmp_path) == before
+    assert files_in(tmp_path) == before
 
 
 def test_a_failure_in_training_leaves_the_earlier_model_whole(base, data, tmp_path, monkeypatch):
@@ -301,7 +294,7 @@ def test_a_failure_in_training_leaves_the_earlier_model_whole(base, data, tmp_pa
 )
 def test_glue_is_understood_as_it_is_published(shared, name, columns, num_labels):
     splits = load_splits(shared / "data/glue", name)
-    task = find_task(splits, FineTuneSettings())
+    task = find_label_task(splits, FineTuneSettings())
     assert (task.text_columns, task.num_labels, task.train_split) == (columns, num_labels, "train")
     assert task.eval_split == ("validation_matched" if name == "mnli" else "validation")
     assert np.bincount(task.label_ids(splits[task.eval_split]["label"][:])).min() > 0

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_language import pairs, save_language_model, texts
-from small_text import rows, save_pretrained, write
+from texts import pairs, rows, save_language_model, save_pretrained, texts, write
 
 from leanvocab.errors import MissingExtraError
 from leanvocab.finetune.job import finetune

@@ -9,18 +9,24 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from models import FULL_SIZE
+from runs import assert_same_run
 from safetensors.torch import load_file
-from small_language import (
+from texts import (
     CHAT_TEMPLATE,
+    SPECIAL,
     chats,
+    files_in,
     ids_of,
     language_tokenizer,
     pairs,
     save_language_model,
+    save_pretrained,
+    small_tokenizer,
     texts,
+    write,
     write_language_splits,
 )
-from small_text import FULL_SIZE, SPECIAL, listing, save_pretrained, small_tokenizer, write
 
 from leanvocab.errors import DataError, LeanVocabError, LeanVocabWarning, ModelError, SettingsError
 from leanvocab.finetune.job import finetune
@@ -62,15 +68,6 @@ def both(base, data, tmp_path, task, **knobs):
     """The same run with the full and with the partial vocabulary and a full output layer."""
     full = run(base, data, tmp_path / "full", task, full_vocabulary=True, **knobs)
     return full, run(base, data, tmp_path / "partial", task, output="full", **knobs)
-
-
-def assert_same_run(full, partial):
-    assert full.losses == partial.losses
-    assert full.scores == partial.scores
-    for name in listing(full.output_dir):
-        if name.endswith(("finetune.json", "trainer_state.json", "training_args.bin")):
-            continue  # timings and paths
-        assert (full.output_dir / name).read_bytes() == (partial.output_dir / name).read_bytes(), name
 
 
 def weights(folder):
@@ -164,7 +161,7 @@ def test_every_mode_trains_validates_saves_and_loads(tmp_path, task, family, mak
     before, after = weights(base), weights(tmp_path / "out")
     assert {name: tensor.shape for name, tensor in before.items()} == {n: t.shape for n, t in after.items()}
     assert rows_changed(before, after, loaded) <= set(result.vocabulary.token_ids.tolist())
-    assert {"finetune.json", "partial_vocabulary.json"} < set(listing(tmp_path / "out"))
+    assert {"finetune.json", "partial_vocabulary.json"} < set(files_in(tmp_path / "out"))
 
 
 def rows_changed(before, after, network):
@@ -318,13 +315,13 @@ def test_errors_come_before_long_work_and_leave_nothing(tmp_path, monkeypatch, c
     save_language_model(tmp_path / "maskless", "bert", small_tokenizer(mask_token=None))
     data = write(tmp_path / "rows.jsonl", change["rows"])
     monkeypatch.setattr(transformers.Trainer, "train", pytest.fail)
-    before = listing(tmp_path)
+    before = files_in(tmp_path)
     with pytest.raises(error, match=message) as caught:
         finetune(
             tmp_path / change.get("model", "llama"), data, tmp_path / "out", settings(**{"task": "causal-lm"} | knobs)
         )
     assert isinstance(caught.value, LeanVocabError)
-    assert listing(tmp_path) == before
+    assert files_in(tmp_path) == before
 
 
 def test_a_tied_model_cannot_keep_its_output_layer_full(tmp_path):

@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from comparing import differing, train
+from models import batch, small_model, used_vocabulary
 from peft import LoraConfig, PeftModel, PromptTuningConfig, TrainableTokensConfig, get_peft_model
-from small import batch, differing, small_model, train, used_vocabulary
 from torch import nn
 
 from leanvocab.errors import BypassError, TiedOutputError
-from leanvocab.model.shrink import merge_, shrink_, status
+from leanvocab.model.shrink import merge_, shrink_
+from leanvocab.model.status import status
 from leanvocab.output.layer import RemapLinear
 
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -109,7 +111,7 @@ def wrapped(model: nn.Module, **options: Any) -> Any:
 
 
 def test_a_tied_model_under_lora_is_shrunk_as_it_is_without() -> None:
-    model = wrapped(small_model("llama-lm", tie_word_embeddings=True), target_modules=["q_proj"])
+    model = wrapped(small_model("llama-untied", tie_word_embeddings=True), target_modules=["q_proj"])
     assert status(shrink_(model, used_vocabulary())).output == "frozen"
     with pytest.raises(TiedOutputError):
         shrink_(merge_(model), used_vocabulary(), output="full")
@@ -120,7 +122,7 @@ def test_a_tied_model_under_lora_is_shrunk_as_it_is_without() -> None:
     [{"target_modules": ["q_proj", "lm_head"]}, {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}],
 )
 def test_an_output_layer_is_found_within_an_adapter_with_every_copy_that_trains(options: dict[str, Any]) -> None:
-    model = wrapped(small_model("llama-lm", tie_word_embeddings=False), **options)
+    model = wrapped(small_model("llama-untied", tie_word_embeddings=False), **options)
     shrink_(model, used_vocabulary(), output="frozen")
     layers = [each for each in model.get_output_embeddings().modules() if isinstance(each, RemapLinear)]
     assert len(layers) == 1 + ("modules_to_save" in options)

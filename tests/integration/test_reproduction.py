@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from small_text import SPECIAL, WORDS, listing, rows, save_pretrained, small_tokenizer, write
+from texts import SPECIAL, WORDS, files_in, rows, save_pretrained, small_tokenizer, write
 from transformers import BertConfig, BertForSequenceClassification, BertModel
 
 from leanvocab.errors import DataError, ModelError
@@ -321,7 +321,7 @@ def test_without_a_folder_data_come_from_the_hub_by_their_names(monkeypatch, pub
 
         return datasets.Dataset.from_list(texts("cola", split))
 
-    monkeypatch.setattr("leanvocab.finetune.loading.load_splits", load)
+    monkeypatch.setattr("leanvocab.finetune.splits.load_splits", load)
     sources = Sources(paper=Paper(published))
     assert sources.glue(find_task("cola")).is_complete
     assert sources.xnli("de").gaps[0] == "xnli.de.train has 40 rows, the paper's 392,702"
@@ -383,8 +383,8 @@ def test_a_figure_is_drawn_as_png_and_svg_and_is_the_same_twice(tmp_path):
     for folder in ("one", "two"):
         for suffix in ("png", "svg"):
             heaps._draw(grown, fit, 50257, tmp_path / folder / f"figure2.{suffix}")
-    assert listing(tmp_path / "one") == ["figure2.png", "figure2.svg"]
-    for name in listing(tmp_path / "one"):
+    assert files_in(tmp_path / "one") == ["figure2.png", "figure2.svg"]
+    for name in files_in(tmp_path / "one"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
@@ -431,7 +431,7 @@ def test_a_stream_of_one_endless_line_is_cut(monkeypatch):
 def test_blocks_are_cut_only_where_no_token_can_lie(monkeypatch):
     monkeypatch.setattr(unused, "_BLOCK_CHARACTERS", 20)
     text = "def one():\n    return 1\n\n\ndef two():\n    return 2\n" * 20
-    blocks = list(unused._blocks(text))
+    blocks = list(unused.Corpus("text", [text]).blocks())
     assert "".join(blocks) == text
     assert len(blocks) > 10
     assert all(block.endswith("\n") and not block[0].isspace() for block in blocks)
@@ -521,7 +521,7 @@ def test_a_command_writes_its_csv_and_prints_json(data, pretrained, tmp_path, re
     for _ in range(2):
         done = command("table7", "--task", "cola", *options, "--json", cwd=repository)
         assert done.returncode == 0, done.stderr
-        assert listing(tmp_path / "out") == ["table7_glue_examples.csv"]
+        assert files_in(tmp_path / "out") == ["table7_glue_examples.csv"]
     printed = json.loads(done.stdout)
     assert printed["tally"]["differs"] == 4  # the small data are not the paper's
     with (tmp_path / "out" / "table7_glue_examples.csv").open(newline="") as file:

@@ -6,13 +6,12 @@ import math
 
 import pytest
 import torch
-from small_language import ids_of, language_model
+from models import FULL_SIZE
+from texts import ids_of, language_model
 
 import leanvocab as lv
 from studies.output_modes import command, grid, measures, tables
 from studies.output_modes.files import Results
-
-FULL_SIZE = 320
 
 
 def read_csv(path):

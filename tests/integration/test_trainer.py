@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from small import small_model, used_vocabulary
+from models import small_model, used_vocabulary
 from transformers import Trainer, TrainingArguments
 
 import leanvocab as lv
@@ -174,7 +174,7 @@ def arguments(folder: Path, **options: Any) -> TrainingArguments:
 
 
 def rows() -> list[dict[str, Any]]:
-    from small import batch
+    from models import batch
 
     inputs = batch()
     return [{"input_ids": i, "labels": label} for i, label in zip(inputs["input_ids"], inputs["labels"], strict=True)]

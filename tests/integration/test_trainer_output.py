@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
+from comparing import differing
 from disk import read_all
-from small import FULL_SIZE, differing
-from small_outputs import small_lm
+from models import FULL_SIZE, small_model
 from test_trainer import run, run_all, same_files
 from transformers import Trainer, TrainingArguments
 
@@ -22,7 +22,7 @@ MATRIX = "model.embed_tokens.weight"
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict[str, Any]]]:
     """Runs of a tied model: frozen, with the best checkpoint at the end, and with deltas that stop half way."""
     folder = tmp_path_factory.mktemp("lm-runs")
-    small_lm("llama-tied").save_pretrained(folder / "base")
+    small_model("llama-tied").save_pretrained(folder / "base")
     options = {
         "frozen": {},
         "best": {"best": True},
@@ -117,7 +117,7 @@ def test_the_callback_shrinks_the_output_layer_too(tmp_path: Path, mode: str) ->
     arguments = TrainingArguments(str(tmp_path), max_steps=1, report_to=[], use_cpu=True, disable_tqdm=True)
     data = [{"input_ids": ids, "labels": ids} for ids in USED[:48].view(4, 12)]
     callback = lv.LeanVocabCallback(lv.PartialVocabulary(USED.tolist(), FULL_SIZE), output=mode)
-    trainer = Trainer(small_lm("llama-tied"), arguments, train_dataset=data, callbacks=[callback])
+    trainer = Trainer(small_model("llama-tied"), arguments, train_dataset=data, callbacks=[callback])
     assert lv.status(trainer.model).output == mode
     trainer.train()
     assert lv.status(trainer.model).tables[0].output == mode

@@ -84,10 +84,10 @@ def test_any_selection_counts_as_the_rows_that_it_shows(chunks: list[Any], data:
 def test_blocks_of_any_size_count_the_same(rows: list[list[int]], block: int) -> None:
     expected = naive(rows)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("leanvocab.vocabulary.counts._SMALLEST_BLOCK", block)
-        patch.setattr("leanvocab.vocabulary.counts._LARGEST_BLOCK", 2 * block)
-        patch.setattr("leanvocab.vocabulary.sources._PIECE_IDS", 3)
-        patch.setattr("leanvocab.vocabulary.sources._IDS_GATHERED", block)
+        patch.setattr("leanvocab.vocabulary.tally.SMALLEST_BLOCK", block)
+        patch.setattr("leanvocab.vocabulary.tally.LARGEST_BLOCK", 2 * block)
+        patch.setattr("leanvocab.vocabulary.pieces.PIECE_IDS", 3)
+        patch.setattr("leanvocab.vocabulary.sources.IDS_GATHERED", block)
         for dtype in (np.int32, np.int64):
             assert counted([np.array(row, dtype=dtype) for row in rows]) == expected
             assert counted(pa.array(rows, type=pa.list_(pa.from_numpy_dtype(dtype))), num_workers=2) == expected

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from comparing import bits
 from disk import content, random_rows, read_all
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from small import bits
 from torch import Tensor, nn
 
 from leanvocab.checkpoints.delta_saving import save_delta

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
+from comparing import differing
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import differing
 from torch import nn
 
 from leanvocab.errors import LeanVocabWarning, MissingTokenError

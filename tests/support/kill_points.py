@@ -16,25 +16,25 @@ from types import FrameType
 from typing import Any
 
 import torch
+from comparing import train
 from disk import content, trained_pair
-from small import train
 
-from leanvocab.checkpoints import checkpoint
-from leanvocab.checkpoints.checkpoint import clear_leftovers, save_full
 from leanvocab.checkpoints.delta_saving import save_delta
+from leanvocab.checkpoints.full_saving import save_full
 from leanvocab.checkpoints.merge import merge_checkpoint
 from leanvocab.checkpoints.training_runs import make_delta_of_checkpoint
+from leanvocab.files import atomic_folders
+from leanvocab.files.atomic_folders import clear_leftovers
 
 # Where a writer's own lines are: in these files, from the operation down.
 _FILES = ("/leanvocab/", "/shutil.py", "/safetensors/torch.py", "/transformers/modeling_utils.py")
 _STAGES = {
-    "header": {"_write_header", "make_header", "read_header", "read_weights", "make_plan", "write", "write_signs"},
-    "tensor": {"_write_tensor", "_write_rows", "_write_whole", "copy_range", "write_at", "_write_tensors", "_delta_blocks",
-               "save_file", "_write_model", "_save_parts", "save_pretrained", "_flatten", "sha256_of_range", "row_blocks"},
-    "sync": {"_sync", "_sync_tree", "_sync_file", "sync_and_forget"},
-    "swap": {"_swap", "_put", "_exchange"},
-    "cleanup": {"rmtree", "_rmtree_safe_fd", "clear_leftovers", "_in_use", "_is_locked", "_is_alive", "_rmtree_unsafe"},
-}  # fmt: skip
+    "header": {"make_header", "read_header", "read_weights", "make_plan", "write_signs"},
+    "tensor": {"copy_range", "write_at", "write_model", "sha256_of_range", "row_blocks"},
+    "sync": {"sync", "sync_tree"},
+    "swap": {"swap", "put", "exchange"},
+    "cleanup": {"rmtree", "clear_leftovers"},
+}
 
 
 def stage_of(frame: FrameType) -> str:
@@ -82,7 +82,7 @@ def make_operation(folder: Path, name: str) -> tuple[Callable[[], Any], Path, Pa
     train(model, steps=1)
     here = folder / "here"
     if name == "save_full_without_exchange":
-        checkpoint._exchange = lambda first, second: False  # as on a file system that cannot
+        atomic_folders.exchange = lambda first, second: False  # as on a file system that cannot
     operations: dict[str, tuple[Callable[[], Any], str]] = {
         "save_full": (lambda: save_full(model, here / "saved", max_shard_size="100KB"), "saved"),
         "save_full_without_exchange": (lambda: save_full(model, here / "saved", max_shard_size="100KB"), "saved"),

@@ -1,17 +1,19 @@
 import errno
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from comparing import differing, train
+from models import small_model, twins, used_vocabulary
 from safetensors.torch import load_file
-from small import differing, small_model, train, twins, used_vocabulary
 from torch import nn
 
-from leanvocab.checkpoints import checkpoint
-from leanvocab.checkpoints.checkpoint import save_full
+from leanvocab.checkpoints.full_saving import save_full
 from leanvocab.errors import CheckpointError
+from leanvocab.files import atomic_folders
 from leanvocab.model.shrink import shrink_
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
@@ -46,20 +48,30 @@ def test_saving_over_the_folder_that_the_model_came_from_is_safe_whatever_its_sh
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", f"expected-{second}"]
 
 
-@pytest.mark.parametrize("stage", ["_write_model", "_keep_other_files", "_sync_tree", "_swap"])
+STAGES = {  # → what fails at it
+    "writing": (type(small_model()), "save_pretrained"),
+    "other files": (shutil, "copy2"),  # where links fail too
+    "syncing": (os, "fsync"),
+    "swapping": (atomic_folders, "exchange"),
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
 def test_a_failure_at_any_stage_leaves_the_folder_as_it_was_and_nothing_beside_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
     model = small_model()
     save_full(model, tmp_path / "saved")
+    (tmp_path / "saved" / "tokenizer.json").write_text("{}")
     before = {name: (tmp_path / "saved" / name).read_bytes() for name in listing(tmp_path / "saved")}
     train(model)
 
-    def fail(*args: Any) -> None:
+    def fail(*args: Any, **options: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoint, stage, fail)
+        patched.setattr(os, "link", fail)
+        patched.setattr(*STAGES[stage], fail)
         with pytest.raises(OSError, match="No space left"):
             save_full(model, tmp_path / "saved")
     assert {name: (tmp_path / "saved" / name).read_bytes() for name in listing(tmp_path / "saved")} == before
@@ -70,7 +82,7 @@ def test_the_swap_works_without_an_atomic_exchange_too(tmp_path: Path, monkeypat
     model = small_model()
     save_full(model, tmp_path / "saved")
     train(model)
-    monkeypatch.setattr(checkpoint, "_exchange", lambda first, second: False)
+    monkeypatch.setattr(atomic_folders, "exchange", lambda first, second: False)
     save_full(model, tmp_path / "saved")
     assert differing(model, type(model).from_pretrained(tmp_path / "saved")) == []
     assert [path.name for path in tmp_path.iterdir()] == ["saved"]

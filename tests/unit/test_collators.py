@@ -1,20 +1,20 @@
-"""Batches of token ids: padding by place, masks by seed, epoch and row."""
+"""Batches of token ids: padding by position, masks by seed, epoch and row."""
 
 import numpy as np
 import pytest
 import torch
-from small_language import language_model, language_tokenizer
+from models import FULL_SIZE
+from texts import language_model, language_tokenizer
 
+from leanvocab.choices import IGNORE_INDEX
 from leanvocab.errors import DataError
 from leanvocab.finetune.collators import (
     EpochCallback,
     MaskingCollator,
     PaddingCollator,
-    choose_collator,
     mask_to_validate,
 )
-from leanvocab.finetune.language import LanguageTask
-from leanvocab.finetune.packing import IGNORED
+from leanvocab.finetune.language_modeling import LanguageTask
 from leanvocab.finetune.settings import FineTuneSettings
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
@@ -30,14 +30,14 @@ def long_rows(num_rows=200, length=50):
     return [{"input_ids": [2, *chance.integers(200, 300, size=length).tolist(), 3]} for _ in range(num_rows)]
 
 
-def test_padding_is_by_place_not_by_id():
+def test_padding_is_by_position_not_by_id():
     # 3 is the end of sequence and pads: the one that stands in the data is attended to, and learned.
     batch = PaddingCollator(3)(
-        [{"input_ids": [7, 3], "labels": [IGNORED, 3]}, {"input_ids": [7, 8, 9], "labels": [7, 8, 9]}]
+        [{"input_ids": [7, 3], "labels": [IGNORE_INDEX, 3]}, {"input_ids": [7, 8, 9], "labels": [7, 8, 9]}]
     )
     assert batch["input_ids"].tolist() == [[7, 3, 3], [7, 8, 9]]
     assert batch["attention_mask"].tolist() == [[1, 1, 0], [1, 1, 1]]
-    assert batch["labels"].tolist() == [[IGNORED, 3, IGNORED], [7, 8, 9]]
+    assert batch["labels"].tolist() == [[IGNORE_INDEX, 3, IGNORE_INDEX], [7, 8, 9]]
 
 
 def test_without_a_padding_id_an_id_of_the_data_pads():
@@ -46,8 +46,8 @@ def test_without_a_padding_id_an_id_of_the_data_pads():
 
 def test_packed_rows_are_padded_with_an_example_of_its_own_and_have_no_attention_mask():
     rows = [
-        {"input_ids": [7, 8, 9, 9, 9], "labels": [IGNORED] * 5, "position_ids": [0, 1, 0, 1, 2]},
-        {"input_ids": [7, 8], "labels": [IGNORED, 8], "position_ids": [0, 1]},
+        {"input_ids": [7, 8, 9, 9, 9], "labels": [IGNORE_INDEX] * 5, "position_ids": [0, 1, 0, 1, 2]},
+        {"input_ids": [7, 8], "labels": [IGNORE_INDEX, 8], "position_ids": [0, 1]},
     ]
     batch = PaddingCollator(0)(rows)
     assert set(batch) == {"input_ids", "labels", "position_ids"}
@@ -58,7 +58,7 @@ def test_masks_are_berts_recipe_with_words_from_the_kept_ids():
     rows = long_rows()
     batch = masking(masked_ratio=0.3)(rows)
     originals, inputs, labels = (torch.tensor([row["input_ids"] for row in rows]), batch["input_ids"], batch["labels"])
-    chosen = labels != IGNORED
+    chosen = labels != IGNORE_INDEX
     assert torch.equal(labels[chosen], originals[chosen])
     assert torch.equal(inputs[~chosen], originals[~chosen])
     assert not chosen[:, 0].any()  # special tokens
@@ -95,13 +95,13 @@ def test_masks_to_validate_with_do_not_change_with_the_epoch():
     after = collator(list(masked))
     assert torch.equal(before["input_ids"], after["input_ids"])
     assert torch.equal(before["labels"], after["labels"])
-    assert (before["labels"] != IGNORED).any(dim=1).all()
+    assert (before["labels"] != IGNORE_INDEX).any(dim=1).all()
     assert not torch.equal(before["labels"], collator(list(split))["labels"])
 
 
 def test_each_row_has_a_mask_however_short():
     batch = masking(masked_ratio=0.01)([{"input_ids": [2, 200, 3]}, {"input_ids": [2, 200, 201, 3]}])
-    assert (batch["labels"] != IGNORED).sum(dim=1).tolist() == [1, 1]
+    assert (batch["labels"] != IGNORE_INDEX).sum(dim=1).tolist() == [1, 1]
 
 
 @pytest.mark.parametrize(("epoch", "number"), [(None, 0), (0, 0), (0.5, 0), (2.0, 2), (1.9999999999, 2)])
@@ -114,9 +114,9 @@ def test_the_epoch_of_the_trainer_is_that_of_the_masks(epoch, number):
 def test_a_target_is_shifted_into_the_decoder():
     task = LanguageTask("seq2seq-lm", "prompts", ("prompt", "completion"), "train", None)
     network = language_model("t5")
-    collator = choose_collator(task, network, language_tokenizer(), None, FineTuneSettings(task="seq2seq-lm"))
+    collator, _ = task.batches({}, network, language_tokenizer(), None, FineTuneSettings(task="seq2seq-lm"), 0)
     batch = collator([{"input_ids": [7, 8], "labels": [9, 10, 3]}, {"input_ids": [7], "labels": [9, 3]}])
-    assert batch["labels"].tolist() == [[9, 10, 3], [9, 3, IGNORED]]
+    assert batch["labels"].tolist() == [[9, 10, 3], [9, 3, IGNORE_INDEX]]
     assert batch["decoder_input_ids"].tolist() == [[0, 9, 10], [0, 9, 3]]
     assert batch["attention_mask"].tolist() == [[1, 1], [1, 0]]
 
@@ -124,6 +124,11 @@ def test_a_target_is_shifted_into_the_decoder():
 def test_data_without_a_word_to_mask_are_an_error():
     task = LanguageTask("masked-lm", "text", ("text",), "train", None)
     with pytest.raises(DataError, match="no token but special ones: there is no word to mask"):
-        choose_collator(
-            task, None, language_tokenizer(), PartialVocabulary([0, 3, 4], 320), FineTuneSettings(task="masked-lm")
+        task.batches(
+            {},
+            None,
+            language_tokenizer(),
+            PartialVocabulary([0, 3, 4], FULL_SIZE),
+            FineTuneSettings(task="masked-lm"),
+            0,
         )

@@ -16,10 +16,13 @@ import pyarrow as pa
 import pytest
 import torch
 
-import leanvocab.vocabulary.counts
 from leanvocab import TokenCounts, count_tokens
 from leanvocab.errors import DataError
-from leanvocab.vocabulary.sources import Piece, Source, find_sources
+from leanvocab.progress import ProgressBar
+from leanvocab.vocabulary.columns import choose_id_columns
+from leanvocab.vocabulary.pieces import Piece
+from leanvocab.vocabulary.sources import find_sources
+from leanvocab.vocabulary.threads import choose_num_threads, count_pieces
 
 ROWS = [[5, 3, 3], [], [9], [3, 0, 12, 5, 5], [7, 7]]
 LABELS = [[-100, 3, 3], [], [9], [-100, -100, -100, 5, 11], [7, 7]]
@@ -142,6 +145,7 @@ ITERABLES: dict[str, Callable[[], Any]] = {
     "tables": lambda: [pa.table({"input_ids": ROWS[:1]}), pa.record_batch({"input_ids": ROWS[1:]})],
     "a mapping": lambda: {"input_ids": ROWS, "text": list("abcde")},
     "a user's mapping": lambda: UserDict(input_ids=ROWS),
+    "a list of splits": lambda: [{"a": pa.table({"input_ids": ROWS[:1]})}, {"b": pa.table({"input_ids": ROWS[1:]})}],
     "a mapping of splits": lambda: {"a": pa.table({"input_ids": ROWS[:1]}), "b": pa.table({"input_ids": ROWS[1:]})},
 }
 
@@ -234,8 +238,9 @@ def test_selected_rows_alone_are_counted(dataset: datasets.Dataset) -> None:
 
 
 def test_selections_larger_than_a_block_are_counted(dataset: datasets.Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("leanvocab.vocabulary.sources._ROWS_SORTED", 7)
-    monkeypatch.setattr("leanvocab.vocabulary.sources._PIECE_IDS_COPIED", 5)
+    monkeypatch.setattr("leanvocab.vocabulary.pieces.ROWS_SORTED", 7)
+    monkeypatch.setattr("leanvocab.vocabulary.pieces.PIECE_IDS_TAKEN", 5)
+    monkeypatch.setattr("leanvocab.vocabulary.flatten.IDS_COPIED", 5)
     many = datasets.concatenate_datasets([dataset] * 6)
     for selection in (many.shuffle(seed=0), many.select([29, 29, 0, 4, 5, 6])):
         assert counted(selection) == naive(list(selection["input_ids"]))
@@ -356,6 +361,28 @@ def test_a_batch_of_class_labels_is_not_counted_with_its_sequences() -> None:
     assert chosen(batch | {"labels": batch["input_ids"]}) == ("input_ids", "labels")
 
 
+def test_the_columns_of_a_data_set_are_looked_at_once(
+    dataset: datasets.Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[Any] = []
+
+    def choose(data: Any, *args: Any, **options: Any) -> list[str]:
+        looks.append(data)
+        return choose_id_columns(data, *args, **options)
+
+    monkeypatch.setattr("leanvocab.vocabulary.sources.choose_id_columns", choose)
+    columns = {"input_ids": ROWS, "labels": LABELS, "attention_mask": ROWS}
+    table = pa.table(columns)
+    rows = [{name: values[number] for name, values in columns.items()} for number in range(5)]
+    for data in (table, datasets.Dataset(table), datasets.Dataset(table).select([1, 0]), columns, rows, iter(rows)):
+        looks.clear()
+        count_tokens(data)
+        assert len(looks) == 1, type(data)
+    looks.clear()
+    count_tokens(dataset.train_test_split(0.4, seed=0))
+    assert len(looks) == 2
+
+
 def test_named_columns_are_counted_once_each(dataset: datasets.Dataset) -> None:
     assert counted(dataset, "label") == counted(dataset, ("label", "label")) == {0: 2, 1: 3}
     assert count_tokens(dataset, ["label", "input_ids"]).columns == ("label", "input_ids")
@@ -405,7 +432,7 @@ def test_the_row_of_a_wrong_id_is_found_in_any_chunk_and_block(monkeypatch: pyte
     rows[-1] = -2
     with pytest.raises(DataError, match="found id -2 in row 1099999:"):
         count_tokens(rows)
-    monkeypatch.setattr("leanvocab.vocabulary.sources._PIECE_IDS", 8)
+    monkeypatch.setattr("leanvocab.vocabulary.pieces.PIECE_IDS", 8)
     chunks = [[[1, 2]], [[3], []], [[4] * 30, [5]], [[6]], [[7]], [[8], [-9]]]
     with pytest.raises(DataError, match="found id -9 in row 8 of column 'input_ids'"):
         count_tokens(pa.table({"input_ids": pa.chunked_array(chunks)}))
@@ -422,7 +449,7 @@ def test_a_large_id_is_counted_where_the_full_size_allows_it() -> None:
 def test_the_first_wrong_id_is_named_whatever_thread_meets_one(
     num_workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("leanvocab.vocabulary.sources._PIECE_IDS", 64)
+    monkeypatch.setattr("leanvocab.vocabulary.pieces.PIECE_IDS", 64)
     rows = np.ones((2000, 16), dtype=np.int64)
     rows[1200:, 7] = -2
     rows[1100, 3] = -3
@@ -444,7 +471,7 @@ def test_the_first_wrong_id_is_named_although_a_later_one_is_met_before() -> Non
 
     pieces = [Piece(load, 1, " of a test", lambda row: row) for load in (load_first, load_later)]
     with pytest.raises(DataError, match="found id -1 in row 0 of a test"):
-        leanvocab.vocabulary.counts._count(iter(pieces), None, 2, leanvocab.vocabulary.counts._ProgressBar(False, None))
+        count_pieces(pieces, None, 2, ProgressBar("", None, False))
 
 
 # ------------------------------------------------------------------------------------------ errors about data
@@ -506,7 +533,7 @@ def test_sizes_and_workers_below_one_are_refused(options: dict[str, Any]) -> Non
 
 @pytest.mark.parametrize("num_workers", [1, 2, 5])
 def test_threads_count_the_same(num_workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("leanvocab.vocabulary.sources._PIECE_IDS", 1000)
+    monkeypatch.setattr("leanvocab.vocabulary.pieces.PIECE_IDS", 1000)
     rng = np.random.default_rng(0)
     chunks = [[rng.integers(0, 50, rng.integers(0, 40)).tolist() for _ in range(200)] for _ in range(9)]
     table = pa.table({"input_ids": pa.chunked_array(chunks)})
@@ -532,19 +559,18 @@ def test_threads_are_as_many_as_data_memory_and_processor_allow(
     num_workers: int | None, num_ids: int | None, full_size: int | None, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(64)), raising=False)
-    sources = [Source([], num_ids=num_ids)]
-    assert leanvocab.vocabulary.counts._num_threads(num_workers, sources, full_size) == expected
+    assert choose_num_threads(num_workers, num_ids, full_size) == expected
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0}, raising=False)
-    assert leanvocab.vocabulary.counts._num_threads(None, sources, full_size) == 1
+    assert choose_num_threads(None, num_ids, full_size) == 1
 
 
 def test_an_interrupt_stops_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("leanvocab.vocabulary.sources._PIECE_IDS", 64)
+    monkeypatch.setattr("leanvocab.vocabulary.pieces.PIECE_IDS", 64)
 
     def interrupted(*_: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(leanvocab.vocabulary.counts, "wait", interrupted)
+    monkeypatch.setattr("leanvocab.vocabulary.threads.wait", interrupted)
     with pytest.raises(KeyboardInterrupt):
         count_tokens(np.ones((100_000, 8), dtype=np.int64), num_workers=2)
 
@@ -558,7 +584,7 @@ def test_progress_shows_when_asked_for_and_on_long_work_only(
     shown = capsys.readouterr().err
     assert "Counting tokens" in shown
     assert "5.00/5.00" in shown
-    monkeypatch.setattr("leanvocab.vocabulary.counts._SECONDS_BEFORE_PROGRESS", -1.0)
+    monkeypatch.setattr("leanvocab.vocabulary.threads.SECONDS_BEFORE_PROGRESS", -1.0)
     count_tokens(ROWS)
     assert "Counting tokens" in capsys.readouterr().err
     count_tokens(ROWS, progress=False)

@@ -3,10 +3,10 @@
 import datasets
 import pyarrow as pa
 import pytest
-from small_text import listing, rows, write, write_splits
+from texts import files_in, rows, write, write_splits
 
 from leanvocab.errors import DataError
-from leanvocab.finetune.loading import load_splits
+from leanvocab.finetune.splits import load_splits
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".json", ".parquet"])
@@ -15,7 +15,7 @@ def test_a_file_is_the_training_split(tmp_path, suffix):
     splits = load_splits(path)
     assert list(splits) == ["train"]
     assert splits["train"].to_list() == rows(5)
-    assert listing(tmp_path) == [f"reviews{suffix}"]
+    assert files_in(tmp_path) == [f"reviews{suffix}"]
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
@@ -48,9 +48,9 @@ def test_a_configuration_may_be_a_prefix_of_the_files_names(tmp_path):
 
 def test_a_saved_data_set_is_read_and_left_as_it_was(tmp_path):
     datasets.DatasetDict(train=datasets.Dataset.from_list(rows(5))).save_to_disk(tmp_path / "saved")
-    before = listing(tmp_path)
+    before = files_in(tmp_path)
     assert load_splits(tmp_path / "saved")["train"].to_list() == rows(5)
-    assert listing(tmp_path) == before
+    assert files_in(tmp_path) == before
 
 
 def test_splits_may_be_given_as_files_and_data_sets_by_name(tmp_path):

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from comparing import bits, differing, train
 from disk import content, delta_of_base, listing, read_all, trained_pair
-from small import FULL_SIZE, batch, bits, differing, small_model, train, used_vocabulary
+from models import FULL_SIZE, batch, small_model, used_vocabulary
+from safetensors.torch import load_model, save_model
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -17,14 +19,17 @@ from transformers import (
     BertModel,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     RobertaModel,
 )
 
 import leanvocab as lv
 from leanvocab.adapters import export_trainable_tokens
 from leanvocab.checkpoints.delta_format import read_delta
-from leanvocab.checkpoints.delta_saving import load_delta
+from leanvocab.checkpoints.delta_loading import load_delta
 from leanvocab.checkpoints.merge import merge_checkpoint
+from leanvocab.checkpoints.optimizer_states import read_full_states
 from leanvocab.errors import CheckpointError, LeanVocabWarning, ModelError, NotShrunkError
 from leanvocab.files.headers import read_header
 from leanvocab.model.shrink import merge_, shrink_
@@ -122,7 +127,7 @@ def test_a_base_with_another_head_gives_the_new_head_the_models_names_and_its_co
         assert content(tmp_path / base) == content(tmp_path / f"{base}-out")
 
 
-@pytest.mark.parametrize("family", ["roberta", "bert", "bart", "llama", "llama-lm"])
+@pytest.mark.parametrize("family", ["roberta", "bert", "bart", "llama", "llama-untied"])
 def test_every_family_merges_to_what_it_saves_in_full(tmp_path: Path, family: str) -> None:
     full = delta_of_base(tmp_path, family=family)
     merge_checkpoint(base=tmp_path / "base", delta=tmp_path / "delta", output=tmp_path / "merged", verify=True)
@@ -254,8 +259,6 @@ def test_saving_a_delta_twice_replaces_it_and_keeps_notes_beside_it(tmp_path: Pa
 
 
 def test_any_module_has_a_delta_when_its_base_is_named(tmp_path: Path) -> None:
-    from safetensors.torch import load_model, save_model
-
     def make() -> nn.Module:
         torch.manual_seed(0)
         return nn.ModuleDict({"table": nn.Embedding(40, 6), "per_layer": nn.Embedding(40, 10), "head": nn.Linear(6, 2)})
@@ -358,3 +361,57 @@ def test_a_delta_beside_full_weights_is_refused_since_nothing_says_which_is_newe
         merge_checkpoint(base=tmp_path / "base", delta=tmp_path / "delta", output=tmp_path / "merged")
     (tmp_path / "delta" / "model.safetensors").unlink()
     assert differing(load_delta(model, tmp_path / "delta"), full) == []
+
+
+def test_states_of_a_single_kept_row_are_rows_too(tmp_path: Path) -> None:
+    """A count in a tensor of one number is none, and a state of one row is."""
+    (tmp_path / "base").mkdir()
+    full, model = (nn.Sequential(nn.Embedding(9, 4)) for _ in range(2))
+    model.load_state_dict(full.state_dict())
+    save_model(full, str(tmp_path / "base" / "model.safetensors"))
+    shrink_(model, PartialVocabulary([3], 9))
+    states = []
+    for each in (full, model):
+        optimizer = torch.optim.AdamW(each.parameters(), lr=0.1, weight_decay=0.0)
+        each(torch.tensor([3])).sum().backward()
+        optimizer.step()
+        states.append({key: value[None] for key, value in optimizer.state_dict()["state"][0].items()})
+    assert differing(*states) == []
+    lv.save_delta(model, tmp_path / "delta", base=tmp_path / "base", optimizer=optimizer)
+    read = read_full_states(tmp_path / "delta", read_delta(tmp_path / "delta")[0])
+    assert differing({key: value[None] for key, value in read["state"][0].items()}, states[0]) == []
+
+
+@pytest.mark.parametrize("trained", ["rows", "one expert", "all"])
+def test_tensors_that_saving_splits_are_left_out_all_together_or_not_at_all(tmp_path: Path, trained: str) -> None:
+    """transformers stacks the experts of Mixtral when it loads them, and has one tensor for each on disk."""
+    torch.manual_seed(0)
+    sizes = {
+        "vocab_size": 60,
+        "hidden_size": 8,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
+    config = MixtralConfig(**sizes, num_key_value_heads=1, num_local_experts=2, tie_word_embeddings=False)
+    MixtralForCausalLM(config).save_pretrained(tmp_path / "base")
+    full, model = (MixtralForCausalLM.from_pretrained(tmp_path / "base") for _ in range(2))
+    assert set(full.state_dict()) != set(read_all(tmp_path / "base"))
+    shrink_(model, PartialVocabulary([1, 5, 59], 60), output="full")
+    with torch.no_grad():
+        model.get_input_embeddings().weight.add_(1)
+        full.get_input_embeddings().weight[[1, 5, 59]] += 1
+        for each in (full, model):
+            for name, parameter in each.named_parameters():
+                if (trained == "all" and "embed" not in name) or (
+                    trained == "one expert" and "layers.1.mlp.experts" in name
+                ):
+                    parameter[:1] += 1
+    lv.save_delta(model, tmp_path / "delta")
+    held = read_all(tmp_path / "delta")
+    assert (len(held) == 1) == (trained == "rows")
+    assert any("experts.1" in name for name in held) == (trained != "rows")
+    merge_checkpoint(base=tmp_path / "base", delta=tmp_path / "delta", output=tmp_path / "merged", verify=True)
+    full.save_pretrained(tmp_path / "expected")
+    assert differing(read_all(tmp_path / "merged"), read_all(tmp_path / "expected")) == []
+    assert set(model.state_dict()) == set(full.state_dict())  # nothing is left out any more

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from comparing import bits, differing, train
 from disk import listing, read_all
-from small import FULL_SIZE, bits, differing, train
-from small_outputs import lm_batch, lm_vocabulary, small_lm
+from models import FULL_SIZE, language_batch, small_model, used_vocabulary
 from torch import nn
 
 import leanvocab as lv
 from leanvocab.adapters import export_trainable_tokens
-from leanvocab.checkpoints.delta_saving import load_delta
+from leanvocab.checkpoints.delta_loading import load_delta
 from leanvocab.checkpoints.merge import merge_checkpoint
 from leanvocab.errors import CheckpointError, LeanVocabWarning, ModelError
 from leanvocab.model.shrink import merge_, shrink_
@@ -25,9 +25,9 @@ PAIRS = [
     ("llama-tied", "restricted"),
     ("llama-untied", "frozen"),
     ("llama-untied", "restricted"),
-    ("bert-mlm", "frozen"),
-    ("bart-lm", "frozen"),
-    ("gemma2", "restricted"),
+    ("bert-tied", "frozen"),
+    ("bart-tied", "frozen"),
+    ("gemma2-softcap", "restricted"),
 ]
 
 # What a restricted softmax is, is said each time that a model is shrunk so; test_output.py has that warning's words.
@@ -36,12 +36,12 @@ pytestmark = pytest.mark.filterwarnings('ignore:.*output="restricted" trains a s
 
 def trained(folder: Path, family: str, mode: str | None, **options: Any) -> nn.Module:
     """A model that was trained while shrunk, from a base that is saved in `folder / "base"`."""
-    model = small_lm(family)
+    model = small_model(family)
     if not (folder / "base").exists():
         model.save_pretrained(folder / "base")
     model = type(model).from_pretrained(folder / "base")
-    shrink_(model, lm_vocabulary(), output=mode, **options)
-    train(model, **lm_batch())
+    shrink_(model, used_vocabulary(), output=mode, **options)
+    train(model, **language_batch())
     return model
 
 
@@ -84,7 +84,7 @@ def test_a_delta_and_its_base_give_the_merged_model_and_what_was_tied_is_tied(
         assert (tmp_path / "merged" / name).read_bytes() == (tmp_path / "expected" / name).read_bytes(), name
     loaded = type(model).from_pretrained(tmp_path / "merged")
     assert differing(loaded, model) == []
-    assert shared_weights(loaded) == shared_weights(small_lm(family))
+    assert shared_weights(loaded) == shared_weights(small_model(family))
 
 
 @pytest.mark.parametrize(("family", "mode"), PAIRS)
@@ -94,12 +94,12 @@ def test_a_delta_holds_rows_of_each_matrix_once_and_says_the_mode(tmp_path: Path
     said = json.loads((tmp_path / "delta" / "leanvocab.json").read_text())
     assert said["output"] == mode
     held = read_all(tmp_path / "delta")
-    rows = [name for name, value in held.items() if value.shape == (len(lm_vocabulary()), 48)]
+    rows = [name for name, value in held.items() if value.shape == (len(used_vocabulary()), 48)]
     assert sorted(rows) == sorted(said["tables"])
     assert len(rows) == (2 if family == "llama-untied" else 1)
     assert not [name for name, value in held.items() if value.ndim == 2 and FULL_SIZE in value.shape]
     for name in rows:
-        assert said["tables"][name]["digest"] == lm_vocabulary().digest
+        assert said["tables"][name]["digest"] == used_vocabulary().digest
 
 
 def test_a_whole_output_layer_is_a_tensor_of_the_delta(tmp_path: Path) -> None:
@@ -116,11 +116,11 @@ def test_a_delta_loads_into_a_model_that_is_shrunk_in_the_same_way(tmp_path: Pat
     model = trained(tmp_path, family, mode)
     lv.save_delta(model, tmp_path / "delta")
     fresh = type(model).from_pretrained(tmp_path / "base")
-    shrink_(fresh, lm_vocabulary(), output=mode)
+    shrink_(fresh, used_vocabulary(), output=mode)
     load_delta(fresh, tmp_path / "delta")
     assert differing(fresh, model) == []
     assert differing(merge_(fresh), merge_(model)) == []
-    assert shared_weights(fresh) == shared_weights(small_lm(family))
+    assert shared_weights(fresh) == shared_weights(small_model(family))
 
 
 @pytest.mark.parametrize(("family", "mode"), PAIRS)
@@ -135,7 +135,7 @@ def test_widening_keeps_the_mode_and_where_frozen_rows_are(tmp_path: Path, famil
     load_delta(fresh, tmp_path / "delta", widen=True)
     found = lv.status(fresh)
     assert found.output == mode
-    assert {table.digest for table in found.tables} == {(other | lm_vocabulary()).digest}
+    assert {table.digest for table in found.tables} == {(other | used_vocabulary()).digest}
     assert fresh.get_output_embeddings().table.frozen_rows_on == "host"
     assert differing(merge_(fresh), merge_(model)) == []
 
@@ -146,7 +146,7 @@ def test_rows_of_another_objective_load_with_a_warning(tmp_path: Path, family: s
     model = trained(tmp_path, family, modes[0])
     lv.save_delta(model, tmp_path / "delta")
     fresh = type(model).from_pretrained(tmp_path / "base")
-    shrink_(fresh, lm_vocabulary(), output=modes[1])
+    shrink_(fresh, used_vocabulary(), output=modes[1])
     with pytest.warns(
         LeanVocabWarning, match=f'trained with output="{modes[0]}", .* is shrunk with output="{modes[1]}"'
     ):
@@ -159,12 +159,12 @@ def test_a_whole_output_layer_loads_into_a_partial_one_with_its_other_rows(tmp_p
     model = trained(tmp_path, "llama-untied", "full")
     lv.save_delta(model, tmp_path / "delta")
     fresh = type(model).from_pretrained(tmp_path / "base")
-    shrink_(fresh, lm_vocabulary(), output="frozen")
+    shrink_(fresh, used_vocabulary(), output="frozen")
     with pytest.warns(LeanVocabWarning, match='trained with output="full"'):
         load_delta(fresh, tmp_path / "delta")
     assert differing(fresh, model) == []
     with torch.no_grad():
-        logits, expected = (each.eval()(**lm_batch()).logits for each in (fresh, merge_(model)))
+        logits, expected = (each.eval()(**language_batch()).logits for each in (fresh, merge_(model)))
     torch.testing.assert_close(logits.clone(), expected, rtol=1e-5, atol=1e-6)
     assert differing(merge_(fresh), model) == []
 
@@ -173,7 +173,7 @@ def test_rows_of_an_output_layer_do_not_load_into_a_whole_one(tmp_path: Path) ->
     model = trained(tmp_path, "llama-untied", "frozen")
     lv.save_delta(model, tmp_path / "delta")
     fresh = type(model).from_pretrained(tmp_path / "base")
-    shrink_(fresh, lm_vocabulary(), output="full")
+    shrink_(fresh, used_vocabulary(), output="full")
     before = {name: bits(value) for name, value in fresh.state_dict().items()}
     with pytest.raises(
         CheckpointError,
@@ -185,7 +185,7 @@ def test_rows_of_an_output_layer_do_not_load_into_a_whole_one(tmp_path: Path) ->
 
 def test_unused_rows_that_decayed_load_into_a_shrunk_model(tmp_path: Path) -> None:
     """Such a table is carried whole, and its other rows are not the base's any more."""
-    from small import small_model, used_vocabulary
+    from models import small_model, used_vocabulary
 
     small_model().save_pretrained(tmp_path / "base")
     model, fresh = (type(small_model()).from_pretrained(tmp_path / "base") for _ in range(2))
@@ -200,7 +200,7 @@ def test_unused_rows_that_decayed_load_into_a_shrunk_model(tmp_path: Path) -> No
 def test_loading_in_the_same_mode_says_nothing(tmp_path: Path) -> None:
     model = trained(tmp_path, "llama-tied", "frozen")
     lv.save_delta(model, tmp_path / "delta")
-    fresh = shrink_(type(model).from_pretrained(tmp_path / "base"), lm_vocabulary())
+    fresh = shrink_(type(model).from_pretrained(tmp_path / "base"), used_vocabulary())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         load_delta(fresh, tmp_path / "delta")
@@ -227,7 +227,7 @@ def test_a_restricted_objective_is_said_beside_what_is_saved_and_merged(tmp_path
         assert said["output"] == "restricted"
         assert "another objective" in said["meaning"]
         (table,) = said["tables"].values()
-        assert table == {"num_rows": len(lm_vocabulary()), "full_size": FULL_SIZE, "digest": lm_vocabulary().digest}
+        assert table == {"num_rows": len(used_vocabulary()), "full_size": FULL_SIZE, "digest": used_vocabulary().digest}
         assert differing(type(model).from_pretrained(tmp_path / folder), model) == []
 
 
@@ -239,16 +239,16 @@ def test_what_is_saved_over_a_restricted_model_does_not_say_so_any_more(tmp_path
     assert "notes.txt" in listing(tmp_path / "saved")
 
 
-@pytest.mark.parametrize("family", ["llama-tied", "llama-untied", "bert-mlm", "bart-lm"])
+@pytest.mark.parametrize("family", ["llama-tied", "llama-untied", "bert-tied", "bart-tied"])
 def test_the_rows_of_a_language_model_are_an_adapter_that_peft_loads_to_the_same_logits(
     tmp_path: Path, family: str
 ) -> None:
-    small_lm(family).save_pretrained(tmp_path / "base")
-    model = shrink_(type(small_lm(family)).from_pretrained(tmp_path / "base"), lm_vocabulary(), output="frozen")
+    small_model(family).save_pretrained(tmp_path / "base")
+    model = shrink_(type(small_model(family)).from_pretrained(tmp_path / "base"), used_vocabulary(), output="frozen")
     rows = {id(each.weight) for each in (model.get_input_embeddings(), model.get_output_embeddings())}
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in rows)
-    train(model, **lm_batch())
+    train(model, **language_batch())
     export_trainable_tokens(model, tmp_path / "adapter")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft reads deprecated attributes of transformers
@@ -256,17 +256,17 @@ def test_the_rows_of_a_language_model_are_an_adapter_that_peft_loads_to_the_same
 
         adapted = PeftModel.from_pretrained(type(model).from_pretrained(tmp_path / "base"), tmp_path / "adapter").eval()
     with torch.no_grad():
-        assert bits(adapted(**lm_batch()).logits) == bits(merge_(model).eval()(**lm_batch()).logits)
+        assert bits(adapted(**language_batch()).logits) == bits(merge_(model).eval()(**language_batch()).logits)
         merged = adapted.merge_and_unload()
     assert differing(merged, model) == []
-    assert shared_weights(merged) == shared_weights(small_lm(family))
+    assert shared_weights(merged) == shared_weights(small_model(family))
 
 
 def test_an_adapter_of_an_output_layer_with_a_bias_is_refused_since_peft_leaves_it_out(tmp_path: Path) -> None:
-    model = small_lm("bert-mlm")
+    model = small_model("bert-tied")
     model.cls.predictions.bias.data.normal_()
     model.save_pretrained(tmp_path / "base")
-    model = shrink_(type(model).from_pretrained(tmp_path / "base"), lm_vocabulary())
+    model = shrink_(type(model).from_pretrained(tmp_path / "base"), used_vocabulary())
     with pytest.raises(
         ModelError, match=r"cls.predictions.decoder has a bias, which peft's trainable tokens leave out"
     ):

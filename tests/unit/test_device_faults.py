@@ -10,7 +10,8 @@ from typing import Any
 import accelerator
 import pytest
 import torch
-from small_lm import FULL_SIZE, hold_few_scores, lm_batch, lm_vocabulary, small_lm
+from models import FULL_SIZE, small_lm
+from references import QUIET, lm_batch, lm_vocabulary
 from torch import Tensor, nn
 
 from leanvocab.errors import MissingTokenError
@@ -20,10 +21,7 @@ from leanvocab.partial.module import shrunk_modules
 DEVICE = accelerator.NAME
 OUTSIDE = next(i for i in range(3, FULL_SIZE) if i not in lm_vocabulary())
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*which is another objective:leanvocab.errors.LeanVocabWarning"),
-    pytest.mark.filterwarnings("ignore:.*are served from the base:leanvocab.errors.LeanVocabWarning"),
-]
+pytestmark = QUIET
 
 
 @pytest.fixture(autouse=True)
@@ -100,7 +98,6 @@ def test_ids_and_labels_that_are_missing_in_one_batch_are_one_error() -> None:
     optimizer.step()
 
 
-@pytest.mark.xfail(strict=True, reason="notes of every shrunk model that is alive are read at every step")
 def test_a_model_that_was_let_go_of_does_not_disturb_another_optimizer() -> None:
     optimizer = another_optimizer()
     gc.disable()
@@ -113,7 +110,6 @@ def test_a_model_that_was_let_go_of_does_not_disturb_another_optimizer() -> None
         gc.enable()
 
 
-@pytest.mark.xfail(strict=True, reason="stand-ins and the guard each make a circle of references")
 def test_a_model_that_was_let_go_of_gives_back_its_memory_at_once() -> None:
     gc.disable()
     try:
@@ -218,11 +214,11 @@ def test_a_forward_with_labels_does_not_wait(mode: str, request: pytest.FixtureR
 
 
 @pytest.mark.xfail(strict=True, reason="ids of each block are brought by a copy that blocks")
-def test_blocks_of_rows_of_the_host_come_without_a_wait_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_of_rows_of_the_host_come_without_a_wait_for_each(request: pytest.FixtureRequest) -> None:
     found = []
     for few in (False, True):
         if few:
-            hold_few_scores(monkeypatch)
+            request.getfixturevalue("few_scores_at_once")
         lean = lean_model(output="frozen", frozen_rows="host")
         inputs = there()
         lean(**inputs).loss.backward()
@@ -249,7 +245,7 @@ def test_a_step_of_a_shrunk_model_waits_once() -> None:
         lean(**there()).loss.backward()
         with accelerator.watch() as seen:
             optimizer.step()
-    assert [wait.kind for wait in seen.waits] == ["event"]
+    assert [wait.kind for wait in seen.waits] == ["event"], seen.waits
 
 
 @pytest.mark.xfail(strict=True, reason="a note that was read is read again at each step of any optimizer")

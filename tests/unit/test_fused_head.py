@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from small_lm import check_close, gradients, lm_batch, lm_vocabulary, mask_gradients, small_lm
+from models import small_lm
+from references import check_close, gradients, lm_batch, lm_vocabulary, mask_gradients
 
 from leanvocab.errors import BypassError, MissingTokenError
 from leanvocab.model.shrink import merge_, shrink_
@@ -102,7 +103,7 @@ def test_a_forward_that_raises_leaves_nothing_behind() -> None:
     lean = fused(shrunk("llama-tied"))
     with pytest.raises(MissingTokenError):
         lean(input_ids=torch.full((1, 4), 10**6), labels=torch.ones(1, 4).long(), fused_lm_head=True)
-    assert not fused_head._asked
+    assert not fused_head.forwards_under_way
     assert float(lean(**lm_batch(), fused_lm_head=True).loss) > 0
 
 

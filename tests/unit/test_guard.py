@@ -7,7 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate.hooks import AlignDevicesHook, ModelHook, add_hook_to_module, remove_hook_from_module
-from small import batch, differing, small_model, train, twins, used_vocabulary
+from comparing import differing, train
+from models import batch, small_model, twins, used_vocabulary
 from torch import Tensor, nn
 from transformers.models.idefics.modeling_idefics import IdeficsDecoupledEmbedding
 
@@ -69,11 +70,12 @@ def test_code_that_asks_about_the_weight_is_not_refused() -> None:
 
 def test_the_watch_ends_after_a_forward_that_passed_in_each_mode() -> None:
     model = shrink_(small_model(), used_vocabulary())
-    for training in (True, False):
-        model.train(training)(**batch())
     guard = next(iter(model._forward_pre_hooks.values())).__self__
-    assert {training for training, _ in guard._passed} == {True, False}
-    assert guard._watch is None
+    for training in (True, False):
+        assert not guard.has_passed(model.train(training))
+        model(**batch())
+        assert guard.has_passed(model)
+    assert torch.overrides._get_current_function_mode_stack() == []
 
 
 def test_a_forward_that_raises_leaves_no_watch_behind() -> None:

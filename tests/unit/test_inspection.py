@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from models import FULL_SIZE
 from safetensors.torch import load_file
-from small_text import FULL_SIZE, save_pretrained
+from texts import save_pretrained
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from leanvocab.errors import CheckpointError
@@ -68,9 +69,9 @@ def test_trained_rows_are_those_that_differ_in_any_bit(tmp_path):
 def test_tables_of_other_sizes_cannot_be_compared(tmp_path):
     base = save_pretrained(tmp_path / "base")
     larger = save_pretrained(
-        tmp_path / "larger", BertForSequenceClassification(BertConfig(**SIZES | {"vocab_size": 400}))
+        tmp_path / "larger", BertForSequenceClassification(BertConfig(**SIZES | {"vocab_size": 600}))
     )
-    with pytest.raises(CheckpointError, match=r"cannot be compared: .*larger has \(400, 16\), .*base \(320, 16\)"):
+    with pytest.raises(CheckpointError, match=r"cannot be compared: .*larger has \(600, 16\), .*base \(500, 16\)"):
         trained_rows(inspect_checkpoint(larger), inspect_checkpoint(base))
 
 

@@ -6,9 +6,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from small import FULL_SIZE, small_model
-from small_lm import small_gemma3n
-from small_outputs import lm_vocabulary, small_lm
+from models import FULL_SIZE, small_gemma3n, small_model, used_vocabulary
 from torch import nn
 
 from leanvocab.model.shrink import merge_, shrink_
@@ -25,7 +23,7 @@ def listed(model: nn.Module, mode: str) -> dict[str, tuple[str, str | None]]:
 
 
 def test_a_tied_decoder_has_one_matrix() -> None:
-    model = small_lm("llama-tied")
+    model = small_model("llama-tied")
     found = take_inventory(model)
     (only,) = found.tensors
     assert only.names == ("model.embed_tokens.weight", "lm_head.weight")
@@ -39,7 +37,7 @@ def test_a_tied_decoder_has_one_matrix() -> None:
 
 
 def test_an_untied_decoder_has_two_and_the_output_weight_stays_whole_in_full_mode() -> None:
-    model = small_lm("llama-untied")
+    model = small_model("llama-untied")
     assert take_inventory(model).default_mode == "full"
     for mode, output in (("full", WHOLE), ("frozen", PARTIAL), ("restricted", PARTIAL)):
         assert listed(model, mode) == {
@@ -56,14 +54,14 @@ def test_a_classifier_has_an_input_table_alone() -> None:
 
 
 def test_the_bias_of_a_masked_language_model_is_listed_once_and_stays_whole() -> None:
-    found = {each.kind: each for each in take_inventory(small_lm("bert-mlm")).tensors}
+    found = {each.kind: each for each in take_inventory(small_model("bert-tied")).tensors}
     assert set(found) == {"input table and output weight", "output bias"}
     assert set(found["output bias"].names) == {"cls.predictions.bias", "cls.predictions.decoder.bias"}
     assert found["output bias"].outcomes["frozen"] == WHOLE
 
 
 def test_encoder_decoder_shared_and_output_are_one_and_the_buffer_is_another() -> None:
-    found = {each.kind: each for each in take_inventory(small_lm("bart-lm")).tensors}
+    found = {each.kind: each for each in take_inventory(small_model("bart-tied")).tensors}
     assert len(found["input table and output weight"].names) == 4
     assert found["buffer"].names == ("final_logits_bias",)
     assert (found["buffer"].shape, found["buffer"].outcomes["frozen"]) == ((1, FULL_SIZE), WHOLE)
@@ -71,7 +69,7 @@ def test_encoder_decoder_shared_and_output_are_one_and_the_buffer_is_another() -
 
 def test_tables_for_each_layer_are_other_tables_though_their_size_is_another() -> None:
     with torch.device("meta"):
-        model = transformers.Gemma3nForCausalLM(small_gemma3n(FULL_SIZE))
+        model = transformers.Gemma3nForCausalLM(small_gemma3n())
     found = listed(model, "frozen")
     assert found["model.embed_tokens.weight"] == ("input table and output weight", PARTIAL)
     assert found["model.embed_tokens_per_layer.weight"] == ("another table", WHOLE)
@@ -105,16 +103,16 @@ def test_views_of_one_memory_are_one_tensor_and_what_nobody_knows_is_not_underst
     assert not found[("mixing",)].is_understood
 
 
-@pytest.mark.parametrize("family", ["llama-tied", "llama-untied", "bert-mlm", "bart-lm", "gemma2"])
+@pytest.mark.parametrize("family", ["llama-tied", "llama-untied", "bert-tied", "bart-tied", "gemma2-softcap"])
 @pytest.mark.filterwarnings('ignore:.*output="restricted" trains a softmax:UserWarning')
 def test_what_is_said_is_what_happens_and_the_model_is_left_alone(family: str) -> None:
-    model = small_lm(family)
+    model = small_model(family)
     shapes = {name: value.shape for name, value in model.named_parameters(remove_duplicate=False)}
     found = take_inventory(model)
     assert {name: value.shape for name, value in model.named_parameters(remove_duplicate=False)} == shapes
     modes = [None, *(mode for mode in ("full", "frozen", "restricted") if mode not in found.refusals)]
     for mode in modes:
-        shrink_(model, lm_vocabulary(), output=mode)  # type: ignore[arg-type]
+        shrink_(model, used_vocabulary(), output=mode)  # type: ignore[arg-type]
         partial = {f"{path}.weight" for path, each in model.named_modules() if isinstance(each, PartialModule)}
         said: Any = mode or found.default_mode
         assert partial == {name for each in found.tensors if each.outcomes[said] == PARTIAL for name in each.names}
@@ -126,8 +124,8 @@ def test_what_is_said_is_what_happens_and_the_model_is_left_alone(family: str) -
 
 def test_the_meta_device_and_json_will_do() -> None:
     with torch.device("meta"):
-        model = small_lm("bart-lm")
-    on_meta, real = take_inventory(model), take_inventory(small_lm("bart-lm"))
+        model = small_model("bart-tied")
+    on_meta, real = take_inventory(model), take_inventory(small_model("bart-tied"))
     assert on_meta == real
     read = json.loads(json.dumps(on_meta.to_dict()))
     assert read["default_mode"] == "frozen"

@@ -2,12 +2,11 @@
 
 import datasets
 import pytest
-from small_language import CHAT_TEMPLATE, chats, ids_of, language_tokenizer, pairs, texts
-from small_text import SPECIAL, WORDS
+from texts import CHAT_TEMPLATE, SPECIAL, WORDS, chats, ids_of, language_tokenizer, pairs, texts
 
 from leanvocab.choices import IGNORE_INDEX
 from leanvocab.errors import DataError, ModelError
-from leanvocab.finetune.language import chat_spans, encode_language, find_language_task
+from leanvocab.finetune.language_modeling import chat_spans, find_language_task
 from leanvocab.finetune.settings import FineTuneSettings
 
 CLS, SEP = 2, 3
@@ -23,7 +22,7 @@ def encoded(train, tokenizer=None, **knobs):
     """Rows of the train split, and the notes."""
     settings, splits = FineTuneSettings(**{"task": "causal-lm"} | knobs), splits_of(train)
     task = find_language_task(splits, settings)
-    made, notes = encode_language(splits, task, tokenizer or language_tokenizer(), settings)
+    made, notes = task.encode(splits, tokenizer or language_tokenizer(), settings)
     return made["train"].to_list(), notes
 
 
@@ -256,11 +255,11 @@ def test_columns_to_count_hold_every_id_that_is_looked_up_or_predicted(task, col
 
 
 def test_the_callers_data_set_is_left_as_it_was(tmp_path):
-    from small_text import listing
+    from texts import files_in
 
     splits_of(texts(12)).save_to_disk(tmp_path / "saved")
-    loaded, before = datasets.load_from_disk(tmp_path / "saved"), listing(tmp_path)
+    loaded, before = datasets.load_from_disk(tmp_path / "saved"), files_in(tmp_path)
     settings = FineTuneSettings(task="causal-lm", packing=True)
-    encode_language(loaded, find_language_task(loaded, settings), language_tokenizer(), settings)
-    assert listing(tmp_path) == before
+    find_language_task(loaded, settings).encode(loaded, language_tokenizer(), settings)
+    assert files_in(tmp_path) == before
     assert loaded["train"].column_names == ["text"]

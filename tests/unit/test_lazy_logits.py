@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from small_lm import FULL_SIZE, lm_batch, lm_vocabulary, small_lm, token_loss
+from models import FULL_SIZE, small_lm
+from references import lm_batch, lm_vocabulary, token_loss
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -18,7 +19,7 @@ from leanvocab.model.shrink import shrink_
 from leanvocab.output import loss as output_loss
 from leanvocab.output.elementwise import Elementwise
 from leanvocab.output.lazy_logits import LazyLogits
-from leanvocab.output.loss import Reduction
+from leanvocab.output.loss import LossOptions
 
 
 @pytest.fixture(autouse=True)
@@ -308,7 +309,7 @@ def test_a_hook_on_the_gradient_makes_no_logits_until_somebody_looks() -> None:
     logits = lean(hidden)
     assert logits._base is None
     logits.register_hook(lambda gradient: seen.append(gradient.shape))
-    assert logits._value is None
+    assert not logits.is_computed
     F.cross_entropy(logits.view(-1, FULL_SIZE), torch.arange(18)).backward()
     assert seen == [(2, 9, FULL_SIZE)]
     assert hidden.grad is not None
@@ -316,7 +317,7 @@ def test_a_hook_on_the_gradient_makes_no_logits_until_somebody_looks() -> None:
     logits = lean(hidden)
     logits.register_hook(lambda gradient: seen.append(gradient.shape)).remove()
     F.cross_entropy(logits.view(-1, FULL_SIZE), torch.arange(18)).backward()
-    assert (len(seen), logits._value) == (1, None)
+    assert (len(seen), logits.is_computed) == (1, False)
 
 
 def test_logits_without_a_graph_stay_without_one() -> None:
@@ -415,4 +416,4 @@ def test_label_smoothing_over_a_restricted_softmax_is_refused_by_name() -> None:
 
 
 def test_the_options_of_a_loss_are_torchs_own() -> None:
-    assert Reduction() == Reduction(ignore_index=-100, reduction="mean", label_smoothing=0.0)
+    assert LossOptions() == LossOptions(ignore_index=-100, reduction="mean", label_smoothing=0.0)

@@ -8,7 +8,7 @@ from torch import nn
 
 import leanvocab as lv
 from leanvocab.errors import OptimizerError
-from leanvocab.model.optimizer_steps import check_states, full_states, slice_states
+from leanvocab.model.live_optimizer_states import check_states, full_states, slice_states
 
 torchao = pytest.importorskip("torchao.optim")
 KEPT, FULL_SIZE, DIM = list(range(1, 65, 2)), 64, 256

@@ -13,9 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import leanvocab as lv
 from leanvocab.errors import ModelError, SettingsError, VocabularyError
-from leanvocab.reports.footprint import OPTIMIZERS
-from leanvocab.reports.memory import format_bytes
+from leanvocab.partial.missing import MissingNote
 from leanvocab.reports.peak import record_peak
+from leanvocab.reports.state_bytes import OPTIMIZERS
+from leanvocab.reports.units import format_bytes
 
 FULL_ROWS, KEPT_ROWS = 300, 40
 
@@ -103,7 +104,9 @@ def test_the_id_map_of_a_shrunk_model_is_counted_to_the_byte():
     model = tiny_model()
     lv.shrink_(model, vocabulary())
     table = model.get_input_embeddings()
-    held = [value for value in (*vars(table).values(), *vars(table._missing).values()) if torch.is_tensor(value)]
+    notes = [value for value in vars(table).values() if isinstance(value, MissingNote)]
+    parts = (*vars(table).values(), *(part for note in notes for part in vars(note).values()))
+    held = [value for value in parts if torch.is_tensor(value)]
     held += [value for value in table._buffers.values() if value is not None]
     assert lv.estimate_memory(model).partial.remap_bytes == sum(value.nbytes for value in held)
 

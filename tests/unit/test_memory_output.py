@@ -7,18 +7,18 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from small import FULL_SIZE, small_model
-from small_outputs import lm_vocabulary, small_lm
+from models import FULL_SIZE, small_model, used_vocabulary
 from torch import nn
 
 import leanvocab as lv
 from leanvocab.errors import ModelError, SettingsError, TiedOutputError
 from leanvocab.model.shrink import shrink_
+from leanvocab.output.frozen_rows import FrozenRows
 from leanvocab.output.loss import CHUNK_BYTES
-from leanvocab.output.projection import FrozenRows
+from leanvocab.partial.missing import MissingNote
 from leanvocab.reports.peak import record_peak
 
-KEPT = len(lm_vocabulary())
+KEPT = len(used_vocabulary())
 
 # What a restricted softmax is, is said each time that a model is shrunk so.
 pytestmark = pytest.mark.filterwarnings('ignore:.*output="restricted" trains a softmax:UserWarning')
@@ -44,14 +44,15 @@ def held_by_vocabulary(model: nn.Module, batch: dict[str, torch.Tensor]) -> int:
     held += sum(value.nbytes for each in matrices for value in optimizer.state[each].values())
     for layer in layers:
         if getattr(getattr(layer, "table", None), "output", None) == "frozen" and isinstance(layer, nn.Linear):
-            frozen = FrozenRows(layer.table, torch.device("cpu"), layer.weight.dtype)._compact()  # as on a GPU
-            held += sum(value.nbytes for value in (frozen.rows, frozen.order, frozen.places))
+            frozen = FrozenRows(layer.table, torch.device("cpu"), layer.weight.dtype).whole()
+            held += sum(value.nbytes for value in (frozen.rows, frozen.id_of_column, frozen.column_of_id))
     return held
 
 
 @pytest.mark.parametrize("mode", ["full", "frozen", "restricted"])
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-def test_a_small_smollm_holds_what_was_estimated(tied: bool, mode: str) -> None:
+def test_a_small_smollm_holds_what_was_estimated(tied: bool, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FrozenRows, "mapped_on", frozenset())  # as on a GPU
     config = small_smollm(tie_word_embeddings=tied)
     kept = lv.PartialVocabulary(range(0, 4096, 7), 4096)
     ids = torch.tensor(kept.token_ids[:24]).view(2, 12)
@@ -91,20 +92,20 @@ def test_the_mode_is_the_one_that_shrinking_takes_by_itself() -> None:
     for family, mode in (
         ("llama-tied", "frozen"),
         ("llama-untied", "full"),
-        ("bert-mlm", "frozen"),
-        ("bart-lm", "frozen"),
+        ("bert-tied", "frozen"),
+        ("bart-tied", "frozen"),
     ):
-        model = small_lm(family)
-        estimate = lv.estimate_memory(model, lm_vocabulary())
+        model = small_model(family)
+        estimate = lv.estimate_memory(model, used_vocabulary())
         assert estimate.output == mode
-        shrink_(model, lm_vocabulary())
+        shrink_(model, used_vocabulary())
         assert lv.estimate_memory(model) == estimate
     assert lv.estimate_memory(small_model(), 40, num_tokens=100).output is None
     assert lv.estimate_memory(small_model(), 40, num_tokens=100).full.loss_bytes == 0
 
 
 def test_a_shrunk_model_is_not_estimated_in_a_mode_that_it_does_not_have() -> None:
-    model = shrink_(small_lm("llama-tied"), lm_vocabulary())
+    model = shrink_(small_model("llama-tied"), used_vocabulary())
     assert lv.estimate_memory(model, output="frozen") == lv.estimate_memory(model)
     with pytest.raises(
         ModelError, match='is shrunk with output="frozen", and was to be estimated with output="restric'
@@ -114,16 +115,17 @@ def test_a_shrunk_model_is_not_estimated_in_a_mode_that_it_does_not_have() -> No
 
 @pytest.mark.parametrize("mode", ["frozen", "restricted"])
 def test_the_id_maps_of_a_shrunk_language_model_are_counted_to_the_byte(mode: str) -> None:
-    model = shrink_(small_lm("llama-tied"), lm_vocabulary(), output=mode)
+    model = shrink_(small_model("llama-tied"), used_vocabulary(), output=mode)
     held = []
     for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
-        parts = (*vars(layer).values(), *vars(layer._missing).values())
+        notes = [value for value in vars(layer).values() if isinstance(value, MissingNote)]
+        parts = (*vars(layer).values(), *(part for note in notes for part in vars(note).values()))
         held += [value for value in parts if torch.is_tensor(value)]
     assert lv.estimate_memory(model).partial.remap_bytes == sum(value.nbytes for value in held)
 
 
 def test_an_untied_output_layer_has_rows_of_its_own() -> None:
-    model = small_lm("llama-untied")
+    model = small_model("llama-untied")
     estimate = lv.estimate_memory(model, {"model.embed_tokens": 20, "lm_head": 30}, output="frozen")
     assert [(t.path, t.full_rows, t.partial_rows) for t in estimate.tables] == [
         ("model.embed_tokens", FULL_SIZE, 20),
@@ -134,7 +136,7 @@ def test_an_untied_output_layer_has_rows_of_its_own() -> None:
 
 def test_a_number_of_tokens_has_to_be_one() -> None:
     with pytest.raises(SettingsError, match="num_tokens=0: expected 1 or more tokens"):
-        lv.estimate_memory(small_lm("llama-tied"), 40, num_tokens=0)
+        lv.estimate_memory(small_model("llama-tied"), 40, num_tokens=0)
 
 
 @pytest.fixture

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from comparing import bits, differing
 from disk import content, delta_of_base, listing, random_rows, read_all, tiny_folders, trained_pair
+from models import used_vocabulary
 from safetensors.torch import save_file
-from small import bits, differing, used_vocabulary
 
 import leanvocab as lv
 from leanvocab.checkpoints import merge as merging
@@ -74,12 +75,18 @@ def test_an_output_within_what_is_read_is_refused(tmp_path: Path, place: str) ->
     assert content(tmp_path) == before
 
 
-@pytest.mark.parametrize("where", ["_write_header", "_write_rows"])
+@pytest.mark.parametrize("where", ["header", "rows"])
 def test_verification_finds_what_was_written_wrongly_and_nothing_appears(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     tiny_folders(tmp_path)
-    monkeypatch.setattr(merging._Merge, where, lambda *args: None)
+    write_at = merging.write_at
+
+    def write_half(target: int, data: bytes, start: int) -> None:
+        if (start == 0) != (where == "header"):
+            write_at(target, data, start)
+
+    monkeypatch.setattr(merging, "write_at", write_half)
     with pytest.raises(CheckpointError, match="is not what was to be written, and is discarded"):
         merge_checkpoint(base=tmp_path / "single", delta=tmp_path / "delta", output=tmp_path / "out", verify=True)
     assert not (tmp_path / "out").exists()
@@ -116,7 +123,7 @@ def test_rows_with_nan_are_taken_on_request(tmp_path: Path) -> None:
 
 
 def test_both_copies_of_a_tied_table_in_the_base_are_replaced(tmp_path: Path) -> None:
-    from small import small_model
+    from models import small_model
 
     model = small_model("bart")
     model.save_pretrained(tmp_path / "base")

@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from comparing import train
+from models import batch, small_model, twins, used_vocabulary
 from safetensors.torch import load_file
-from small import batch, small_model, train, twins, used_vocabulary
 
 from leanvocab.model.shrink import merge_, partial_state_dicts, shrink_
 

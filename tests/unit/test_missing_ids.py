@@ -3,13 +3,15 @@ import warnings
 
 import pytest
 import torch
-from small import batch, differing, small_model, train, twins, unseen_ids, used_vocabulary
+from comparing import differing, train
+from models import batch, small_model, twins, unseen_ids, used_vocabulary
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from leanvocab.errors import LeanVocabWarning, MissingTokenError
-from leanvocab.model.shrink import merge_, shrink_, status
+from leanvocab.model.shrink import merge_, shrink_
+from leanvocab.model.status import status
 from leanvocab.partial.embedding import RemapEmbedding
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 

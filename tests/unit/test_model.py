@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from small import FULL_SIZE, PAD, batch, differing, small_model, train, twins, unseen_ids, used_vocabulary
+from comparing import differing, train
+from models import FULL_SIZE, PAD, batch, small_model, twins, unseen_ids, used_vocabulary
 from tokenizers import Tokenizer, models
 from torch import Tensor, nn
 from transformers import (
@@ -24,7 +25,8 @@ from leanvocab.errors import (
     TiedOutputError,
     VocabularyError,
 )
-from leanvocab.model.shrink import merge_, partial_state_dicts, shrink_, shrunk, status
+from leanvocab.model.shrink import merge_, partial_state_dicts, shrink_, shrunk
+from leanvocab.model.status import status
 from leanvocab.vocabulary.counts import count_tokens
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
@@ -53,11 +55,11 @@ def test_the_shrunk_lookup_equals_the_naive_one() -> None:
     assert torch.equal(model(ids), expected)
 
 
-@pytest.mark.parametrize("family", ["roberta", "bert", "bart", "llama", "llama-lm"])
+@pytest.mark.parametrize("family", ["roberta", "bert", "bart", "llama", "llama-untied"])
 def test_training_shrunk_and_merging_gives_the_model_of_ordinary_training(family: str) -> None:
     full, model = twins(family)
     inputs = batch()
-    if family == "llama-lm":
+    if family == "llama-untied":
         inputs["labels"] = inputs["input_ids"].clone()
     expected, _ = train(full, **inputs)
     shrink_(model, used_vocabulary())
@@ -364,7 +366,7 @@ def test_a_tied_output_layer_cannot_stay_full_without_its_table() -> None:
             RobertaConfig(vocab_size=FULL_SIZE, hidden_size=48, num_hidden_layers=1, num_attention_heads=4)
         ),
         BartForConditionalGeneration(BartConfig(vocab_size=FULL_SIZE, d_model=48, encoder_layers=1, decoder_layers=1)),
-        small_model("llama-lm", tie_word_embeddings=True),
+        small_model("llama-untied", tie_word_embeddings=True),
     ]
     for model in tied:
         before = copy.deepcopy(model.state_dict())
@@ -436,14 +438,14 @@ def test_a_store_folder_that_cannot_be_written_leaves_the_model_as_it_was() -> N
 
 
 def test_an_untied_output_layer_stays_whole_and_scores_every_token() -> None:
-    model = shrink_(small_model("llama-lm"), used_vocabulary())
+    model = shrink_(small_model("llama-untied"), used_vocabulary())
     assert model.lm_head.weight.shape == (FULL_SIZE, 48)
     assert model(batch()["input_ids"]).logits.shape[-1] == FULL_SIZE
 
 
 def test_a_generation_that_feeds_back_ids_that_nobody_counted_equals_the_full_models() -> None:
     """Trap: `generate` on an untied model emits ids that the partial input table lacks."""
-    full, model = twins("llama-lm")
+    full, model = twins("llama-untied")
     shrink_(model, used_vocabulary())
     prompt = batch()["input_ids"][:2]
     options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": PAD}

@@ -8,7 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
-from small_lm import FULL_SIZE, KEPT, lm_batch, lm_vocabulary, mask_gradients, small_gemma3n, small_lm, token_loss
+from models import FULL_SIZE, small_gemma3n, small_lm
+from references import KEPT, lm_batch, lm_vocabulary, mask_gradients, token_loss
 from torch import Tensor, nn
 from transformers.trainer_pt_utils import LabelSmoother
 
@@ -20,9 +21,11 @@ from leanvocab.errors import (
     OptimizerError,
     VocabularyError,
 )
-from leanvocab.model.shrink import merge_, shrink_, shrunk, status
+from leanvocab.model.shrink import merge_, shrink_, shrunk
+from leanvocab.model.status import status
+from leanvocab.output.frozen_rows import FrozenRows
 from leanvocab.output.layer import RemapLinear
-from leanvocab.output.projection import FrozenRows, MappedRows
+from leanvocab.output.projection import MappedRows
 from leanvocab.reports.inventory import take_inventory
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
@@ -38,7 +41,7 @@ def shrunk_lm(name: str = "llama-tied", output: Any = "frozen", **options: Any) 
 
 
 def test_restricting_is_said_aloud() -> None:
-    expected = r'output="restricted" trains a softmax over 63 of 300 tokens \(lm_head\), which is another objective'
+    expected = r'output="restricted" trains a softmax over 63 of 500 tokens \(lm_head\), which is another objective'
     with pytest.warns(LeanVocabWarning, match=expected):
         shrink_(small_lm("llama-tied"), lm_vocabulary(), output="restricted")
 
@@ -77,7 +80,7 @@ def test_an_untied_output_layer_is_a_matrix_of_its_own() -> None:
 
 
 def test_each_side_may_have_a_vocabulary_of_its_own() -> None:
-    outputs = PartialVocabulary(range(0, FULL_SIZE, 3), FULL_SIZE)
+    outputs = PartialVocabulary(range(0, FULL_SIZE, 5), FULL_SIZE)
     model = shrink_(
         small_lm("llama-untied"), {"model.embed_tokens": lm_vocabulary(), "lm_head": outputs}, output="frozen"
     )
@@ -109,8 +112,8 @@ def test_an_output_layer_of_fewer_scores_takes_the_ids_that_it_scores() -> None:
 
 
 def test_an_output_layer_of_more_scores_needs_a_vocabulary_of_its_own() -> None:
-    with pytest.raises(VocabularyError, match="head scores 400 tokens, and no vocabulary of that size was given"):
-        shrink_(Heads(400), lm_vocabulary(), output="frozen")
+    with pytest.raises(VocabularyError, match="head scores 600 tokens, and no vocabulary of that size was given"):
+        shrink_(Heads(600), lm_vocabulary(), output="frozen")
 
 
 class OwnHead(nn.Linear):

@@ -93,7 +93,7 @@ def test_a_gpu_in_use_is_reset_at_the_start_and_read_at_the_end(monkeypatch):
         def max_memory_reserved(self):
             return 9
 
-    monkeypatch.setattr(peak_module, "_cuda_in_use", FakeCuda)
+    monkeypatch.setattr(peak_module, "cuda_in_use", FakeCuda)
     with record_peak() as peak:
         calls.append("block")
     assert calls == ["reset", "block", "read"]

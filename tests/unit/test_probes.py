@@ -2,10 +2,10 @@
 
 import pytest
 import transformers
-from small_language import language_model
+from texts import language_model
 
 from leanvocab.errors import ModelError, SettingsError
-from leanvocab.finetune.probes import check_causal, check_packed_examples_are_apart
+from leanvocab.finetune.causal_checks import check_causal, check_packed_examples_are_apart
 
 
 def bert(**changes):

@@ -1,5 +1,10 @@
 """Reads of a weight around its module, told from the code: which are certain, which may come, and which are none."""
 
+import functools
+import gc
+import sys
+import types
+import weakref
 from typing import Any
 
 import pytest
@@ -13,6 +18,7 @@ from leanvocab.model.shrink import shrink_
 from leanvocab.model.weight_reads import reads_of
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
+this = sys.modules[__name__]
 VOCABULARY = PartialVocabulary([0, 1, 2, 5, 9], 10)
 LOW = torch.tensor([[0, 1, 2]])
 
@@ -89,6 +95,155 @@ class Another(Base):
         return scores
 
 
+class InALambda(Base):
+    def forward(self, ids: Tensor, pad: bool = False) -> Tensor:
+        found: Tensor = self.table(ids)
+        if pad:
+            found = found + self.table.weight[1]
+        return torch.stack(list(map(lambda each: each + self.bias.sum(), found)))  # noqa: C417
+
+
+class InAComprehension(Base):
+    def forward(self, ids: Tensor) -> Tensor:
+        return torch.stack([each @ self.table.weight.t() for each in self.table(ids)])
+
+
+class AsksWhetherThereIsOne(Base):
+    def forward(self, ids: Tensor) -> Tensor:
+        found: Tensor = self.table(ids)
+        if self.table.weight is None or self.table.weight is self.bias:
+            found = found + 1
+        return found
+
+
+class AsAProperty(Base):
+    @property
+    def rows(self) -> Tensor:
+        return self.table.weight
+
+
+def unsaid(function: Any) -> Any:
+    def wrapper(*args: Any) -> Any:
+        return function(*args)
+
+    return wrapper
+
+
+def reading(function: Any) -> Any:
+    def wrapper(*args: Any) -> Any:
+        return args[0].table.weight[1]
+
+    return wrapper
+
+
+def padding_of(model: Any) -> Any:
+    return model.table.weight[1]
+
+
+def first_row(table: nn.Embedding) -> Tensor:
+    return table.weight[0]
+
+
+class Decorated(Base):
+    @torch.no_grad()
+    def forward(self, ids: Tensor) -> Tensor:
+        return F.linear(self.table(ids), self.table.weight)
+
+
+class Hidden(Base):
+    @unsaid
+    def forward(self, ids: Tensor) -> Tensor:
+        return F.linear(self.table(ids), self.table.weight)
+
+
+class Named(Base):
+    """Reads under other names, each in a branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept = [self.table]
+        self.heads = nn.ModuleList([nn.Linear(4, 2), self.table])
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.table
+
+    def forward(self, ids: Tensor, way: str = "") -> Tensor:
+        found: Tensor = self.table(ids)
+        return found + getattr(self, f"by_{way}")() if way else found
+
+
+class Ways(Named):
+    def by_alias(self) -> Tensor:
+        table = self.table
+        return table.weight[1]
+
+    def by_getattr(self) -> Any:
+        return getattr(self.table, "weight")[1]  # noqa: B009
+
+    def by_a_list(self) -> Any:
+        return self.kept[0].weight[1]
+
+    def by_index(self) -> Any:
+        return self.heads[-1].weight[1]
+
+    def by_a_getter(self) -> Any:
+        return self.get_input_embeddings().weight[1]
+
+    def by_a_helper(self) -> Any:
+        return padding_of(self)
+
+    def by_handing_on(self) -> Any:
+        return first_row(self.table)
+
+    by_partial = functools.partialmethod(padding_of)
+
+    def by_a_module(self) -> Any:
+        return this.padding_of(self)
+
+    @reading
+    def by_all_arguments(self) -> None:
+        return None
+
+
+READS = {name: value for name, value in vars(Ways).items() if name.startswith("by_")}
+
+
+class WithAGetter(Base):
+    def forward(self, ids: Tensor, pad: bool = False) -> Tensor:
+        return self.table(ids) + self.get_padding() if pad else self.table(ids)
+
+    def get_padding(self) -> Tensor:
+        return self.table.weight[1]
+
+
+TEXT = """
+class Typed(Base):
+    def forward(self, ids, pad=False):
+        found = self.table(ids)
+        return found + self.table.weight[1] if pad else found
+
+class Elsewhere(Base):
+    def forward(self, ids):
+        return self.table(ids) @ self.inner.weight
+
+class Plain(Base):
+    def forward(self, ids):
+        return self.inner(ids)
+"""
+typed: dict[str, Any] = {"Base": Base}
+exec(TEXT, typed)  # there is no source, as at the prompt
+
+
+class Compiled(Base):
+    forward = str.join  # stands for a method of no Python code
+
+
+class OfItsOwn(nn.Embedding):
+    def forward(self, ids: Tensor, pad: bool = False) -> Tensor:
+        found = super().forward(ids)
+        return found + self.weight[1] if pad else found
+
+
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [
@@ -101,6 +256,17 @@ class Another(Base):
         (Overridden, [("Overridden.forward calls t on the weight of", False)]),  # super() may come there
         (Harmless, []),
         (Another, []),
+        (InALambda, [("InALambda.forward reads the weight of", False)]),
+        (InAComprehension, [("InAComprehension.forward calls t on the weight of", False)]),
+        (AsksWhetherThereIsOne, []),
+        (AsAProperty, [("AsAProperty.rows reads the weight of", False)]),
+        (Decorated, [("Decorated.forward reads the weight of", True)]),
+        (Hidden, [("Hidden.forward reads the weight of", False)]),  # a decorator that does not say what it is around
+        (WithAGetter, [("WithAGetter.get_padding reads the weight of", False)]),
+        (typed["Typed"], [("Typed.forward reads the weight of", False)]),
+        (typed["Elsewhere"], [("Elsewhere.forward reads the weight of", False)]),  # not to be told without source
+        (typed["Plain"], []),
+        (Compiled, [("Compiled.forward reads the weight of", False)]),
     ],
 )
 def test_reads_are_found_in_the_code(kind: Any, expected: Any) -> None:
@@ -124,13 +290,84 @@ def test_a_certain_read_is_refused_when_the_model_is_shrunk() -> None:
     assert model.table.weight is before
 
 
-def test_a_branch_that_a_later_forward_is_the_first_to_come_to_is_refused_there() -> None:
-    model = shrink_(Sometimes(), VOCABULARY, embedding="table")
+@pytest.mark.parametrize("kind", [Sometimes, InALambda, WithAGetter, typed["Typed"]])
+def test_a_branch_that_a_later_forward_is_the_first_to_come_to_is_refused_there(kind: Any) -> None:
+    model = shrink_(kind(), VOCABULARY, embedding="table")
     for _ in range(3):
         model(LOW)
-    with pytest.raises(BypassError, match=r"Sometimes.forward calls __getitem__ on the weight of table itself"):
+    with pytest.raises(BypassError, match=r"\.\w+ calls __getitem__ on the weight of table itself"):
         model(LOW, pad=True)
     model(LOW)
+
+
+@pytest.mark.parametrize("way", [name.removeprefix("by_") for name in READS])
+def test_a_branch_that_reads_by_another_name_is_refused_where_it_comes(way: str) -> None:
+    kind = type("OnlyOne", (Named,), {f"by_{way}": READS[f"by_{way}"]})
+    model = shrink_(kind(), VOCABULARY, embedding="table")
+    for _ in range(2):
+        model(LOW)
+    with pytest.raises(BypassError, match="calls __getitem__ on the weight of table itself"):
+        model(LOW, way=way)
+
+
+def test_a_table_that_reads_its_own_weight_in_a_branch_is_refused_there() -> None:
+    model = shrink_(nn.ModuleDict({"table": OfItsOwn(10, 4)}), VOCABULARY, embedding="table")
+    model.forward = lambda ids, **options: model["table"](ids, **options)
+    for _ in range(2):
+        model(LOW)
+    with pytest.raises(BypassError, match="calls __getitem__ on the weight of table itself"):
+        model(LOW, pad=True)
+
+
+def test_a_forward_that_was_put_in_the_place_of_the_first_is_the_one_that_is_read() -> None:
+    class Patched(Base):
+        def forward(self, ids: Tensor) -> Tensor:
+            found: Tensor = self.table(ids)
+            return found
+
+    model = Patched()
+    assert reads_of(model, [model.table]) == []
+    Patched.forward = Sometimes.forward  # type: ignore[method-assign, assignment]
+    assert [read.where for read in reads_of(model, [model.table])] == ["Patched.forward"]
+    del Patched.forward
+    model.forward = types.MethodType(Sometimes.forward, model)
+    assert [read.where for read in reads_of(model, [model.table])] == ["Patched.forward"]
+    model.forward = lambda ids: model.table(ids) + model.table.weight[1]
+    assert [read.where for read in reads_of(model, [model.table])] == ["Patched.forward"]
+
+
+def test_attributes_of_other_kinds_on_the_way_lead_nowhere() -> None:
+    model = Base()
+    model.heads = types.SimpleNamespace(_modules={"inner"})
+    model.by_parts = types.MethodType(lambda self: self.heads.inner.weight + self.heads[0].weight, model)
+    assert reads_of(model, [model.table]) == []
+
+
+def test_a_class_whose_code_was_read_can_be_collected() -> None:
+    kind = type("Passing", (Sometimes,), {"forward": lambda self, ids: F.linear(self.table(ids), self.table.weight)})
+    model = kind()
+    assert reads_of(model, [model.table])
+    alive = weakref.ref(kind)
+    del kind, model
+    gc.collect()
+    assert alive() is None
+
+
+def test_a_forward_whose_lambda_looks_rows_up_itself_is_one_of_its_own() -> None:
+    class Lazily(nn.Embedding):
+        def forward(self, ids: Tensor) -> Tensor:
+            return (lambda: super(Lazily, self).forward(ids) + F.embedding(ids, self.weight))()
+
+    class Inside(nn.Embedding):
+        def forward(self, ids: Tensor) -> Tensor:
+            def look() -> Tensor:
+                return super(Inside, self).forward(ids)
+
+            return look()
+
+    with pytest.raises(BypassError, match=r"0: Lazily\.forward looks rows up in the weight itself"):
+        shrink_(nn.Sequential(Lazily(10, 4)), VOCABULARY, embedding="0")
+    assert shrink_(nn.Sequential(Inside(10, 4)), VOCABULARY, embedding="0")(LOW).shape == (1, 3, 4)
 
 
 def test_mobilebert_is_refused_by_name_before_anything_changes() -> None:

@@ -12,7 +12,8 @@ from rich.console import Console
 
 import leanvocab as lv
 from leanvocab.errors import MissingExtraError, VocabularyError
-from leanvocab.reports.plots import plot_memory, plot_vocabulary_use, vocabulary_use
+from leanvocab.reports.plots import plot_memory, plot_vocabulary_use
+from leanvocab.reports.vocabulary_use import vocabulary_use
 
 
 def zipf_counts(full_size=500, used=120):

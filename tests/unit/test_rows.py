@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from leanvocab.errors import CheckpointError
-from leanvocab.files import row_store as rows
+from leanvocab.files import row_store
 from leanvocab.files.row_store import RowStore, RowWriter, put_rows, same_bits, take_rows, zero_pages
 
 MATRIX = torch.arange(24, dtype=torch.float32).view(6, 4)
@@ -161,14 +161,14 @@ def test_zero_pages_are_zeros_of_the_shape_and_dtype() -> None:
 
 def test_a_temporary_folder_in_memory_is_avoided_where_there_is_one_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     kinds = {tempfile.gettempdir(): "tmpfs", "/var/tmp": "ext4"}
-    monkeypatch.setattr(rows, "_file_system", kinds.get)
-    assert rows._folder_on_disk() == "/var/tmp"
+    monkeypatch.setattr(row_store, "file_system", kinds.get)
+    assert row_store.folder_on_disk() == "/var/tmp"
     kinds["/var/tmp"] = "tmpfs"
-    assert rows._folder_on_disk() is None
+    assert row_store.folder_on_disk() is None
     kinds[tempfile.gettempdir()] = "ext4"
-    assert rows._folder_on_disk() is None
+    assert row_store.folder_on_disk() is None
 
 
 def test_the_file_system_of_a_folder_is_the_one_mounted_nearest_above_it() -> None:
-    assert rows._file_system("/proc/self") in ("proc", None)
-    assert rows._file_system("/nowhere/at/all") is None
+    assert row_store.file_system("/proc/self") in ("proc", None)
+    assert row_store.file_system("/nowhere/at/all") is None

@@ -1,11 +1,12 @@
 """The knobs of a fine-tuning: the paper's defaults, and errors for what cannot be."""
 
 import csv
+from dataclasses import fields
 
 import pytest
 
 from leanvocab.errors import SettingsError
-from leanvocab.finetune.settings import FineTuneSettings
+from leanvocab.finetune.settings import GROUPS, FineTuneSettings
 
 
 @pytest.mark.shared_data
@@ -112,3 +113,21 @@ def test_language_models_have_defaults_of_their_own():
 def test_a_value_that_cannot_be_is_an_error_that_names_it(knobs, message):
     with pytest.raises(SettingsError, match=message):
         FineTuneSettings(**knobs)
+
+
+def test_every_knob_stands_in_one_group_in_the_order_of_the_help():
+    grouped = [field.name for group in GROUPS.values() for field in fields(group)]
+    assert grouped == [field.name for field in fields(FineTuneSettings)]
+    assert len(set(grouped)) == len(grouped)
+
+
+def test_knobs_that_a_trainer_takes_are_arguments_of_it():
+    from transformers import TrainingArguments
+
+    taken = FineTuneSettings(epochs=2, cpu=True).trainer_arguments()
+    assert set(taken) <= {field.name for field in fields(TrainingArguments)}
+    assert (taken["num_train_epochs"], taken["use_cpu"], taken["weight_decay"]) == (2, True, 0.0)
+
+
+def test_columns_may_be_given_as_a_list():
+    assert FineTuneSettings(text_columns=["a", "b"]) == FineTuneSettings(text_columns=("a", "b"))

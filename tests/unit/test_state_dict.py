@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from comparing import bits, differing, train
+from models import FULL_SIZE, small_model, twins, unseen_ids, used_vocabulary
 from safetensors.torch import load_file
-from small import FULL_SIZE, bits, differing, small_model, train, twins, unseen_ids, used_vocabulary
 from torch import nn
 
 from leanvocab.errors import CheckpointError

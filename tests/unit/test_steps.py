@@ -5,13 +5,14 @@ from typing import Any
 
 import pytest
 import torch
-from small import FULL_SIZE, batch, differing, small_model, train, twins, unseen_ids, used_vocabulary
+from comparing import differing, train
+from models import FULL_SIZE, batch, small_model, twins, unseen_ids, used_vocabulary
 from torch import nn, optim
 from transformers.optimization import Adafactor
 
 from leanvocab.errors import LeanVocabWarning, OptimizerError
 from leanvocab.model.shrink import merge_, shrink_, shrunk
-from leanvocab.partial.separability import is_row_separable
+from leanvocab.partial.optimizers import is_row_separable
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 TABLE = "roberta.embeddings.word_embeddings"

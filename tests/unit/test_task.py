@@ -3,11 +3,12 @@
 import datasets
 import numpy as np
 import pytest
-from small_text import listing, rows, small_tokenizer
+from texts import files_in, rows, small_tokenizer
 
 from leanvocab.errors import DataError
-from leanvocab.finetune.classification import encode, find_task, select_samples
+from leanvocab.finetune.classification import find_label_task
 from leanvocab.finetune.settings import FineTuneSettings
+from leanvocab.finetune.splits import select_samples
 
 
 def splits_of(train, **others):
@@ -21,7 +22,7 @@ def labelled(*labels):
 
 def task_of(train, validation=None, **knobs):
     splits = splits_of(train, **({"validation": validation} if validation else {}))
-    return find_task(splits, FineTuneSettings(**knobs))
+    return find_label_task(splits, FineTuneSettings(**knobs))
 
 
 @pytest.mark.parametrize(
@@ -77,7 +78,7 @@ def test_integers_are_scores_where_it_is_said():
 def test_class_names_of_the_data_set_keep_their_order():
     train = datasets.Dataset.from_list(labelled(1, 0))
     train = train.cast_column("label", datasets.ClassLabel(names=["worse", "better", "unseen"]))
-    task = find_task({"train": train}, FineTuneSettings())
+    task = find_label_task({"train": train}, FineTuneSettings())
     assert task.label_names == ("worse", "better", "unseen")
     assert task.label_ids([1, 0]).tolist() == [1, 0]
 
@@ -115,7 +116,7 @@ def test_class_names_of_the_data_set_keep_their_order():
 def test_what_cannot_be_used_is_an_error_that_says_where(train, knobs, message):
     settings = FineTuneSettings(**knobs)
     with pytest.raises(DataError, match=message):
-        find_task(select_samples(splits_of(train), settings), settings)
+        find_label_task(select_samples(splits_of(train), settings, settings.seed), settings)
 
 
 def test_validation_is_checked_as_training_is():
@@ -129,8 +130,8 @@ def test_validation_is_checked_as_training_is():
 
 def test_a_test_split_needs_no_labels_and_is_tokenized_too():
     splits = splits_of(labelled(0, 1), test=labelled(-1, -1))
-    task = find_task(splits, FineTuneSettings())
-    encoded = encode(splits, task, small_tokenizer(), 128)
+    task = find_label_task(splits, FineTuneSettings())
+    encoded = task.encode(splits, small_tokenizer(), FineTuneSettings())[0]
     assert set(encoded["train"].column_names) - set(encoded["test"].column_names) == {"labels"}
     assert len(encoded["test"]["input_ids"][:]) == 2
     assert encoded["train"]["labels"][:] == [0, 1]
@@ -139,7 +140,8 @@ def test_a_test_split_needs_no_labels_and_is_tokenized_too():
 def test_encoding_is_what_the_tokenizer_gives_one_by_one():
     table, tokenizer = rows(9, pairs=True), small_tokenizer()
     splits = splits_of(table)
-    encoded = encode(splits, find_task(splits, FineTuneSettings()), tokenizer, 8)["train"]
+    settings = FineTuneSettings(max_length=8)
+    encoded = find_label_task(splits, settings).encode(splits, tokenizer, settings)[0]["train"]
     for row, ids in zip(table, encoded["input_ids"], strict=True):
         assert ids == tokenizer(row["sentence1"], row["sentence2"], truncation=True, max_length=8)["input_ids"]
 
@@ -147,28 +149,28 @@ def test_encoding_is_what_the_tokenizer_gives_one_by_one():
 def test_the_callers_data_set_is_left_as_it_was(tmp_path):
     datasets.DatasetDict(train=datasets.Dataset.from_list(rows(12))).save_to_disk(tmp_path / "saved")
     loaded = datasets.load_from_disk(tmp_path / "saved").with_format("numpy", columns=["label"])
-    before, settings = listing(tmp_path), FineTuneSettings(validation_ratio=0.25, max_train_samples=5)
-    splits = select_samples(loaded, settings)
-    encode(splits, find_task(splits, settings), small_tokenizer(), 128)
-    assert listing(tmp_path) == before
+    before, settings = files_in(tmp_path), FineTuneSettings(validation_ratio=0.25, max_train_samples=5)
+    splits = select_samples(loaded, settings, settings.seed)
+    find_label_task(splits, settings).encode(splits, small_tokenizer(), settings)
+    assert files_in(tmp_path) == before
     assert (list(loaded), len(loaded["train"]), loaded["train"].format["type"]) == (["train"], 12, "numpy")
 
 
 def test_samples_are_drawn_by_the_seed():
     splits = splits_of(rows(40), validation=rows(20, seed=1))
     settings = FineTuneSettings(max_train_samples=10, max_eval_samples=5)
-    drawn = [select_samples(splits, settings) for _ in range(2)]
+    drawn = [select_samples(splits, settings, settings.seed) for _ in range(2)]
     assert {name: len(split) for name, split in drawn[0].items()} == {"train": 10, "validation": 5}
     assert drawn[0]["train"].to_list() == drawn[1]["train"].to_list()
-    other = select_samples(splits, FineTuneSettings(max_train_samples=10, seed=7))
+    other = select_samples(splits, FineTuneSettings(max_train_samples=10), seed=7)
     assert other["train"].to_list() != drawn[0]["train"].to_list()
 
 
 def test_validation_is_held_out_only_where_there_is_none():
     settings = FineTuneSettings(validation_ratio=0.25)
-    assert {name: len(split) for name, split in select_samples(splits_of(rows(40)), settings).items()} == {
+    assert {name: len(split) for name, split in select_samples(splits_of(rows(40)), settings, 42).items()} == {
         "train": 30,
         "validation": 10,
     }
-    kept = select_samples(splits_of(rows(40), validation=rows(4)), settings)
+    kept = select_samples(splits_of(rows(40), validation=rows(4)), settings, 42)
     assert {name: len(split) for name, split in kept.items()} == {"train": 40, "validation": 4}

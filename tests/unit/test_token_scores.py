@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from small_language import language_model
+from texts import language_model
 
-from leanvocab.finetune.token_scores import TokenScores, sums_by_example
+from leanvocab.finetune.scores import TokenScores, sums_by_example
 
 
 def random_batch(num_rows=3, length=300, size=20):

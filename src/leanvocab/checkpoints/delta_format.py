@@ -1,4 +1,4 @@
-"""What a delta is on disk: the one file `leanvocab.json` that says so, and the files beside it. No torch.
+"""A delta on disk: the one file `leanvocab.json` that says so, and the files beside it. No torch.
 
 | file | holds |
 | --- | --- |
@@ -12,20 +12,23 @@
 A full checkpoint whose training had another objective has `leanvocab_training.json` beside its weights, which says so.
 """
 
-import hashlib
 import itertools
 import json
 import os
+import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from leanvocab.choices import OUTPUT_MODES
 from leanvocab.errors import CheckpointError, VocabularyError
-from leanvocab.files.headers import SafetensorsFile, is_sizes, is_weights_file, read_header, read_json
+from leanvocab.files.headers import SafetensorsFile, is_weights_file, read_header
+from leanvocab.files.strict_json import is_sizes, is_text_map, read_json
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
+T = TypeVar("T")
 FORMAT, VERSION = "leanvocab delta", 1
 _MAX_FULL_SIZE = 1 << 24  # rows; a vocabulary takes memory for each, so a file must not choose freely
 DESCRIPTION, TENSORS, MODEL_CONFIG, CONFIG, README = (
@@ -63,7 +66,7 @@ class DeltaTable:
 
 @dataclass(frozen=True)
 class Description:
-    """What `leanvocab.json` says."""
+    """Content of `leanvocab.json`."""
 
     base_name: str
     base_revision: str | None
@@ -83,21 +86,22 @@ class Description:
                 "name": self.base_name,
                 "revision": self.base_revision,
                 "tensors": {
-                    name: {"dtype": each.dtype, "shape": list(each.shape), "sha256": each.sha256}
-                    for name, each in self.base_tensors.items()
+                    name: {"dtype": tensor.dtype, "shape": list(tensor.shape), "sha256": tensor.sha256}
+                    for name, tensor in self.base_tensors.items()
                 },
             },
             "tables": {
                 name: {
-                    "full_size": each.vocabulary.full_size,
-                    "digest": each.vocabulary.digest,
-                    "rest_sha256": each.rest_sha256,
-                    "token_ids": each.vocabulary.token_ids.tolist(),
+                    "full_size": table.vocabulary.full_size,
+                    "digest": table.vocabulary.digest,
+                    "rest_sha256": table.rest_sha256,
+                    "token_ids": table.vocabulary.token_ids.tolist(),
                 }
-                for name, each in self.tables.items()
+                for name, table in self.tables.items()
             },
             "tensors": {
-                name: {"replaces": list(each.replaces), "sha256": each.sha256} for name, each in self.tensors.items()
+                name: {"replaces": list(tensor.replaces), "sha256": tensor.sha256}
+                for name, tensor in self.tensors.items()
             },
             "absent": list(self.absent),
             "renamed": dict(self.renamed),
@@ -114,7 +118,7 @@ class Description:
 
 
 def is_delta(folder: Path) -> bool:
-    """Whether a folder says that it holds a delta."""
+    """True for a folder that says that it holds a delta."""
     return (folder / DESCRIPTION).is_file()
 
 
@@ -147,7 +151,7 @@ def _refuse_full_weights(folder: Path) -> None:
 
 
 def read_description(folder: Path) -> Description:
-    """What `leanvocab.json` says, checked; raises `CheckpointError`."""
+    """Reads `leanvocab.json` and checks it; raises `CheckpointError`."""
     path = folder / DESCRIPTION
     _, found = read_json(folder, DESCRIPTION)
     if found.get("format") != FORMAT or found.get("version") != VERSION:
@@ -209,32 +213,36 @@ def _table(reader: "_Reader", name: str, value: dict[str, Any]) -> DeltaTable:
 def _check_names(path: Path, description: Description) -> None:
     replaced: set[str] = set()
     for name, tensor in description.tensors.items():
-        for each in tensor.replaces:
-            if each in replaced:
-                raise CheckpointError(f"{path}: {each!r:.100} is replaced twice, the second time by {name!r:.100}")
-            replaced.add(each)
+        for target in tensor.replaces:
+            if target in replaced:
+                raise CheckpointError(f"{path}: {target!r:.100} is replaced twice, the second time by {name!r:.100}")
+            replaced.add(target)
     for name in (*replaced, *description.absent, *description.renamed):
         if name not in description.base_tensors:
             raise CheckpointError(
                 f"{path}: {name!r:.100} is said to be a tensor of the base, and is not among its tensors"
             )
     for name, table in description.tables.items():
-        if name not in description.tensors or not description.tensors[name].replaces:
-            raise CheckpointError(f"{path}: table {name!r:.100} replaces rows of no tensor of the base")
-        for each in description.tensors[name].replaces:
-            shape, size = description.base_tensors[each].shape, table.vocabulary.full_size
-            if not shape or shape[0] != size:
-                raise CheckpointError(
-                    f"{path}: table {name!r:.100}: expected {size:,} rows in {each!r:.100}, found shape {shape}"
-                )
+        _check_table(path, name, table.vocabulary.full_size, description)
     gone = set(description.absent)
-    kept = [description.renamed.get(name, name) for name in description.base_tensors if name not in gone]
-    kept += [name for name, tensor in description.tensors.items() if not tensor.replaces]
-    twice = {name for name in kept if kept.count(name) > 1} if len(set(kept)) != len(kept) else set()
-    if twice or gone & replaced or "__metadata__" in kept:
+    merged = Counter(description.renamed.get(name, name) for name in description.base_tensors if name not in gone)
+    merged.update(name for name, tensor in description.tensors.items() if not tensor.replaces)
+    twice = {name for name, count in merged.items() if count > 1}
+    if twice or gone & replaced or "__metadata__" in merged:
         raise CheckpointError(
             f"{path}: the merged tensors would not have one name each: {sorted(twice | (gone & replaced))!r:.100}"
         )
+
+
+def _check_table(path: Path, name: str, full_size: int, description: Description) -> None:
+    if name not in description.tensors or not description.tensors[name].replaces:
+        raise CheckpointError(f"{path}: table {name!r:.100} replaces rows of no tensor of the base")
+    for target in description.tensors[name].replaces:
+        shape = description.base_tensors[target].shape
+        if not shape or shape[0] != full_size:
+            raise CheckpointError(
+                f"{path}: table {name!r:.100}: expected {full_size:,} rows in {target!r:.100}, found shape {shape}"
+            )
 
 
 class _Reader:
@@ -265,30 +273,29 @@ class _Reader:
 
     def texts(self, owner: dict[str, Any], key: str) -> list[str]:
         values: list[str] = self.of(owner, key, list)
-        if not all(isinstance(value, str) for value in values):
-            raise CheckpointError(f"{self.path}: {key}: expected a list of names, found {values!r:.60}")
-        return values
+        are_texts = all(isinstance(value, str) for value in values)
+        return self._checked(values, key, are_texts, "a list of names")
 
     def text_map(self, owner: dict[str, Any], key: str) -> dict[str, str]:
         values: dict[str, str] = self.of(owner, key, dict)
-        if not all(isinstance(value, str) for value in values.values()):
-            raise CheckpointError(f"{self.path}: {key}: expected {{name: name}}, found {values!r:.60}")
-        return values
+        return self._checked(values, key, is_text_map(values), "{name: name}")
 
     def sizes(self, owner: dict[str, Any], key: str) -> list[int]:
         values: list[int] = self.of(owner, key, list)
-        if not is_sizes(values):
-            raise CheckpointError(f"{self.path}: {key}: expected a list of sizes, found {values!r:.60}")
-        return values
+        return self._checked(values, key, is_sizes(values), "a list of sizes")
 
     def digest(self, owner: dict[str, Any], key: str) -> str:
-        value = owner.get(key)
-        if not isinstance(value, str) or len(value) != 64 or set(value) - set("0123456789abcdef"):
-            raise CheckpointError(f"{self.path}: {key}: expected 64 hexadecimal digits, found {value!r:.80}")
+        value: Any = owner.get(key)
+        is_digest = isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
+        return str(self._checked(value, key, is_digest, "64 hexadecimal digits"))
+
+    def _checked(self, value: T, key: str, is_right: bool, expected: str) -> T:
+        if not is_right:
+            raise CheckpointError(f"{self.path}: {key}: expected {expected}, found {value!r:.80}")
         return value
 
 
-# --- what plain from_pretrained meets ---------------------------------------------------------------------------------
+# --- signs for people, and for a plain from_pretrained ----------------------------------------------------------------
 
 
 def merge_command(base_name: str) -> str:
@@ -302,8 +309,8 @@ def write_signs(folder: Path, base_name: str, output: str = "full") -> None:
     An unknown model type stops the Auto classes, and a name of a weights file that is none stops a model's own class; each
     error repeats the text that stands there.
     """
-    said = f"this is a leanvocab delta, not a checkpoint; to make one, run: {merge_command(base_name)}"
-    config = {"model_type": said, "transformers_weights": said}
+    sign = f"this is a leanvocab delta, not a checkpoint; to make one, run: {merge_command(base_name)}"
+    config = {"model_type": sign, "transformers_weights": sign}
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     line = (
         "A leanvocab delta: the trained rows and tensors alone, without the rest of the model. To make a checkpoint that loads "
@@ -325,28 +332,20 @@ def write_training_note(folder: Path, tables: Mapping[str, PartialVocabulary]) -
 
     A file of its own, so that the folder loads anywhere, and its other files are byte for byte the merged model's.
     """
-    said = {
+    note = {
         "format": "leanvocab training",
         "version": VERSION,
         "output": "restricted",
         "meaning": RESTRICTED,
         "tables": {
-            name: {"num_rows": len(each), "full_size": each.full_size, "digest": each.digest}
-            for name, each in tables.items()
+            name: {"num_rows": len(vocabulary), "full_size": vocabulary.full_size, "digest": vocabulary.digest}
+            for name, vocabulary in tables.items()
         },
     }
     (folder / TRAINING_NOTE).unlink(missing_ok=True)  # a link that a base had there is not followed
-    (folder / TRAINING_NOTE).write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
+    (folder / TRAINING_NOTE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
 
 
 def read_training_note(folder: Path) -> dict[str, Any] | None:
-    """What `write_training_note` said of the checkpoint in a folder; None where nothing is said."""
+    """The note that `write_training_note` left beside the checkpoint in a folder; None where there is none."""
     return read_json(folder, TRAINING_NOTE)[1] if (folder / TRAINING_NOTE).is_file() else None
-
-
-def digest_of(*parts: bytes) -> str:
-    """sha256 over parts that follow on one another."""
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()

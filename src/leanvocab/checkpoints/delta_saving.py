@@ -1,23 +1,20 @@
 """Delta checkpoints: the trained rows and the other trained tensors alone, with all that says where they belong.
 
-What a model saves is the model's own `save_pretrained` with partial rows; names, ties and conversions are as ever. What
-equals the base is left out, which the base's digests prove. `layout` says what lies on disk, `merge` makes it full.
+The model's own `save_pretrained` writes them from a partial state dict without what is the base's, so that names, ties and
+conversions are as ever (docs/decisions/deltas.md).
 """
 
-import contextlib
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Container, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Container
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from leanvocab.checkpoints.checkpoint import written_whole
+from leanvocab.checkpoints.base_checkpoint import Base, find_base
 from leanvocab.checkpoints.delta_format import (
     CONFIG,
     FILES,
@@ -27,37 +24,22 @@ from leanvocab.checkpoints.delta_format import (
     DeltaTable,
     DeltaTensor,
     Description,
-    read_delta,
     write_signs,
 )  # fmt: skip
-from leanvocab.checkpoints.merge_plan import Partial, make_plan, read_partial
+from leanvocab.checkpoints.full_saving import write_model
 from leanvocab.checkpoints.optimizer_states import write_states
-from leanvocab.checkpoints.verify import rest_sha256
-from leanvocab.choices import FrozenRowsOn, OutputMode
+from leanvocab.checkpoints.tensor_names import TensorNames, as_saved
 from leanvocab.errors import CheckpointError, LeanVocabWarning, ModelError, NotShrunkError
-from leanvocab.files.copying import Progress, copy_range, sha256_of_range
-from leanvocab.files.headers import (
-    SINGLE,
-    SafetensorsFile,
-    TensorEntry,
-    Weights,
-    is_weights_file,
-    make_header,
-    opened,
-    read_header,
-    read_weights,
-)
-from leanvocab.files.row_bytes import gaps
+from leanvocab.files.atomic_folders import written_whole
+from leanvocab.files.copying import sha256_of_range
+from leanvocab.files.headers import SINGLE, is_weights_file, read_header
 from leanvocab.files.row_store import same_bits
-from leanvocab.files.tensors import TORCH_DTYPES, read_rows, read_tensor
-from leanvocab.model.shrink import merge_, shrink_, status
-from leanvocab.partial.module import PartialModule
+from leanvocab.files.tensor_files import DTYPE_NAMES, read_tensor, sha256_of_tensor
+from leanvocab.model.shrink import partial_state_dicts
+from leanvocab.model.status import status
+from leanvocab.partial.module import partial_modules
 from leanvocab.partial.partial_table import PartialTable
-from leanvocab.partial.sharded import is_sharded
-from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
-
-_BLOCK_ROWS_BYTES = 8 << 20
-_known_digests: dict[tuple[Any, ...], str] = {}  # (file, what) → digest: a training run saves many deltas to one base
+from leanvocab.partial.sharded import first_sharded
 
 
 def save_delta(
@@ -87,56 +69,13 @@ def save_delta(
     """
     source = find_base(model, base)
     target = Path(os.path.realpath(directory))
-    if target == source.folder or (target.is_dir() and any(is_weights_file(each) for each in os.listdir(target))):
+    if target == source.folder or (target.is_dir() and any(map(is_weights_file, os.listdir(target)))):
         raise CheckpointError(
             f"{target} holds weights of a full checkpoint, which a delta would not replace; name another folder"
         )
     with written_whole(target, keeps=lambda name: name not in FILES) as (folder, _):
         write_delta(model, folder, source, tensors=tensors, optimizer=optimizer, progress=progress)
     return target
-
-
-@dataclass(frozen=True)
-class Base:
-    """The checkpoint that a model came from: its folder, and how the user calls it."""
-
-    name: str
-    revision: str | None
-    folder: Path
-    weights: Weights
-
-
-def find_base(model: nn.Module | None, base: str | os.PathLike[str] | None = None) -> Base:
-    """The base of a model on this machine: a folder, or a hub name that is in the cache; raises `CheckpointError`."""
-    config = getattr(model, "config", None)
-    name = os.fspath(base) if base is not None else getattr(config, "_name_or_path", None) or ""
-    revision = getattr(config, "_commit_hash", None) if base is None else None
-    if not name:
-        modules = () if model is None else model.modules()
-        stores = [module.table.store for module in modules if isinstance(module, PartialModule)]
-        name = next((os.path.dirname(store.path) for store in stores if not store.temporary), "")
-    if not name:
-        raise CheckpointError(
-            f"{type(model).__name__} does not say which checkpoint it came from: name it, base='folder' (a model that was made "
-            "from a config is saved with save_full first)"
-        )
-    folder = Path(name) if os.path.isdir(name) else _in_hub_cache(name, revision)
-    folder = Path(os.path.realpath(folder))
-    return Base(name, revision, folder, read_weights(folder))
-
-
-def _in_hub_cache(name: str, revision: str | None) -> Path:
-    try:
-        import huggingface_hub
-
-        return Path(huggingface_hub.snapshot_download(name, revision=revision, local_files_only=True))
-    except Exception as error:  # the hub's errors have no common base
-        raise CheckpointError(
-            f"the base {name!r} is no folder here and not in the hub's cache; say where it lies: base='folder'"
-        ) from error
-
-
-# --- writing ----------------------------------------------------------------------------------------------------------
 
 
 def write_delta(
@@ -149,72 +88,54 @@ def write_delta(
     progress: bool | None = None,
 ) -> None:
     """Writes the files of a delta into `folder`, which is fresh."""
-    tables = _tables(model)
-    _check_can_be_saved(model, tables, tensors)
-    entries = base.weights.tensors
-    bar = Progress("digests of the base", base.weights.num_bytes, progress)
-    base_tensors = {
-        name: BaseTensor(entry.dtype, entry.shape, _digest(file, entry, bar.add))
-        for name, (file, entry) in entries.items()
-    }
-    bar.close()
-    names = _Names(model, base.weights)
-    whole = {
-        id(table) for table, path in tables.items() if not _rest_is_the_base(table, names.table(path), model, base)
-    }
-    for table in tables:
-        if id(table) in whole and table.decay is None:
-            warnings.warn(
-                f"{table.name}: rows outside the vocabulary differ from those of {base.folder}, so that this table is carried "
-                "whole; if the model comes from another checkpoint, name it: base='folder'",
-                LeanVocabWarning,
-                stacklevel=2,
-            )
-    with _partial_rows(table for table in tables if id(table) not in whole):
-        parts = _save_parts(model, folder)
-    saved = read_header(parts, SINGLE)
-    kept = {names.on_disk(path, saved): table for table, path in tables.items() if id(table) not in whole}
-    matched = names.match(saved, kept)
-    wanted = [
-        n
-        for n in saved.tensors
-        if n in kept or tensors == "all" or not _is_the_base(saved, n, matched[n], base.weights)
-    ]
-    digests = _write_tensors(saved, wanted, folder / TENSORS)
+    tables = _tables_to_save(model, tensors)
+    base_tensors = base.tensors(progress)
+    names = TensorNames(model, base.weights)
+    of_rows = _tables_of_rows(tables, names, base)
+    with partial_state_dicts(model):
+        for table in tables.keys() - of_rows.keys():
+            table.gives_partial_state_dicts = False
+        matched, unchanged = _compare(model, names, of_rows, base, base_tensors)
+        _save_tensors(model, folder, unchanged if tensors == "changed" else ())
+    file = read_header(folder, TENSORS)
+    kept = {names.on_disk(path, file.tensors): table for table, path in of_rows.items()}
+    with file.opened() as source:
+        digests = {name: sha256_of_range(source, entry.start, entry.end) for name, entry in file.tensors.items()}
+    in_model = {target for targets in matched.values() for target in targets}
+    mode = status(model).output or "full"
     Description(
         base_name=base.name,
         base_revision=base.revision,
         base_tensors=base_tensors,
-        tables={
-            name: DeltaTable(each.vocabulary, _rest(each.vocabulary, matched[name], base.weights))
-            for name, each in kept.items()
-        },
-        tensors={name: DeltaTensor(tuple(matched[name]), digests[name]) for name in wanted},
-        absent=tuple(
-            name for name in entries if name not in {each for targets in matched.values() for each in targets}
-        ),
+        tables={name: _describe(table, matched[name], base) for name, table in kept.items()},
+        tensors={name: DeltaTensor(tuple(matched.get(name, ())), digest) for name, digest in digests.items()},
+        absent=tuple(name for name in base_tensors if name not in in_model),
         renamed=names.renamed,
-        output=(mode := status(model).output or "full"),
+        output=mode,
         decay_unused_rows=any(table.decay is not None for table in tables),
     ).write(folder)
-    if (parts / CONFIG).exists():
-        os.replace(parts / CONFIG, folder / MODEL_CONFIG)
-    shutil.rmtree(parts)
     if optimizer is not None:
         write_states(optimizer, folder, _table_parameters(model, kept))
     write_signs(folder, base.name, mode)
 
 
-def _tables(model: nn.Module) -> dict[PartialTable, str]:
-    """PartialTable → path of the first module that holds it, an input table where there is one."""
+def _describe(table: PartialTable, targets: list[str], base: Base) -> DeltaTable:
+    return DeltaTable(table.vocabulary, base.rest_sha256(table.vocabulary, targets))
+
+
+def tables_of(model: nn.Module) -> dict[PartialTable, str]:
+    """Table → path of the first module that holds it, an input table where there is one."""
     tables: dict[PartialTable, str] = {}
-    shrunk = [(path, each) for path, each in model.named_modules() if isinstance(each, PartialModule)]
-    for path, module in sorted(shrunk, key=lambda found: not isinstance(found[1], nn.Embedding)):
+    for path, module in sorted(
+        partial_modules(model).items(), key=lambda named: not isinstance(named[1], nn.Embedding)
+    ):
         tables.setdefault(module.table, path)
     return tables
 
 
-def _check_can_be_saved(model: nn.Module, tables: dict[PartialTable, str], tensors: str) -> None:
+def _tables_to_save(model: nn.Module, tensors: str) -> dict[PartialTable, str]:
+    """The tables of a model, which is checked first: `ModelError`, `NotShrunkError`."""
+    tables = tables_of(model)
     if tensors not in ("changed", "all"):
         raise ModelError(f"tensors={tensors!r}: expected 'changed' or 'all'")
     if not tables:
@@ -226,11 +147,12 @@ def _check_can_be_saved(model: nn.Module, tables: dict[PartialTable, str], tenso
         raise ModelError(
             "a model with adapters saves those by itself; merge them first (merge_and_unload) for a delta of the model"
         )
+    return tables
 
 
 def check_not_sharded(model: nn.Module) -> None:
     """Raises `ModelError` where other processes hold some of the rows: deltas are written by one."""
-    sharded = next((name for name, each in model.named_parameters() if is_sharded(each)), None)
+    sharded = first_sharded(model)
     if sharded is not None:
         raise ModelError(
             f"{sharded}: its rows are sharded over processes, and one process writes a delta; save full checkpoints, in shares "
@@ -238,397 +160,81 @@ def check_not_sharded(model: nn.Module) -> None:
         )
 
 
-def _table_parameters(model: nn.Module, kept: dict[str, PartialTable]) -> dict[int, tuple[str, PartialTable]]:
-    names = {id(table): name for name, table in kept.items()}
-    modules = [each for each in model.modules() if isinstance(each, PartialModule) and id(each.table) in names]
-    return {id(each.weight): (names[id(each.table)], each.table) for each in modules}
+def _tables_of_rows(tables: dict[PartialTable, str], names: TensorNames, base: Base) -> dict[PartialTable, str]:
+    """The tables whose kept rows say all: their other rows are the base's. The rest are carried whole."""
+    of_rows = {table: path for table, path in tables.items() if base.holds_rest_of(table, names.table(path))}
+    for table in tables:
+        if table not in of_rows and table.decay is None:
+            warnings.warn(
+                f"{table.name}: rows outside the vocabulary differ from those of {base.folder}, so that this table is carried "
+                "whole; if the model comes from another checkpoint, name it: base='folder'",
+                LeanVocabWarning,
+                stacklevel=4,
+            )
+    return of_rows
 
 
-@contextlib.contextmanager
-def _partial_rows(tables: Iterable[PartialTable]) -> Iterator[None]:
-    chosen = list(tables)
-    before = [table.gives_partial_state_dicts for table in chosen]
-    for table in chosen:
-        table.gives_partial_state_dicts = True
-    try:
-        yield
-    finally:
-        for table, value in zip(chosen, before, strict=True):
-            table.gives_partial_state_dicts = value
+def _compare(
+    model: nn.Module,
+    names: TensorNames,
+    tables: dict[PartialTable, str],
+    base: Base,
+    base_tensors: dict[str, BaseTensor],
+) -> tuple[dict[str, list[str]], set[str]]:
+    """(saved name → the base's names for it, the model's names of what is the base's) of a model's state dict."""
+    state: dict[str, Any] = model.state_dict()
+    saved = as_saved(model, state)
+    of_rows = {names.on_disk(path, saved) for path in tables.values()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in saved.items() if isinstance(tensor, Tensor)}
+    matched = names.match(shapes, of_rows)
+    same = {id(matched[name]): False for name in of_rows}  # tied tensors share the list of their names in the base
+    for name, targets in matched.items():
+        if id(targets) not in same:
+            same[id(targets)] = bool(targets) and _is_the_base(saved[name], targets, base, base_tensors)
+    unchanged = {name for name, targets in matched.items() if same[id(targets)]}
+    saved_names = {id(tensor): name for name, tensor in saved.items()}
+    own = {name: saved_names[id(tensor)] for name, tensor in state.items() if id(tensor) in saved_names}
+    left_out = {name for name, saved_name in own.items() if saved_name in unchanged}
+    if saved.keys() - set(own.values()) <= unchanged:  # what saving merges or splits, all of it or nothing
+        left_out |= state.keys() - own.keys()
+    return matched, left_out
 
 
-def _save_parts(model: nn.Module, folder: Path) -> Path:
-    """What the model itself saves, in one file."""
-    parts = folder / "parts"
-    parts.mkdir()
-    if hasattr(model, "save_pretrained"):
-        model.save_pretrained(parts, max_shard_size=1 << 62)  # type: ignore[operator]
-    else:
-        from safetensors.torch import save_model
-
-        save_model(model, str(parts / SINGLE), metadata={"format": "pt"})
-    return parts
-
-
-def _write_tensors(saved: SafetensorsFile, wanted: list[str], path: Path) -> dict[str, str]:
-    """Writes those tensors of a file into another, in their order, and returns their digests."""
-    raw, starts = make_header({"format": "pt"}, ((n, saved.tensors[n].dtype, saved.tensors[n].shape) for n in wanted))
-    digests = {}
-    target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    try:
-        os.pwrite(target, raw, 0)
-        with opened(saved.path.parent, saved.path.name) as source:
-            for name in wanted:
-                entry = saved.tensors[name]
-                copy_range(source, entry.start, target, starts[name], entry.num_bytes)
-                digests[name] = sha256_of_range(source, entry.start, entry.end)
-        os.fsync(target)
-    finally:
-        os.close(target)
-    return digests
-
-
-# --- what is the base's -----------------------------------------------------------------------------------------------
-
-
-def _digest(file: SafetensorsFile, entry: TensorEntry, count: Callable[[int], None] = lambda _: None) -> str:
-    with opened(file.path.parent, file.path.name) as source:
-        key = (*_identity(source), entry)
-        if key not in _known_digests:
-            _known_digests[key] = sha256_of_range(source, entry.start, entry.end)
-    count(entry.num_bytes)
-    return _known_digests[key]
-
-
-def _identity(descriptor: int) -> tuple[int, ...]:
-    found = os.fstat(descriptor)
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
-
-
-def _rest(vocabulary: PartialVocabulary, targets: list[str], weights: Weights) -> str:
-    """The digest of the base's rows outside the vocabulary."""
-    digests = set()
-    for target in targets:
-        file, entry = weights.tensors[target]
-        with opened(file.path.parent, file.path.name) as source:
-            key = (*_identity(source), entry, vocabulary.digest)
-            if key not in _known_digests:
-                _known_digests[key] = rest_sha256(source, entry, vocabulary.token_ids)
-        digests.add(_known_digests[key])
-    if len(digests) != 1:
-        raise CheckpointError(
-            f"{weights.folder}: {' and '.join(targets)} are one table in the model, expected one content in the "
-            f"base, found {len(digests)}"
-        )
-    return digests.pop()
-
-
-def _rest_is_the_base(table: PartialTable, targets: list[str], model: nn.Module, base: Base) -> bool:
-    """Whether the rows outside the vocabulary are the base's, as the model's dtype holds them."""
-    if not targets:
-        raise CheckpointError(
-            f"{base.folder}: expected the table {table.name}.weight, found none: the model does not come from it"
-        )
-    table.settle_decay()
-    file, entry = base.weights.tensors[targets[0]]
-    if entry.shape[0] != table.full_size:
-        raise CheckpointError(
-            f"{file.path}: tensor {entry.name!r}: expected {table.full_size:,} rows, found {entry.shape[0]:,}"
-        )
-    with opened(file.path.parent, file.path.name) as source:
-        if table.dtype == table.store.dtype and table.store.is_region_of(source, entry.start):
-            return True
-        step = max(1, _BLOCK_ROWS_BYTES // max(1, entry.row_bytes))
-        for first, count in gaps(table.vocabulary.token_ids, table.full_size):
-            for start in range(first, first + count, step):
-                num_rows = min(step, first + count - start)
-                rows = table.base_rows(torch.arange(start, start + num_rows))
-                if not same_bits(rows, read_rows(source, entry, start, num_rows).to(rows.dtype)):
-                    return False
-    return True
-
-
-def _is_the_base(saved: SafetensorsFile, name: str, targets: list[str], weights: Weights) -> bool:
-    if not targets:
+def _is_the_base(tensor: Tensor, targets: list[str], base: Base, base_tensors: dict[str, BaseTensor]) -> bool:
+    """True where a tensor is the base's in each place, as the tensor's dtype holds it."""
+    if tensor.is_meta:
         return False
     for target in targets:
-        file, entry = weights.tensors[target]
-        if entry.dtype == saved.tensors[name].dtype:
-            if _digest(file, entry) != _digest(saved, saved.tensors[name]):
+        file, entry = base.weights.tensors[target]
+        if entry.dtype == DTYPE_NAMES.get(tensor.dtype):
+            if sha256_of_tensor(tensor) != base_tensors[target].sha256:
                 return False
-        elif not same_bits(
-            read_tensor(file, target).to(TORCH_DTYPES[saved.tensors[name].dtype]), read_tensor(saved, name)
-        ):
+        elif not same_bits(read_tensor(file, target).to(tensor.dtype), tensor):
             return False
     return True
 
 
-class _Names:
-    """Which tensors of the base a model's tensors are: by name, with or without the prefix that a head puts before it, or by
-    the name that transformers saves it under."""
+def _save_tensors(model: nn.Module, folder: Path, left_out: Container[str]) -> None:
+    """Writes what the model itself saves, in one file, without some tensors of its state dict; and its config."""
 
-    def __init__(self, model: nn.Module, base: Weights):
-        self.base, self.renamed = base.tensors, dict[str, str]()
-        self.prefix = getattr(model, "base_model_prefix", "") + "."
-        groups: dict[int, list[str]] = {}
-        for name, tensor in (
-            *model.named_parameters(remove_duplicate=False),
-            *model.named_buffers(remove_duplicate=False),
-        ):
-            groups.setdefault(id(tensor), []).append(name)
-        self.ties = {name: group for group in groups.values() for name in group}
-        self.saved_as = _names_when_saved(model)
-        self.ties |= {saved: self.ties[name] for name, saved in self.saved_as.items() if name in self.ties}
+    def leave_out(_: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:
+        for name in [name for name in state if name.removeprefix(prefix) in left_out]:
+            del state[name]
 
-    def table(self, path: str) -> list[str]:
-        """The base's names for the table of the module at `path`."""
-        return [each for each in map(self.in_base, self.ties[f"{path}.weight"]) if each is not None]
-
-    def on_disk(self, path: str, saved: SafetensorsFile) -> str:
-        """The name under which the model saved that table."""
-        names = self.ties[f"{path}.weight"]
-        found = [name for name in (*names, *(self.saved_as.get(each, "") for each in names)) if name in saved.tensors]
-        if not found:
-            raise ModelError(
-                f"{path}.weight: the model saves this table under another name, which a delta cannot hold; use save_full"
-            )
-        return found[0]
-
-    def match(self, saved: SafetensorsFile, tables: Container[str]) -> dict[str, list[str]]:
-        """Saved name → the base's names (ties: several), none where it is new; fills `renamed`. `tables` hold rows alone."""
-        matched: dict[str, list[str]] = {}
-        taken: set[str] = set()
-        for name, entry in saved.tensors.items():
-            targets = []
-            for own in [name, *(each for each in self.ties.get(name, []) if each != name)]:
-                found = self.in_base(own)
-                if found is not None and found not in taken and self.base[found][1].shape[1:] == entry.shape[1:]:
-                    taken.add(found)
-                    targets.append(found)
-                    if found != own:
-                        self.renamed[found] = own
-            if targets and name not in tables and self.base[targets[0]][1].shape != entry.shape:
-                taken.difference_update(targets)  # a head of another size: new, and the base's leaves
-                for each in targets:
-                    self.renamed.pop(each, None)
-                targets = []
-            matched[name] = targets
-        return matched
-
-    def in_base(self, name: str) -> str | None:
-        shorter = name.removeprefix(self.prefix) if self.prefix != "." else name
-        for each in (name, shorter, f"{self.prefix}{name}", self.saved_as.get(name, name)):
-            if each in self.base:
-                return each
-        return None
-
-
-def _names_when_saved(model: nn.Module) -> dict[str, str]:
-    """Name of a tensor → the name in its checkpoint, where transformers renames it when it loads (GPT-NeoX's output layer)."""
+    saved = folder / "saved"
+    saved.mkdir()
+    hook = model.register_state_dict_post_hook(leave_out)
     try:
-        from transformers.core_model_loading import revert_weight_conversion
-    except ImportError:  # it has been renaming since 5.0
-        return {}
-    if not hasattr(model, "save_pretrained") or not hasattr(model, "config"):
-        return {}
-    witnesses = {name: torch.empty(each.shape, device="meta") for name, each in model.named_parameters()}
-    try:
-        saved = revert_weight_conversion(model, dict(witnesses))  # type: ignore[arg-type]
-    except Exception:  # a conversion that looks at values: those tensors are merged or split, not renamed
-        return {}
-    names = {id(each): name for name, each in saved.items()}
-    found = ((name, names.get(id(each), name)) for name, each in witnesses.items())
-    return {name: saved for name, saved in found if saved != name}
+        write_model(model, saved, {"max_shard_size": 1 << 62} if hasattr(model, "save_pretrained") else {})
+    finally:
+        hook.remove()
+    os.replace(saved / SINGLE, folder / TENSORS)
+    if (saved / CONFIG).exists():
+        os.replace(saved / CONFIG, folder / MODEL_CONFIG)
+    shutil.rmtree(saved)
 
 
-# --- loading ----------------------------------------------------------------------------------------------------------
-
-
-def load_delta(
-    model: nn.Module,
-    directory: str | os.PathLike[str],
-    *,
-    base: str | os.PathLike[str] | None = None,
-    widen: bool = False,
-) -> nn.Module:
-    """Gives a shrunk model what a delta holds, in place: kept rows, the other trained tensors, and the base's for the rest.
-
-    A matrix that the delta carries whole (an output layer that was trained in full, decayed rows) loads whole, its other rows
-    into the model's store. Rows that were trained for another objective load with a warning.
-
-    With `widen` a model that was shrunk to another vocabulary is shrunk to the union of both first, in the mode that it has;
-    build the optimizer after that. Optimizer states are not loaded here (`leanvocab.trainer.resume_from_delta`).
-
-    Raises:
-        NotShrunkError: the model is not shrunk.
-        CheckpointError: the delta has another vocabulary, the model another base, or names do not match; nothing has changed.
-    """
-    folder = Path(os.path.realpath(directory))
-    said, file = read_delta(folder)
-    source = find_base(model, base if base is not None else said.base_name)
-    partial = read_partial(folder, None, source.weights)
-    make_plan(source.weights, partial, allow_rounding=True)  # checks that delta and base fit one another
-    paths = paths_of_tables(model, said)
-    check_vocabularies(model, said, paths, widen)
-    for name, path in paths.items():
-        table = _shrunk(model, path).table
-        if not _rest_is_the_base(table, list(said.tensors[name].replaces), model, source):
-            raise CheckpointError(
-                f"{path}: its rows outside the vocabulary are not those of {source.folder}, which the delta was made from"
-            )
-        if (
-            _rest(said.tables[name].vocabulary, list(said.tensors[name].replaces), source.weights)
-            != said.tables[name].rest_sha256
-        ):
-            raise CheckpointError(
-                f"{source.folder}: {name!r}: other rows than in the base that the delta was made from"
-            )
-    state = _state(model, source, said, file, partial, paths)
-    warn_of_another_mode(model, said)
-    if widen:
-        widen_tables(model, said, paths)
-    for name, path in paths.items():
-        state[f"{path}.weight"] = _rows_for(
-            _shrunk(model, path).table, said.tables[name], read_tensor(file, name), source, said, name
-        )
-    with _partial_rows(_shrunk(model, path).table for path in paths.values()):
-        found = model.load_state_dict(state, strict=False)
-    assert not found.unexpected_keys
-    return model
-
-
-def check_vocabularies(model: nn.Module, said: Description, paths: dict[str, str], widen: bool) -> None:
-    """Raises `CheckpointError` where a model's vocabulary is not the delta's, unless it is to be widened."""
-    for name, path in paths.items():
-        own, wanted = _shrunk(model, path).table.vocabulary, said.tables[name].vocabulary
-        if own.full_size != wanted.full_size:
-            raise CheckpointError(
-                f"{path}: expected a table of {own.full_size:,} rows, found a delta of one of {wanted.full_size:,}"
-            )
-        if own != wanted and not widen:
-            raise CheckpointError(
-                f"{path}: the delta's rows are of another vocabulary: expected digest {own.digest[:16]}… ({len(own):,} ids), "
-                f"found {wanted.digest[:16]}… ({len(wanted):,} ids). Shrink to the delta's vocabulary, or take both: widen=True"
-            )
-
-
-def paths_of_tables(model: nn.Module, said: Description) -> dict[str, str]:
-    """Name of each table of a delta → path of the shrunk module in the model."""
-    shrunk = {path: module for path, module in model.named_modules() if isinstance(module, PartialModule)}
-    if not shrunk:
-        raise NotShrunkError(
-            f"{type(model).__name__} is not shrunk; shrink_(model, vocabulary) first, or make a checkpoint: leanvocab merge"
-        )
-    paths, saved_as = {}, _names_when_saved(model)
-    own = {saved: name for name, saved in saved_as.items()}
-    for name in said.tables:
-        names = {name, *said.tensors[name].replaces}
-        names |= {own[each] for each in names if each in own}
-        found = [
-            path
-            for path in shrunk
-            if f"{path}.weight" in names or any(each.endswith(f".{path}.weight") for each in names)
-        ]
-        if not found:
-            mode = (
-                ""
-                if said.output == "full"
-                else f'; the delta was trained with output="{said.output}": '
-                + (f'shrink_(model, vocabulary, output="{said.output}"), or make a checkpoint: leanvocab merge')
-            )
-            raise CheckpointError(f"expected a shrunk table for {name!r}, found {', '.join(shrunk)}{mode}")
-        paths[name] = next((path for path in found if isinstance(shrunk[path], nn.Embedding)), found[0])
-    return paths
-
-
-def warn_of_another_mode(model: nn.Module, said: Description) -> None:
-    """Rows are rows, but what they were trained for should not change without a word."""
-    mode = status(model).output or "full"
-    if mode != said.output:
-        warnings.warn(
-            f'the delta was trained with output="{said.output}", {type(model).__name__} is shrunk with output="{mode}": its rows '
-            "load as they are, and training goes on with the other objective",
-            LeanVocabWarning,
-            stacklevel=3,
-        )
-
-
-def _shrunk(model: nn.Module, path: str) -> PartialModule:
-    module = model.get_submodule(path)
-    assert isinstance(module, PartialModule)
-    return module
-
-
-def widen_tables(model: nn.Module, said: Description, paths: dict[str, str]) -> None:
-    """Shrinks a model to the union of its vocabularies and a delta's, in place and in the mode that it has."""
-    tables = _tables(model)
-    vocabularies = {path: table.vocabulary for table, path in tables.items()}
-    for name, path in paths.items():
-        own = tables[_shrunk(model, path).table]
-        vocabularies[own] |= said.tables[name].vocabulary
-    if all(table.vocabulary == vocabularies[path] for table, path in tables.items()):
-        return
-    options, mode = next(iter(tables)), status(model).output
-    place: FrozenRowsOn = "host" if any(table.frozen_rows_on == "host" for table in tables) else "device"
-    merge_(model)
-    shrink_(
-        model,
-        vocabularies,
-        output=cast(OutputMode | None, mode),
-        frozen_rows=place,
-        on_missing=options.on_missing,
-        decay_unused_rows=options.decay is not None,
-        store_dir=options.store_dir,
-    )
-
-
-def _rows_for(table: PartialTable, delta: DeltaTable, rows: Tensor, base: Base, said: Description, name: str) -> Tensor:
-    """The delta's rows in the order of the model's vocabulary; the base's for ids that the delta does not have."""
-    ids = table.token_ids
-    theirs = torch.tensor(delta.vocabulary.token_ids)
-    wanted = torch.empty(len(ids), *rows.shape[1:], dtype=rows.dtype)
-    inside = torch.isin(ids, theirs)
-    wanted[inside] = rows[torch.searchsorted(theirs, ids[inside])]
-    file, _ = base.weights.tensors[said.tensors[name].replaces[0]]
-    with opened(file.path.parent, file.path.name) as source:
-        entry = base.weights.tensors[said.tensors[name].replaces[0]][1]
-        for place in (~inside).nonzero()[:, 0].tolist():
-            wanted[place] = read_rows(source, entry, int(ids[place]), 1)[0].to(rows.dtype)
-    return wanted
-
-
-def _state(
-    model: nn.Module, base: Base, said: Description, file: SafetensorsFile, partial: Partial, paths: dict[str, str]
-) -> dict[str, Tensor]:
-    """Every other tensor of the model: the delta's where it has it, the base's elsewhere; whole matrices once."""
-    covered = {_shrunk(model, path).table for path in paths.values()}
-    shrunk = [(path, each) for path, each in model.named_modules() if isinstance(each, PartialModule)]
-    whole = {table: path for table, path in _tables(model).items() if table not in covered}
-    tables = {f"{path}.weight" for path, each in shrunk if path != whole.get(each.table)}
-    names = _Names(model, base.weights)
-    state: dict[str, Tensor] = {}
-    own = [
-        name
-        for name, _ in (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
-    ]
-    with torch.no_grad():
-        saved = model.state_dict(keep_vars=True)
-    for name in own:
-        if name in tables or name not in saved:
-            continue
-        source = next((each for each in names.ties[name] if each in said.tensors), None)
-        target = next((each for each in map(names.in_base, names.ties[name]) if each is not None), None)
-        source = source or (partial.sources.get(target) if target is not None else None)
-        if source is not None:
-            state[name] = read_tensor(file, source)
-        elif target is not None:
-            state[name] = read_tensor(base.weights.tensors[target][0], target)
-        else:
-            raise CheckpointError(
-                f"{name}: expected it in the delta or in its base, found it in neither; make a checkpoint: leanvocab merge"
-            )
-        if state[name].shape != saved[name].shape:
-            raise CheckpointError(
-                f"{name}: expected the shape {tuple(saved[name].shape)}, found {tuple(state[name].shape)}"
-            )
-    return state
+def _table_parameters(model: nn.Module, kept: dict[str, PartialTable]) -> dict[int, tuple[str, PartialTable]]:
+    names = {table: name for name, table in kept.items()}
+    modules = [module for module in partial_modules(model).values() if module.table in names]
+    return {id(module.weight): (names[module.table], module.table) for module in modules}

@@ -5,34 +5,31 @@ files, kept rows are written over them, and the base's digests are checked while
 whole or not at all.
 """
 
-import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from leanvocab.checkpoints.checkpoint import clear_leftovers, written_whole
-from leanvocab.checkpoints.delta_format import CONFIG, MODEL_CONFIG, is_delta, write_training_note
-from leanvocab.checkpoints.merge_plan import FilePlan, Partial, Plan, TensorPlan, make_plan, read_partial
+from leanvocab.checkpoints.delta_format import CONFIG, is_delta, write_training_note
+from leanvocab.checkpoints.merge_plan import Changes, FilePlan, Plan, TensorPlan, make_plan, read_changes
+from leanvocab.checkpoints.side_files import copy_side_files, find_side_files, merged_config
 from leanvocab.checkpoints.verify import first_difference, is_merged_already
 from leanvocab.errors import CheckpointError
-from leanvocab.files.copying import Progress, copy_range, sha256_of_range, sync_and_forget
-from leanvocab.files.headers import INDEX, Weights, is_weights_file, opened, read_json, read_weights, resolve_in
+from leanvocab.files.atomic_folders import clear_leftovers, written_whole
+from leanvocab.files.copying import copy_range, sha256_of_range, sync, write_at
+from leanvocab.files.headers import INDEX, Located, all_opened, is_weights_file, read_weights
 from leanvocab.files.row_bytes import convert, first_nan_row, row_blocks, runs
+from leanvocab.progress import ProgressBar
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
-
-_CODE_KEYS = ("auto_map", "custom_pipelines")  # names of code that a loader may be asked to run
-_SAID_BY_THE_FILES = ("transformers_version", "_name_or_path", "dtype", "torch_dtype")
 
 
 @dataclass(frozen=True)
 class MergeResult:
-    """What a merge did. `already_there`: nothing, since the output was this merge's result."""
+    """Account of a merge. `already_there`: nothing was done, since the output was this merge's result."""
 
     output: Path
     num_bytes: int
@@ -80,76 +77,62 @@ def merge_checkpoint(
         OSError: the output cannot be written. In both cases nothing has changed.
     """
     started = time.perf_counter()
-    source, partial_folder = _folder(base, "base"), _folder(delta, "delta")
-    target = _target(source, partial_folder, output, in_place)
-    if target.parent.is_dir():
-        clear_leftovers(target)
-    weights = read_weights(source)
-    rows = read_partial(partial_folder, vocabulary, weights)
-    if in_place and rows.has_digests and is_merged_already(weights, rows):
-        return _result(source, None, rows, weights.num_bytes, started, verified=True)
-    plan = make_plan(weights, rows, allow_rounding)
-    config = _config(source, partial_folder) if is_delta(partial_folder) else None
-    if not (in_place or overwrite) and target.is_dir() and any(target.iterdir()):
-        return _take_what_is_there(target, plan, rows, started)
-    sides = _side_files(source)
-    merge = _Merge(plan, rows, allow_nan, progress)
+    base_folder, delta_folder = _folder(base, "base"), _folder(delta, "delta")
+    target = _target(base_folder, delta_folder, output, in_place)
+    clear_leftovers(target)
+    weights = read_weights(base_folder)
+    changes = read_changes(delta_folder, vocabulary, weights)
+    if in_place and changes.has_digests and is_merged_already(weights, changes):
+        return _result(target, None, changes, weights.num_bytes, started, verified=True)
+    plan = make_plan(weights, changes, allow_rounding)
+    config = merged_config(base_folder, delta_folder) if is_delta(delta_folder) else None
+    replace = in_place or overwrite
+    if not replace and target.is_dir() and any(target.iterdir()):
+        return _take_what_is_there(target, plan, changes, started)
+    merge = _Merge(plan, changes, in_place, allow_nan, ProgressBar("merging", plan.num_bytes, progress))
     try:
-        with written_whole(target, keeps=_keeps(in_place), replace=in_place or overwrite) as (folder, _):
-            merge.write(folder)
-            if not in_place:
-                _copy_side_files(source, folder, sides)
-            if config is not None:
-                (folder / CONFIG).write_bytes(config)
-            if rows.restricted:
-                write_training_note(folder, rows.restricted)
+        with written_whole(target, keeps=merge.keeps, replace=replace) as (folder, _):
+            merge.write(folder, config)
             if verify:
-                _verify(folder, plan, rows)
+                _verify(folder, plan, changes)
     except FileExistsError:
-        return _take_what_is_there(target, plan, rows, started)
-    return _result(target, plan, rows, plan.num_bytes, started, verified=verify)
+        return _take_what_is_there(target, plan, changes, started)
+    return _result(target, plan, changes, plan.num_bytes, started, verified=verify)
 
 
-def _verify(folder: Path, plan: Plan, partial: Partial) -> None:
+def _verify(folder: Path, plan: Plan, changes: Changes) -> None:
     """Re-reads what was written; raises `CheckpointError` where it is not what it should be, and then it never appears."""
     for file in plan.files:
-        sync_and_forget(folder / file.name)
-    try:
-        found = first_difference(folder, plan, partial)
-    except CheckpointError as error:
-        found = str(error)
-    if found is not None:
+        sync(folder / file.name, forget=True)
+    difference = first_difference(folder, plan, changes)
+    if difference is not None:
         raise CheckpointError(
-            f"what was written is not what was to be written, and is discarded: {found}; check the disk"
+            f"what was written is not what was to be written, and is discarded: {difference}; check the disk"
         )
 
 
-def _take_what_is_there(target: Path, plan: Plan, partial: Partial, started: float) -> MergeResult:
+def _take_what_is_there(target: Path, plan: Plan, changes: Changes, started: float) -> MergeResult:
     """Another run has made the output already, or something else lies there, which is not ours to replace."""
-    try:
-        found = first_difference(target, plan, partial)
-    except CheckpointError as error:
-        found = str(error)
-    if found is None:
-        return _result(target, None, partial, plan.num_bytes, started, verified=True)
+    difference = first_difference(target, plan, changes)
+    if difference is None:
+        return _result(target, None, changes, plan.num_bytes, started, verified=True)
     raise CheckpointError(
-        f"{target} is there already, and is not this merge's result ({found}); name another output, or replace it with "
+        f"{target} is there already, and is not this merge's result ({difference}); name another output, or replace it with "
         "overwrite=True (--overwrite)"
     )
 
 
 def _result(
-    target: Path, plan: Plan | None, partial: Partial, num_bytes: int, started: float, verified: bool
+    target: Path, plan: Plan | None, changes: Changes, num_bytes: int, started: float, verified: bool
 ) -> MergeResult:
-    tables = list(partial.token_ids.values())
-    replaced = [name for name, targets in partial.replaces.items() if targets and name not in partial.token_ids]
+    replacing = {name for name, targets in changes.replaces.items() if targets}
     return MergeResult(
         output=target,
         num_bytes=num_bytes,
-        num_rows=sum(len(token_ids) for token_ids in tables),
-        num_replaced=len(replaced),
-        num_added=sum(not targets for targets in partial.replaces.values()),
-        left_out=() if plan is None else _left_out(plan),
+        num_rows=sum(len(token_ids) for token_ids in changes.token_ids.values()),
+        num_replaced=len(replacing - changes.token_ids.keys()),
+        num_added=len(changes.replaces) - len(replacing),
+        left_out=_left_out(plan) if plan is not None else (),
         verified=verified,
         already_there=plan is None,
         seconds=time.perf_counter() - started,
@@ -158,13 +141,13 @@ def _result(
 
 def _left_out(plan: Plan) -> tuple[str, ...]:
     written = {file.path.name for file in plan.base.files} | {INDEX}
-    folder = plan.base.folder
-    return tuple(sorted(each for each in os.listdir(folder) if is_weights_file(each) and each not in written))
+    names = os.listdir(plan.base.folder)
+    return tuple(sorted(name for name in names if is_weights_file(name) and name not in written))
 
 
 def _folder(path: str | os.PathLike[str], role: str) -> Path:
     folder = Path(os.path.realpath(path))
-    if not folder.exists() and folder.parent.is_dir():
+    if not folder.exists():
         clear_leftovers(folder)  # a kill in the middle of a swap may have left it aside
     if not folder.is_dir():
         raise CheckpointError(
@@ -173,7 +156,7 @@ def _folder(path: str | os.PathLike[str], role: str) -> Path:
     return folder
 
 
-def _target(base: Path, partial: Path, output: str | os.PathLike[str] | None, in_place: bool) -> Path:
+def _target(base: Path, delta: Path, output: str | os.PathLike[str] | None, in_place: bool) -> Path:
     if in_place:
         if output is not None and Path(os.path.realpath(output)) != base:
             raise CheckpointError(f"in_place=True replaces the base {base}; leave output={os.fspath(output)!r} out")
@@ -183,7 +166,7 @@ def _target(base: Path, partial: Path, output: str | os.PathLike[str] | None, in
     if output is None:
         raise CheckpointError("expected output=, a folder to make, or in_place=True")
     target = Path(os.path.realpath(output))
-    for role, folder in (("base", base), ("delta", partial)):
+    for role, folder in (("base", base), ("delta", delta)):
         if target == folder or folder in target.parents or target in folder.parents:
             hint = "; to replace it give in_place=True (--in-place)" if target == base else ""
             raise CheckpointError(
@@ -192,203 +175,114 @@ def _target(base: Path, partial: Path, output: str | os.PathLike[str] | None, in
     return target
 
 
-def _keeps(in_place: bool) -> Callable[[str], bool]:
-    return lambda name: in_place and not is_weights_file(name)
-
-
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
 class _Merge:
     """One merge that is being written: copies by bytes, digests in threads beside it."""
 
-    def __init__(self, plan: Plan, partial: Partial, allow_nan: bool, progress: bool | None):
-        self.plan, self.partial, self.allow_nan = plan, partial, allow_nan
-        self.progress = Progress("merging", plan.num_bytes, progress)
+    def __init__(self, plan: Plan, changes: Changes, in_place: bool, allow_nan: bool, progress: ProgressBar):
+        self.plan, self.changes, self.in_place = plan, changes, in_place
+        self.allow_nan, self.progress = allow_nan, progress
+        self.side_files = find_side_files(plan.base.folder)
         self.sources: dict[Path, int] = {}
         self.digests: list[tuple[str, str, Future[str]]] = []
 
-    def write(self, folder: Path) -> None:
-        """Writes the weights; raises `CheckpointError` where the base or the delta is not what it should be."""
-        with ExitStack() as stack:
-            for file in (*self.plan.base.files, *self.partial.files):
-                self.sources[file.path] = stack.enter_context(opened(file.path.parent, file.path.name))
-            stack.callback(self.progress.close)
-            executor = stack.enter_context(ThreadPoolExecutor(2, "leanvocab-digest"))
-            try:
-                self._check_delta(executor)
-                for each in self.plan.files:
-                    self._write_file(folder / each.name, each, executor)
-                for where, expected, found in self.digests:
-                    _check_digest(where, expected, found.result())
-            except BaseException:
-                executor.shutdown(cancel_futures=True)
-                raise
+    def keeps(self, name: str) -> bool:
+        """True for what stays of the folder that the output replaces: in place all that is no weights."""
+        return self.in_place and not is_weights_file(name)
+
+    def write(self, folder: Path, config: bytes | None) -> None:
+        """Writes everything; raises `CheckpointError` where the base or the delta is not what it should be."""
+        self._write_weights(folder)
         if self.plan.index is not None:
             (folder / INDEX).write_bytes(self.plan.index)
             shutil.copymode(self.plan.base.folder / INDEX, folder / INDEX)
+        if not self.in_place:
+            copy_side_files(self.plan.base.folder, folder, self.side_files)
+        if config is not None:
+            (folder / CONFIG).write_bytes(config)
+        if self.changes.restricted:
+            write_training_note(folder, self.changes.restricted)
 
-    def _check_delta(self, executor: ThreadPoolExecutor) -> None:
-        for name, (file, entry) in self.partial.tensors.items():
-            self._expect(executor, file.path, name, entry.start, entry.end, self.partial.sha256.get(name))
+    def _write_weights(self, folder: Path) -> None:
+        with ExitStack() as stack:
+            self.sources = stack.enter_context(all_opened((*self.plan.base.files, *self.changes.files)))
+            stack.callback(self.progress.close)
+            executor = stack.enter_context(ThreadPoolExecutor(2, "leanvocab-digest"))
+            try:
+                for name, located in self.changes.tensors.items():
+                    self._expect(executor, located, self.changes.sha256.get(name))
+                for file in self.plan.files:
+                    self._write_file(folder / file.name, file, executor)
+                self._check_digests()
+            except BaseException:
+                executor.shutdown(cancel_futures=True)
+                raise
 
-    def _expect(
-        self, executor: ThreadPoolExecutor, path: Path, name: str, start: int, end: int, expected: str | None
-    ) -> None:
-        if expected is not None:
-            found = executor.submit(sha256_of_range, self.sources[path], start, end)
-            self.digests.append((f"{path}: tensor {name!r}", expected, found))
+    def _expect(self, executor: ThreadPoolExecutor, located: Located, sha256: str | None) -> None:
+        if sha256 is not None:
+            file, entry = located
+            digest = executor.submit(sha256_of_range, self.sources[file.path], entry.start, entry.end)
+            self.digests.append((f"{file.path}: tensor {entry.name!r}", sha256, digest))
+
+    def _check_digests(self) -> None:
+        for tensor, expected, digest in self.digests:
+            if digest.result() != expected:
+                raise CheckpointError(
+                    f"{tensor}: expected sha256 {expected[:16]}…, found {digest.result()[:16]}…: it is not the one that the "
+                    "delta was made from, or damaged"
+                )
 
     def _write_file(self, path: Path, plan: FilePlan, executor: ThreadPoolExecutor) -> None:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         try:
-            mode = next(
-                os.fstat(self.sources[file.path]).st_mode
-                for file in self.plan.base.files
-                if file.path.name == plan.name
-            )
-            os.fchmod(descriptor, mode & 0o777)
-            self._write_header(descriptor, plan.header)
+            source = next(self.sources[file.path] for file in self.plan.base.files if file.path.name == plan.name)
+            os.fchmod(descriptor, os.fstat(source).st_mode & 0o777)
+            write_at(descriptor, plan.header, 0)
+            self.progress.add(len(plan.header))
             for tensor in plan.tensors:
                 self._write_tensor(descriptor, tensor, executor)
-            _sync_file(descriptor)
+            os.fsync(descriptor)
         finally:
             os.close(descriptor)
 
-    def _write_header(self, descriptor: int, header: bytes) -> None:
-        write_at(descriptor, header, 0)
-        self.progress.add(len(header))
-
     def _write_tensor(self, descriptor: int, tensor: TensorPlan, executor: ThreadPoolExecutor) -> None:
         if tensor.uses_base:
-            assert tensor.base_file is not None
             assert tensor.base is not None
-            entry, path = tensor.base, tensor.base_file.path
-            self._expect(executor, path, entry.name, entry.start, entry.end, self.partial.base_sha256.get(entry.name))
-            copy_range(self.sources[path], entry.start, descriptor, tensor.start, entry.num_bytes, self.progress.add)
+            file, entry = tensor.base
+            expected = self.changes.base_tensors.get(entry.name)
+            self._expect(executor, tensor.base, None if expected is None else expected.sha256)
+            source = self.sources[file.path]
+            copy_range(source, entry.start, descriptor, tensor.start, entry.num_bytes, self.progress.add)
         if tensor.delta is not None and tensor.token_ids is not None:
-            self._write_rows(descriptor, tensor)
+            self._write_rows(descriptor, tensor, tensor.delta)
         elif tensor.delta is not None:
-            self._write_whole(descriptor, tensor)
+            position = tensor.start
+            for _, block in self._delta_blocks(tensor, tensor.delta):
+                write_at(descriptor, block, position)
+                position += len(block)
+                self.progress.add(len(block))
 
-    def _write_rows(self, descriptor: int, tensor: TensorPlan) -> None:
+    def _write_rows(self, descriptor: int, tensor: TensorPlan, delta: Located) -> None:
         assert tensor.base is not None
         assert tensor.token_ids is not None
-        row_bytes = tensor.base.row_bytes
-        for first, block in self._delta_blocks(tensor):
+        row_bytes = tensor.base[1].row_bytes
+        for first, block in self._delta_blocks(tensor, delta):
             ids = tensor.token_ids[first : first + len(block) // max(1, row_bytes)]
             for offset, token_id, count in runs(ids):
                 rows = memoryview(block)[offset * row_bytes : (offset + count) * row_bytes]
                 write_at(descriptor, rows, tensor.start + token_id * row_bytes)
 
-    def _write_whole(self, descriptor: int, tensor: TensorPlan) -> None:
-        position = tensor.start
-        for _, block in self._delta_blocks(tensor):
-            write_at(descriptor, block, position)
-            position += len(block)
-            self.progress.add(len(block))
-
-    def _delta_blocks(self, tensor: TensorPlan) -> Iterator[tuple[int, bytes]]:
+    def _delta_blocks(self, tensor: TensorPlan, delta: Located) -> Iterator[tuple[int, bytes]]:
         """(first row, bytes of rows in the base's dtype); rows of a table are checked for NaN."""
-        assert tensor.delta is not None
-        assert tensor.delta_file is not None
-        entry, path = tensor.delta, tensor.delta_file.path
-        for first, block in row_blocks(self.sources[path], entry):
+        file, entry = delta
+        for first, block in row_blocks(self.sources[file.path], entry):
             if tensor.token_ids is not None and not self.allow_nan:
                 row = first_nan_row(block, entry)
                 if row is not None:
                     raise CheckpointError(
-                        f"{path}: tensor {entry.name!r}: expected numbers, found NaN in the row of id "
+                        f"{file.path}: tensor {entry.name!r}: expected numbers, found NaN in the row of id "
                         f"{tensor.token_ids[first + row]}: the training diverged. allow_nan=True (--allow-nan) takes it"
                     )
             yield first, convert(block, entry.dtype, tensor.dtype)
-
-
-def write_at(descriptor: int, data: bytes | memoryview, position: int) -> None:
-    """Writes all of `data` at `position`."""
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(descriptor, view, position)
-        view, position = view[written:], position + written
-
-
-def _sync_file(descriptor: int) -> None:
-    os.fsync(descriptor)
-
-
-def _check_digest(where: str, expected: str, found: str) -> None:
-    if found != expected:
-        raise CheckpointError(
-            f"{where}: expected sha256 {expected[:16]}…, found {found[:16]}…: it is not the one that the "
-            "delta was made from, or damaged"
-        )
-
-
-# --- side files -------------------------------------------------------------------------------------------------------
-
-
-def _side_files(base: Path) -> list[Path]:
-    """Everything in the base's folder that holds no weights, checked before anything is written."""
-    found = []
-    for directory, folders, files in os.walk(base):
-        here = Path(directory).relative_to(base)
-        folders.sort()
-        for name in sorted([*files, *(each for each in folders if os.path.islink(os.path.join(directory, each)))]):
-            relative = here / name
-            if here == Path() and is_weights_file(name):
-                continue
-            real = resolve_in(base, str(relative))
-            if not real.is_file() and not real.is_dir():
-                raise CheckpointError(f"{base / relative}: expected a regular file or a folder, found something else")
-            found.append(relative)
-        found += [here / each for each in folders if not os.path.islink(os.path.join(directory, each))]
-    return found
-
-
-def _copy_side_files(base: Path, folder: Path, side_files: list[Path]) -> None:
-    for relative in side_files:
-        source, copy = base / relative, folder / relative
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        real = Path(os.path.realpath(source))
-        if source.is_symlink() and real.is_relative_to(base) and not is_weights_file(real.name):
-            copy.symlink_to(os.path.relpath(real, Path(os.path.realpath(source.parent))))
-        elif real.is_dir():
-            copy.mkdir(exist_ok=True)
-        else:
-            shutil.copy2(real, copy)
-
-
-def _config(base: Path, partial: Path) -> bytes | None:
-    """The model's config, where it says something else than the base's; None where the base's stays."""
-    if not os.path.lexists(partial / MODEL_CONFIG):
-        return None
-    _, wanted = read_json(partial, MODEL_CONFIG)
-    has_own = os.path.lexists(base / CONFIG)
-    own = read_json(base, CONFIG)[1] if has_own else {}
-    for key, value in _code_in(wanted):
-        if (key, value) not in list(_code_in(own)):
-            raise CheckpointError(
-                f"{partial / MODEL_CONFIG}: expected no code of its own, found {key} {value!r:.80}, which the base does not have"
-            )
-    if has_own and _without_notes(wanted) == _without_notes(own):
-        return None
-    wanted |= {key: own[key] for key in ("dtype", "torch_dtype") if key in own}  # the tensors' dtypes are the base's
-    return (json.dumps(wanted, indent=2, sort_keys=True) + "\n").encode()
-
-
-def _code_in(value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        for key, part in value.items():
-            if key in _CODE_KEYS:
-                yield key, part
-            yield from _code_in(part)
-    elif isinstance(value, list):
-        for part in value:
-            yield from _code_in(part)
-
-
-def _without_notes(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if key not in _SAID_BY_THE_FILES}
-
-
-__all__ = ["MergeResult", "Weights", "merge_checkpoint"]

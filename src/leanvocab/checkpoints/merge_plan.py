@@ -1,10 +1,11 @@
-"""What a merge will write, made and checked from headers alone: nothing is written before the plan stands. No torch."""
+"""Plan of a merge, made and checked from headers alone: nothing is written before the plan stands. No torch."""
 
 import json
 import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -14,25 +15,24 @@ from leanvocab.checkpoints.delta_format import BaseTensor, is_delta, read_delta
 from leanvocab.errors import CheckpointError
 from leanvocab.files.headers import (
     DTYPE_BITS,
+    Located,
     SafetensorsFile,
     TensorEntry,
     Weights,
     make_header,
-    parse_json,
     read_weights,
 )
 from leanvocab.files.row_bytes import EXACT
+from leanvocab.files.strict_json import parse_object
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
-
-_Located = tuple[SafetensorsFile, TensorEntry]
 
 
 @dataclass(frozen=True)
-class Partial:
-    """What is to be put into a base: tensors of a delta, or of a partial checkpoint, and where they go."""
+class Changes:
+    """Tensors to be put into a base, of a delta or of a partial checkpoint, and where they go."""
 
     folder: Path
-    tensors: Mapping[str, _Located]
+    tensors: Mapping[str, Located]
     token_ids: Mapping[str, NDArray[np.int64]]  # of each table
     full_sizes: Mapping[str, int]
     replaces: Mapping[str, tuple[str, ...]]  # names in the base; none for a tensor that is new
@@ -51,11 +51,7 @@ class Partial:
     def has_digests(self) -> bool:
         return bool(self.base_tensors)
 
-    @property
-    def base_sha256(self) -> dict[str, str]:
-        return {name: each.sha256 for name, each in self.base_tensors.items()}
-
-    @property
+    @cached_property
     def sources(self) -> dict[str, str]:
         """Name in the base → name of the tensor that replaces it, or its rows."""
         return {target: name for name, targets in self.replaces.items() for target in targets}
@@ -69,15 +65,13 @@ class TensorPlan:
     dtype: str
     shape: tuple[int, ...]
     start: int
-    base_file: SafetensorsFile | None
-    base: TensorEntry | None
-    delta_file: SafetensorsFile | None
-    delta: TensorEntry | None
+    base: Located | None
+    delta: Located | None
     token_ids: NDArray[np.int64] | None
 
     @property
     def uses_base(self) -> bool:
-        """Whether bytes of the base are in it."""
+        """True where bytes of the base are in it."""
         return self.base is not None and (self.delta is None or self.token_ids is not None)
 
     @property
@@ -93,10 +87,6 @@ class FilePlan:
     header: bytes
     tensors: tuple[TensorPlan, ...]
 
-    @property
-    def num_bytes(self) -> int:
-        return len(self.header) + sum(tensor.num_bytes for tensor in self.tensors)
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -108,14 +98,15 @@ class Plan:
 
     @property
     def num_bytes(self) -> int:
-        return sum(file.num_bytes for file in self.files)
+        headers = sum(len(file.header) for file in self.files)
+        return headers + sum(tensor.num_bytes for file in self.files for tensor in file.tensors)
 
 
 # --- what is to be put in ---------------------------------------------------------------------------------------------
 
 
-def read_partial(folder: Path, vocabulary: PartialVocabulary | str | os.PathLike[str] | None, base: Weights) -> Partial:
-    """A delta's folder, or a partial checkpoint's with the vocabulary of its rows; raises `CheckpointError`."""
+def read_changes(folder: Path, vocabulary: PartialVocabulary | str | os.PathLike[str] | None, base: Weights) -> Changes:
+    """The changes in a delta's folder, or in a partial checkpoint's with the vocabulary of its rows; raises `CheckpointError`."""
     given = vocabulary if vocabulary is None or isinstance(vocabulary, PartialVocabulary) else _load(Path(vocabulary))
     if is_delta(folder):
         return _read_delta(folder, given)
@@ -136,40 +127,44 @@ def _load(path: Path) -> PartialVocabulary:
         ) from error
 
 
-def _read_delta(folder: Path, vocabulary: PartialVocabulary | None) -> Partial:
-    said, file = read_delta(folder)
-    for name, table in said.tables.items():
+def _read_delta(folder: Path, vocabulary: PartialVocabulary | None) -> Changes:
+    description, file = read_delta(folder)
+    for name, table in description.tables.items():
         if vocabulary is not None and vocabulary.digest != table.vocabulary.digest:
             raise CheckpointError(
                 f"{folder}: table {name!r}: expected the vocabulary with digest {vocabulary.digest[:16]}…, found "
                 f"{table.vocabulary.digest[:16]}…; the delta has its own, leave vocabulary= out"
             )
-    return Partial(
+    return Changes(
         folder=folder,
         tensors={name: (file, entry) for name, entry in file.tensors.items()},
-        token_ids={name: table.vocabulary.token_ids for name, table in said.tables.items()},
-        full_sizes={name: table.vocabulary.full_size for name, table in said.tables.items()},
-        replaces={name: tensor.replaces for name, tensor in said.tensors.items()},
-        base_tensors=said.base_tensors,
-        sha256={name: tensor.sha256 for name, tensor in said.tensors.items()},
-        rest_sha256={name: table.rest_sha256 for name, table in said.tables.items()},
-        absent=said.absent,
-        renamed=said.renamed,
-        restricted={name: table.vocabulary for name, table in said.tables.items() if said.output == "restricted"},
+        token_ids={name: table.vocabulary.token_ids for name, table in description.tables.items()},
+        full_sizes={name: table.vocabulary.full_size for name, table in description.tables.items()},
+        replaces={name: tensor.replaces for name, tensor in description.tensors.items()},
+        base_tensors=description.base_tensors,
+        sha256={name: tensor.sha256 for name, tensor in description.tensors.items()},
+        rest_sha256={name: table.rest_sha256 for name, table in description.tables.items()},
+        absent=description.absent,
+        renamed=description.renamed,
+        restricted={
+            name: table.vocabulary for name, table in description.tables.items() if description.output == "restricted"
+        },
     )
 
 
-def _read_partial_checkpoint(partial: Weights, vocabulary: PartialVocabulary, base: Weights) -> Partial:
-    own, tables = base.tensors, {}
+def _read_partial_checkpoint(partial: Weights, vocabulary: PartialVocabulary, base: Weights) -> Changes:
+    own, num_rows = base.tensors, (len(vocabulary), vocabulary.full_size)
+    tables = {}
     for name, (_, entry) in partial.tensors.items():
-        if name in own and _is_table(entry, own[name][1], vocabulary):
+        full = own[name][1].shape if name in own else ()
+        if entry.shape[:1] + full[:1] == num_rows and entry.shape[1:] == full[1:] and entry.shape != full:
             tables[name] = vocabulary.token_ids
     if not tables:
         raise CheckpointError(
             f"{partial.folder}: expected a table of {len(vocabulary):,} rows whose full one in {base.folder} has "
             f"{vocabulary.full_size:,}, found none; is this the vocabulary of these rows?"
         )
-    return Partial(
+    return Changes(
         folder=partial.folder,
         tensors=partial.tensors,
         token_ids=tables,
@@ -178,70 +173,58 @@ def _read_partial_checkpoint(partial: Weights, vocabulary: PartialVocabulary, ba
     )
 
 
-def _is_table(partial: TensorEntry, full: TensorEntry, vocabulary: PartialVocabulary) -> bool:
-    rows = partial.shape[:1] + full.shape[:1]
-    return (
-        rows == (len(vocabulary), vocabulary.full_size)
-        and partial.shape != full.shape
-        and partial.shape[1:] == full.shape[1:]
-    )
-
-
 # --- the plan ---------------------------------------------------------------------------------------------------------
 
 
-def make_plan(base: Weights, partial: Partial, allow_rounding: bool = False) -> Plan:
-    """Which bytes go where; raises `CheckpointError` where base and delta do not fit one another."""
-    _check_base(base, partial)
-    _check_fit(base, partial, allow_rounding)
-    if not (partial.absent or partial.renamed or any(not targets for targets in partial.replaces.values())):
-        return Plan(base, tuple(_same_file(file, partial) for file in base.files), base.index)
-    files = _other_files(base, partial)
-    return Plan(base, files, None if base.index is None else _index(base, files, partial))
+def make_plan(base: Weights, changes: Changes, allow_rounding: bool = False) -> Plan:
+    """The plan which bytes go where; raises `CheckpointError` where base and delta do not fit one another."""
+    _check_base(base, changes)
+    _check_fit(base, changes, allow_rounding)
+    if not (changes.absent or changes.renamed or any(not targets for targets in changes.replaces.values())):
+        return Plan(base, tuple(_same_file(file, changes) for file in base.files), base.index)
+    files = _other_files(base, changes)
+    return Plan(base, files, None if base.index is None else _index(base, files, changes))
 
 
-def _check_base(base: Weights, partial: Partial) -> None:
-    if not partial.has_digests:
-        return
-    found = base.tensors
-    for name, expected in partial.base_tensors.items():
-        if name not in found:
+def _check_base(base: Weights, changes: Changes) -> None:
+    own = base.tensors
+    for name, expected in changes.base_tensors.items():
+        if name not in own:
             raise CheckpointError(
                 f"{base.folder}: expected the tensor {name!r}, found none: the delta was made from another base"
             )
-        file, entry = found[name]
+        file, entry = own[name]
         if (entry.dtype, entry.shape) != (expected.dtype, expected.shape):
             raise CheckpointError(
                 f"{file.path}: tensor {name!r}: expected {expected.dtype} {list(expected.shape)}, found {entry.dtype} "
                 f"{list(entry.shape)}: the delta was made from another base"
             )
-    for name, (file, _) in found.items():
-        if name not in partial.base_tensors:
+    for name, (file, _) in own.items():
+        if changes.has_digests and name not in changes.base_tensors:
             raise CheckpointError(f"{file.path}: expected no tensor {name!r}: the delta was made from another base")
 
 
-def _check_fit(base: Weights, partial: Partial, allow_rounding: bool) -> None:
+def _check_fit(base: Weights, changes: Changes, allow_rounding: bool) -> None:
     own = base.tensors
-    for name, (file, entry) in partial.tensors.items():
+    for name, (file, entry) in changes.tensors.items():
         where = f"{file.path}: tensor {name!r}"
-        for target in partial.replaces[name]:
+        for target in changes.replaces[name]:
             full = own[target][1]
-            rows = (partial.full_sizes[name],) if name in partial.token_ids else entry.shape[:1]
+            rows = (changes.full_sizes[name],) if name in changes.token_ids else entry.shape[:1]
             if full.shape[:1] != rows or full.shape[1:] != entry.shape[1:]:
                 raise CheckpointError(
                     f"{where}: expected the shape of {target!r} {list(full.shape)}, found {list(entry.shape)}"
                 )
-            if name in partial.token_ids and (not entry.shape or entry.row_bytes * 8 % DTYPE_BITS[entry.dtype]):
+            if name in changes.token_ids and (not entry.shape or entry.row_bytes * 8 % DTYPE_BITS[entry.dtype]):
                 raise CheckpointError(f"{where}: expected rows of whole bytes, found {entry.dtype} {list(entry.shape)}")
             _check_dtype(where, entry.dtype, full.dtype, allow_rounding)
 
 
 def _check_dtype(where: str, found: str, expected: str, allow_rounding: bool) -> None:
-    if found == expected or expected in EXACT.get(found, ()):
+    is_rounding = found in EXACT and expected in EXACT
+    if found == expected or expected in EXACT.get(found, ()) or (is_rounding and allow_rounding):
         return
-    if found in EXACT and expected in EXACT:
-        if allow_rounding:
-            return
+    if is_rounding:
         raise CheckpointError(
             f"{where}: expected {expected}, as in the base, found {found}, whose values would be rounded; "
             "allow_rounding=True (--allow-rounding) does that, save_full keeps them"
@@ -253,56 +236,63 @@ def _in_data_order(file: SafetensorsFile) -> list[TensorEntry]:
     return sorted(file.tensors.values(), key=lambda entry: (entry.start, entry.end))
 
 
-def _same_file(file: SafetensorsFile, partial: Partial) -> FilePlan:
-    tensors = tuple(_tensor(entry.name, entry.start, file, entry, partial) for entry in _in_data_order(file))
-    return FilePlan(file.path.name, file.raw, tensors)
+def _same_file(file: SafetensorsFile, changes: Changes) -> FilePlan:
+    tensors = (_replaced(entry.name, entry.start, (file, entry), changes) for entry in _in_data_order(file))
+    return FilePlan(file.path.name, file.raw, tuple(tensors))
 
 
-def _tensor(
-    name: str, start: int, file: SafetensorsFile | None, entry: TensorEntry | None, partial: Partial
-) -> TensorPlan:
-    source = partial.sources.get(entry.name) if entry is not None else name
-    delta_file, delta = partial.tensors[source] if source is not None else (None, None)
-    form = entry or delta
-    assert form is not None
-    token_ids = partial.token_ids.get(source) if source is not None else None
-    return TensorPlan(name, form.dtype, form.shape, start, file, entry, delta_file, delta, token_ids)
+def _replaced(name: str, start: int, base: Located, changes: Changes) -> TensorPlan:
+    """The plan of a tensor of the base: `name` and `start` are those in the output."""
+    entry, source = base[1], changes.sources.get(base[1].name, "")
+    delta, token_ids = changes.tensors.get(source), changes.token_ids.get(source)
+    return TensorPlan(name, entry.dtype, entry.shape, start, base, delta, token_ids)
 
 
-def _other_files(base: Weights, partial: Partial) -> tuple[FilePlan, ...]:
+def _other_files(base: Weights, changes: Changes) -> tuple[FilePlan, ...]:
     """Files whose headers change: tensors leave, are renamed, or are new (at the end of the last file)."""
-    left: list[tuple[SafetensorsFile, list[tuple[str, TensorEntry | None]]]] = []
+    kept: list[tuple[SafetensorsFile, list[tuple[str, TensorEntry]]]] = []
     for file in base.files:
-        kept = [(partial.renamed.get(e.name, e.name), e) for e in _in_data_order(file) if e.name not in partial.absent]
-        if kept:
-            left.append((file, list(kept)))
-    if not left:
+        entries = [entry for entry in _in_data_order(file) if entry.name not in changes.absent]
+        if entries:
+            kept.append((file, [(changes.renamed.get(entry.name, entry.name), entry) for entry in entries]))
+    if not kept:
         raise CheckpointError(f"{base.folder}: the delta keeps none of its tensors")
-    left[-1][1].extend((name, None) for name, targets in partial.replaces.items() if not targets)
-    return tuple(_other_file(file, tensors, partial) for file, tensors in left)
+    new = [(name, changes.tensors[name][1]) for name, targets in changes.replaces.items() if not targets]
+    last = kept[-1][0]
+    return tuple(_other_file(file, entries, new if file is last else [], changes) for file, entries in kept)
 
 
-def _other_file(file: SafetensorsFile, tensors: list[tuple[str, TensorEntry | None]], partial: Partial) -> FilePlan:
-    forms = [(name, entry, entry or partial.tensors[name][1]) for name, entry in tensors]
-    forms.sort(key=lambda form: -DTYPE_BITS[form[2].dtype])  # so that each is aligned, as safetensors has it
-    raw, starts = make_header(file.metadata, ((name, form.dtype, form.shape) for name, _, form in forms))
-    planned = (_tensor(name, starts[name], file if entry else None, entry, partial) for name, entry, _ in forms)
-    return FilePlan(file.path.name, raw, tuple(planned))
+def _other_file(
+    file: SafetensorsFile,
+    kept: list[tuple[str, TensorEntry]],
+    new: list[tuple[str, TensorEntry]],
+    changes: Changes,
+) -> FilePlan:
+    """The plan of a file: `kept` are entries of the base by their names in the output, `new` those of the delta."""
+    entries = sorted([*kept, *new], key=lambda named: -DTYPE_BITS[named[1].dtype])  # so that each is aligned, as ever
+    raw, starts = make_header(file.metadata, ((name, entry.dtype, entry.shape) for name, entry in entries))
+    added = {name for name, _ in new}
+    tensors = (
+        TensorPlan(name, entry.dtype, entry.shape, starts[name], None, changes.tensors[name], None)
+        if name in added
+        else _replaced(name, starts[name], (file, entry), changes)
+        for name, entry in entries
+    )
+    return FilePlan(file.path.name, raw, tuple(tensors))
 
 
-def _index(base: Weights, files: Iterable[FilePlan], partial: Partial) -> bytes:
+def _index(base: Weights, files: Iterable[FilePlan], changes: Changes) -> bytes:
     assert base.index is not None
-    found = parse_json(base.folder, base.index)
-    places = {tensor.name: file.name for file in files for tensor in file.tensors}
-    order = [partial.renamed.get(name, name) for name in found["weight_map"]]
-    names = [*dict.fromkeys(name for name in order if name in places), *(name for name in places if name not in order)]
-    found["weight_map"] = {name: places[name] for name in names}
-    sizes = [tensor for file in files for tensor in file.tensors]
-    metadata = found.get("metadata")
+    index = parse_object(base.folder, base.index)
+    tensors = [tensor for file in files for tensor in file.tensors]
+    shards = {tensor.name: file.name for file in files for tensor in file.tensors}
+    order = dict.fromkeys(changes.renamed.get(name, name) for name in index["weight_map"])
+    index["weight_map"] = {name: shards[name] for name in dict.fromkeys([*order, *shards]) if name in shards}
+    metadata = index.get("metadata")
     if isinstance(metadata, dict):
         numbers = {
-            "total_size": sum(tensor.num_bytes for tensor in sizes),
-            "total_parameters": sum(math.prod(tensor.shape) for tensor in sizes),
+            "total_size": sum(tensor.num_bytes for tensor in tensors),
+            "total_parameters": sum(math.prod(tensor.shape) for tensor in tensors),
         }
         metadata |= {key: value for key, value in numbers.items() if key in metadata}
-    return (json.dumps(found, indent=2) + "\n").encode()
+    return (json.dumps(index, indent=2) + "\n").encode()

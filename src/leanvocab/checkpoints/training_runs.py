@@ -10,14 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from leanvocab.checkpoints.checkpoint import sibling, written_whole
+from leanvocab.checkpoints.base_checkpoint import find_base
 from leanvocab.checkpoints.delta_format import CONFIG, FILES, OPTIMIZER, read_delta
-from leanvocab.checkpoints.delta_saving import (
-    find_base,
-    write_delta,
-)
+from leanvocab.checkpoints.delta_saving import write_delta
 from leanvocab.checkpoints.merge import merge_checkpoint
 from leanvocab.checkpoints.optimizer_states import read_full_states
+from leanvocab.files.atomic_folders import sibling, written_whole
 from leanvocab.files.headers import is_weights_file
 
 _OPTIMIZER_STATES = "optimizer.pt"  # as the Trainer calls it
@@ -44,14 +42,14 @@ def full_checkpoint(
     Raises `CheckpointError` where delta and base do not fit one another.
     """
     source = Path(os.path.realpath(checkpoint))
-    said, _ = read_delta(source)
-    found = find_base(None, base if base is not None else said.base_name)
+    description, _ = read_delta(source)
+    base_folder = find_base(None, base if base is not None else description.base_name).folder
     with sibling(source) as folder:
         merged = folder / "merged"
-        merge_checkpoint(base=found.folder, delta=source, output=merged)
+        merge_checkpoint(base=base_folder, delta=source, output=merged)
         _collect(source, merged, folder)
         if (source / OPTIMIZER).exists():
-            torch.save(read_full_states(source, said), folder / _OPTIMIZER_STATES)
+            torch.save(read_full_states(source, description), folder / _OPTIMIZER_STATES)
         yield folder
 
 

@@ -6,8 +6,12 @@ from typing import Annotated
 import typer
 
 from leanvocab._version import __version__
-from leanvocab.cli import count, estimate, finetune, info, merge
-from leanvocab.cli.shell import DEBUG_VARIABLE
+from leanvocab.cli.count import count_command
+from leanvocab.cli.estimate import estimate_command
+from leanvocab.cli.finetune import finetune_command
+from leanvocab.cli.info import info_command
+from leanvocab.cli.merge import merge_command
+from leanvocab.cli.printing import DEBUG_VARIABLE
 
 app = typer.Typer(
     name="leanvocab",
@@ -16,11 +20,11 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command("count")(count.count)
-app.command("estimate")(estimate.estimate)
-app.command("finetune")(finetune.finetune)
-app.command("merge")(merge.merge)
-app.command("info")(info.info)
+app.command("count")(count_command)
+app.command("estimate")(estimate_command)
+app.command("finetune")(finetune_command)
+app.command("merge")(merge_command)
+app.command("info")(info_command)
 
 
 def _print_version(wanted: bool) -> None:

@@ -1,37 +1,59 @@
 """`leanvocab estimate`: what training holds in memory, with the full and with a partial vocabulary."""
 
-from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from leanvocab.choices import FROZEN_ROWS_ON, OUTPUT_MODES
-from leanvocab.cli.corpus import (
-    DATA_HELP,
-    ConfigName,
-    MaxLength,
-    TextColumns,
-    TokenColumns,
-    config_beside,
-    count_data,
-    keep,
-    load_tokenizer,
-)
-from leanvocab.cli.shell import AsJson, clean_errors, print_json, print_rich, quiet_libraries
+from leanvocab.cli.command import Answer, as_command
+from leanvocab.cli.data_counts import DATA_HELP, DataOptions, config_beside, count_data, keep, load_tokenizer
+from leanvocab.cli.printing import quiet_libraries
 from leanvocab.errors import ModelError, SettingsError
-
-# By task, as `leanvocab finetune` has them.
-_CLASSES = {
-    "classification": "AutoModelForSequenceClassification",
-    "regression": "AutoModelForSequenceClassification",
-    "causal-lm": "AutoModelForCausalLM",
-    "seq2seq-lm": "AutoModelForSeq2SeqLM",
-    "masked-lm": "AutoModelForMaskedLM",
-}
+from leanvocab.finetune.settings import TASKS
 
 
-def estimate(
+@dataclass(frozen=True)
+class TrainingOptions:
+    """Options that say how the model would be trained."""
+
+    optimizer: Annotated[
+        str, typer.Option(help="adamw, sgd, sgd_momentum, adafactor, torch_adafactor or adamw_8bit.")
+    ] = "adamw"
+    precision: Annotated[str | None, typer.Option(help="fp32, bf16 or mixed. By default as the config says.")] = None
+    auto_class: Annotated[
+        str | None, typer.Option(help="What the model becomes. By default AutoModelForSequenceClassification.")
+    ] = None
+    task: Annotated[str | None, typer.Option(help=f"Or the task that it becomes: {', '.join(TASKS)}.")] = None
+    output: Annotated[
+        str | None,
+        typer.Option(
+            help="Output layer of a language model: full, frozen or restricted. By default full, or frozen where it is tied."
+        ),
+    ] = None
+    frozen_rows: Annotated[str, typer.Option(help="Where frozen rows are: device or host.")] = "device"
+    num_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens in a batch, to count what a language model's loss holds too.")
+    ] = None
+
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of `estimate_memory`; raises SettingsError where they contradict each other."""
+        for name, allowed in (("task", TASKS), ("output", OUTPUT_MODES), ("frozen_rows", FROZEN_ROWS_ON)):
+            if (value := getattr(self, name)) is not None and value not in allowed:
+                option = name.replace("_", "-")
+                raise SettingsError(f"--{option} {value}: expected one of {', '.join(allowed)}")
+        if self.task is not None and self.auto_class is not None:
+            raise SettingsError("--task and --auto-class both say what the model becomes: give one of them")
+        given = dict(vars(self))
+        if (task := given.pop("task")) is not None:
+            given["auto_class"] = TASKS[task].auto_class
+        return given
+
+
+@as_command
+def estimate_command(
+    *,
     model: Annotated[
         str, typer.Argument(help="Pretrained model: a folder, or a name on the hub. Its config is enough.")
     ],
@@ -39,66 +61,28 @@ def estimate(
     data: Annotated[str | None, typer.Option(help="Count this instead. " + DATA_HELP)] = None,
     rows: Annotated[int | None, typer.Option(min=1, help="Or only say how many rows to keep.")] = None,
     tokenizer: Annotated[str | None, typer.Option(help="Tokenizer of the text. By default the model's.")] = None,
-    config_name: ConfigName = None,
-    text_columns: TextColumns = None,
-    token_columns: TokenColumns = None,
-    max_length: MaxLength = None,
-    optimizer: Annotated[
-        str, typer.Option(help="adamw, sgd, sgd_momentum, adafactor, torch_adafactor or adamw_8bit.")
-    ] = "adamw",
-    precision: Annotated[str | None, typer.Option(help="fp32, bf16 or mixed. By default as the config says.")] = None,
-    auto_class: Annotated[
-        str | None, typer.Option(help="What the model becomes. By default AutoModelForSequenceClassification.")
-    ] = None,
-    task: Annotated[str | None, typer.Option(help=f"Or the task that it becomes: {', '.join(_CLASSES)}.")] = None,
-    output: Annotated[
-        str | None,
-        typer.Option(
-            help="Output layer of a language model: full, frozen or restricted. By default full, or frozen where it is tied."
-        ),
-    ] = None,
-    frozen_rows: Annotated[str, typer.Option(help="Where frozen rows are: device or host.")] = "device",
-    num_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Tokens in a batch, to count what a language model's loss holds too.")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
+    reading: DataOptions,
+    training: TrainingOptions,
+) -> Answer:
     """Estimate bytes of weights, gradients and optimizer states, full beside partial, before any weight is loaded."""
-    with clean_errors(as_json):
-        if sum(each is not None for each in (vocabulary, data, rows)) != 1:
-            raise SettingsError("say what is kept by one of --vocabulary, --data and --rows")
-        _check("task", task, _CLASSES)
-        _check("output", output, OUTPUT_MODES)
-        _check("frozen-rows", frozen_rows, FROZEN_ROWS_ON)
-        if task is not None and auto_class is not None:
-            raise SettingsError("--task and --auto-class both say what the model becomes: give one of them")
-        quiet_libraries()
-        from leanvocab.reports.memory import estimate_memory
-        from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
+    if sum(given is not None for given in (vocabulary, data, rows)) != 1:
+        raise SettingsError("say what is kept by one of --vocabulary, --data and --rows")
+    arguments = training.arguments()
+    quiet_libraries()
+    from leanvocab.reports.memory import estimate_memory
+    from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
-        config = config_beside(model)
-        if config is None:
-            raise ModelError(f"{model!r} is no folder with a model here, and the hub gave no model of that name")
-        kept: PartialVocabulary | int
-        if vocabulary is not None:
-            kept = PartialVocabulary.load(vocabulary)
-        elif data is not None:
-            loaded = load_tokenizer(tokenizer or model)
-            kept = keep(count_data(data, config_name, text_columns, token_columns, loaded, max_length), loaded, config)
-        else:
-            assert rows is not None
-            kept = rows
-        options: Any = {
-            "optimizer": optimizer, "precision": precision, "auto_class": auto_class or _CLASSES.get(task or ""),
-            "output": output, "frozen_rows": frozen_rows, "num_tokens": num_tokens,
-        }  # fmt: skip
-        estimated = estimate_memory(model, kept, **options)
-    if as_json:
-        print_json(estimated.to_dict())
+    config = config_beside(model)
+    if config is None:
+        raise ModelError(f"{model!r} is no folder with a model here, and the hub gave no model of that name")
+    kept: PartialVocabulary | int
+    if vocabulary is not None:
+        kept = PartialVocabulary.load(vocabulary)
+    elif data is not None:
+        loaded = load_tokenizer(tokenizer or model)
+        kept = keep(count_data(data, reading, loaded), loaded, config)
     else:
-        print_rich(estimated)
-
-
-def _check(name: str, value: str | None, allowed: Iterable[str]) -> None:
-    if value is not None and value not in allowed:
-        raise SettingsError(f"--{name} {value}: expected one of {', '.join(allowed)}")
+        assert rows is not None
+        kept = rows
+    estimated = estimate_memory(model, kept, **arguments)
+    return Answer(estimated.to_dict(), lambda: [estimated])

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from leanvocab.cli.shell import AsJson, clean_errors, print_json, print_rich
-from leanvocab.errors import SettingsError
+from leanvocab.cli.command import Answer, as_command
+from leanvocab.cli.data_counts import describe_vocabulary, load_tokenizer
+from leanvocab.errors import ModelError, SettingsError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -14,7 +15,9 @@ if TYPE_CHECKING:
 _NUM_NAMED = 8
 
 
-def info(
+@as_command
+def info_command(
+    *,
     path: Annotated[
         str, typer.Argument(help="Folder of a checkpoint or a delta, name on the hub, or vocabulary file (.json).")
     ],
@@ -24,50 +27,43 @@ def info(
     tokenizer: Annotated[
         str | None, typer.Option(help="Tokenizer that names tokens. By default the checkpoint's own.")
     ] = None,
-    as_json: AsJson = False,
-) -> None:
+) -> Answer:
     """Say what a checkpoint, a delta or a vocabulary file is, without loading weights.
 
     Of a checkpoint, every vocabulary-sized tensor: its share, what it is tied to, and what becomes of it when it is shrunk.
     """
-    with clean_errors(as_json):
-        if Path(path).is_file() and Path(path).suffix == ".json":
-            described = _vocabulary(path, tokenizer)
-        elif (Path(path) / "leanvocab.json").is_file():
-            described = _delta(path, base, tokenizer)
-        else:
-            described = _checkpoint(path, base, tokenizer)
-    if as_json:
-        print_json(described)
+    if Path(path).is_file() and Path(path).suffix == ".json":
+        described = _vocabulary(path, tokenizer)
+    elif (Path(path) / "leanvocab.json").is_file():
+        described = _delta(path, base, tokenizer)
     else:
-        print_rich(_table(described), *([_inventory(described)] if described["kind"] == "checkpoint" else []))
+        described = _checkpoint(path, base, tokenizer)
+    return Answer(described, lambda: _printed(described))
+
+
+def _printed(described: dict[str, Any]) -> "list[Table]":
+    return [_grid(described), *([_inventory(described)] if described["kind"] == "checkpoint" else [])]
 
 
 def _vocabulary(path: str, tokenizer: str | None) -> dict[str, Any]:
     from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
     vocabulary = PartialVocabulary.load(path)
-    return {
-        "kind": "vocabulary",
-        "name": path,
-        "kept_rows": len(vocabulary),
-        "full_rows": vocabulary.full_size,
-        "kept_ratio": len(vocabulary) / vocabulary.full_size,
-        "digest": vocabulary.digest,
-    } | ({"first_tokens": _tokens(vocabulary.token_ids, tokenizer)} if tokenizer else {})
+    named = {"first_tokens": _tokens(vocabulary.token_ids, tokenizer)} if tokenizer else {}
+    return {"kind": "vocabulary", "name": path, **describe_vocabulary(vocabulary), **named}
 
 
 def _checkpoint(path: str, base: str | None, tokenizer: str | None) -> dict[str, Any]:
     from leanvocab.reports.inspection import inspect_checkpoint, trained_rows
 
-    found = inspect_checkpoint(path)
-    described: dict[str, Any] = {"kind": "checkpoint", **found.to_dict()}
+    checkpoint = inspect_checkpoint(path)
+    described: dict[str, Any] = {"kind": "checkpoint", **checkpoint.to_dict()}
     if base is not None:
-        rows = trained_rows(found, inspect_checkpoint(base))
+        rows = trained_rows(checkpoint, inspect_checkpoint(base))
         described["trained"] = {
             "base": base,
             "num_rows": len(rows),
-            "rows_ratio": len(rows) / found.full_size,
+            "rows_ratio": len(rows) / checkpoint.full_size,
             "token_ids": rows.tolist(),
             "first_tokens": _tokens(rows, tokenizer or path),
         }
@@ -80,8 +76,8 @@ def _delta(path: str, base: str | None, tokenizer: str | None) -> dict[str, Any]
 
     if base is not None:
         raise SettingsError("a delta says by itself which rows were trained, and from which base: leave --base out")
-    found = inspect_delta(Path(path))
-    described = {"kind": "delta", **found.to_dict(), "to_merge": merge_command(found.base)}
+    delta = inspect_delta(Path(path))
+    described = {"kind": "delta", **delta.to_dict(), "to_merge": merge_command(delta.base)}
     if tokenizer:
         for name, table in read_description(Path(path)).tables.items():
             described["tables"][name]["first_tokens"] = _tokens(table.vocabulary.token_ids, tokenizer)
@@ -89,26 +85,24 @@ def _delta(path: str, base: str | None, tokenizer: str | None) -> dict[str, Any]
 
 
 def _tokens(token_ids: Any, tokenizer: str) -> list[str]:
-    from transformers import AutoTokenizer
-
     try:
-        loaded = AutoTokenizer.from_pretrained(tokenizer)
-    except (OSError, ValueError, KeyError):
+        loaded = load_tokenizer(tokenizer)
+    except ModelError:
         return []  # a checkpoint without a tokenizer: ids say enough
     return [str(token) for token in loaded.convert_ids_to_tokens(token_ids[:_NUM_NAMED].tolist())]
 
 
-def _table(described: dict[str, Any]) -> "Table":
+def _grid(described: dict[str, Any]) -> "Table":
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=escape(described["name"]), show_header=False)
-    table.add_column()
-    table.add_column(overflow="fold")
+    grid = Table(title=escape(described["name"]), show_header=False)
+    grid.add_column()
+    grid.add_column(overflow="fold")
     rows = {"vocabulary": _vocabulary_rows, "delta": _delta_rows, "checkpoint": _checkpoint_rows}
     for name, value in rows[described["kind"]](described):
-        table.add_row(name, escape(value))
-    return table
+        grid.add_row(name, escape(value))
+    return grid
 
 
 def _vocabulary_rows(described: dict[str, Any]) -> list[tuple[str, str]]:
@@ -122,7 +116,7 @@ def _vocabulary_rows(described: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _checkpoint_rows(described: dict[str, Any]) -> list[tuple[str, str]]:
-    from leanvocab.reports.memory import format_bytes
+    from leanvocab.reports.units import format_bytes
 
     rows = [
         ("class", f"{described['model_class']} ({described['model_type']})"),
@@ -144,7 +138,7 @@ def _checkpoint_rows(described: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _delta_rows(described: dict[str, Any]) -> list[tuple[str, str]]:
-    from leanvocab.reports.memory import format_bytes
+    from leanvocab.reports.units import format_bytes
 
     revision = f" at {described['revision']}" if described["revision"] else ""
     rows = [
@@ -170,21 +164,21 @@ def _inventory(described: dict[str, Any]) -> "Table":
     from rich.markup import escape
     from rich.table import Table
 
-    from leanvocab.reports.memory import format_bytes
+    from leanvocab.reports.units import format_bytes
 
-    found = described["inventory"]
-    modes = list(dict.fromkeys(mode for each in found["tensors"] for mode in each["outcomes"]))
-    table = Table(title="vocabulary-sized tensors")
+    inventory = described["inventory"]
+    modes = list(dict.fromkeys(mode for tensor in inventory["tensors"] for mode in tensor["outcomes"]))
+    grid = Table(title="vocabulary-sized tensors")
     for heading in ("names of one memory", "what", "shape", "size"):
-        table.add_column(heading, overflow="fold", justify="right" if heading == "size" else "left")
+        grid.add_column(heading, overflow="fold", justify="right" if heading == "size" else "left")
     for mode in modes:
-        table.add_column(f"{mode}*" if mode == found["default_mode"] else mode)
-    for each in found["tensors"]:
-        shape = " × ".join(f"{size:,}" for size in each["shape"])
-        size = f"{format_bytes(each['num_bytes'])} ({each['ratio']:.1%})"
-        cells = [escape(" = ".join(each["names"])), each["kind"], f"{shape} {each['dtype']}", size]
-        table.add_row(*cells, *(each["outcomes"][mode] for mode in modes))
-    refusals = [f"{mode}: {escape(reason.partition('. ')[0])}" for mode, reason in found["refusals"].items()]
-    table.caption_justify = "left"
-    table.caption = "\n".join([*(["* by default"] if found["default_mode"] else []), *refusals]) or None
-    return table
+        grid.add_column(f"{mode}*" if mode == inventory["default_mode"] else mode)
+    for tensor in inventory["tensors"]:
+        shape = " × ".join(f"{size:,}" for size in tensor["shape"])
+        size = f"{format_bytes(tensor['num_bytes'])} ({tensor['ratio']:.1%})"
+        cells = [escape(" = ".join(tensor["names"])), tensor["kind"], f"{shape} {tensor['dtype']}", size]
+        grid.add_row(*cells, *(tensor["outcomes"][mode] for mode in modes))
+    refusals = [f"{mode}: {escape(reason.partition('. ')[0])}" for mode, reason in inventory["refusals"].items()]
+    grid.caption_justify = "left"
+    grid.caption = "\n".join([*(["* by default"] if inventory["default_mode"] else []), *refusals]) or None
+    return grid

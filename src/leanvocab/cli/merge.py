@@ -1,68 +1,58 @@
 """`leanvocab merge`: base folder + delta → full folder, on disk."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from leanvocab.cli.shell import AsJson, clean_errors, print_json, print_rich
+from leanvocab.cli.command import Answer, as_command
 from leanvocab.errors import CheckpointError, SettingsError
 
 if TYPE_CHECKING:
     from leanvocab.checkpoints.merge import MergeResult
 
 
-def merge(
+@dataclass(frozen=True)
+class MergeOptions:
+    """Options that `merge_checkpoint` has by the same names."""
+
+    in_place: Annotated[bool, typer.Option("--in-place", help="Replace the base, once the output is complete.")] = False
+    verify: Annotated[bool, typer.Option("--verify", help="Re-read the output and prove it, before it appears.")] = (
+        False
+    )
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what lies in OUTPUT.")] = False
+    vocabulary: Annotated[
+        Path | None, typer.Option(help="Vocabulary file of the rows, where DELTA is a partial checkpoint.")
+    ] = None
+    allow_nan: Annotated[bool, typer.Option("--allow-nan", help="Take rows that hold NaN.")] = False
+    allow_rounding: Annotated[
+        bool, typer.Option("--allow-rounding", help="Round values that the base's dtype cannot hold.")
+    ] = False
+
+
+@as_command
+def merge_command(
+    *,
     base: Annotated[Path, typer.Argument(help="Folder of the pretrained checkpoint that was fine-tuned.")],
     delta: Annotated[Path, typer.Argument(help="Folder of the delta.")],
     output: Annotated[Path | None, typer.Argument(help="Folder to make; it appears whole or not at all.")] = None,
-    in_place: Annotated[
-        bool, typer.Option("--in-place", help="Replace the base, once the output is complete.")
-    ] = False,
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Re-read the output and prove it, before it appears.")
-    ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what lies in OUTPUT.")] = False,
-    vocabulary: Annotated[
-        Path | None, typer.Option(help="Vocabulary file of the rows, where DELTA is a partial checkpoint.")
-    ] = None,
-    allow_nan: Annotated[bool, typer.Option("--allow-nan", help="Take rows that hold NaN.")] = False,
-    allow_rounding: Annotated[
-        bool, typer.Option("--allow-rounding", help="Round values that the base's dtype cannot hold.")
-    ] = False,
-    as_json: AsJson = False,
-) -> None:
+    options: MergeOptions,
+) -> Answer:
     """Make a full checkpoint of a base and a delta, without building the model."""
-    with clean_errors(as_json):
-        if (output is None) != in_place:
-            raise SettingsError("give OUTPUT, a folder to make, or --in-place to replace the base: one of the two")
-        from leanvocab.checkpoints.merge import merge_checkpoint
+    if (output is None) != options.in_place:
+        raise SettingsError("give OUTPUT, a folder to make, or --in-place to replace the base: one of the two")
+    from leanvocab.checkpoints.merge import merge_checkpoint
 
-        try:
-            result = merge_checkpoint(
-                base=base,
-                delta=delta,
-                output=output,
-                in_place=in_place,
-                verify=verify,
-                overwrite=overwrite,
-                vocabulary=vocabulary,
-                allow_nan=allow_nan,
-                allow_rounding=allow_rounding,
-            )
-        except OSError as error:  # a full disk, a folder that is read-only: nothing has changed
-            raise CheckpointError(f"nothing was written: {error}") from error
-    if as_json:
-        print_json({**vars(result), "megabytes_per_second": _speed(result)})
-    else:
-        print_rich(_said(result))
+    try:
+        result = merge_checkpoint(base=base, delta=delta, output=output, **vars(options))
+    except OSError as error:  # a full disk, a folder that is read-only: nothing has changed
+        raise CheckpointError(f"nothing was written: {error}") from error
+    speed = result.num_bytes / 1e6 / max(result.seconds, 1e-9)
+    return Answer({**vars(result), "megabytes_per_second": speed}, lambda: [_summary(result)])
 
 
-def _speed(result: "MergeResult") -> float:
-    return result.num_bytes / 1e6 / max(result.seconds, 1e-9)
-
-
-def _said(result: "MergeResult") -> str:
+def _summary(result: "MergeResult") -> str:
     from rich.markup import escape
 
     where, proof = escape(str(result.output)), " and proved" if result.verified else ""

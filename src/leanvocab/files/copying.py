@@ -1,23 +1,51 @@
-"""Bytes from file to file in blocks: copied by the kernel where it can, digests, and a progress bar with bytes."""
+"""Bytes out of files, into files and from one to another, in blocks and to the last one; digests, syncing.
+
+A system may move fewer bytes than it is asked to. The loops that go on from there stand here and nowhere else.
+"""
 
 import errno
 import hashlib
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from leanvocab.errors import CheckpointError
 
-BLOCK_BYTES = 8 << 20
+BLOCK_BYTES = 8 << 20  # large enough for full disk speed, small enough not to be noticed
 _DIGEST_BYTES = 1 << 18  # stays in the processor's cache between being read and being digested
-_SLOW_SECONDS = 1.0  # shorter work shows no bar
 _NO_KERNEL_COPY = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)
 
 
+def read_exactly(source: int, start: int, num_bytes: int) -> bytes:
+    """So many bytes at `start` of a descriptor; raises `CheckpointError` where the file ends too early."""
+    block = os.pread(source, num_bytes, start)
+    while len(block) < num_bytes:
+        more = os.pread(source, num_bytes - len(block), start + len(block))
+        if not more:
+            raise CheckpointError(
+                f"a file was cut off while it was read: expected {num_bytes:,} bytes, found {len(block):,}"
+            )
+        block += more
+    return block
+
+
+def write_at(target: int, data: bytes | memoryview, start: int) -> None:
+    """Writes all of `data` at `start` of a descriptor; raises `OSError` where the system takes no more of it."""
+    left = memoryview(data).cast("B")
+    while left:
+        written = os.pwrite(target, left, start)
+        if written == 0:
+            raise OSError(errno.EIO, f"the system wrote nothing of {len(left):,} bytes")
+        left, start = left[written:], start + written
+
+
 def copy_range(
-    source: int, start: int, target: int, position: int, num_bytes: int, count: Callable[[int], None] = lambda _: None
+    source: int,
+    start: int,
+    target: int,
+    target_start: int,
+    num_bytes: int,
+    count: Callable[[int], None] = lambda _: None,
 ) -> None:
     """Copies bytes from one descriptor to another without taking them into this process, where the system can.
 
@@ -29,19 +57,20 @@ def copy_range(
         wanted = min(BLOCK_BYTES, end - start)
         if by_kernel:
             try:
-                copied = os.copy_file_range(source, target, wanted, start, position)
+                copied = os.copy_file_range(source, target, wanted, start, target_start)
             except OSError as error:
                 if error.errno not in _NO_KERNEL_COPY:
                     raise
                 by_kernel = False
                 continue
         else:
-            copied = os.pwrite(target, os.pread(source, wanted, start), position)
-        if copied == 0:
-            raise CheckpointError(
-                f"a file was cut off while it was read: expected {end - start:,} more bytes, found none"
-            )
-        start, position = start + copied, position + copied
+            block = os.pread(source, wanted, start)
+            write_at(target, block, target_start)
+            copied = len(block)
+        if copied == 0 and not by_kernel:
+            raise _cut_off(end - start)
+        by_kernel = by_kernel and copied > 0  # nothing is an end, or a file system that says in this way that it cannot
+        start, target_start = start + copied, target_start + copied
         count(copied)
 
 
@@ -50,51 +79,24 @@ def sha256_of_range(source: int, start: int, end: int) -> str:
     digest, buffer = hashlib.sha256(), bytearray(min(_DIGEST_BYTES, max(1, end - start)))
     while start < end:
         view = memoryview(buffer)[: min(len(buffer), end - start)]
-        found = os.preadv(source, [view], start)
-        if found == 0:
-            raise CheckpointError(
-                f"a file was cut off while it was read: expected {end - start:,} more bytes, found none"
-            )
-        digest.update(view[:found])
-        start += found
+        num_read = os.preadv(source, [view], start)
+        if num_read == 0:
+            raise _cut_off(end - start)
+        digest.update(view[:num_read])
+        start += num_read
     return digest.hexdigest()
 
 
-def sync_and_forget(path: Path) -> None:
-    """Syncs a file and asks the system to drop its cached pages, so that what is read next comes from the disk."""
+def _cut_off(num_missing: int) -> CheckpointError:
+    return CheckpointError(f"a file was cut off while it was read: expected {num_missing:,} more bytes, found none")
+
+
+def sync(path: Path, *, forget: bool = False) -> None:
+    """Waits until a file, or a folder's names, are on the disk; with `forget` what is read next comes from there too."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
-        if hasattr(os, "posix_fadvise"):
+        if forget and hasattr(os, "posix_fadvise"):
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(descriptor)
-
-
-class Progress:
-    """A tqdm bar with bytes that is made, and tqdm imported, only when the work has turned out long."""
-
-    def __init__(self, what: str, num_bytes: int, wanted: bool | None = None):
-        self.what, self.num_bytes, self.wanted = what, num_bytes, wanted
-        self._done, self._started, self._bar = 0, time.monotonic(), None
-
-    _bar: Any
-
-    def add(self, num_bytes: int) -> None:
-        """Notes that so many bytes more are done."""
-        self._done += num_bytes
-        if self.wanted is False:
-            return
-        if self._bar is None and (self.wanted or time.monotonic() - self._started > _SLOW_SECONDS):
-            from tqdm.auto import tqdm  # type: ignore[import-untyped]
-
-            disable = False if self.wanted else None  # None: shown on a terminal alone
-            self._bar = tqdm(total=self.num_bytes, desc=self.what, unit="B", unit_scale=True, disable=disable)
-            num_bytes = self._done
-        if self._bar is not None:
-            self._bar.update(num_bytes)
-
-    def close(self) -> None:
-        """Leaves the bar as it is."""
-        if self._bar is not None:
-            self._bar.close()

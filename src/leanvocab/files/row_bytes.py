@@ -1,14 +1,12 @@
 """Rows of tensors as bytes: blocks of a file, runs of ids that follow on one another, NaN, and dtypes. numpy, no torch."""
 
-import os
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from leanvocab.errors import CheckpointError
-from leanvocab.files.copying import BLOCK_BYTES
+from leanvocab.files.copying import BLOCK_BYTES, read_exactly
 from leanvocab.files.headers import TensorEntry
 
 # Floating dtypes as integers: (integer type, mask of all but the sign, largest value that is no NaN).
@@ -29,22 +27,7 @@ def row_blocks(source: int, entry: TensorEntry, num_bytes: int = BLOCK_BYTES >> 
     rows, row_bytes = (entry.shape[0], entry.row_bytes) if entry.shape else (1, entry.num_bytes)
     step = max(1, num_bytes // max(1, row_bytes))
     for first in range(0, rows if row_bytes else 0, step):
-        wanted = min(step, rows - first) * row_bytes
-        block = read_exactly(source, entry.start + first * row_bytes, wanted)
-        yield first, block
-
-
-def read_exactly(source: int, start: int, num_bytes: int) -> bytes:
-    """So many bytes at `start`; raises `CheckpointError` where the file ends too early."""
-    block = os.pread(source, num_bytes, start)
-    while len(block) < num_bytes:
-        more = os.pread(source, num_bytes - len(block), start + len(block))
-        if not more:
-            raise CheckpointError(
-                f"a file was cut off while it was read: expected {num_bytes:,} bytes, found {len(block):,}"
-            )
-        block += more
-    return block
+        yield first, read_exactly(source, entry.start + first * row_bytes, min(step, rows - first) * row_bytes)
 
 
 def runs(token_ids: NDArray[np.int64]) -> Iterator[tuple[int, int, int]]:
@@ -56,15 +39,13 @@ def runs(token_ids: NDArray[np.int64]) -> Iterator[tuple[int, int, int]]:
         yield start, int(token_ids[start]), end - start
 
 
-def gaps(token_ids: NDArray[np.int64], full_size: int) -> Iterator[tuple[int, int]]:
-    """(first id, count) of each stretch of ids that are not in `token_ids`."""
-    position = 0
-    for _, first, count in runs(token_ids):
-        if first > position:
-            yield position, first - position
-        position = first + count
-    if position < full_size:
-        yield position, full_size - position
+def gaps(token_ids: NDArray[np.int64], full_size: int, most: int | None = None) -> Iterator[tuple[int, int]]:
+    """(first id, count) of each stretch of ids that are not in `token_ids`, cut where it has more than `most`."""
+    first, step = 0, max(1, full_size if most is None else most)
+    for _, end, count in (*runs(token_ids), (0, full_size, 0)):
+        for start in range(first, end, step):
+            yield start, min(step, end - start)
+        first = end + count
 
 
 def first_nan_row(block: bytes, entry: TensorEntry) -> int | None:
@@ -73,8 +54,8 @@ def first_nan_row(block: bytes, entry: TensorEntry) -> int | None:
         return None
     integer, mask, limit = _FLOATS[entry.dtype]
     bits = np.frombuffer(block, integer).reshape(-1, entry.row_bytes // np.dtype(integer).itemsize)
-    found = np.flatnonzero(((bits & integer(mask)) > integer(limit)).any(axis=1))
-    return int(found[0]) if found.size else None
+    rows = np.flatnonzero(((bits & integer(mask)) > integer(limit)).any(axis=1))
+    return int(rows[0]) if rows.size else None
 
 
 def convert(block: bytes, dtype: str, wanted: str) -> bytes:

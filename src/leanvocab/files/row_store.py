@@ -13,17 +13,17 @@ import os
 import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from leanvocab.errors import CheckpointError
+from leanvocab.files.copying import BLOCK_BYTES, write_at
+from leanvocab.files.mapped import mapped_region, maps_file
 
-BLOCK_BYTES = 8 << 20  # one block of rows: large enough for full disk speed, small enough not to be noticed
 _SAMPLED_ROWS = 64
 
 
@@ -89,7 +89,7 @@ class RowStore:
         return RowStore.write((function(rows) for _, rows in self.blocks()), self.shape, directory)
 
     def differs(self, other: Tensor, kept: Tensor) -> bool:
-        """Whether `other` [num_rows, dim] differs in any bit from the stored rows, the rows `kept` aside."""
+        """True where `other` [num_rows, dim] differs in any bit from the stored rows, the rows `kept` aside."""
         skip = torch.zeros(self.shape[0], dtype=torch.bool)
         skip[kept.cpu()] = True
         for start, rows in self.blocks():
@@ -101,7 +101,7 @@ class RowStore:
         return False
 
     def is_region_of(self, descriptor: int, offset: int) -> bool:
-        """Whether the rows are those at `offset` of an open file: the same file, whatever path names it."""
+        """True where the rows are those at `offset` of an open file: the same file, whatever path names it."""
         same_file = os.path.sameopenfile(self._descriptor, descriptor)
         return not self.temporary and same_file and self.offset == offset
 
@@ -124,7 +124,13 @@ class RowStore:
     @staticmethod
     def of(weight: Tensor, kept: Tensor, directory: str | None = None) -> "RowStore":
         """The store of `weight` [num_rows, dim]: the file that it maps, unchanged but for the rows `kept`, or a temporary one."""
-        return _store_of_mapping(weight, kept) or RowStore.copy(weight, directory)
+        region = mapped_region(weight, kept)
+        if region is not None:
+            form = (weight.shape[0], weight.shape[1]), weight.dtype
+            store = RowStore(region.descriptor, region.path, region.offset, *form, temporary=False)
+            if maps_file(store._rows, region.file):  # and not another one that has taken its path
+                return store
+        return RowStore.copy(weight, directory)
 
     @staticmethod
     def copy(weight: Tensor, directory: str | None = None) -> "RowStore":
@@ -148,7 +154,7 @@ class RowStore:
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.temporary:  # nobody else has these rows: they travel along
-            return _unpickle_rows, (self._rows.clone(),)
+            return RowStore.copy, (self._rows.clone(),)
         return _unpickle_reference, (
             os.path.abspath(self.path),
             self.offset,
@@ -167,7 +173,7 @@ class RowWriter:
     def __init__(self, shape: tuple[int, int], dtype: torch.dtype, directory: str | None):
         self.shape, self.dtype = shape, dtype
         self._descriptor, self._path = tempfile.mkstemp(
-            prefix="leanvocab-", suffix=".rows", dir=directory or _folder_on_disk()
+            prefix="leanvocab-", suffix=".rows", dir=directory or folder_on_disk()
         )
         self._close = weakref.finalize(self, os.close, self._descriptor)
         os.unlink(self._path)
@@ -175,12 +181,9 @@ class RowWriter:
 
     def put(self, start: int, rows: Tensor) -> None:
         """Writes `rows` [n, dim] (any device) at row `start`."""
-        data = memoryview(as_bits(rows.cpu().contiguous()).numpy().data).cast("B")
-        position = start * self.shape[1] * self.dtype.itemsize
+        data = as_bits(rows.cpu().contiguous()).numpy().data
         try:
-            while data:
-                written = os.pwrite(self._descriptor, data, position)
-                data, position = data[written:], position + written
+            write_at(self._descriptor, data, start * self.shape[1] * self.dtype.itemsize)
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
@@ -196,20 +199,20 @@ class RowWriter:
         return RowStore(self._descriptor, self._path, 0, self.shape, self.dtype, temporary=True)
 
 
-def _folder_on_disk() -> str | None:
-    """Where the temporary folder is memory (many systems mount /tmp so), the one that is kept on disk instead."""
-    folder = tempfile.gettempdir()
-    return "/var/tmp" if _file_system(folder) == "tmpfs" and _file_system("/var/tmp") not in ("tmpfs", None) else None
+def folder_on_disk() -> str | None:
+    """A folder for temporary files that is kept on disk where the usual one is memory (many systems mount /tmp so)."""
+    usual, kept = file_system(tempfile.gettempdir()), file_system("/var/tmp")
+    return "/var/tmp" if usual == "tmpfs" and kept not in ("tmpfs", None) else None
 
 
-def _file_system(folder: str) -> str | None:
-    """The type of the file system that holds `folder`; None where that cannot be told."""
+def file_system(folder: str, mounts: Path = Path("/proc/self/mounts")) -> str | None:
+    """The type of the file system that holds `folder`, by the system's list of mounts; None where that cannot be told."""
     try:
-        mounts = [line.split()[1:3] for line in Path("/proc/self/mounts").read_text().splitlines()]
+        lines = [line.split()[1:3] for line in mounts.read_text().splitlines()]
     except OSError:
         return None
     real = os.path.realpath(folder)
-    above = [(point, kind) for point, kind in mounts if os.path.commonpath([real, point]) == point]
+    above = [(point, kind) for point, kind in lines if os.path.commonpath([real, point]) == point]
     return max(above, key=lambda mount: len(mount[0]))[1] if above and os.access(folder, os.W_OK) else None
 
 
@@ -220,13 +223,9 @@ def as_bits(tensor: Tensor) -> Tensor:
 
 
 def same_bits(first: Tensor, second: Tensor) -> bool:
-    """Whether two tensors have one dtype, one shape and the same bits."""
+    """True for two tensors of one dtype and one shape with the same bits."""
     same_form = first.dtype == second.dtype and first.shape == second.shape
     return same_form and torch.equal(as_bits(first.cpu()), as_bits(second.cpu()))
-
-
-def _unpickle_rows(rows: Tensor) -> RowStore:
-    return RowStore.copy(rows)
 
 
 def _unpickle_reference(
@@ -252,90 +251,3 @@ def _unpickle_reference(
             f"the pickled model refers to the full rows in {path}, which holds other rows now; {remedy}"
         )
     return store
-
-
-# --- which file a tensor maps -----------------------------------------------------------------------------------------
-
-
-class _Mapping(NamedTuple):
-    """One line of /proc/self/maps."""
-
-    start: int
-    end: int
-    offset: int
-    file: tuple[str, str]  # device and inode: what tells whether two mappings are of one file
-    path: str
-
-
-@dataclass(frozen=True)
-class _Pages:
-    """Flags of the pages that hold a tensor (Documentation/admin-guide/mm/pagemap.rst)."""
-
-    first_address: int
-    flags: np.ndarray[Any, np.dtype[np.uint64]]
-
-    def written(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        present, swapped, of_file = (self.flags >> np.uint64(bit) & np.uint64(1) for bit in (63, 62, 61))
-        return (swapped | (present & (1 - of_file))).astype(bool)
-
-
-def _store_of_mapping(weight: Tensor, kept: Tensor) -> RowStore | None:
-    """The region of the file that `weight` maps, if it maps one and its other rows were not written to since."""
-    if weight.device.type != "cpu" or not weight.is_contiguous() or weight.numel() == 0:
-        return None
-    address, num_bytes = weight.data_ptr(), weight.numel() * weight.element_size()
-    try:
-        mapping = _mapping_at(address)
-        if mapping is None or mapping.end < address + num_bytes or not mapping.path.startswith("/"):
-            return None
-        if _rows_written(weight, kept, address, num_bytes):
-            return None
-        descriptor = os.open(mapping.path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:  # no /proc, or the file was replaced: then the rows are copied
-        return None
-    offset = mapping.offset + address - mapping.start
-    if offset % weight.element_size() or os.fstat(descriptor).st_size < offset + num_bytes:
-        os.close(descriptor)
-        return None
-    store = RowStore(
-        descriptor, mapping.path, offset, (weight.shape[0], weight.shape[1]), weight.dtype, temporary=False
-    )
-    own = _mapping_at(store._rows.data_ptr())
-    return store if own is not None and own.file == mapping.file else None
-
-
-def _mapping_at(address: int) -> _Mapping | None:
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        span, _, offset, device, inode, *path = line.split(maxsplit=5)
-        start, end = (int(part, 16) for part in span.split("-"))
-        if start <= address < end:
-            return (
-                _Mapping(start, end, int(offset, 16), (device, inode), path[0] if path else "")
-                if inode != "0"
-                else None
-            )
-    return None
-
-
-def _rows_written(weight: Tensor, kept: Tensor, address: int, num_bytes: int) -> bool:
-    """Whether any row other than `kept` lies on a page that was written to after it was mapped.
-
-    A private page that was written to is no longer a page of the file, and the kernel says so: nothing need be compared.
-    """
-    page = mmap.PAGESIZE
-    first, last = address // page, (address + num_bytes - 1) // page
-    with open("/proc/self/pagemap", "rb") as file:
-        file.seek(8 * first)
-        flags = np.frombuffer(file.read(8 * (last - first + 1)), np.uint64)
-    written = np.flatnonzero(_Pages(first * page, flags).written())
-    if written.size == 0:
-        return False
-    row_bytes = weight.shape[1] * weight.element_size()
-    rows = np.zeros(weight.shape[0] + 1, np.int64)  # a difference array over the rows that written pages touch
-    starts = np.clip(((first + written) * page - address) // row_bytes, 0, weight.shape[0] - 1)
-    ends = np.clip(((first + written + 1) * page - 1 - address) // row_bytes, 0, weight.shape[0] - 1)
-    np.add.at(rows, starts, 1)
-    np.add.at(rows, ends + 1, -1)
-    touched = np.cumsum(rows[:-1]) > 0
-    touched[kept.cpu().numpy()] = False
-    return bool(touched.any())

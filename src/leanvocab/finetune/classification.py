@@ -1,15 +1,19 @@
-"""What labelled text asks of a model: which columns are texts, which is the label, what the labels mean."""
+"""Classification and regression: which columns are texts, which is the label, and what the labels mean."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from transformers import DataCollatorWithPadding
 
 from leanvocab.errors import DataError
 from leanvocab.extras import require
-from leanvocab.finetune.settings import FineTuneSettings
+from leanvocab.finetune.scores import classification_scores, logits_of, regression_scores
+from leanvocab.finetune.settings import DataSettings
+from leanvocab.finetune.splits import find_eval_split
 from leanvocab.finetune.text_columns import (
+    check_column,
     check_no_gaps,
     check_texts,
     choose_text_columns,
@@ -27,7 +31,7 @@ _LABEL_COLUMNS = (("label",), ("labels",))
 
 
 @dataclass(frozen=True)
-class Task:
+class LabelTask:
     """Columns, splits and labels of one fine-tuning. `label_names` in the order of class ids; empty for regression."""
 
     text_columns: tuple[str, ...]
@@ -37,6 +41,10 @@ class Task:
     eval_split: str | None
     _label_values: tuple[Any, ...] = ()
 
+    token_columns: ClassVar[tuple[str, ...]] = ("input_ids",)  # the labels are classes
+    has_new_head: ClassVar[bool] = True
+    draws_words: ClassVar[bool] = False
+
     @property
     def is_regression(self) -> bool:
         return not self.label_names
@@ -45,11 +53,6 @@ class Task:
     def num_labels(self) -> int:
         return len(self.label_names) or 1
 
-    @property
-    def token_columns(self) -> tuple[str, ...]:
-        """Columns of the encoded data with ids to count; its labels are classes."""
-        return ("input_ids",)
-
     def label_ids(self, values: Iterable[Any]) -> np.ndarray[Any, Any]:
         """Labels as the model takes them: int64 class ids, or float32 scores for regression."""
         if self.is_regression:
@@ -57,30 +60,40 @@ class Task:
         ids = {value: position for position, value in enumerate(self._label_values)}
         return np.asarray([ids[value] for value in values], np.int64)
 
+    def set_labels(self, config: Any) -> None:
+        config.num_labels = self.num_labels
+        if self.is_regression:
+            config.problem_type = "regression"
+        else:
+            config.problem_type = "single_label_classification"
+            config.id2label = dict(enumerate(self.label_names))
+            config.label2id = {label: position for position, label in enumerate(self.label_names)}
 
-def select_samples(splits: Any, settings: FineTuneSettings) -> Any:
-    """The splits that the settings ask for: validation held out, and samples limited, both drawn by the seed.
+    def check_network(self, network: Any, settings: DataSettings) -> None:
+        """Any model with such a head will do."""
 
-    Raises:
-        DataError: there is no split of that name.
-    """
-    splits, train = datasets.DatasetDict(splits), settings.train_split
-    if train not in splits:
-        raise DataError(f"there is no split {train!r} to train on (train_split); the data set has {', '.join(splits)}")
-    if settings.validation_ratio and find_eval_split(splits, settings) is None:
-        held_out = round(len(splits[train]) * settings.validation_ratio)
-        order = np.random.default_rng(settings.seed).permutation(len(splits[train]))
-        splits["validation"] = _rows(splits[train], order[:held_out])
-        splits[train] = _rows(splits[train], order[held_out:])
-    limits = {train: settings.max_train_samples, find_eval_split(splits, settings): settings.max_eval_samples}
-    for name, most in limits.items():
-        if name is not None and most is not None and most < len(splits[name]):
-            chosen = np.random.default_rng(settings.seed).choice(len(splits[name]), most, replace=False)
-            splits[name] = _rows(splits[name], chosen)
-    return splits
+    def encode(self, splits: Any, tokenizer: Any, settings: DataSettings) -> tuple[Any, tuple[str, ...]]:
+        """Token ids of every split, and `labels` of those to train and to validate on."""
+        encoded = datasets.DatasetDict()
+        for name, split in splits.items():
+            encoded[name] = tokenize(split, name, self.text_columns, tokenizer, settings.max_length)
+            if name in (self.train_split, self.eval_split):
+                labels = self.label_ids(values_of(split, self.label_column))
+                encoded[name] = encoded[name].add_column("labels", labels)
+        return encoded, ()
+
+    def batches(self, encoded: Any, network: Any, tokenizer: Any, *others: Any) -> tuple[Any, tuple[Any, ...]]:
+        return DataCollatorWithPadding(tokenizer), ()
+
+    def scoring(self) -> dict[str, Any]:
+        scores = regression_scores if self.is_regression else classification_scores
+        return {
+            "compute_metrics": lambda evaluated: scores(evaluated.predictions, evaluated.label_ids),
+            "preprocess_logits_for_metrics": lambda given, labels: logits_of(given),
+        }
 
 
-def find_task(splits: Any, settings: FineTuneSettings) -> Task:
+def find_label_task(splits: Any, settings: DataSettings) -> LabelTask:
     """Finds texts and labels, by name where the settings name them, and checks every row of them.
 
     Raises:
@@ -92,61 +105,23 @@ def find_task(splits: Any, settings: FineTuneSettings) -> Task:
     (label_column,) = choose_text_columns("label", wanted, _LABEL_COLUMNS, splits[train].column_names)
     for name, split in splits.items():
         check_texts(name, split, text_columns)
-    labels = {name: _labels(name, splits[name], label_column) for name in (train, evaluation) if name is not None}
+    labels_of = {name: _labels(name, splits[name], label_column) for name in (train, evaluation) if name is not None}
     if _is_regression(splits[train].features[label_column], label_column, settings.task):
-        for name, found in labels.items():
-            _check_numbers(name, label_column, found)
-        return Task(text_columns, label_column, (), train, evaluation)
-    for name, found in labels.items():
+        for name, labels in labels_of.items():
+            _check_numbers(name, label_column, labels)
+        return LabelTask(text_columns, label_column, (), train, evaluation)
+    for name, labels in labels_of.items():
         hint = " (-1 means a missing label; give classes other names)"
-        check_no_gaps(name, label_column, [label == -1 for label in found], "label", hint)
-    values, names = _classes(splits[train].features[label_column], label_column, labels[train])
-    for name, found in labels.items():
-        _check_classes(name, label_column, found, values)
-    return Task(text_columns, label_column, names, train, evaluation, values)
-
-
-def encode(splits: Any, task: Task, tokenizer: Any, max_length: int) -> Any:
-    """Token ids of every split, and `labels` of those to train and to validate on."""
-    encoded = datasets.DatasetDict()
-    for name, split in splits.items():
-        encoded[name] = tokenize(split, name, task.text_columns, tokenizer, max_length)
-        if name in (task.train_split, task.eval_split):
-            labels = task.label_ids(values_of(split, task.label_column))
-            encoded[name] = encoded[name].add_column("labels", labels)
-    return encoded
-
-
-def _rows(split: Any, positions: np.ndarray[Any, Any]) -> Any:
-    """Some rows of a split, in its order; in memory, where `select` would write beside a data set on disk."""
-    if not 0 < len(positions) < len(split):
-        raise DataError(f"cannot take {len(positions):,} of {len(split):,} rows: at least one belongs on each side")
-    return split.select(np.sort(positions), keep_in_memory=True)
-
-
-def find_eval_split(splits: Any, settings: FineTuneSettings) -> str | None:
-    """The split to validate on: the one that is named, or the first whose name begins with validation; else None.
-
-    Raises:
-        DataError: there is no split of the name that was given.
-    """
-    if settings.eval_split is None:
-        return next((name for name in sorted(splits) if name.startswith("validation")), None)
-    if settings.eval_split not in splits:
-        raise DataError(
-            f"there is no split {settings.eval_split!r} to validate on (eval_split); the data set has "
-            f"{', '.join(splits)}"
-        )
-    return settings.eval_split
+        check_no_gaps(name, label_column, [label == -1 for label in labels], "label", hint)
+    values, names = _classes(splits[train].features[label_column], label_column, labels_of[train])
+    for name, labels in labels_of.items():
+        _check_classes(name, label_column, labels, values)
+    return LabelTask(text_columns, label_column, names, train, evaluation, values)
 
 
 def _labels(split_name: str, split: Any, label_column: str) -> list[Any]:
     """The labels of a split, none of them null, NaN or empty."""
-    if label_column not in split.column_names:
-        raise DataError(
-            f"split {split_name!r} has no label column {label_column!r}; its columns are "
-            f"{', '.join(split.column_names)}"
-        )
+    check_column(split_name, split, label_column, "label")
     labels = values_of(split, label_column)
     gaps = [label is None or label == "" or label != label for label in labels]  # NaN is not itself
     check_no_gaps(split_name, label_column, gaps, "label")

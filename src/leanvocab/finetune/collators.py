@@ -9,13 +9,10 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding, TrainerCallback
+from transformers import TrainerCallback
 
 from leanvocab.choices import IGNORE_INDEX
 from leanvocab.errors import DataError
-from leanvocab.finetune.classification import Task
-from leanvocab.finetune.language import LanguageTask
-from leanvocab.finetune.settings import CAUSAL_LM, MASKED_LM, FineTuneSettings
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 # Of the tokens to predict, the share that becomes the mask token, and that which becomes a random word (BERT's recipe).
@@ -26,7 +23,7 @@ _EVALUATION = -1  # stands for the epoch where masks must not change
 class PaddingCollator:
     """Pads `input_ids`, `labels` and `position_ids` on the right, labels with -100, and makes the attention mask.
 
-    A token is padding by its place, never by its id: where the end of sequence pads, the ends that stand in the data are
+    A token is padding by its position, never by its id: where the end of sequence pads, the ends that stand in the data are
     still learned. Without a padding id the batch's own first id pads. Packed rows (with `position_ids`) have no attention
     mask: transformers tells their examples apart by the positions, and the padding is an example of its own.
     """
@@ -76,6 +73,19 @@ class MaskingCollator(PaddingCollator):
         self.masked_ratio, self.seed = masked_ratio, seed
         self.epoch = 0
 
+    @classmethod
+    def of(cls, tokenizer: Any, vocabulary: PartialVocabulary, **options: Any) -> "MaskingCollator":
+        """A collator that draws from the kept ids.
+
+        Raises:
+            DataError: there is no word among them.
+        """
+        special = tokenizer.all_special_ids
+        words = np.setdiff1d(vocabulary.token_ids, special)
+        if not len(words):
+            raise DataError("the data hold no token but special ones: there is no word to mask")
+        return cls(tokenizer.pad_token_id, tokenizer.mask_token_id, words, special, **options)
+
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         return super().__call__([row if "labels" in row else self.mask(row, self.epoch) for row in rows])
 
@@ -112,36 +122,6 @@ def mask_to_validate(split: Any, collator: MaskingCollator) -> Any:
     rows = [collator.mask(row) for row in split]
     schema = pa.schema([(name, pa.list_(pa.int32())) for name in ("input_ids", "labels")])
     return type(split)(pa.Table.from_pylist(rows, schema))
-
-
-def choose_collator(
-    task: Task | LanguageTask,
-    network: Any,
-    tokenizer: Any,
-    vocabulary: PartialVocabulary | None,
-    settings: FineTuneSettings,
-) -> Any:
-    """The collator of a task. `vocabulary` are the kept ids, from which a masked language model's random words come.
-
-    Raises:
-        DataError: there is no such word.
-    """
-    if isinstance(task, Task):
-        return DataCollatorWithPadding(tokenizer)
-    if task.kind == CAUSAL_LM:
-        end = tokenizer.eos_token_id
-        return PaddingCollator(end if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
-    if task.kind == MASKED_LM:
-        assert vocabulary is not None
-        special = tokenizer.all_special_ids
-        words = np.setdiff1d(vocabulary.token_ids, special)
-        if not len(words):
-            raise DataError("the data hold no token but special ones: there is no word to mask")
-        ratio, seed = settings.masked_ratio, settings.seed
-        return MaskingCollator(
-            tokenizer.pad_token_id, tokenizer.mask_token_id, words, special, masked_ratio=ratio, seed=seed
-        )
-    return DataCollatorForSeq2Seq(tokenizer, model=network)
 
 
 def _padded(rows: Sequence[Sequence[int]], filler: int | None) -> Tensor:

@@ -9,9 +9,9 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +21,21 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArg
 from transformers.trainer_utils import get_last_checkpoint
 
 from leanvocab.adapters import add_lora
-from leanvocab.checkpoints.checkpoint import save_full
+from leanvocab.checkpoints.full_saving import save_full
 from leanvocab.errors import CheckpointError, SettingsError
 from leanvocab.extras import require
-from leanvocab.finetune.classification import Task, encode, find_task, select_samples
-from leanvocab.finetune.collators import EpochCallback, MaskingCollator, choose_collator, mask_to_validate
-from leanvocab.finetune.language import LanguageTask, encode_language, find_language_task
-from leanvocab.finetune.loading import load_splits
-from leanvocab.finetune.pretrained import find_pretrained
-from leanvocab.finetune.probes import check_causal, check_packed_examples_are_apart
-from leanvocab.finetune.scores import classification_scores, regression_scores, without_prefix
-from leanvocab.finetune.settings import CAUSAL_LM, MASKED_LM, FineTuneSettings
-from leanvocab.finetune.token_scores import TOKEN_LOSS, TokenScores, sums_by_example
-from leanvocab.model.shrink import shrink_, status
+from leanvocab.finetune.classification import find_label_task
+from leanvocab.finetune.language_modeling import find_language_task
+from leanvocab.finetune.pretrained import Pretrained, find_pretrained
+from leanvocab.finetune.scores import TOKEN_LOSS, without_prefix
+from leanvocab.finetune.settings import FineTuneSettings, SavingSettings, TrainingSettings
+from leanvocab.finetune.splits import load_splits, select_samples
+from leanvocab.finetune.tasks import Task
+from leanvocab.model.shrink import shrink_
+from leanvocab.model.status import status
 from leanvocab.partial.devices import accelerator_at_hand
-from leanvocab.reports.memory import MemoryEstimate, estimate_memory
+from leanvocab.reports.memory import estimate_memory
+from leanvocab.reports.memory_estimate import MemoryEstimate
 from leanvocab.vocabulary.counts import count_tokens
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
@@ -57,7 +57,7 @@ ADAPTER_NOTE = (
 
 @dataclass(frozen=True)
 class FineTuneResult:
-    """What a run did. `vocabulary` and `memory` are None with the full vocabulary.
+    """Result of a run. `vocabulary` and `memory` are None with the full vocabulary.
 
     `output` is what became of a language model's output layer: "full", "frozen" or "restricted"; None where it is that of
     ordinary training. The bytes are what this run's training held; `losses` are (step, loss) as logged, `scores` those of
@@ -65,7 +65,7 @@ class FineTuneResult:
     """
 
     output_dir: Path
-    task: Task | LanguageTask
+    task: Task
     output: str | None
     vocabulary: PartialVocabulary | None
     memory: MemoryEstimate | None
@@ -86,7 +86,7 @@ class FineTuneResult:
             vocabulary = self.vocabulary
             kept = {"kept_rows": len(vocabulary), "full_rows": vocabulary.full_size, "digest": vocabulary.digest}
             plain |= {"vocabulary": kept}
-        task = {name: value for name, value in asdict(self.task).items() if not name.startswith("_")}
+        task = {name: value for name, value in vars(self.task).items() if not name.startswith("_")}
         memory = self.memory and self.memory.to_dict()
         return plain | {"output_dir": str(self.output_dir), "task": task, "memory": memory}
 
@@ -102,9 +102,8 @@ def finetune(
     """Fine-tunes a pretrained model on text, and writes the whole model and its tokenizer.
 
     Args:
-        model: a folder or a name on the hub; any model that AutoModelForSequenceClassification takes, or, by the task,
-            AutoModelForCausalLM, AutoModelForSeq2SeqLM or AutoModelForMaskedLM.
-        data: whatever `leanvocab.finetune.loading.load_splits` takes. The tokens of all its splits are counted.
+        model: a folder or a name on the hub; any model that the task's class of transformers takes (`settings.TASKS`).
+        data: whatever `leanvocab.finetune.splits.load_splits` takes. The tokens of all its splits are counted.
         output_dir: a folder that is empty, or not there yet.
         settings: the knobs; None: the paper's (Table 8), for classification and regression.
         progress: whether to show progress bars; None: on a terminal.
@@ -117,106 +116,99 @@ def finetune(
     settings, output_dir = settings or FineTuneSettings(), Path(output_dir)
     _check_extras(settings)
     last_checkpoint = _check_output_dir(output_dir, Path(model), settings)
-    pretrained = find_pretrained(model, settings)
-    splits = select_samples(load_splits(data, settings.config_name), settings)
-    task = _find_task(splits, settings)
+    pretrained = find_pretrained(model, settings, settings.dropout)
     seconds: dict[str, float] = {}
-    with _timed(seconds, "tokenizing"):
-        encoded, notes = _encode(splits, task, pretrained.tokenizer, settings)
-    transformers.set_seed(settings.seed)  # the new head is the same with and without the full vocabulary
-    network, loading_notes = pretrained.load(task, few_bits=settings.qlora)
-    _check_network(network, task, settings)
-    vocabulary = None
-    if not settings.full_vocabulary or settings.task == MASKED_LM:  # random words come from the kept ids in any case
-        with _timed(seconds, "counting"):
-            counts = count_tokens(encoded, task.token_columns)
-            vocabulary = PartialVocabulary.from_counts(counts, tokenizer=pretrained.tokenizer, model=network)
-    collator = choose_collator(task, network, pretrained.tokenizer, vocabulary, settings)
-    if isinstance(collator, MaskingCollator) and task.eval_split:
-        encoded[task.eval_split] = mask_to_validate(encoded[task.eval_split], collator)
-    prepared = _prepare(network, None if settings.full_vocabulary else vocabulary, settings, seconds)
-    network = prepared.network
-    trainer = _make_trainer(network, encoded, task, pretrained.tokenizer, collator, output_dir, settings, progress)
+    examples = _read(data, pretrained.tokenizer, settings, seconds)
+    prepared = _prepare(pretrained, examples, settings, seconds)
+    trainer = _make_trainer(prepared, examples, pretrained.tokenizer, output_dir, settings, progress)
     with _timed(seconds, "training"):
         trainer.train(resume_from_checkpoint=last_checkpoint)
-    scores = _scores(trainer.evaluate()) if task.eval_split else {}
-    result = FineTuneResult(
-        output_dir=output_dir,
-        task=task,
-        output=prepared.output,
-        vocabulary=None if settings.full_vocabulary else vocabulary,
-        memory=prepared.memory,
-        **_held(network, trainer.optimizer),
-        num_steps=trainer.state.global_step,
-        seconds=seconds,
-        losses=tuple((int(log["step"]), log["loss"]) for log in trainer.state.log_history if "loss" in log),
-        scores=scores,
-        notes=(*pretrained.notes, *loading_notes, *notes, *prepared.notes),
-    )
+    scores = without_prefix(trainer.evaluate()) if examples.task.eval_split else {}
+    facts = _training_facts(trainer, prepared.network)
+    result = FineTuneResult(output_dir=output_dir, seconds=seconds, scores=scores, **prepared.outcome, **facts)
     if trainer.is_world_process_zero():
-        _save(network, pretrained.tokenizer, result)  # full while shrunk
+        _save(prepared.network, pretrained.tokenizer, result)  # full while shrunk
     trainer.accelerator.wait_for_everyone()
     return result
 
 
-def _check_extras(settings: FineTuneSettings) -> None:
+def _check_extras(settings: TrainingSettings) -> None:
     if settings.uses_lora:
         require("peft", extra="peft")
     if settings.qlora:
         require("bitsandbytes", extra="quantization")
 
 
-def _find_task(splits: Any, settings: FineTuneSettings) -> Task | LanguageTask:
-    task = find_language_task(splits, settings) if settings.is_language_model else find_task(splits, settings)
+@dataclass(frozen=True)
+class _Examples:
+    """Tokenized splits, and what a user should know of them."""
+
+    task: Task
+    encoded: Any
+    notes: tuple[str, ...]
+
+
+def _read(data: Any, tokenizer: Any, settings: FineTuneSettings, seconds: dict[str, float]) -> _Examples:
+    splits = select_samples(load_splits(data, settings.config_name), settings, settings.seed)
+    find_task: Callable[..., Task] = find_language_task if settings.is_language_model else find_label_task
+    task = find_task(splits, settings)
     if settings.best and task.eval_split is None:
         raise SettingsError("best needs a validation split: name one (eval_split), or hold one out (validation_ratio)")
-    return task
-
-
-def _check_network(network: Any, task: Task | LanguageTask, settings: FineTuneSettings) -> None:
-    """What only the model itself shows: before it trains for hours on a task that it cannot do."""
-    if settings.task == CAUSAL_LM:
-        check_causal(network)
-    if isinstance(task, LanguageTask) and settings.packing and task.source != "text":
-        check_packed_examples_are_apart(network)
+    with _timed(seconds, "tokenizing"):
+        return _Examples(task, *task.encode(splits, tokenizer, settings))
 
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A model that is ready to train, and what was done to it; the fields are those of the result."""
+    """A model that is ready to train, its batches, and what was done to it: fields of the result."""
 
     network: Any
-    output: str | None
-    memory: MemoryEstimate | None
-    notes: tuple[str, ...]
+    collator: Any
+    callbacks: tuple[Any, ...]
+    outcome: dict[str, Any]
 
 
 def _prepare(
-    network: Any, vocabulary: PartialVocabulary | None, settings: FineTuneSettings, seconds: dict[str, float]
+    pretrained: Pretrained, examples: _Examples, settings: FineTuneSettings, seconds: dict[str, float]
 ) -> _Prepared:
-    """Shrinks the model (None: it keeps the full vocabulary), and puts an adapter on it if asked for.
+    task, encoded, tokenizer = examples.task, examples.encoded, pretrained.tokenizer
+    transformers.set_seed(settings.seed)  # the new head is the same with and without the full vocabulary
+    network, loading_notes = pretrained.load(task, few_bits=settings.qlora)
+    task.check_network(network, settings)
+    vocabulary = None
+    if not settings.full_vocabulary or task.draws_words:
+        with _timed(seconds, "counting"):
+            counts = count_tokens(encoded, task.token_columns)
+            vocabulary = PartialVocabulary.from_counts(counts, tokenizer=tokenizer, model=network)
+    collator, callbacks = task.batches(encoded, network, tokenizer, vocabulary, settings, settings.seed)
+    kept = None if settings.full_vocabulary else vocabulary
+    output = None if kept is None else _shrink(network, kept, settings, seconds)
+    notes = [*pretrained.notes, *loading_notes, *examples.notes]
+    if settings.uses_lora:
+        network = add_lora(network, settings.kind.adapter_type, settings.lora_rank, few_bits=settings.qlora)
+        notes.append(ADAPTER_NOTE)
+    memory = None if kept is None else estimate_memory(network, precision="mixed" if settings.bf16 else None)
+    if output == "restricted":
+        notes.append(RESTRICTED_NOTE)
+    outcome = {"task": task, "output": output, "vocabulary": kept, "memory": memory, "notes": tuple(notes)}
+    return _Prepared(network, collator, callbacks, outcome)
+
+
+def _shrink(
+    network: Any, vocabulary: PartialVocabulary, settings: FineTuneSettings, seconds: dict[str, float]
+) -> str | None:
+    """Shrinks the model, and returns what became of a language model's output layer.
 
     It is not merged at the end, which would bring the full matrix to the device: what is saved is full in any case.
     """
-    output = memory = None
-    notes: list[str] = []
-    if vocabulary is not None:
-        with _timed(seconds, "shrinking"):
-            layer: dict[str, Any] = {"output": settings.output, "frozen_rows": settings.frozen_rows}
-            decays = settings.weight_decay > 0 and not settings.uses_lora
-            shrink_(network, vocabulary, decay_unused_rows=decays, **layer)
-        output = status(network).output if settings.is_language_model else None
-    if settings.uses_lora:
-        network = add_lora(network, settings.task or "", settings.lora_rank, few_bits=settings.qlora)
-        notes.append(ADAPTER_NOTE)
-    if vocabulary is not None:
-        memory = estimate_memory(network, precision="mixed" if settings.bf16 else None)
-    if output == "restricted":
-        notes.append(RESTRICTED_NOTE)
-    return _Prepared(network, output, memory, tuple(notes))
+    decays = settings.weight_decay > 0 and not settings.uses_lora
+    layer: dict[str, Any] = {"output": settings.output, "frozen_rows": settings.frozen_rows}
+    with _timed(seconds, "shrinking"):
+        shrink_(network, vocabulary, decay_unused_rows=decays, **layer)
+    return status(network).output if settings.is_language_model else None
 
 
-def _check_output_dir(output_dir: Path, model: Path, settings: FineTuneSettings) -> str | None:
+def _check_output_dir(output_dir: Path, model: Path, settings: SavingSettings) -> str | None:
     """The checkpoint to go on from, if any. Nothing is written before everything else was checked."""
     if output_dir.exists() and not output_dir.is_dir():
         raise CheckpointError(f"the output directory {output_dir} is a file")
@@ -236,24 +228,15 @@ def _check_output_dir(output_dir: Path, model: Path, settings: FineTuneSettings)
     return None
 
 
-def _encode(
-    splits: Any, task: Task | LanguageTask, tokenizer: Any, settings: FineTuneSettings
-) -> tuple[Any, tuple[str, ...]]:
-    if isinstance(task, LanguageTask):
-        return encode_language(splits, task, tokenizer, settings)
-    return encode(splits, task, tokenizer, settings.max_length), ()
-
-
 def _make_trainer(
-    network: Any,
-    encoded: Any,
-    task: Task | LanguageTask,
+    prepared: _Prepared,
+    examples: _Examples,
     tokenizer: Any,
-    collator: Any,
     output_dir: Path,
     settings: FineTuneSettings,
     progress: bool | None,
 ) -> Trainer:
+    network, task, encoded = prepared.network, examples.task, examples.encoded
     if settings.overwrite:
         _remove_earlier_run(output_dir)
     if settings.gradient_checkpointing:  # transformers is renaming it, and the Trainer's argument too
@@ -263,12 +246,11 @@ def _make_trainer(
         _training_arguments(task, output_dir / CHECKPOINTS_FOLDER, settings, network.config.model_type),
         train_dataset=encoded[task.train_split],
         eval_dataset=encoded[task.eval_split] if task.eval_split else None,
-        data_collator=collator,
+        data_collator=prepared.collator,
         processing_class=tokenizer,
-        **_scoring(task),
+        callbacks=list(prepared.callbacks),
+        **task.scoring(),
     )
-    if isinstance(collator, MaskingCollator):
-        trainer.add_callback(EpochCallback(collator))
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     if sys.stderr.isatty() if progress is None else progress:
@@ -276,65 +258,23 @@ def _make_trainer(
     return trainer
 
 
-def _training_arguments(
-    task: Task | LanguageTask, folder: Path, settings: FineTuneSettings, model_type: str
-) -> TrainingArguments:
+def _training_arguments(task: Task, folder: Path, settings: FineTuneSettings, model_type: str) -> TrainingArguments:
     best = TOKEN_LOSS if settings.best == "loss" and settings.is_language_model else settings.best
     return TrainingArguments(
         output_dir=str(folder),
-        num_train_epochs=settings.epochs,
+        **settings.trainer_arguments(),
         max_steps=settings.max_steps or -1,
-        per_device_train_batch_size=settings.batch_size,
         per_device_eval_batch_size=settings.eval_batch_size or settings.batch_size,
-        gradient_accumulation_steps=settings.gradient_accumulation_steps,
         learning_rate=settings.learning_rate_for(model_type),
-        lr_scheduler_type=settings.scheduler,
-        warmup_steps=settings.warmup,
-        weight_decay=settings.weight_decay,
-        adam_beta1=settings.adam_beta1,
-        adam_beta2=settings.adam_beta2,
-        adam_epsilon=settings.adam_epsilon,
-        max_grad_norm=settings.max_grad_norm,
-        bf16=settings.bf16,
         train_sampling_strategy="group_by_length" if settings.group_by_length else "random",
-        use_cpu=settings.cpu,
-        seed=settings.seed,
         eval_strategy=settings.eval_strategy if task.eval_split else "no",
-        eval_steps=settings.eval_steps,
-        save_strategy=settings.save_strategy,
-        save_steps=settings.save_steps,
-        save_total_limit=settings.save_total_limit,
         load_best_model_at_end=settings.best is not None,
         metric_for_best_model=best,
         greater_is_better=best not in ("loss", TOKEN_LOSS, "perplexity"),
         batch_eval_metrics=settings.is_language_model,  # predictions over a vocabulary are not held
-        logging_steps=settings.logging_steps,
         report_to="none",
         dataloader_pin_memory=accelerator_at_hand() is not None,
     )
-
-
-def _scoring(task: Task | LanguageTask) -> dict[str, Any]:
-    """How the Trainer makes scores of what the model gives; encoder-decoder models give hidden states beside the logits."""
-    if isinstance(task, LanguageTask):
-        predicts_next = task.kind == CAUSAL_LM
-
-        def sums(given: Any, labels: Any) -> Any:
-            logits = given[0] if isinstance(given, tuple) else given
-            return sums_by_example(logits, labels, predicts_next=predicts_next)
-
-        return {"compute_metrics": TokenScores(), "preprocess_logits_for_metrics": sums}
-    scores = regression_scores if task.is_regression else classification_scores
-    return {
-        "compute_metrics": lambda evaluated: scores(evaluated.predictions, evaluated.label_ids),
-        "preprocess_logits_for_metrics": lambda given, labels: given[0] if isinstance(given, tuple) else given,
-    }
-
-
-def _scores(evaluated: dict[str, float]) -> dict[str, float]:
-    """A language model's loss is the mean over tokens; the Trainer's own is a mean over batches."""
-    scores = without_prefix(evaluated)
-    return scores | {"loss": scores.pop(TOKEN_LOSS)} if TOKEN_LOSS in scores else scores
 
 
 class _Progress(ProgressCallback):
@@ -346,15 +286,18 @@ class _Progress(ProgressCallback):
             bar.set_postfix(loss=f"{logs['loss']:.4f}")
 
 
-def _held(network: Any, optimizer: Any) -> dict[str, int]:
-    """What training held in parameters, gradients and optimizer states."""
+def _training_facts(trainer: Trainer, network: Any) -> dict[str, Any]:
+    """Steps and logged losses, and the bytes that training held in parameters, gradients and optimizer states."""
     parameters = list(network.parameters())
+    optimizer: Any = trainer.optimizer
     states = [value for state in optimizer.state.values() for value in state.values()]
     return {
         "num_parameters": sum(p.numel() for p in parameters if p.requires_grad or not hasattr(network, "peft_config")),
         "weights_bytes": sum(parameter.nbytes for parameter in parameters),
         "gradients_bytes": sum(parameter.nbytes for parameter in parameters if parameter.requires_grad),
         "optimizer_bytes": sum(state.nbytes for state in states if isinstance(state, torch.Tensor)),
+        "num_steps": trainer.state.global_step,
+        "losses": tuple((int(log["step"]), log["loss"]) for log in trainer.state.log_history if "loss" in log),
     }
 
 
@@ -372,7 +315,7 @@ def _save(network: Any, tokenizer: Any, result: FineTuneResult) -> None:
 
 
 def _remove_earlier_run(output_dir: Path) -> None:
-    """What an earlier run left and this one might not write again. Its model stays until the new one is whole."""
+    """Removes what an earlier run left and this one might not write again. Its model stays until the new one is whole."""
     shutil.rmtree(output_dir / CHECKPOINTS_FOLDER, ignore_errors=True)
     for name in (RESULT_FILE, VOCABULARY_FILE):
         (output_dir / name).unlink(missing_ok=True)

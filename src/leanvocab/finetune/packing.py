@@ -59,5 +59,5 @@ def _labelled(block: list[int]) -> Row:
 
 
 def num_learned(row: dict[str, Any]) -> int:
-    """How many labels of an example are not ignored."""
+    """Number of labels of an example that are not ignored."""
     return sum(label != IGNORE_INDEX for label in row["labels"])

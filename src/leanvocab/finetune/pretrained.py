@@ -6,29 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    AutoModelForSeq2SeqLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    BitsAndBytesConfig,
-)
+import transformers
+from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig
 
 from leanvocab.errors import ModelError, SettingsError, first_line
-from leanvocab.finetune.classification import Task
-from leanvocab.finetune.language import LanguageTask
-from leanvocab.finetune.settings import CAUSAL_LM, MASKED_LM, SEQ2SEQ_LM, FineTuneSettings
+from leanvocab.finetune.settings import CAUSAL_LM, MASKED_LM, SEQ2SEQ_LM, DataSettings
+from leanvocab.finetune.tasks import Task
 from leanvocab.partial.devices import accelerator_at_hand
-
-# By task: the class of transformers, and what to call its head.
-_HEADS: dict[str, tuple[Any, str]] = {
-    CAUSAL_LM: (AutoModelForCausalLM, "causal language model"),
-    SEQ2SEQ_LM: (AutoModelForSeq2SeqLM, "sequence-to-sequence language model"),
-    MASKED_LM: (AutoModelForMaskedLM, "masked language model"),
-}
-_CLASSIFIER = (AutoModelForSequenceClassification, "sequence classification")
 
 # Where configs keep the dropout of hidden states and of attention.
 _DROPOUT_NAMES = (
@@ -44,9 +28,10 @@ class Pretrained:
     name: str
     config: Any
     tokenizer: Any
+    auto_class: Any
     notes: tuple[str, ...]
 
-    def load(self, task: Task | LanguageTask, *, few_bits: bool = False) -> tuple[Any, tuple[str, ...]]:
+    def load(self, task: Task, *, few_bits: bool = False) -> tuple[Any, tuple[str, ...]]:
         """The model in fp32, on CPU (with `few_bits` in 4 bits), with a head for the task, and what a user should know of it.
 
         A classification head is new where the checkpoint has none of that size. A language model's is the checkpoint's own;
@@ -55,37 +40,34 @@ class Pretrained:
         Raises:
             ModelError: the weights are not there or not readable, or there is no head of this kind.
         """
-        is_language_model = isinstance(task, LanguageTask)
-        if isinstance(task, Task):
-            _set_labels(self.config, task)
-        auto_class, _ = _HEADS[task.kind] if isinstance(task, LanguageTask) else _CLASSIFIER
+        task.set_labels(self.config)
         try:
-            network, said = auto_class.from_pretrained(
+            network, loading = self.auto_class.from_pretrained(
                 self.name,
                 config=self.config,
                 **(_in_four_bits() if few_bits else {"dtype": torch.float32}),
-                ignore_mismatched_sizes=not is_language_model,
+                ignore_mismatched_sizes=task.has_new_head,
                 output_loading_info=True,
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise ModelError(f"the model {self.name!r} cannot be loaded: {first_line(error)}") from error
-        new = sorted(said["missing_keys"]) if is_language_model else []
+        new = [] if task.has_new_head else sorted(loading["missing_keys"])
         return network, tuple(f"The checkpoint has no {name}; it starts anew." for name in new)
 
 
 def _in_four_bits() -> dict[str, Any]:
-    """How to load a model for QLoRA: 4 bits (nf4, scales quantized too), computing in bf16, on the device that trains."""
+    """Arguments that load a model for QLoRA: 4 bits (nf4, scales quantized too), computing in bf16, on the device that trains."""
     bits = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
     )
-    place = {"": int(os.environ.get("LOCAL_RANK", "0"))} if accelerator_at_hand() is not None else "cpu"
-    return {"quantization_config": bits, "dtype": torch.bfloat16, "device_map": place}
+    device = {"": int(os.environ.get("LOCAL_RANK", "0"))} if accelerator_at_hand() is not None else "cpu"
+    return {"quantization_config": bits, "dtype": torch.bfloat16, "device_map": device}
 
 
-def find_pretrained(name: str | Path, settings: FineTuneSettings) -> Pretrained:
+def find_pretrained(name: str | Path, settings: DataSettings, dropout: float) -> Pretrained:
     """Config and tokenizer of a model, made ready for fine-tuning; no weights.
 
     Raises:
@@ -98,35 +80,25 @@ def find_pretrained(name: str | Path, settings: FineTuneSettings) -> Pretrained:
     except (OSError, ValueError, KeyError) as error:
         where = "is no folder here, and the hub did not give it" if not Path(name).is_dir() else "cannot be read"
         raise ModelError(f"the model {str(name)!r} {where}: {first_line(error)}") from error
-    auto_class, head = _HEADS.get(settings.task or "", _CLASSIFIER)
+    auto_class = getattr(transformers, settings.kind.auto_class)
     if type(config) not in auto_class._model_mapping:
-        raise ModelError(f"transformers has no {head} for models of the type {config.model_type!r}")
+        raise ModelError(f"transformers has no {settings.kind.head} for models of the type {config.model_type!r}")
     if settings.task == MASKED_LM and tokenizer.mask_token is None:
         raise ModelError(f"the tokenizer of {str(name)!r} has no mask token, which masked-lm needs")
     _check_length(config, tokenizer, "max_length", settings.max_length)
     if settings.task == SEQ2SEQ_LM:
         _check_length(config, tokenizer, "max_target_length", settings.max_target_length)
     notes = () if settings.task == CAUSAL_LM else _set_padding(config, tokenizer, str(name), settings.is_language_model)
-    if settings.dropout >= 0:
+    if dropout >= 0:
         for part in {id(part): part for part in (config, config.get_text_config())}.values():
             for field in _DROPOUT_NAMES:
                 if isinstance(getattr(part, field, None), float | int):
-                    setattr(part, field, settings.dropout)
-    return Pretrained(str(name), config, tokenizer, notes)
-
-
-def _set_labels(config: Any, task: Task) -> None:
-    config.num_labels = task.num_labels
-    if task.is_regression:
-        config.problem_type = "regression"
-    else:
-        config.problem_type = "single_label_classification"
-        config.id2label = dict(enumerate(task.label_names))
-        config.label2id = {label: position for position, label in enumerate(task.label_names)}
+                    setattr(part, field, dropout)
+    return Pretrained(str(name), config, tokenizer, auto_class, notes)
 
 
 def _set_padding(config: Any, tokenizer: Any, name: str, is_language_model: bool) -> tuple[str, ...]:
-    """Something to pad with. Causal language models need none: their padding is masked by its place, whatever its id."""
+    """Something to pad with. Causal language models need none: their padding is masked by its position, whatever its id."""
     notes: tuple[str, ...] = ()
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:

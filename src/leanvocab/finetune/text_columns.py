@@ -1,7 +1,7 @@
-"""Which columns of a data set are texts, and their token ids."""
+"""Columns of a data set that hold texts, and their token ids."""
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from leanvocab.errors import DataError
@@ -47,14 +47,19 @@ def choose_text_columns(
 def check_texts(split_name: str, split: Any, text_columns: tuple[str, ...]) -> None:
     """Raises DataError where a text column is missing, holds no strings, or has gaps."""
     for name in text_columns:
-        if name not in split.column_names:
-            raise DataError(
-                f"split {split_name!r} has no text column {name!r}; its columns are {', '.join(split.column_names)}"
-            )
+        check_column(split_name, split, name, "text")
         kind = getattr(split.features[name], "dtype", split.features[name])
         if kind not in _STRINGS:
             raise DataError(f"text column {name!r} of split {split_name!r} holds {kind}; expected strings")
         check_no_gaps(split_name, name, [text is None for text in values_of(split, name)], "text")
+
+
+def check_column(split_name: str, split: Any, column: str, what: str) -> None:
+    """Raises DataError where a split lacks a column that another has."""
+    if column not in split.column_names:
+        raise DataError(
+            f"split {split_name!r} has no {what} column {column!r}; its columns are {', '.join(split.column_names)}"
+        )
 
 
 def check_no_gaps(split_name: str, column: str, gaps: list[bool], what: str, hint: str = "") -> None:
@@ -74,16 +79,22 @@ def values_of(split: Any, column: str) -> list[Any]:
 def tokenize(
     split: Any, name: str, text_columns: tuple[str, ...], tokenizer: Any, max_length: int | None = None
 ) -> Any:
-    """A new data set with the token ids of each row, in memory: nothing is cached on disk or written to the split."""
+    """A new data set with the token ids of each row."""
 
     def to_ids(batch: dict[str, list[str]]) -> Any:
         texts = (batch[column] for column in text_columns)
         return tokenizer(*texts, truncation=max_length is not None, max_length=max_length)
 
+    return map_in_memory(split, name, to_ids)
+
+
+def map_in_memory(split: Any, name: str, to_rows: Callable[[dict[str, list[Any]]], Any], features: Any = None) -> Any:
+    """A new data set of the rows that are made of each batch: nothing is cached on disk or written to the split."""
     return split.with_format(None).map(
-        to_ids,
+        to_rows,
         batched=True,
         remove_columns=split.column_names,
+        features=features,
         keep_in_memory=True,
         load_from_cache_file=False,
         # By default it is a digest of the pickled tokenizer, which takes seconds for a large vocabulary; nothing is cached.

@@ -15,20 +15,19 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from leanvocab.errors import BypassError
+from leanvocab.model.stand_ins import refuse_merging
 from leanvocab.model.weight_reads import reads_of
 from leanvocab.output.layer import RemapLinear
 from leanvocab.output.lazy_logits import LazyLogits
+from leanvocab.partial.attachments import Weakly, keep_hooks
 from leanvocab.partial.embedding import RemapEmbedding
-from leanvocab.partial.module import PartialModule
+from leanvocab.partial.module import PartialModule, partial_modules
+from leanvocab.partial.tensor_questions import FUNCTIONS
 
-# What asks about a weight and reads none of its rows.
-_HARMLESS = {
-    Tensor.size, Tensor.dim, Tensor.numel, Tensor.nelement, Tensor.ndimension, Tensor.element_size, Tensor.stride,
-    Tensor.data_ptr, Tensor.is_floating_point, Tensor.is_complex, Tensor.is_contiguous, Tensor.__len__, Tensor.__hash__,
-    Tensor.__repr__, Tensor.get_device, Tensor.type, Tensor.register_hook, Tensor.is_shared, Tensor.untyped_storage,
-    torch.is_floating_point, torch.is_complex, torch.numel, torch.is_tensor,
+# What else reads none of a parameter's rows.
+_HARMLESS = FUNCTIONS | {
+    Tensor.__repr__, Tensor.data_ptr, Tensor.is_shared, Tensor.register_hook, Tensor.type, Tensor.untyped_storage,
 }  # fmt: skip
-
 _OWN_ROOMS = {RemapEmbedding.__module__, RemapLinear.__module__, LazyLogits.__module__}
 # ZeRO-3 brings the rows of all ranks together before a module's forward, and takes them apart after it.
 _MOVERS = {"deepspeed.runtime.zero.partition_parameters"}
@@ -76,44 +75,52 @@ def _forward_of(module: nn.Module) -> tuple[Any, ...]:
 
 
 class Guard:
-    """Watches the forwards of the modules above the shrunk tables until one has passed in each mode."""
+    """Watches the forwards of the modules above the shrunk tables until one has passed in each mode.
 
-    def __init__(self, root: nn.Module, modules: list[PartialModule], paths: list[str]):
-        self.modules = modules
-        self._handles: list[Any] = []
+    The hooks hold it, and it holds the model weakly: both are freed together.
+    """
+
+    def __init__(self, root: nn.Module, modules: dict[str, PartialModule]):
+        self._modules = [Weakly(module) for module in modules.values()]
         self._passed: set[tuple[Any, ...]] = set()
         self._watch: _Watch | None = None
         self._owner: nn.Module | None = None
         self._calls: dict[int, int] = {}
-        self._may_come_later = bool(reads_of(root, modules))
-        self._sites: list[tuple[nn.Module, str, nn.Module]] = []
-        above: dict[int, nn.Module] = {}
-        for path, module in zip(paths, modules, strict=True):
+        self._may_come_later = bool(reads_of(root, modules.values()))
+        self._sites: list[tuple[Weakly[nn.Module], str, Weakly[nn.Module]]] = []  # (parent, name there, child)
+        above: dict[nn.Module, None] = {}
+        for path, module in modules.items():
             parts = path.split(".")
-            for depth in range(len(parts)):
-                ancestor = root.get_submodule(".".join(parts[:depth]))
-                above[id(ancestor)] = ancestor
-            self._sites.append((root.get_submodule(".".join(parts[:-1])), parts[-1], module))
-        for ancestor in above.values():
-            self._handles.append(ancestor.register_forward_pre_hook(self._enter))
-            self._handles.append(ancestor.register_forward_hook(self._leave, always_call=True))
+            ancestors = [root.get_submodule(".".join(parts[:depth])) for depth in range(len(parts))]
+            above.update(dict.fromkeys(ancestors))
+            self._sites.append((Weakly(ancestors[-1]), parts[-1], Weakly(module)))
+        for ancestor in above:
+            keep_hooks(
+                ancestor,
+                ancestor.register_forward_pre_hook(self._enter),
+                ancestor.register_forward_hook(self._leave, always_call=True),
+            )
 
-    def remove(self) -> None:
-        """Takes the hooks off the model again."""
-        for handle in self._handles:
-            handle.remove()
+    def has_passed(self, module: nn.Module) -> bool:
+        """True where a forward of `module`, in the mode that it is in, needs no watching any more."""
+        return not self._may_come_later and _forward_of(module) in self._passed
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_passed": set()}  # a copy is watched anew: code is not pickled
 
     def _enter(self, module: nn.Module, args: Any) -> None:
         if torch.compiler.is_compiling() or self._owner is not None:
             return
-        if any(parent._modules.get(name) is not child for parent, name, child in self._sites):
+        if any(_child(*site) is not site[2]() for site in self._sites):
             self._rearm()
-        has_passed = _forward_of(module) in self._passed
-        if has_passed and not self._may_come_later:
+        if self.has_passed(module):
             return
-        if not has_passed:
+        held = [partial for weakly in self._modules if isinstance(partial := weakly(), PartialModule)]
+        if not held:  # merged from within
+            return
+        if _forward_of(module) not in self._passed:
             _refuse_strangers(module)
-        self._owner, self._watch = module, _Watch(self.modules)
+        self._owner, self._watch = module, _Watch(held)
         self._calls = self._num_calls(module)
         self._watch.__enter__()
 
@@ -127,13 +134,13 @@ class Guard:
             self._passed.add(_forward_of(module))
 
     def _num_calls(self, module: nn.Module) -> dict[int, int]:
-        """Of the output layers in a module, how often each was called."""
-        return {id(each): each.num_calls for each in module.modules() if isinstance(each, RemapLinear)}
+        """Calls of each output layer in a module, by its id."""
+        return {id(layer): layer.num_calls for layer in module.modules() if isinstance(layer, RemapLinear)}
 
     def _refuse_other_losses(self, module: nn.Module, output: Any) -> None:
         """A loss that was computed from the weight of the output layer, and not by calling it, is of the wrong rows."""
         if self._calls and self._calls == self._num_calls(module) and getattr(output, "loss", None) is not None:
-            layer = next(each for each in module.modules() if isinstance(each, RemapLinear))
+            layer = next(layer for layer in module.modules() if isinstance(layer, RemapLinear))
             raise BypassError(
                 f"{type(module).__name__} gave a loss without calling its output layer {layer.table.name}, as fused losses do "
                 "(Liger, CCE): they would read the rows of a partial vocabulary as those of the full one. "
@@ -143,39 +150,25 @@ class Guard:
     def _rearm(self) -> None:
         """Something has been wrapped around a table since (an adapter, say): watch again, and know the wrapper by then."""
         self._passed.clear()
-        self._sites = [(parent, name, parent._modules[name] or child) for parent, name, child in self._sites]
+        self._sites = [(parent, name, Weakly(_child(parent, name, child))) for parent, name, child in self._sites]
         for _, _, wrapper in self._sites:
-            refuse_merging_adapters(wrapper)
+            refuse_merging(wrapper())
+
+
+def _child(parent: Weakly[nn.Module], name: str, child: Weakly[nn.Module]) -> nn.Module | None:
+    """The module that stands now where `child` stood; `child` itself where nothing else does."""
+    module = parent()
+    return (None if module is None else module._modules.get(name)) or child()
 
 
 def _refuse_strangers(root: nn.Module) -> None:
     """A module of another kind that shares a partial matrix, tied to it since, would take its rows for those of all ids."""
-    partial = {id(each.weight): each for each in root.modules() if isinstance(each, PartialModule)}
+    partial = {id(module.weight): module for module in partial_modules(root).values()}
     for path, module in root.named_modules():
-        found = partial.get(id(module._parameters.get("weight")))
-        if found is not None and not isinstance(module, PartialModule):
+        held = partial.get(id(module._parameters.get("weight")))
+        if held is not None and not isinstance(module, PartialModule):
             raise BypassError(
                 f"{path or type(module).__name__}: a {type(module).__name__} was given the partial weight of "
-                f"{found.table.name}, and would take its rows for those of all token ids, as peft's ensure_weight_tying does "
+                f"{held.table.name}, and would take its rows for those of all token ids, as peft's ensure_weight_tying does "
                 'with modules_to_save; name both matrices instead: modules_to_save=["embed_tokens", "lm_head"]'
             )
-
-
-def refuse_merging_adapters(wrapper: nn.Module | None) -> None:
-    """Makes an adapter on a shrunk table refuse to merge itself into it: its update has full rows, the table partial ones."""
-    table = getattr(wrapper, "base_layer", None)
-    if isinstance(table, PartialModule) and hasattr(wrapper, "merge"):
-        object.__setattr__(wrapper, "merge", _RefuseMerge(table))
-
-
-class _RefuseMerge:
-    def __init__(self, module: PartialModule):
-        self._module = [module]  # in a list, so that it does not register as a submodule anywhere
-
-    def __call__(self, *args: Any, **kwargs: Any) -> None:
-        module = self._module[0]
-        name = module.table.name if isinstance(module, PartialModule) else "the embedding"
-        raise BypassError(
-            f"{name}: an adapter on a partial vocabulary matrix cannot be merged into it, since its update has all rows; "
-            "call leanvocab.merge_(model) first, then merge the adapter"
-        )

@@ -1,6 +1,7 @@
-"""What a model does to its logits one by one, recorded: scaling, soft-capping, casts, an added bias.
+"""Operations of a model on its logits one by one, recorded: scaling, soft-capping, casts, an added bias.
 
-Such operations commute with cutting logits into chunks, so that a loss can be computed without ever holding all of them.
+They commute with cutting logits into chunks, so that a loss can be computed without ever holding all of them
+(docs/decisions/lazy-logits.md).
 """
 
 import operator
@@ -66,7 +67,7 @@ class Elementwise:
 
     @property
     def only_casts(self) -> bool:
-        """Whether gradients pass through unchanged but for their dtype."""
+        """True where gradients pass through unchanged but for their dtype."""
         return all(step.function is Tensor.to for step in self.steps)
 
     def dtype(self, scores: Tensor) -> torch.dtype:

@@ -1,7 +1,8 @@
 """An output layer over a partial vocabulary: a smaller matrix, and logits that are as wide as ever.
 
 `"frozen"`: the rows that are not kept do not train and are still in the softmax, so that the loss is the full model's.
-`"restricted"`: the softmax is over the kept rows alone, which is another objective.
+`"restricted"`: the softmax is over the kept rows alone, which is another objective. Everything that is not a matrix over the
+vocabulary, a bias for one, stays whole (docs/decisions/whole-tensors.md).
 """
 
 import warnings
@@ -12,12 +13,13 @@ from torch import Tensor, nn
 
 from leanvocab.errors import LeanVocabWarning, MissingTokenError
 from leanvocab.output.elementwise import Elementwise
-from leanvocab.output.lazy_logits import LazyLogits, Origin
-from leanvocab.output.loss import Columns
-from leanvocab.output.projection import FrozenRows, KeptRows
-from leanvocab.partial.missing import MissingNote
+from leanvocab.output.frozen_rows import FrozenRows
+from leanvocab.output.layer_snapshot import LayerSnapshot
+from leanvocab.output.lazy_logits import LazyLogits
+from leanvocab.output.loss import SoftmaxColumns
+from leanvocab.output.projection import KeptRows
+from leanvocab.partial.missing import MissingNote, describe_missing
 from leanvocab.partial.module import PartialModule
-from leanvocab.partial.partial_table import describe_missing
 
 
 class RemapLinear(PartialModule, nn.Linear):
@@ -33,22 +35,22 @@ class RemapLinear(PartialModule, nn.Linear):
 
     own_attributes: ClassVar[tuple[str, ...]] = (
         *PartialModule.own_attributes,
-        "_frozen",
+        "frozen_rows",
         "_ids",
         "_missing",
         "num_calls",
     )
-    _frozen: FrozenRows | None
+    frozen_rows: FrozenRows | None  # once logits have been computed, in the frozen mode
     _ids: Tensor
     _missing: MissingNote
     num_calls: int  # of forwards, which tells whether a loss went around the layer
 
     def settle_on_device(self) -> None:
-        """What lies on the weight's device."""
+        """Puts beside the weight what belongs on its device."""
         device = torch.device("cpu") if self.weight.is_meta else self.weight.device
         self._ids = self.table.token_ids.to(device)
-        frozen = self.__dict__.get("_frozen")
-        self._frozen = frozen if frozen is not None and frozen.device == device else None
+        frozen = self.__dict__.get("frozen_rows")
+        self.frozen_rows = frozen if frozen is not None and frozen.device == device else None
         self._missing = MissingNote(device)
         self.num_calls = self.__dict__.get("num_calls", 0)
 
@@ -68,23 +70,25 @@ class RemapLinear(PartialModule, nn.Linear):
         elementwise = Elementwise(self.table.full_size)
         if self.bias is not None:
             elementwise = elementwise.plus(self.bias.to(input.dtype))
-        origin = Origin(self.table.name, self.weight, self._columns(input), self._check_labels, torch.is_grad_enabled())
-        return LazyLogits(input, origin, elementwise)
+        snapshot = LayerSnapshot(
+            self.table.name, self.weight, self._columns(input), self._check_labels, torch.is_grad_enabled()
+        )
+        return LazyLogits(input, snapshot, elementwise)
 
     def raise_if_missing(self) -> None:
         """Raises `MissingTokenError` for a label that was missing since the last call."""
-        found = self._missing.take()
-        if found is not None:
-            raise MissingTokenError(self._describe(*found))
+        missing = self._missing.take()
+        if missing is not None:
+            raise MissingTokenError(self._describe(*missing))
 
-    def _columns(self, hidden: Tensor) -> Columns:
+    def _columns(self, hidden: Tensor) -> SoftmaxColumns:
         if self.table.output == "restricted":
             kept = self._kept_rows(hidden.device)
-            return Columns(lambda: kept, None, self.table.num_rows)
-        if self._frozen is None or not self._frozen.fits(self.table, hidden.device, hidden.dtype):
-            self._frozen = FrozenRows(self.table, hidden.device, hidden.dtype)
-        blocks = self._frozen.blocks if self.table.frozen_rows_on == "host" else None
-        return Columns(self._frozen.whole, blocks, self.table.full_size)
+            return SoftmaxColumns(lambda: kept, None, self.table.num_rows)
+        frozen = self.frozen_rows
+        if frozen is None or not frozen.fits(self.table, hidden.device, hidden.dtype):
+            frozen = self.frozen_rows = FrozenRows(self.table, hidden.device, hidden.dtype)
+        return SoftmaxColumns(frozen.whole, frozen.blocks if frozen.sizes.on_host else None, self.table.full_size)
 
     def _kept_rows(self, device: torch.device) -> KeptRows:
         if self._ids.device != device:  # some libraries move parameters one by one (FSDP)

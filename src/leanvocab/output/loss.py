@@ -3,12 +3,12 @@
 loss = logsumexp over all columns − the label's score, so the gradient of the scores is softmax − one-hot. Scores are computed
 for a few tokens at a time, turned into their gradient in place, and dropped: two products with the frozen rows where
 ordinary training has three, since nothing is computed for the gradient of rows that do not train. Tokens whose label is
-ignored are left out from the start.
+ignored are left out from the start (docs/decisions/frozen-rows.md).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,22 +16,39 @@ from torch.autograd.function import once_differentiable
 
 from leanvocab.choices import IGNORE_INDEX
 from leanvocab.output.elementwise import Elementwise
+from leanvocab.output.frozen_rows import FrozenSizes
 from leanvocab.output.projection import Projection
 
 # Scores that are held at once. A product reads and rearranges all frozen rows for each chunk: at 262,144 × 640 on two CPU
 # cores the two products took 2.58 s for 512 tokens in chunks of 128 MiB, 2.37 s in chunks of 256 MiB (limit: 2.14 s).
 CHUNK_BYTES = {"cpu": 256 << 20, "cuda": 512 << 20}
+_WIDE_BYTES = 4  # scores and sums of gradients are in fp32 at least
 
 Gradients = tuple[Tensor | None, ...]
 
 
 def tokens_at_once(device: torch.device, value_bytes: int, num_columns: int) -> int:
-    """How many tokens' scores are held at once."""
-    return max(1, CHUNK_BYTES.get(device.type, CHUNK_BYTES["cuda"]) // (value_bytes * num_columns))
+    """Number of tokens whose scores are held at once."""
+    chunk_bytes = CHUNK_BYTES.get(device.type, CHUNK_BYTES["cuda"])
+    return max(1, chunk_bytes // (max(_WIDE_BYTES, value_bytes) * num_columns))
+
+
+def peak_bytes(num_tokens: int, kept_rows: int, dim: int, computed: torch.dtype, frozen: FrozenSizes | None) -> int:
+    """Bytes that the loss holds at its peak on a GPU, beside the frozen rows: by arithmetic, for an estimate.
+
+    Scores of one chunk of tokens, in the dtype of the product and in fp32, those of kept rows among frozen ones a second time;
+    sums of gradients; frozen rows on their way to the product.
+    """
+    num_columns = kept_rows if frozen is None else frozen.columns_at_once
+    again = 0 if frozen is None else min(kept_rows, num_columns)
+    step = min(tokens_at_once(torch.device("cuda"), computed.itemsize, num_columns), num_tokens)
+    score_bytes = _WIDE_BYTES + (computed.itemsize if computed.itemsize < _WIDE_BYTES else 0)
+    sums_bytes = (num_tokens + kept_rows) * dim * _WIDE_BYTES
+    return step * (num_columns + again) * score_bytes + sums_bytes + (0 if frozen is None else frozen.moving_bytes)
 
 
 @dataclass(frozen=True)
-class Columns:
+class SoftmaxColumns:
     """The columns that the softmax is over: at once, or block by block where frozen rows are streamed to a device."""
 
     whole: Callable[[], Projection]
@@ -39,13 +56,13 @@ class Columns:
     num_columns: int
 
     def in_order(self) -> Iterable[Projection]:
-        """What gives all columns one after the other; where blocks are streamed, the whole never comes to the device."""
+        """Projections of all columns, one after the other; where blocks are streamed, the whole never comes to the device."""
         return [self.whole()] if self.blocks is None else self.blocks()
 
 
 @dataclass(frozen=True)
-class Reduction:
-    """What `torch.nn.functional.cross_entropy` is asked for."""
+class LossOptions:
+    """Options of `torch.nn.functional.cross_entropy`."""
 
     ignore_index: int = IGNORE_INDEX
     reduction: str = "mean"
@@ -53,49 +70,66 @@ class Reduction:
 
 
 def cross_entropy(
-    columns: Columns, elementwise: Elementwise, hidden: Tensor, weight: Tensor, labels: Tensor, asked: Reduction
+    columns: SoftmaxColumns,
+    elementwise: Elementwise,
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    options: LossOptions,
 ) -> Tensor:
     """The loss of `labels` [n] (full ids) for hidden states [n, dim] and kept rows [len(vocabulary), dim].
 
     Hidden states, kept rows and the operands of the elementwise operations get gradients. Equal to the full model's loss
     with the other rows' gradients masked, up to the rounding of sums. A label that has no column has an infinite loss.
     """
-    counted = (labels != asked.ignore_index).nonzero()[:, 0]
+    counted = (labels != options.ignore_index).nonzero()[:, 0]
     used, targets = hidden.index_select(0, counted), labels.index_select(0, counted)
     kept = weight.to(hidden.dtype)  # under autocast
     operands = elementwise.operands()
     # Asked here: within a Function there is no telling whether anybody wants a gradient.
-    wanted = _Wanted(any(each.requires_grad for each in (used, kept, *operands)), kept.requires_grad)
-    wanted = wanted if torch.is_grad_enabled() else _Wanted(False, False)
-    work = _Pass(columns, elementwise, targets, asked.label_smoothing)
-    losses: Tensor = _CrossEntropy.apply(work, asked.reduction != "none", wanted, used, kept, *operands)
+    wanted = _NO_GRADIENTS
+    if torch.is_grad_enabled():
+        wanted = _GradientsWanted(any(each.requires_grad for each in (used, kept, *operands)), kept.requires_grad)
+    work = _LossPass(columns, elementwise, targets, options.label_smoothing)
+    losses: Tensor = _CrossEntropy.apply(work, options.reduction != "none", wanted, used, kept, *operands)
     dtype = elementwise.dtype(hidden)
-    if asked.reduction == "none":
+    if options.reduction == "none":
         return hidden.new_zeros(len(hidden), dtype=losses.dtype).index_copy(0, counted, losses).to(dtype)
-    return (losses / len(counted) if asked.reduction == "mean" else losses).to(dtype)
+    return (losses / len(counted) if options.reduction == "mean" else losses).to(dtype)
 
 
 @dataclass(frozen=True)
-class _Wanted:
-    """Whether any gradient is wanted, and whether that of the kept rows is, which costs a product."""
+class _GradientsWanted:
+    """Gradients that somebody wants: any at all, and that of the kept rows, which costs a product."""
 
     any: bool
     of_weight: bool
+
+
+class _Inputs(NamedTuple):
+    """Hidden states [n, dim], kept rows and operands: all that may get gradients."""
+
+    hidden: Tensor
+    weight: Tensor
+    operands: Sequence[Tensor]
+
+
+_NO_GRADIENTS = _GradientsWanted(False, False)
 
 
 class _CrossEntropy(torch.autograd.Function):
     """Losses [n], or their sum. The gradient of a sum is computed beside it, that of single losses when it is asked for."""
 
     @staticmethod
-    def forward(
-        ctx: Any, work: "_Pass", is_sum: bool, wanted: _Wanted, hidden: Tensor, weight: Tensor, *operands: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, work: "_LossPass", is_sum: bool, wanted: _GradientsWanted, *inputs: Tensor) -> Tensor:
+        hidden, weight, *operands = inputs
         # In fp16, what the loss is scaled with keeps gradients from vanishing, and it is known in the backward only.
         ctx.at_once = is_sum and hidden.dtype != torch.float16
         ctx.work, ctx.wanted = work, wanted
-        losses, gradients = work.run(hidden, weight, operands, wanted if ctx.at_once else _Wanted(False, False), None)
+        now = wanted if ctx.at_once else _NO_GRADIENTS
+        losses, gradients = work.run(_Inputs(hidden, weight, operands), now, None)
         if wanted.any:  # saved so, they are let go of by the backward
-            ctx.save_for_backward(*(gradients if ctx.at_once else (hidden, weight, *operands)))
+            ctx.save_for_backward(*(gradients if ctx.at_once else inputs))
         return losses.sum() if is_sum else losses
 
     @staticmethod
@@ -106,7 +140,7 @@ class _CrossEntropy(torch.autograd.Function):
         else:
             hidden, weight, *operands = ctx.saved_tensors
             scale = gradient.expand(len(hidden)).unsqueeze(1)
-            _, gradients = ctx.work.run(hidden, weight, operands, ctx.wanted, scale)
+            _, gradients = ctx.work.run(_Inputs(hidden, weight, operands), ctx.wanted, scale)
         needed = [each if needs else None for each, needs in zip(gradients, ctx.needs_input_grad[3:], strict=True)]
         return None, None, None, *needed
 
@@ -116,86 +150,78 @@ def _times(value: Tensor | None, factor: Tensor) -> Tensor | None:
 
 
 @dataclass(frozen=True)
-class _Pass:
+class _LossPass:
     """One pass over the tokens: losses in fp32, and gradients of their sum."""
 
-    columns: Columns
+    columns: SoftmaxColumns
     elementwise: Elementwise
     labels: Tensor
     smoothing: float
 
-    def run(
-        self, hidden: Tensor, weight: Tensor, operands: Sequence[Tensor], wanted: _Wanted, scale: Tensor | None
-    ) -> tuple[Tensor, Gradients]:
+    def run(self, inputs: _Inputs, wanted: _GradientsWanted, scale: Tensor | None) -> tuple[Tensor, Gradients]:
         """Losses [n]; gradients of hidden states, kept rows and operands, where they are wanted, of the losses times `scale`
         [n, 1] (None: of all of them)."""
-        with torch.autocast(hidden.device.type, enabled=False):
-            summed = _Sums(hidden, weight, operands, wanted.of_weight) if wanted.any else None
-            run = self._at_once if self.columns.blocks is None else self._in_blocks
-            losses = run(hidden, weight, operands, scale, summed)
-            return losses, summed.gradients(hidden, weight) if summed else ()
+        with torch.autocast(inputs.hidden.device.type, enabled=False):
+            sums = _GradientSums(inputs, wanted.of_weight) if wanted.any else None
+            run = self._in_chunks if self.columns.blocks is None else self._in_blocks
+            losses = run(inputs, scale, sums)
+            return losses, sums.gradients() if sums else ()
 
-    def _at_once(
-        self, hidden: Tensor, weight: Tensor, operands: Sequence[Tensor], scale: Tensor | None, summed: "_Sums | None"
-    ) -> Tensor:
-        projection = self.columns.whole()
-        places = projection.columns_of(self.labels)
+    def _in_chunks(self, inputs: _Inputs, scale: Tensor | None, sums: "_GradientSums | None") -> Tensor:
+        projection, hidden = self.columns.whole(), inputs.hidden
+        label_columns = projection.columns_of(self.labels)
         losses = hidden.new_empty(len(hidden), dtype=_wide(hidden.dtype))
         chunks = list(self._tokens(hidden, self.columns.num_columns))
         # One piece of memory for all chunks: the system gives new pages for each otherwise.
-        room = (
-            hidden.new_empty(chunks[0].stop, self.columns.num_columns)
-            if chunks and self.elementwise.only_casts
-            else None
-        )
+        room = None
+        if chunks and self.elementwise.only_casts:
+            room = hidden.new_empty(chunks[0].stop, self.columns.num_columns)
         for tokens in chunks:
             out = None if room is None else room[: tokens.stop - tokens.start]
-            scores = _Scores(projection, self.elementwise, hidden[tokens], weight, operands, summed is not None, out)
-            losses[tokens] = scores.become_softmax(places[tokens], self.smoothing)
-            if summed is not None:
-                summed.add(tokens, scores, self._gradient(scores, places[tokens], _at(scale, tokens)))
+            scores = _Scores(projection, self.elementwise, inputs, tokens, sums is not None, out)
+            losses[tokens] = scores.turn_into_softmax(label_columns[tokens], self.smoothing)
+            if sums is not None:
+                sums.add(tokens, scores, self._gradient(scores, label_columns[tokens], _at(scale, tokens)))
             del scores  # before the next ones are made, not after
         return losses
 
-    def _in_blocks(
-        self, hidden: Tensor, weight: Tensor, operands: Sequence[Tensor], scale: Tensor | None, summed: "_Sums | None"
-    ) -> Tensor:
+    def _in_blocks(self, inputs: _Inputs, scale: Tensor | None, sums: "_GradientSums | None") -> Tensor:
         """Twice over the blocks: the first time for the logsumexp, the second for the gradients."""
-        assert self.columns.blocks is not None
+        hidden = inputs.hidden
         lse = hidden.new_full((len(hidden),), -torch.inf, dtype=_wide(hidden.dtype))
         of_label, total = torch.full_like(lse, -torch.inf), torch.zeros_like(lse)
-        for projection, tokens, places in self._blocks(hidden):
-            wide = _Scores(projection, self.elementwise, hidden[tokens], weight, operands, False).wide
+        for projection, tokens, label_columns in self._blocks(hidden):
+            wide = _Scores(projection, self.elementwise, inputs, tokens, False).wide
             lse[tokens] = torch.logaddexp(lse[tokens], wide.logsumexp(-1))
-            of_label[tokens] = torch.maximum(of_label[tokens], _label_scores(wide, places))
+            of_label[tokens] = torch.maximum(of_label[tokens], _label_scores(wide, label_columns))
             if self.smoothing:
                 total[tokens] += wide.sum(-1)
             del wide
-        if summed is not None:
-            for projection, tokens, places in self._blocks(hidden):
-                scores = _Scores(projection, self.elementwise, hidden[tokens], weight, operands, True)
+        if sums is not None:
+            for projection, tokens, label_columns in self._blocks(hidden):
+                scores = _Scores(projection, self.elementwise, inputs, tokens, True)
                 scores.softmax = scores.wide.sub_(lse[tokens].unsqueeze(1)).exp_()
-                summed.add(tokens, scores, self._gradient(scores, places, _at(scale, tokens)))
+                sums.add(tokens, scores, self._gradient(scores, label_columns, _at(scale, tokens)))
                 del scores
         return _loss(lse, of_label, total / self.columns.num_columns, self.smoothing)
 
     def _blocks(self, hidden: Tensor) -> Iterator[tuple[Projection, slice, Tensor]]:
         assert self.columns.blocks is not None
         for projection in self.columns.blocks():
-            places = projection.columns_of(self.labels)
+            label_columns = projection.columns_of(self.labels)
             for tokens in self._tokens(hidden, projection.num_columns):
-                yield projection, tokens, places[tokens]
+                yield projection, tokens, label_columns[tokens]
 
     def _tokens(self, hidden: Tensor, num_columns: int) -> Iterator[slice]:
-        step = tokens_at_once(hidden.device, max(4, hidden.element_size()), num_columns)
+        step = tokens_at_once(hidden.device, hidden.element_size(), num_columns)
         return (slice(start, min(start + step, len(hidden))) for start in range(0, len(hidden), step))
 
-    def _gradient(self, scores: "_Scores", places: Tensor, scale: Tensor | None) -> Tensor:
+    def _gradient(self, scores: "_Scores", label_columns: Tensor, scale: Tensor | None) -> Tensor:
         """softmax − one-hot (smoothed), times the scale; overwrites the softmax."""
         gradient = scores.softmax
-        here = places >= 0
+        here = label_columns >= 0
         step = here.to(gradient.dtype).mul_(self.smoothing - 1)
-        gradient.scatter_add_(1, places.clamp(min=0).unsqueeze(1), step.unsqueeze(1))
+        gradient.scatter_add_(1, label_columns.clamp(min=0).unsqueeze(1), step.unsqueeze(1))
         if self.smoothing:
             gradient.sub_(self.smoothing / self.columns.num_columns)
         return gradient if scale is None else gradient.mul_(scale)
@@ -212,30 +238,28 @@ class _Scores:
         self,
         projection: Projection,
         elementwise: Elementwise,
-        hidden: Tensor,
-        weight: Tensor,
-        operands: Sequence[Tensor],
+        inputs: _Inputs,
+        tokens: slice,
         with_graph: bool,
         out: Tensor | None = None,
     ):
-        self.projection, self.hidden, self.weight = projection, hidden, weight
+        self.projection, self.hidden, self.weight = projection, inputs.hidden[tokens], inputs.weight
         self._has_graph = with_graph and not elementwise.only_casts
-        self._raw = projection.project(hidden, weight, None if self._has_graph else out)
+        self._raw = projection.project(self.hidden, self.weight, None if self._has_graph else out)
+        self._operands = list(inputs.operands)
         if self._has_graph:
             self._raw.requires_grad_()
-            self._operands = [each.detach().requires_grad_(each.is_floating_point()) for each in operands]
-        else:
-            self._operands = list(operands)
+            self._operands = [each.detach().requires_grad_(each.is_floating_point()) for each in inputs.operands]
         with torch.set_grad_enabled(self._has_graph):
             self._final = elementwise.with_operands(self._operands)(self._raw, projection.arrange)
         wide = self._final.detach().to(_wide(self._final.dtype))
         self.wide = wide.clone() if self._has_graph and wide.data_ptr() == self._final.data_ptr() else wide
         self.softmax = self.wide
 
-    def become_softmax(self, places: Tensor, smoothing: float) -> Tensor:
-        """The losses; what was the scores is the softmax then."""
+    def turn_into_softmax(self, label_columns: Tensor, smoothing: float) -> Tensor:
+        """Writes the softmax over the scores, and returns the losses of labels in `label_columns`."""
         top = self.wide.amax(-1)
-        of_label = _label_scores(self.wide, places)
+        of_label = _label_scores(self.wide, label_columns)
         mean = self.wide.mean(-1) if smoothing else torch.zeros_like(of_label)
         self.softmax = torch.softmax(self.wide, -1, out=self.wide)
         lse = top - self.softmax.amax(-1).log()
@@ -246,19 +270,19 @@ class _Scores:
         if not self._has_graph:
             return gradient.to(self._raw.dtype), [None] * len(self._operands)
         inputs = [self._raw, *(each for each in self._operands if each.requires_grad)]
-        found = iter(torch.autograd.grad(self._final, inputs, gradient.to(self._final.dtype), allow_unused=True))
-        of_raw = next(found)
-        return of_raw, [next(found) if each.requires_grad else None for each in self._operands]
+        gradients = iter(torch.autograd.grad(self._final, inputs, gradient.to(self._final.dtype), allow_unused=True))
+        of_raw = next(gradients)
+        return of_raw, [next(gradients) if each.requires_grad else None for each in self._operands]
 
 
-class _Sums:
+class _GradientSums:
     """Gradients, added up over tokens and blocks."""
 
-    def __init__(self, hidden: Tensor, weight: Tensor, operands: Sequence[Tensor], with_weight: bool):
-        self.of_hidden = torch.zeros_like(hidden, dtype=_wide(hidden.dtype))
-        self.of_weight = torch.zeros_like(weight, dtype=_wide(weight.dtype)) if with_weight else None
-        self.of_operands = [torch.zeros_like(each, dtype=_wide(each.dtype)) for each in operands]
-        self._dtypes = [each.dtype for each in operands]
+    def __init__(self, inputs: _Inputs, with_weight: bool):
+        self._inputs = inputs
+        self.of_hidden = _wide_zeros(inputs.hidden)
+        self.of_weight = _wide_zeros(inputs.weight) if with_weight else None
+        self.of_operands = [_wide_zeros(operand) for operand in inputs.operands]
 
     def add(self, tokens: slice, scores: _Scores, gradient: Tensor) -> None:
         of_raw, of_operands = scores.pull_back(gradient)
@@ -267,24 +291,29 @@ class _Sums:
         self.of_hidden[tokens].add_(of_hidden)
         if self.of_weight is not None and of_weight is not None:
             self.of_weight[projection.kept].add_(of_weight)
-        for total, each in zip(self.of_operands, of_operands, strict=True):
-            if each is not None:
-                total += each
+        for total, of_operand in zip(self.of_operands, of_operands, strict=True):
+            if of_operand is not None:
+                total += of_operand
 
-    def gradients(self, hidden: Tensor, weight: Tensor) -> Gradients:
-        operands = (total.to(dtype) for total, dtype in zip(self.of_operands, self._dtypes, strict=True))
+    def gradients(self) -> Gradients:
+        hidden, weight, operands = self._inputs
+        of_operands = (total.to(operand.dtype) for total, operand in zip(self.of_operands, operands, strict=True))
         of_weight = None if self.of_weight is None else self.of_weight.to(weight.dtype)
-        return self.of_hidden.to(hidden.dtype), of_weight, *operands
+        return self.of_hidden.to(hidden.dtype), of_weight, *of_operands
+
+
+def _wide_zeros(tensor: Tensor) -> Tensor:
+    return torch.zeros_like(tensor, dtype=_wide(tensor.dtype))
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32) if dtype.is_floating_point else torch.float32
 
 
-def _label_scores(wide: Tensor, places: Tensor) -> Tensor:
+def _label_scores(wide: Tensor, label_columns: Tensor) -> Tensor:
     """Scores of the labels, −inf for those that have no column."""
-    found = wide.gather(1, places.clamp(min=0).unsqueeze(1)).squeeze(1)
-    return found.masked_fill(places < 0, -torch.inf)
+    scores = wide.gather(1, label_columns.clamp(min=0).unsqueeze(1)).squeeze(1)
+    return scores.masked_fill(label_columns < 0, -torch.inf)
 
 
 def _loss(lse: Tensor, of_label: Tensor, mean: Tensor, smoothing: float) -> Tensor:

@@ -1,7 +1,7 @@
 """Hidden states → scores of tokens, over rows of which only some train, and back.
 
 A projection covers a set of columns (token ids) in an order of its own. Kept rows are those that train; frozen rows are all
-others. None of them ever makes one matrix of the two.
+others. None of them ever makes one matrix of the two (docs/decisions/frozen-rows.md).
 """
 
 import functools
@@ -12,9 +12,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from leanvocab.partial.devices import has_streams
-from leanvocab.partial.partial_table import PartialTable
-
 STREAMED_BYTES = 64 << 20  # one block of frozen rows on its way to a device, or to another dtype
 
 
@@ -23,11 +20,11 @@ class Projection(Protocol):
 
     @property
     def kept(self) -> slice:
-        """Which of the kept rows have columns here."""
+        """The kept rows that have columns here."""
 
     @property
     def num_columns(self) -> int:
-        """How many columns there are."""
+        """Number of columns."""
 
     def project(self, hidden: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
         """Scores [n, columns] of hidden states [n, dim], in `out` if given; `weight` [len(vocabulary), dim] are all kept rows."""
@@ -68,8 +65,8 @@ class KeptRows:
         return gradient @ weight, _rows_gradient(gradient, hidden)
 
     def columns_of(self, token_ids: Tensor) -> Tensor:
-        places = torch.searchsorted(self.token_ids, token_ids).clamp_(max=len(self.token_ids) - 1)
-        return torch.where(self.token_ids[places] == token_ids, places, -1)
+        columns = torch.searchsorted(self.token_ids, token_ids).clamp_(max=len(self.token_ids) - 1)
+        return torch.where(self.token_ids[columns] == token_ids, columns, -1)
 
     def arrange(self, values: Tensor) -> Tensor:
         return values.index_select(0, self.token_ids)
@@ -122,19 +119,19 @@ class CompactRows:
     """Kept rows, then frozen ones in a matrix of their own: no row is held or computed twice."""
 
     rows: Tensor  # [full_size - len(vocabulary), dim], of any dtype
-    order: Tensor  # [full_size]: the id of each column
-    places: Tensor  # [full_size]: the column of each id
+    id_of_column: Tensor  # [full_size]
+    column_of_id: Tensor  # [full_size]
 
     @property
     def kept(self) -> slice:
-        return slice(0, len(self.order) - len(self.rows))
+        return slice(0, len(self.id_of_column) - len(self.rows))
 
     @property
     def num_columns(self) -> int:
-        return len(self.order)
+        return len(self.id_of_column)
 
     def project(self, hidden: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
-        scores = hidden.new_empty(len(hidden), len(self.order)) if out is None else out
+        scores = hidden.new_empty(len(hidden), len(self.id_of_column)) if out is None else out
         torch.mm(hidden, weight.t(), out=scores[:, : len(weight)])
         _multiply(hidden, self.rows, scores[:, len(weight) :])
         return scores
@@ -144,13 +141,13 @@ class CompactRows:
         return torch.addmm(_multiply_back(of_frozen, self.rows), of_kept, weight), _rows_gradient(of_kept, hidden)
 
     def columns_of(self, token_ids: Tensor) -> Tensor:
-        return self.places[token_ids]
+        return self.column_of_id[token_ids]
 
     def arrange(self, values: Tensor) -> Tensor:
-        return values.index_select(0, self.order)
+        return values.index_select(0, self.id_of_column)
 
     def in_full_order(self, scores: Tensor) -> Tensor:
-        return scores.index_select(-1, self.places)
+        return scores.index_select(-1, self.column_of_id)
 
 
 def _rows_gradient(gradient: Tensor, hidden: Tensor | None) -> Tensor | None:
@@ -174,83 +171,16 @@ def _blocks_as(rows: Tensor, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]
     if rows.dtype == dtype:
         yield 0, rows
         return
-    step = _rows_in_a_block(rows, dtype)
+    step = rows_in_a_block(rows.shape[1], dtype)
     room = torch.empty(min(step, len(rows)), rows.shape[1], device=rows.device, dtype=dtype)
     for start in range(0, max(1, len(rows)), step):
         block = rows[start : start + step]
         yield start, room[: len(block)].copy_(block)
 
 
-def _rows_in_a_block(rows: Tensor, dtype: torch.dtype) -> int:
-    return max(1, STREAMED_BYTES // max(1, rows.shape[1] * dtype.itemsize))
-
-
-class FrozenRows:
-    """The rows of a table that do not train, where they are multiplied.
-
-    On a CPU they are a view of the table's store, which may be a mapped file. On another device they are held there, without
-    the kept ones, or brought there block by block; in the dtype of the store or that of the product, whichever is narrower,
-    so that rows of bf16 that are multiplied in fp32 (QLoRA's) take no more room than they did.
-    """
-
-    def __init__(self, table: PartialTable, device: torch.device, dtype: torch.dtype):
-        self.table, self.device, self.dtype = table, device, dtype
-        self._source = table.frozen_rows()
-        self._store = table.store
-        self._whole: Projection | None = None
-
-    def fits(self, table: PartialTable, device: torch.device, dtype: torch.dtype) -> bool:
-        """Whether these are still the rows of the table, for this device and dtype."""
-        return self._store is table.store and self.device == device and self.dtype == dtype
-
-    def whole(self) -> Projection:
-        """All columns at once."""
-        if self._whole is None:
-            self._whole = self._mapped() if self.device.type == "cpu" else self._compact()
-        return self._whole
-
-    def blocks(self) -> Iterator[Projection]:
-        """All columns, one block after the other."""
-        step = _rows_in_a_block(self._source, self.dtype)
-        ids = self.table.token_ids
-        for start in range(0, len(self._source), step):
-            rows = self._source[start : start + step]
-            first, last = (int(place) for place in torch.searchsorted(ids, torch.tensor([start, start + len(rows)])))
-            here = (ids[first:last] - start).to(self.device)
-            yield MappedRows(self._brought(rows).to(self.dtype), here, slice(first, last), start)
-
-    @property
-    def held_dtype(self) -> torch.dtype:
-        """The dtype of the rows on the device."""
-        return self.dtype if self.dtype.itemsize <= self._source.dtype.itemsize else self._source.dtype
-
-    def _brought(self, rows: Tensor) -> Tensor:
-        rows = rows.to(self.held_dtype)
-        return (
-            rows.pin_memory().to(self.device, non_blocking=True) if has_streams(self.device) else rows.to(self.device)
-        )
-
-    def _mapped(self) -> Projection:
-        return MappedRows(self._source, self.table.token_ids, slice(0, self.table.num_rows))
-
-    def _compact(self) -> Projection:
-        kept = torch.zeros(self.table.full_size, dtype=torch.bool)
-        kept[self.table.token_ids] = True
-        others = (~kept).nonzero()[:, 0]
-        order = torch.cat([self.table.token_ids, others])
-        places = torch.empty_like(order)
-        places[order] = torch.arange(len(order))
-        rows = torch.empty(len(others), self._source.shape[1], device=self.device, dtype=self.held_dtype)
-        step = _rows_in_a_block(self._source, self._source.dtype)
-        for start in range(0, len(others), step):
-            rows[start : start + step] = self._source[others[start : start + step]].to(self.device, self.held_dtype)
-        return CompactRows(rows, order.to(self.device), places.to(self.device))
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "FrozenRows":
-        return self  # read-only, so copies of a model share it
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(None), ()  # made anew from the table
+def rows_in_a_block(dim: int, dtype: torch.dtype) -> int:
+    """Rows of a width and dtype that are on their way to a device, or to another dtype, at once."""
+    return max(1, STREAMED_BYTES // max(1, dim * dtype.itemsize))
 
 
 class _Project(torch.autograd.Function):

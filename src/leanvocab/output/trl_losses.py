@@ -2,7 +2,8 @@
 
 TRL's trainers give a model a forward that takes `fused_lm_head=True`, multiplies hidden states with `lm_head.weight` itself,
 and gives log-probabilities of labels. Of a partial matrix these would be of other tokens, and TRL cannot switch it off. Two of
-torch's hooks take the argument away, and make what was asked for of lazy logits: in chunks too, over the output mode's softmax.
+torch's hooks take the argument away, and make what was asked for of lazy logits: in chunks too, over the output mode's softmax
+(docs/decisions/trls-losses.md).
 """
 
 import sys
@@ -19,31 +20,25 @@ from leanvocab.errors import BypassError
 from leanvocab.output.layer import RemapLinear
 from leanvocab.output.lazy_logits import LazyLogits
 from leanvocab.output.loss import tokens_at_once
+from leanvocab.partial.attachments import keep_hooks
 
 _FORWARD = "_fused_forward"  # the name of TRL's function, whose closure holds what its trainer chose
-_asked: list[tuple[nn.Module, dict[str, Any]]] = []  # forwards under way, and what they were asked for
+forwards_under_way: list[tuple[nn.Module, dict[str, Any]]] = []  # the modules, and what they were asked for
 
 
 def serve(model: nn.Module) -> None:
     """Sees to it that what holds a partial output layer answers `fused_lm_head=True`."""
-    above = [each for each in model.modules() if _holds_output(each) and not isinstance(each, RemapLinear)]
+    above = [module for module in model.modules() if _holds_output(module) and not isinstance(module, RemapLinear)]
     for module in above:
         if _enter not in module._forward_pre_hooks.values():
-            module.register_forward_pre_hook(_enter, with_kwargs=True)
-            module.register_forward_hook(_leave, always_call=True)
+            keep_hooks(
+                module,
+                module.register_forward_pre_hook(_enter, with_kwargs=True),
+                module.register_forward_hook(_leave, always_call=True),
+            )
             for child in module.children():
                 if not _holds_output(child):
-                    child.register_forward_pre_hook(_refuse_unserved)
-
-
-def stop_serving(model: nn.Module) -> None:
-    """Takes the hooks off a model again."""
-    for module in model.modules():
-        for hooks in (module._forward_pre_hooks, module._forward_hooks):
-            for key in [key for key, hook in hooks.items() if hook in (_enter, _leave, _refuse_unserved)]:
-                del hooks[key]
-                module._forward_pre_hooks_with_kwargs.pop(key, None)
-                module._forward_hooks_always_called.pop(key, None)
+                    keep_hooks(child, child.register_forward_pre_hook(_refuse_unserved))
 
 
 def _holds_output(module: nn.Module) -> bool:
@@ -54,27 +49,27 @@ def _enter(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
     if not kwargs.get("fused_lm_head") or not _holds_output(module):
         return None
     own = {name: kwargs.pop(name, None) for name in ("labels", "shift_labels", "num_items_in_batch", "fused_lm_head")}
-    _asked.append((module, own | _chosen(module)))
+    forwards_under_way.append((module, own | _chosen(module)))
     return args, {**kwargs, "use_cache": False}
 
 
 def _leave(module: nn.Module, args: Any, output: Any) -> Any:
-    if not _asked or _asked[-1][0] is not module:
+    if not forwards_under_way or forwards_under_way[-1][0] is not module:
         return None
-    asked = _asked.pop()[1]
+    asked = forwards_under_way.pop()[1]
     return None if output is None else _answer(module, output, **asked)  # None where the forward raised
 
 
 def _chosen(module: nn.Module) -> dict[str, Any]:
     """Temperature and fields, as the trainer gave them to its function."""
-    for each in module.modules():
+    for inner in module.modules():
         for name in ("_original_forward", "forward"):  # accelerate keeps what it wraps under the first
-            function = getattr(each.__dict__.get(name), "__func__", None)
+            function = getattr(inner.__dict__.get(name), "__func__", None)
             if function is not None and function.__code__.co_name == _FORWARD:
                 values = (cell.cell_contents for cell in function.__closure__)
-                found = dict(zip(function.__code__.co_freevars, values, strict=True))
-                if not found["cast_lm_head_to_fp32"]:
-                    return {"fields": found["outputs"], "temperature": found["temperature"]}
+                chosen = dict(zip(function.__code__.co_freevars, values, strict=True))
+                if not chosen["cast_lm_head_to_fp32"]:
+                    return {"fields": chosen["outputs"], "temperature": chosen["temperature"]}
     raise BypassError(
         f"{type(module).__name__}: fused_lm_head=True with cast_lm_head_to_fp32=True, or in a way that is not known here, would "
         "read the rows of a partial vocabulary as those of the full one; leave cast_lm_head_to_fp32 out, or train with "
@@ -106,18 +101,18 @@ def _answer(module: Any, output: Any, fields: tuple[str, ...], temperature: floa
         logits = logits[:, :-1]
     mask = labels != IGNORE_INDEX
     scores, targets = (logits[mask] / temperature).float(), labels[mask]
-    found = {"log_probs": -F.cross_entropy(scores, targets, reduction="none"), **_statistics(scores, targets, fields)}
-    found = {name: value.new_zeros(mask.shape).masked_scatter(mask, value) for name, value in found.items()}
+    flat = {"log_probs": -F.cross_entropy(scores, targets, reduction="none"), **_statistics(scores, targets, fields)}
+    values = {name: value.new_zeros(mask.shape).masked_scatter(mask, value) for name, value in flat.items()}
     count = asked["num_items_in_batch"]
-    loss = -found["log_probs"].sum() / (mask.sum().clamp(min=1) if count is None else count)
+    loss = -values["log_probs"].sum() / (mask.sum().clamp(min=1) if count is None else count)
     aux_loss = getattr(output, "aux_loss", None)
     if aux_loss is not None:  # experts
         loss = loss + getattr(module.config.get_text_config(), "router_aux_loss_coef", 0.0) * aux_loss
-    return FusedCausalLMOutput(loss=loss, label_mask=mask, aux_loss=aux_loss, **found)
+    return FusedCausalLMOutput(loss=loss, label_mask=mask, aux_loss=aux_loss, **values)
 
 
 def _statistics(scores: LazyLogits, targets: Tensor, fields: tuple[str, ...]) -> dict[str, Tensor]:
-    """What is not the loss, a few tokens at a time; computed again where a gradient is asked for."""
+    """Fields beside the loss, a few tokens at a time; computed again where a gradient is asked for."""
     step = tokens_at_once(scores.device, 4, scores.shape[-1])
     starts = range(0, max(len(targets), 1), step) if set(fields) - {"log_probs"} else ()
     chunks = [(scores[at : at + step], targets[at : at + step]) for at in starts]

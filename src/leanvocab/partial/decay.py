@@ -5,8 +5,7 @@ bits, and coupled decay (Adam, SGD with momentum) is no factor at all; so the op
 on blocks of the unused rows with gradients of zero, which is just what ordinary training does to them.
 """
 
-import inspect
-from typing import Any, Final, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +13,7 @@ from torch.optim import Optimizer
 
 from leanvocab.errors import OptimizerError
 from leanvocab.files.row_store import RowStore, RowWriter
-
-THE_ROW: Final = "the row"
-AtRest = float | Literal["the row"]  # of a row that never had a gradient: a value, or the row itself
-
+from leanvocab.partial.optimizers import accepted, is_row_shaped, plain, values_at_rest
 
 _NO_REPLAY = (
     "decay_unused_rows=True cannot replay {name}, which keeps a copy of each row ({key}) and changes rows between steps; "
@@ -61,7 +57,7 @@ class DecayReplay:
                 f"decay_unused_rows=True replays one optimizer, and {type(optimizer).__name__} steps after "
                 f"{getattr(self._optimizer_class, '__name__', None)}; save or merge_(model) between the two"
             )
-        self._log.append({key: _plain(value) for key, value in group.items() if key != "params"})
+        self._log.append({key: plain(value) for key, value in group.items() if key != "params"})
 
     def replay(self, store: RowStore, directory: str | None) -> RowStore:
         """The full rows after the logged steps, in a new temporary store; `states` are brought along, the log is cleared."""
@@ -100,52 +96,5 @@ class DecayReplay:
         return self.states[key].rows(torch.arange(start, start + len(weight))).to(weight.device)
 
 
-def is_row_shaped(value: Any, weight: Tensor) -> bool:
-    """Whether an optimizer's state has one entry per element of `weight`."""
-    return isinstance(value, Tensor) and value.shape == weight.shape and value.ndim > 0
-
-
-def states_at_rest(optimizer: Optimizer, group: dict[str, Any]) -> dict[str, AtRest]:
-    """What the optimizer holds per row for a row that never had a gradient: mostly zero; found out on two such rows.
-
-    Optimizers with slow weights (schedule-free, Lookahead) hold the row itself there.
-    """
-    weight = nn.Parameter(torch.tensor([[0.0], [0.5]]))
-    rows = weight.detach().clone()
-    weight.grad = torch.zeros_like(weight)
-    try:
-        options = accepted(type(optimizer), {key: _plain(value) for key, value in group.items()}) | {
-            "weight_decay": 0.0
-        }
-        witness = type(optimizer)([weight], **accepted(type(optimizer), options))
-        if callable(getattr(witness, "train", None)):  # schedule-free ones step in that mode alone
-            witness.train()  # type: ignore[attr-defined]
-        witness.step()
-    except Exception:  # a class that cannot be tried; it has been announced as such
-        return {}
-    found = {key: value for key, value in witness.state[weight].items() if is_row_shaped(value, weight)}
-    return {key: THE_ROW if torch.equal(value, rows) else float(value[0]) for key, value in found.items()}
-
-
-def values_at_rest(optimizer: Optimizer, group: dict[str, Any], refusal: str) -> dict[str, float]:
-    """`states_at_rest`, where they are values alone; raises `OptimizerError` with `refusal`, given {name} and {key}."""
-    values: dict[str, float] = {}
-    for key, value in states_at_rest(optimizer, group).items():
-        if value == THE_ROW:
-            raise OptimizerError(refusal.format(name=type(optimizer).__name__, key=repr(key)))
-        values[key] = value
-    return values
-
-
-def accepted(optimizer_class: type[Optimizer], hyperparameters: dict[str, Any]) -> dict[str, Any]:
-    """Those hyperparameters of a group that the constructor takes; some classes put others there too."""
-    names = inspect.signature(optimizer_class).parameters
-    return {key: value for key, value in hyperparameters.items() if key in names and key != "params"}
-
-
 def _copied(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) else value
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, Tensor) else value

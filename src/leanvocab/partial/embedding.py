@@ -12,9 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from leanvocab.errors import LeanVocabWarning, MissingTokenError
-from leanvocab.partial.missing import MissingNote
+from leanvocab.partial.missing import MissingNote, describe_missing
 from leanvocab.partial.module import PartialModule
-from leanvocab.partial.partial_table import describe_missing
 
 
 class RemapEmbedding(PartialModule, nn.Embedding):
@@ -27,12 +26,7 @@ class RemapEmbedding(PartialModule, nn.Embedding):
     optimizer step, since looking at a device's values waits for the device (until then its row reads NaN).
     """
 
-    own_attributes: ClassVar[tuple[str, ...]] = (
-        *PartialModule.own_attributes,
-        "_remap",
-        "_missing",
-        "_partial_padding_idx",
-    )
+    own_attributes: ClassVar[tuple[str, ...]] = ("table", "_remap", "_missing", "_partial_padding_idx")
     _remap: Tensor  # int64 [full_size + 2]: partial id of each id + 1, or -1; one more at each end for ids out of range
     _missing: MissingNote
     _partial_padding_idx: int | None
@@ -91,9 +85,9 @@ class RemapEmbedding(PartialModule, nn.Embedding):
 
     def raise_if_missing(self) -> None:
         """Raises `MissingTokenError` for an id that was missing since the last call; waits for that forward alone."""
-        found = self._missing.take()
-        if found is not None:
-            position, token_id = found
+        noted = self._missing.take()
+        if noted is not None:
+            position, token_id = noted
             raise MissingTokenError(describe_missing(self.table, token_id, f"flat position {position} of the input"))
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]

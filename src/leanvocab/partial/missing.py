@@ -1,4 +1,4 @@
-"""Notes on a device which id was missing, without waiting for the device: read before the next optimizer step."""
+"""Ids that are missing from a partial vocabulary: noted on a device without waiting for it, and described."""
 
 from typing import Any
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from leanvocab.partial.devices import device_module, has_streams, is_capturing
+from leanvocab.partial.partial_table import PartialTable
 
 
 class MissingNote:
@@ -47,8 +48,8 @@ class MissingNote:
             event.synchronize()
         else:
             note = self._note
-        found, position, token_id = note.tolist()
-        if not found:
+        is_missing, position, token_id = note.tolist()
+        if not is_missing:
             return None
         self._note.zero_()
         self._arrival = None
@@ -67,3 +68,23 @@ class MissingNote:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_arrival": None}
+
+
+def describe_missing(table: PartialTable, token_id: int, where: str) -> str:
+    """A message about an id that was looked up at `where`: what is wrong with it, and what to do."""
+    if table.ids == "partial":
+        return (
+            f"{table.name}: id {token_id} at {where} is not a partial id: expected 0 … {table.num_rows - 1}, since the "
+            'model was shrunk with ids="partial"; give it the data set that vocabulary.remap_dataset made'
+        )
+    if not 0 <= token_id < table.full_size:
+        return (
+            f"{table.name}: id {token_id} at {where} is no token id: expected 0 … {table.full_size - 1}; "
+            "check the tokenizer, and that ignored labels (-100) do not reach the embedding"
+        )
+    return (
+        f"{table.name}: token {table.vocabulary.describe(token_id)} at {where} is outside the partial vocabulary "
+        f"({table.num_rows:,} of {table.full_size:,} rows); count the data that it comes from too, keep it with "
+        'PartialVocabulary.from_counts(…, always_keep=[…]), or shrink with on_missing="base" to read its row from the base, as '
+        "evaluation mode does: model.eval()"
+    )

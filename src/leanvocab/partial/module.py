@@ -1,4 +1,4 @@
-"""What the modules that hold a partial matrix have in common, be it an input table or an output layer.
+"""Modules that hold a partial matrix, be they input tables or output layers: what they have in common.
 
 The module object is kept. Its weight becomes partial, and its class one with ours under the original class in the order of
 inheritance, so that subclasses with a forward of their own keep it. State dicts stay full, by torch's public hooks.
@@ -10,16 +10,17 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from leanvocab.errors import BypassError, CheckpointError
 from leanvocab.files.row_store import RowStore, take_rows
+from leanvocab.partial.attachments import keep_hooks
 from leanvocab.partial.partial_table import PartialTable
 from leanvocab.partial.sharded import share_of, whole
 
 DIGEST_KEY = "leanvocab_digest"  # in the metadata of a partial state dict: which vocabulary its rows belong to
 
-_partial_classes: "dict[tuple[type, type], type[PartialModule]]" = {}
+# Both hold what they know weakly, so that nothing of a model is left here once it is gone, its classes included.
+_partial_classes: "weakref.WeakValueDictionary[tuple[type, type], type[PartialModule]]" = weakref.WeakValueDictionary()
 _shrunk_modules: "weakref.WeakSet[PartialModule]" = weakref.WeakSet()
 
 
@@ -28,15 +29,19 @@ def shrunk_modules() -> "Iterator[PartialModule]":
     return iter(list(_shrunk_modules))
 
 
+def partial_modules(model: nn.Module) -> "dict[str, PartialModule]":
+    """The modules of a model that hold partial matrices, by their paths; none where it is not shrunk."""
+    return {path: module for path, module in model.named_modules() if isinstance(module, PartialModule)}
+
+
 class PartialModule(nn.Module):
     """A module whose `weight` holds the rows of a partial vocabulary, [len(vocabulary), dim]; `switch_class` makes it."""
 
     kind: ClassVar[type["PartialModule"]]
     original_class: ClassVar[type[nn.Module]] = nn.Module
-    own_attributes: ClassVar[tuple[str, ...]] = ("table", "_state_hooks")  # what `restore_class` takes away
+    own_attributes: ClassVar[tuple[str, ...]] = ("table",)  # what `restore_class` takes away
     weight: Tensor
     table: PartialTable
-    _state_hooks: list[RemovableHandle]
 
     def settle_on_device(self) -> None:
         """Sets up what depends on the device, at first and after the module was moved."""
@@ -72,18 +77,15 @@ class PartialModule(nn.Module):
 
 def partial_class(kind: type[PartialModule], original: type[nn.Module]) -> type[PartialModule]:
     """The class `original` with `kind` under it: one for each pair, so that types compare equal."""
-    if (kind, original) not in _partial_classes:
-        is_plain = original in kind.__bases__
-        bases = (kind,) if is_plain else (original, kind)
-        name = kind.__name__ if is_plain else f"{kind.__name__.removesuffix(_plain_name(kind))}{original.__name__}"
-        members = {"original_class": original, "kind": kind, "__module__": kind.__module__, "__doc__": kind.__doc__}
-        _partial_classes[kind, original] = type(name, bases, members)
-    return _partial_classes[kind, original]
-
-
-def _plain_name(kind: type[PartialModule]) -> str:
-    """'Embedding' of RemapEmbedding, so that a RemapEmbedding under ScaledEmbedding is a RemapScaledEmbedding."""
-    return kind.__bases__[-1].__name__
+    known = _partial_classes.get((kind, original))
+    if known is not None:
+        return known
+    plain = kind.__bases__[-1]  # RemapEmbedding under ScaledEmbedding is a RemapScaledEmbedding
+    name = kind.__name__.removesuffix(plain.__name__) + original.__name__
+    members = {"original_class": original, "kind": kind, "__module__": kind.__module__, "__doc__": kind.__doc__}
+    made = type(name, (kind,) if original is plain else (original, kind), members)
+    _partial_classes[kind, original] = made
+    return made
 
 
 def switch_class(
@@ -94,19 +96,18 @@ def switch_class(
     assert isinstance(module, PartialModule)
     module._parameters["weight"] = weight
     module.table = table
-    module._state_hooks = [
+    keep_hooks(
+        module,
         module.register_state_dict_post_hook(_give_full_rows),
         module.register_load_state_dict_pre_hook(_take_partial_rows),
-    ]
+    )
     module.settle_on_device()
     _shrunk_modules.add(module)
     return module
 
 
 def restore_class(module: PartialModule, weight: nn.Parameter) -> None:
-    """Makes `module` what it was before `switch_class`: in place, weight [full_size, dim]."""
-    for handle in module._state_hooks:
-        handle.remove()
+    """Makes `module` what it was before `switch_class`, its hooks aside: in place, weight [full_size, dim]."""
     _shrunk_modules.discard(module)
     for name in module.own_attributes:
         module.__dict__.pop(name, None)
@@ -119,9 +120,9 @@ def _new_module(kind: type[PartialModule], original: type[nn.Module]) -> Partial
     return cls.__new__(cls)
 
 
-def _wrong_length(table: PartialTable, found: int) -> str:
+def _wrong_length(table: PartialTable, num_rows: int) -> str:
     return (
-        f"{table.name}: the weight has {found:,} rows, expected the {table.num_rows:,} of the partial vocabulary; something "
+        f"{table.name}: the weight has {num_rows:,} rows, expected the {table.num_rows:,} of the partial vocabulary; something "
         "replaced it while the model was shrunk. Call merge_(model) first, then change the table, then shrink again "
         "(for torch.func.functional_call take the state dict within partial_state_dicts(model))"
     )
@@ -153,7 +154,7 @@ def _give_full_rows(module: nn.Module, state_dict: dict[str, Any], prefix: str, 
 
 
 def _is_taken_away(weight: Tensor) -> bool:
-    """Whether ZeRO-3 holds the rows elsewhere at the moment: an ordinary state dict has an empty tensor then, too."""
+    """True where ZeRO-3 holds the rows elsewhere at the moment: an ordinary state dict has an empty tensor then, too."""
     return weight.numel() == 0 and hasattr(weight, "ds_status")
 
 

@@ -1,4 +1,4 @@
-"""What is kept of one vocabulary matrix while it is shrunk, beside its partial rows: which rows, and where the others are."""
+"""One vocabulary matrix while it is shrunk, beside its partial rows: which rows these are, and where the others are."""
 
 import functools
 import itertools
@@ -105,7 +105,7 @@ class PartialTable:
         return {**self.__dict__, "_last_view": None}
 
     def _casts_lose_nothing(self) -> bool:
-        """Whether each cast was to a wider dtype, as that of bf16 rows to fp32 by `prepare_model_for_kbit_training`."""
+        """True where each cast was to a wider dtype, as that of bf16 rows to fp32 by `prepare_model_for_kbit_training`."""
         dtypes = [self._store.dtype, *self._casts]
         return all(torch.promote_types(first, then) == then for first, then in itertools.pairwise(dtypes))
 
@@ -116,23 +116,3 @@ class PartialTable:
 
     def _cast(self, rows: Tensor) -> Tensor:
         return functools.reduce(lambda cast, dtype: cast.to(dtype), self._casts, rows)
-
-
-def describe_missing(table: PartialTable, token_id: int, where: str) -> str:
-    """What is wrong with an id that was looked up at `where`, and what to do."""
-    if table.ids == "partial":
-        return (
-            f"{table.name}: id {token_id} at {where} is not a partial id: expected 0 … {table.num_rows - 1}, since the "
-            'model was shrunk with ids="partial"; give it the data set that vocabulary.remap_dataset made'
-        )
-    if not 0 <= token_id < table.full_size:
-        return (
-            f"{table.name}: id {token_id} at {where} is no token id: expected 0 … {table.full_size - 1}; "
-            "check the tokenizer, and that ignored labels (-100) do not reach the embedding"
-        )
-    return (
-        f"{table.name}: token {table.vocabulary.describe(token_id)} at {where} is outside the partial vocabulary "
-        f"({table.num_rows:,} of {table.full_size:,} rows); count the data that it comes from too, keep it with "
-        'PartialVocabulary.from_counts(…, always_keep=[…]), or shrink with on_missing="base" to read its row from the base, as '
-        "evaluation mode does: model.eval()"
-    )

@@ -3,14 +3,19 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from leanvocab.errors import CheckpointError
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether this process holds a share of the rows alone."""
+    """True where this process holds a share of the rows alone."""
     return hasattr(tensor, "full_tensor")
+
+
+def first_sharded(model: nn.Module) -> str | None:
+    """The name of the first parameter of a model that is sharded; None where none is."""
+    return next((name for name, parameter in model.named_parameters() if is_sharded(parameter)), None)
 
 
 def whole(tensor: Tensor) -> Tensor:

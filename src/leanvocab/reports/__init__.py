@@ -1,1 +1,1 @@
-"""What something is, holds or will cost; nothing is changed here."""
+"""Reports on what something is, or will cost; nothing is changed here."""

@@ -1,10 +1,11 @@
-"""What lies in a folder or on the hub: a checkpoint's class, its vocabulary-sized tensors, which rows were trained; a delta.
+"""Descriptions of a checkpoint in a folder or on the hub (class, vocabulary-sized tensors, trained rows), and of a delta.
 
 Read from the config and the headers of the safetensors files; no weights are loaded, but for the input tables when two
 checkpoints are compared, block by block.
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -41,8 +42,8 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """What a checkpoint is. `ties` are groups of the model's names for one matrix; `inventory` is what the model makes of it,
-    with sizes as the files have them; `training` is what is said of another objective that it was trained for."""
+    """Description of a checkpoint. `ties` are groups of the model's names for one matrix; `inventory` is what the model makes
+    of it, with sizes as the files have them; `training` is what is said of another objective that it was trained for."""
 
     name: str
     model_class: str
@@ -65,8 +66,8 @@ class CheckpointInfo:
             "inventory": self.inventory.to_dict(),
             "input_table": self.input_table.name,
             "vocabulary_tensors": [
-                {"name": each.name, "shape": list(each.shape), "dtype": each.dtype, "num_bytes": each.num_bytes}
-                for each in self.vocabulary_tensors
+                {"name": tensor.name, "shape": list(tensor.shape), "dtype": tensor.dtype, "num_bytes": tensor.num_bytes}
+                for tensor in self.vocabulary_tensors
             ],
         }
 
@@ -77,58 +78,65 @@ def inspect_checkpoint(name: str | Path) -> CheckpointInfo:
     Raises:
         CheckpointError: there is none, it has no safetensors files, or its input table is not to be found.
     """
-    from transformers import AutoConfig
-
     folder = Path(name)
-    try:
-        config = AutoConfig.from_pretrained(name)
-    except (OSError, ValueError, KeyError) as error:
-        where = "holds no model" if folder.is_dir() else "is no folder here, and the hub gave no model of that name"
-        raise CheckpointError(f"{str(name)!r} {where}: {first_line(error)}") from error
+    config = _read_config(name)
     tensors = read_tensors(folder) if folder.is_dir() else _headers_on_hub(str(name))
     model_class, model = _empty_model(config)
     names = _tables_of(model)
-    table = next((each for each in tensors.values() if names and _same_tensor(each.name, names[0][0])), None)
+    table = next((tensor for tensor in tensors.values() if names and _same_tensor(tensor.name, names[0][0])), None)
     if table is None:
         raise CheckpointError(
             f"{str(name)!r}: none of its {len(tensors)} tensors is the input table of {model_class} "
             f"({names[0][0] if names else 'which names none'})"
         )
-    dtypes: dict[str, int] = {}
-    for each in tensors.values():
-        dtypes[each.dtype] = dtypes.get(each.dtype, 0) + each.num_values
+    dtypes: Counter[str] = Counter()
+    for tensor in tensors.values():
+        dtypes[tensor.dtype] += tensor.num_values
     return CheckpointInfo(
         name=str(name),
         model_class=model_class,
         model_type=config.model_type,
-        num_parameters=sum(each.num_values for each in tensors.values()),
-        num_bytes=sum(each.num_bytes for each in tensors.values()),
-        dtypes=dtypes,
+        num_parameters=sum(dtypes.values()),
+        num_bytes=_num_bytes(tensors),
+        dtypes=dict(dtypes),
         full_size=table.shape[0],
         input_table=table,
-        vocabulary_tensors=tuple(each for each in tensors.values() if table.shape[0] in each.shape),
+        vocabulary_tensors=tuple(tensor for tensor in tensors.values() if table.shape[0] in tensor.shape),
         ties=tuple(group for group in names if len(group) > 1),
         inventory=_as_in_files(take_inventory(model), tensors),
         training=read_training_note(folder) if folder.is_dir() else None,
     )
 
 
+def _read_config(name: str | Path) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(name)
+    except (OSError, ValueError, KeyError) as error:
+        where = "holds no model" if Path(name).is_dir() else "is no folder here, and the hub gave no model of that name"
+        raise CheckpointError(f"{str(name)!r} {where}: {first_line(error)}") from error
+
+
+def _num_bytes(tensors: Mapping[str, TensorInfo]) -> int:
+    return sum(tensor.num_bytes for tensor in tensors.values())
+
+
 def _as_in_files(inventory: Inventory, tensors: Mapping[str, TensorInfo]) -> Inventory:
-    """With dtypes and bytes of the files, for what is in them."""
+    """The inventory with dtypes and bytes of the files, for what is in them."""
 
-    def found(each: VocabularyTensor) -> VocabularyTensor:
+    def in_files(tensor: VocabularyTensor) -> VocabularyTensor:
         for entry in tensors.values():
-            if entry.shape == each.shape and any(_same_tensor(entry.name, name) for name in each.names):
-                return replace(each, dtype=entry.dtype, num_bytes=entry.num_bytes)
-        return each
+            if entry.shape == tensor.shape and any(_same_tensor(entry.name, name) for name in tensor.names):
+                return replace(tensor, dtype=entry.dtype, num_bytes=entry.num_bytes)
+        return tensor
 
-    num_bytes = sum(each.num_bytes for each in tensors.values())
-    return replace(inventory, tensors=tuple(found(each) for each in inventory.tensors), num_bytes=num_bytes)
+    return replace(inventory, tensors=tuple(map(in_files, inventory.tensors)), num_bytes=_num_bytes(tensors))
 
 
 @dataclass(frozen=True)
 class DeltaInfo:
-    """What a delta is: the base that it belongs to, how it was trained, and what it holds."""
+    """Description of a delta: the base that it belongs to, how it was trained, and what it holds."""
 
     name: str
     base: str
@@ -154,23 +162,23 @@ class DeltaInfo:
 
 def inspect_delta(folder: Path) -> DeltaInfo:
     """Describes the delta in a folder, each of its files checked against the other; raises `CheckpointError`."""
-    said, file = read_delta(folder)
-    base = said.base_tensors.items()
+    delta, file = read_delta(folder)
+    base = delta.base_tensors.items()
     return DeltaInfo(
         name=str(folder),
-        base=said.base_name,
-        revision=said.base_revision,
-        output=said.output,
-        decay_unused_rows=said.decay_unused_rows,
+        base=delta.base_name,
+        revision=delta.base_revision,
+        output=delta.output,
+        decay_unused_rows=delta.decay_unused_rows,
         tables={
-            name: (len(each.vocabulary), each.vocabulary.full_size, each.vocabulary.digest)
-            for name, each in said.tables.items()
+            name: (len(table.vocabulary), table.vocabulary.full_size, table.vocabulary.digest)
+            for name, table in delta.tables.items()
         },
-        tensors=tuple(name for name in said.tensors if name not in said.tables),
-        new=tuple(name for name, each in said.tensors.items() if not each.replaces),
-        absent=said.absent,
+        tensors=tuple(name for name in delta.tensors if name not in delta.tables),
+        new=tuple(name for name, tensor in delta.tensors.items() if not tensor.replaces),
+        absent=delta.absent,
         num_bytes=sum(entry.num_bytes for entry in file.tensors.values()),
-        base_bytes=sum(TensorInfo(name, each.shape, each.dtype).num_bytes for name, each in base),
+        base_bytes=sum(TensorInfo(name, entry.shape, entry.dtype).num_bytes for name, entry in base),
         has_optimizer=(folder / OPTIMIZER).is_file(),
     )
 
@@ -198,7 +206,7 @@ def trained_rows(tuned: CheckpointInfo, base: CheckpointInfo) -> NDArray[np.int6
     with safe_open(tables[0].file, "pt") as first, safe_open(tables[1].file, "pt") as second:
         slices = first.get_slice(tables[0].name), second.get_slice(tables[1].name)
         for start in range(0, tuned.full_size, _BLOCK_ROWS):
-            rows, base_rows = (each[start : start + _BLOCK_ROWS] for each in slices)
+            rows, base_rows = (table[start : start + _BLOCK_ROWS] for table in slices)
             differs = (rows != base_rows.to(rows.dtype)).any(dim=1)
             changed.append(torch.nonzero(differs).flatten().numpy() + start)
     return np.concatenate(changed).astype(np.int64, copy=False)

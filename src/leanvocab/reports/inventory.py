@@ -1,7 +1,8 @@
 """Every vocabulary-sized tensor of a model, by storage and shape, and what becomes of it in each output mode. Also on "meta".
 
 Whole tensors are never of a wrong size: ids and logits outside the shrunk modules are those of the full vocabulary. What can
-go wrong is code that reads a partial matrix around its module; where each forward does so, that mode is refused.
+go wrong is code that reads a partial matrix around its module; where each forward does so, that mode is refused
+(docs/decisions/whole-tensors.md).
 """
 
 import re
@@ -13,16 +14,16 @@ from torch import Tensor, nn
 
 from leanvocab.choices import OUTPUT_MODES
 from leanvocab.errors import LeanVocabError
-from leanvocab.model.find import FullTable, find_tables, output_layers
-from leanvocab.partial.module import PartialModule
+from leanvocab.model.find import find_tables, output_layers
+from leanvocab.model.full_table import FullTable
+from leanvocab.partial.module import partial_modules
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 from leanvocab.vocabulary.special_ids import model_full_size
 
 PARTIAL, WHOLE = "partial", "stays whole"
 NOT_UNDERSTOOD = "not understood"
-_VOCABULARY_FIELD = re.compile(
-    r"(?<!^type)(^|_)vocab_size(_|$)"
-)  # segments are no vocabulary, though BERT calls them so
+# Segments are no vocabulary, though BERT calls them so.
+_VOCABULARY_FIELD = re.compile(r"(?<!^type)(^|_)vocab_size(_|$)")
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class VocabularyTensor:
 
     @property
     def is_understood(self) -> bool:
-        """Whether leanvocab knows what the model does with it."""
+        """True where leanvocab knows what the model does with it."""
         return self.kind != NOT_UNDERSTOOD
 
 
@@ -48,16 +49,15 @@ class Inventory:
 
     tensors: tuple[VocabularyTensor, ...]
     num_bytes: int
-    default_mode: (
-        str | None
-    )  # what `shrink_` does to the output layer by itself; None where it refuses the model, or has none
+    # What `shrink_` does to the output layer by itself; None where it refuses the model, or there is none.
+    default_mode: str | None
     refusals: Mapping[str, str]  # mode → why the model cannot be shrunk in it
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
         tensors = [
-            {**asdict(each), "ratio": each.num_bytes / self.num_bytes, "outcomes": dict(each.outcomes)}
-            for each in self.tensors
+            {**asdict(tensor), "ratio": tensor.num_bytes / self.num_bytes, "outcomes": dict(tensor.outcomes)}
+            for tensor in self.tensors
         ]
         return {"tensors": tensors, "default_mode": self.default_mode, "refusals": dict(self.refusals)}
 
@@ -69,15 +69,16 @@ def take_inventory(model: nn.Module, embedding: str | None = None) -> Inventory:
     """
     plans, refusals = _plans(model, embedding)
     default, _ = _plan(model, embedding, None)
-    inputs = {id(each): each for each in (*_inputs_of(default, *plans.values()), *_named_inputs(model, embedding))}
+    takers = (*_inputs_of(default, *plans.values()), *_named_inputs(model, embedding))
+    inputs = {id(module): module for module in takers}
     outputs = output_layers(model, inputs.values())
     sizes = _full_sizes(model, [*inputs.values(), *outputs])
     groups = _groups(model, sizes)
-    roles = _Roles(inputs, {id(each) for each in outputs}, {int(each.weight.shape[0]) for each in outputs})  # type: ignore[index]
+    roles = _Roles(inputs, {id(layer) for layer in outputs}, {int(layer.weight.shape[0]) for layer in outputs})  # type: ignore[index]
     tensors = [_describe(group, roles, plans) for group in groups]
-    mode = next((matrix.output for matrix in default or () if matrix.output), "full" if outputs and default else None)
+    mode = next((table.output for table in default or () if table.output), "full" if outputs and default else None)
     return Inventory(
-        tuple(sorted(tensors, key=lambda each: -each.num_bytes)),
+        tuple(sorted(tensors, key=lambda tensor: -tensor.num_bytes)),
         sum(tensor.nbytes for tensor in _distinct(model)),
         mode,
         refusals,
@@ -85,7 +86,7 @@ def take_inventory(model: nn.Module, embedding: str | None = None) -> Inventory:
 
 
 def _plans(model: nn.Module, embedding: str | None) -> tuple[dict[str, list[FullTable]], dict[str, str]]:
-    """Mode → the matrices that would be partial; mode → why not."""
+    """Mode → the tables that would be partial; mode → why not."""
     plans, refusals = {}, {}
     for mode in OUTPUT_MODES:
         plan, refusal = _plan(model, embedding, mode)
@@ -97,7 +98,7 @@ def _plans(model: nn.Module, embedding: str | None) -> tuple[dict[str, list[Full
 
 
 def _plan(model: nn.Module, embedding: str | None, mode: Any) -> tuple[list[FullTable] | None, str]:
-    if any(isinstance(each, PartialModule) for each in model.modules()):
+    if partial_modules(model):
         return None, f"{type(model).__name__} is shrunk; merge_(model) first"
     full_size = model_full_size(model) if embedding is None else None
     if embedding is not None:
@@ -114,12 +115,12 @@ def _plan(model: nn.Module, embedding: str | None, mode: Any) -> tuple[list[Full
 
 
 def _inputs_of(*plans: list[FullTable] | None) -> Iterator[nn.Module]:
-    matrices = (matrix for plan in plans for matrix in plan or ())
-    return (module for matrix in matrices for module in matrix.modules if isinstance(module, nn.Embedding))
+    tables = (table for plan in plans for table in plan or ())
+    return (module for table in tables for module in table.modules if isinstance(module, nn.Embedding))
 
 
 def _named_inputs(model: nn.Module, embedding: str | None) -> Iterator[nn.Module]:
-    """What takes the ids in a model that cannot be shrunk at all."""
+    """The module that takes the ids, in a model that cannot be shrunk at all."""
     try:
         named = model.get_submodule(embedding) if embedding is not None else model.get_input_embeddings()  # type: ignore[operator]
     except (AttributeError, NotImplementedError, TypeError):
@@ -160,25 +161,24 @@ def _sizes_in(config: Any) -> Iterator[int]:
 
 
 def _distinct(model: nn.Module) -> list[Tensor]:
-    return list({_memory(each): each for each in (*model.parameters(), *model.buffers())}.values())
+    return list({_memory(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}.values())
 
 
-def _memory(tensor: Tensor) -> tuple[Any, ...]:
-    """What tells whether two tensors lie in one memory, of whatever shape; on the meta device too."""
-    return (tensor.untyped_storage()._cdata,)
+def _memory(tensor: Tensor) -> int:
+    """A number for the memory that tensors lie in, of whatever shape; on the meta device too."""
+    return int(tensor.untyped_storage()._cdata)
 
 
 def _groups(model: nn.Module, sizes: set[int]) -> list[_Group]:
-    groups: dict[tuple[Any, ...], list[tuple[Tensor, str, nn.Module, str]]] = {}
+    tensors: dict[int, Tensor] = {}
+    holders: dict[int, list[tuple[str, nn.Module, str]]] = {}
     for path, module in model.named_modules():
         for attribute, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is not None and sizes.intersection(tensor.shape):
                 name = f"{path}.{attribute}" if path else attribute
-                groups.setdefault(_memory(tensor), []).append((tensor, name, module, attribute))
-    return [
-        _Group(found[0][0], tuple((name, module, attribute) for _, name, module, attribute in found))
-        for found in groups.values()
-    ]
+                tensors.setdefault(_memory(tensor), tensor)
+                holders.setdefault(_memory(tensor), []).append((name, module, attribute))
+    return [_Group(tensor, tuple(holders[memory])) for memory, tensor in tensors.items()]
 
 
 # --- what they are ----------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass
 class PeakMemory:
-    """What this process, and the GPU, held while a `record_peak` block ran. Filled in when the block ends.
+    """Memory of this process, and of the GPU, while a `record_peak` block ran. Filled in when the block ends.
 
     Of the resident bytes the anonymous ones are what the process allocated; the others are pages of mapped files, which
     the kernel can drop. Zeros where the system has no /proc, and where no GPU was used.
@@ -27,12 +27,12 @@ class PeakMemory:
 
     @property
     def rss_growth_bytes(self) -> int:
-        """How far the resident bytes rose above where they were at the start."""
+        """Rise of the resident bytes above where they were at the start."""
         return self.peak_rss_bytes - self.start_rss_bytes
 
     @property
     def anonymous_growth_bytes(self) -> int:
-        """How far the anonymous bytes rose above where they were at the start."""
+        """Rise of the anonymous bytes above where they were at the start."""
         return self.peak_anonymous_bytes - self.start_anonymous_bytes
 
     def to_dict(self) -> dict[str, int]:
@@ -49,7 +49,7 @@ def record_peak(interval_seconds: float = 0.002) -> Iterator[PeakMemory]:
     can be missed. The resident peak is the kernel's own where this block raised the process's high-water mark.
     """
     peak = PeakMemory()
-    cuda = _cuda_in_use()
+    cuda = cuda_in_use()
     if cuda is not None:
         cuda.reset_peak_memory_stats()
     start = _process_bytes()
@@ -68,7 +68,7 @@ def record_peak(interval_seconds: float = 0.002) -> Iterator[PeakMemory]:
         peak.end_rss_bytes, peak.end_anonymous_bytes = end["VmRSS"], end["RssAnon"]
         if end["VmHWM"] > start["VmHWM"]:
             peak.peak_rss_bytes = max(peak.peak_rss_bytes, end["VmHWM"])
-        cuda = _cuda_in_use()
+        cuda = cuda_in_use()
         if cuda is not None:
             peak.peak_cuda_allocated_bytes = cuda.max_memory_allocated()
             peak.peak_cuda_reserved_bytes = cuda.max_memory_reserved()
@@ -86,16 +86,16 @@ def _note(peak: PeakMemory, now: Mapping[str, int]) -> None:
 
 def _process_bytes() -> dict[str, int]:
     """Resident bytes, their high-water mark, and the anonymous part, as the kernel counts them for this process."""
-    found = dict.fromkeys(("VmRSS", "VmHWM", "RssAnon"), 0)
+    counted = dict.fromkeys(("VmRSS", "VmHWM", "RssAnon"), 0)
     with contextlib.suppress(FileNotFoundError), open("/proc/self/status") as status:
         for line in status:
             name, _, value = line.partition(":")
-            if name in found:
-                found[name] = int(value.split()[0]) * 1024
-    return found
+            if name in counted:
+                counted[name] = int(value.split()[0]) * 1024
+    return counted
 
 
-def _cuda_in_use() -> Any:
+def cuda_in_use() -> Any:
     """`torch.cuda`, or the like, where this process has a GPU in use; importing torch for it would change what is measured."""
     torch: Any = sys.modules.get("torch")
     device = None if torch is None else torch.accelerator.current_accelerator(check_available=True)

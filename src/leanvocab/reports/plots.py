@@ -1,30 +1,26 @@
-"""Tables and plots of what data use of a vocabulary, and of what training holds in memory.
+"""Plots of what data use of a vocabulary, and of what training holds in memory.
 
-Plots need matplotlib (`pip install 'leanvocab[plot]'`); the format follows the path's suffix: .png, .svg or .pdf.
+They need matplotlib (`pip install 'leanvocab[plot]'`); the format follows the path's suffix: .png, .svg or .pdf.
 """
 
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from leanvocab.errors import VocabularyError
 from leanvocab.extras import require
 from leanvocab.reports.footprint import Footprint
-from leanvocab.reports.memory import MemoryEstimate
+from leanvocab.reports.memory_estimate import MemoryEstimate
+from leanvocab.reports.units import format_ratio
+from leanvocab.reports.vocabulary_use import VocabularyUse, counts_by_rank, vocabulary_use
 from leanvocab.vocabulary.counts import TokenCounts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from rich.table import Table
-
-_COVERAGES = (0.5, 0.9, 0.99)
-_NUM_FREQUENT = 5
 
 # Two colours of the Okabe-Ito palette, which colour-blind readers tell apart, and greys.
 _BLUE, _ORANGE, _GREY, _LIGHT = "#0072B2", "#D55E00", "#8C8C8C", "#C9C9C9"
@@ -39,66 +35,12 @@ _STYLE = {
 }
 
 
-@dataclass(frozen=True)
-class VocabularyUse:
-    """How much of a vocabulary some data use. rich shows it as a table.
-
-    `coverage_rows[ratio]`: the fewest rows whose tokens make up that share of all tokens (0–1).
-    `most_frequent`: tokens (or their ids, without a tokenizer) and their counts.
-    """
-
-    num_tokens: int
-    used_rows: int
-    once_rows: int
-    full_rows: int
-    coverage_rows: dict[float, int]
-    most_frequent: tuple[tuple[str, int], ...]
-
-    @property
-    def used_ratio(self) -> float:
-        """Used rows over all rows, 0–1."""
-        return self.used_rows / self.full_rows
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything above as plain values, ready for JSON."""
-        return {
-            **asdict(self),
-            "used_ratio": self.used_ratio,
-            "coverage_rows": {str(ratio): rows for ratio, rows in self.coverage_rows.items()},
-            "most_frequent": [list(pair) for pair in self.most_frequent],
-        }
-
-    def __rich__(self) -> "Table":
-        return _use_table(self)
-
-
-def vocabulary_use(counts: TokenCounts, *, full_size: int | None = None, tokenizer: Any = None) -> VocabularyUse:
-    """How much of the vocabulary the counted data use (paper, Section 3).
-
-    Raises `VocabularyError` where the full size is given neither here nor by the counts, or is below a counted id.
-    """
-    full_rows = _full_rows(counts, full_size)
-    by_rank = _counts_by_rank(counts)
-    cumulative = np.cumsum(by_rank)
-    total = int(cumulative[-1]) if len(cumulative) else 0
-    covered = {ratio: int(np.searchsorted(cumulative, ratio * total)) + 1 if total else 0 for ratio in _COVERAGES}
-    frequent = np.argsort(-counts.counts, kind="stable")[: min(_NUM_FREQUENT, len(by_rank))].tolist()
-    return VocabularyUse(
-        num_tokens=total,
-        used_rows=len(by_rank),
-        once_rows=int((by_rank == 1).sum()),
-        full_rows=full_rows,
-        coverage_rows=covered,
-        most_frequent=tuple((_name(token_id, tokenizer), int(counts.counts[token_id])) for token_id in frequent),
-    )
-
-
 def plot_vocabulary_use(
     counts: TokenCounts, path: str | os.PathLike[str], *, full_size: int | None = None, title: str | None = None
 ) -> Path:
     """Draw how often tokens occur by rank, and how much of the text the most frequent rows cover, into a file."""
     use = vocabulary_use(counts, full_size=full_size)
-    by_rank = _counts_by_rank(counts)
+    by_rank = counts_by_rank(counts)
     with _figure(7.2, 3.0) as figure:
         frequency, coverage = figure.subplots(1, 2)
         _draw_frequency(frequency, by_rank, use)
@@ -125,48 +67,6 @@ def plot_memory(estimates: MemoryEstimate | Mapping[str, MemoryEstimate], path: 
         _dress_bars(axes, list(by_label.values()), unit)
         figure.savefig(path, **_metadata(path))
     return Path(path)
-
-
-def _full_rows(counts: TokenCounts, full_size: int | None) -> int:
-    full_rows = full_size if full_size is not None else counts.full_size
-    if full_rows is None:
-        raise VocabularyError("the full size of the vocabulary is unknown: give full_size=")
-    if len(counts.token_ids) and counts.token_ids[-1] >= full_rows:
-        raise VocabularyError(f"token id {counts.token_ids[-1]:,} was counted, the full size is {full_rows:,}")
-    return full_rows
-
-
-def _counts_by_rank(counts: TokenCounts) -> "np.ndarray[Any, np.dtype[np.int64]]":
-    """Counts of the used ids, the most frequent first."""
-    return np.sort(counts.counts[counts.token_ids])[::-1]
-
-
-def _name(token_id: int, tokenizer: Any) -> str:
-    return f"id {token_id}" if tokenizer is None else str(tokenizer.convert_ids_to_tokens(token_id))
-
-
-def _use_table(use: VocabularyUse) -> "Table":
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(title="Vocabulary use", show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
-    table.add_column(justify="right")
-    table.add_row("tokens counted", f"{use.num_tokens:,}", "")
-    table.add_row("rows in the full vocabulary", f"{use.full_rows:,}", "100.0 %")
-    table.add_row("rows used", f"{use.used_rows:,}", _percent(use.used_ratio), style="bold")
-    table.add_row("of these, once", f"{use.once_rows:,}", _percent(use.once_rows / use.full_rows), end_section=True)
-    for ratio, rows in use.coverage_rows.items():
-        table.add_row(f"rows that cover {ratio:.0%} of the tokens", f"{rows:,}", _percent(rows / use.full_rows))
-    table.add_section()
-    for token, count in use.most_frequent:
-        table.add_row(f"most frequent: {escape(token)}", f"{count:,}", "")
-    return table
-
-
-def _percent(ratio: float) -> str:
-    return f"{100 * ratio:.1f} %"
 
 
 @contextmanager
@@ -202,7 +102,7 @@ def _draw_coverage(axes: "Axes", by_rank: Any, use: VocabularyUse) -> None:
     axes.axvline(use.used_rows, color=_ORANGE, linewidth=1.2, linestyle="--")
     left = use.used_ratio > 0.5
     axes.annotate(
-        f"{use.used_rows:,} used ({_percent(use.used_ratio)})",
+        f"{use.used_rows:,} used ({format_ratio(use.used_ratio)})",
         (use.used_rows, 50),
         xytext=(-4 if left else 4, 0),
         textcoords="offset points",
@@ -232,29 +132,28 @@ def _unit(estimates: list[MemoryEstimate]) -> tuple[str, float]:
 
 def _draw_bars(axes: "Axes", position: int, estimate: MemoryEstimate, unit: tuple[str, float]) -> None:
     for offset, label, footprint in ((-0.2, "full", estimate.full), (0.2, "partial", estimate.partial)):
-        place = position + offset
+        height = position + offset
         rest, vocabulary = (num_bytes / unit[1] for num_bytes in _split_bytes(footprint))
-        axes.barh(place, rest, _BAR_HEIGHT, color=_GREY)
-        axes.barh(place, vocabulary, _BAR_HEIGHT, left=rest, color=_BLUE)
-        saved = f"  (−{_percent(estimate.saved_ratio)})" if footprint is estimate.partial else ""
+        axes.barh(height, rest, _BAR_HEIGHT, color=_GREY)
+        axes.barh(height, vocabulary, _BAR_HEIGHT, left=rest, color=_BLUE)
+        saved = f"  (−{format_ratio(estimate.saved_ratio)})" if footprint is estimate.partial else ""
         axes.annotate(
             f"{rest + vocabulary:.2f}{saved}",
-            (rest + vocabulary, place),
+            (rest + vocabulary, height),
             xytext=(3, 0),
             textcoords="offset points",
             va="center",
             fontsize=8,
         )
-        _write_left(axes, place, label, points=-4, fontsize=8)
+        _write_left(axes, height, label, points=-4, fontsize=8)
 
 
-def _write_left(axes: "Axes", place: float, text: str, *, points: float, **style: Any) -> None:
+def _write_left(axes: "Axes", height: float, text: str, *, points: float, **style: Any) -> None:
     """Text that ends so many points left of the axis."""
-    where = ("axes fraction", "data")
     axes.annotate(
         text,
-        (0, place),
-        xycoords=where,
+        (0, height),
+        xycoords=("axes fraction", "data"),
         xytext=(points, 0),
         textcoords="offset points",
         ha="right",

@@ -1,11 +1,9 @@
-"""Which columns hold token ids, and what to say when none does. Imports neither torch nor pyarrow.
+"""Columns of token ids, found by their names and kinds; an error that lists the columns where there is none. No torch.
 
-A column is described by a `Kind`: how deep its lists are nested, and what lies in them. The choice by name is then a
-pure function of names and kinds, the same for Arrow tables, arrays, batches and rows (see
-docs/decisions/columns-counted-by-default.md).
+All that is known of a column before its rows are read is its name and its `Kind`: how deep its lists are nested, and what
+lies in them. The choice is the same for Arrow tables, arrays, batches and rows (docs/decisions/columns-counted-by-default.md).
 """
 
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from leanvocab.errors import DataError
+from leanvocab.extras import is_instance, is_tensor
 
 ID_NAMES = ("token_ids", "prompt_ids", "completion_ids", "chosen_ids", "rejected_ids", "target_ids")
 LABEL_NAMES = ("labels", "label_ids")
@@ -24,7 +23,7 @@ Leaf = Literal["integer", "text", "empty", "other"]
 
 @dataclass(frozen=True)
 class Kind:
-    """What a column holds: lists `depth` deep (0: one number a row) of `leaf`; `shown` is its name in messages."""
+    """The kind of a column: lists `depth` deep (0: one number a row) of `leaf`; `shown` is its name in messages."""
 
     depth: int
     leaf: Leaf
@@ -36,30 +35,25 @@ class Kind:
         return self.leaf in ("integer", "empty")
 
 
-def choose_id_columns(
-    kinds: Mapping[str, Kind], named: Sequence[str] | None = None, *, where: str = "", class_labels: Iterable[str] = ()
-) -> list[str]:
+def choose_id_columns(data: Any, named: Iterable[str] | None = None, *, where: str = "") -> list[str]:
     """The columns of token ids: those that the user named, or those that their names and kinds tell.
 
-    `where` goes into messages (`" of split 'train'"`); `class_labels` are columns known to hold classes.
+    `data` is a data set that knows its features, an Arrow table or its schema, or a mapping (of columns, or one row);
+    `where` goes into messages (`" of split 'train'"`).
 
     Raises:
         DataError: a named column is absent or holds no integers; or no column fits. The message lists what is there.
     """
+    kinds = _kinds_of_columns(data)
     if named is not None:
         return _check_named(kinds, list(dict.fromkeys(named)), where)
-    inputs = [name for name in kinds if _is_or_ends_in(name, ("input_ids",))]
-    _check_named(kinds, inputs, where)
-    others = [n for n, kind in kinds.items() if _is_or_ends_in(n, ID_NAMES) and kind.may_hold_ids and kind.depth > 0]
-    ids = inputs + [name for name in others if name not in inputs]
+    inputs = _check_named(kinds, [name for name in kinds if _is_or_ends_in(name, ("input_ids",))], where)
+    candidates = {name: kind.depth for name, kind in kinds.items() if kind.may_hold_ids and kind.depth > 0}
+    ids = inputs + [name for name in candidates if name not in inputs and _is_or_ends_in(name, ID_NAMES)]
     # One class for each sequence is a level less deep than the sequences themselves.
-    depth = max(1, kinds[ids[0]].depth) if ids else 1
-    classes = set(class_labels)
-    labels = [
-        name
-        for name, kind in kinds.items()
-        if _is_or_ends_in(name, LABEL_NAMES) and kind.may_hold_ids and kind.depth >= depth and name not in classes
-    ]
+    depth = kinds[ids[0]].depth if ids else 1
+    classes = _class_label_columns(data)
+    labels = [n for n in candidates if _is_or_ends_in(n, LABEL_NAMES) and candidates[n] >= depth and n not in classes]
     if not ids and not labels:
         raise DataError(
             f"found no column of token ids{where}: expected one whose name is or ends in 'input_ids' (or one of "
@@ -67,20 +61,41 @@ def choose_id_columns(
             f"the data has {_listed(kinds)}. "
             "Tokenize the data first, or name the columns that hold token ids with columns=."
         )
-    chosen = {*ids, *labels}
-    return [name for name in kinds if name in chosen]
+    return [name for name in kinds if name in ids or name in labels]
 
 
-def check_kind(kind: Kind, what: str) -> None:
-    """Raise a DataError that says what `what` holds, unless it may hold token ids."""
-    if kind.leaf == "text":
-        raise DataError(f"{what} holds text ({kind.shown}), expected token ids: tokenize it first")
-    if not kind.may_hold_ids:
-        raise DataError(f"{what} holds {kind.shown}, expected integers (token ids)")
+def check_ids(values: Any, what: str) -> None:
+    """Raise a DataError that says what an array or tensor holds, unless it may hold token ids."""
+    if refusal := _refusal(_kind_of_value(values), what):
+        raise DataError(refusal)
 
 
-def arrow_kind(arrow_type: Any) -> Kind:
-    """The kind of an Arrow type."""
+def _kinds_of_columns(data: Any) -> dict[str, Kind]:
+    if isinstance(data, Mapping):
+        return {name: _kind_of_value(value) for name, value in data.items() if isinstance(name, str)}
+    if is_instance(data, "pyarrow", "Schema"):
+        schema = data
+    elif is_instance(data, "datasets", "IterableDataset"):
+        schema = data.features.arrow_schema
+    else:
+        # `data` of a data set is the Arrow table under every format, transform and selection.
+        schema = (data.data if is_instance(data, "datasets", "Dataset") else data).schema
+    return {name: _kind_of_type(schema.field(name).type) for name in schema.names}
+
+
+def _class_label_columns(data: Any) -> set[str]:
+    """The columns that a data set's features declare to be lists of classes (token classification)."""
+    columns = set()
+    features = data.features if is_instance(data, "datasets", "Dataset", "IterableDataset") else {}
+    for name, feature in features.items():
+        while hasattr(feature, "feature"):
+            feature = feature.feature
+        if type(feature).__name__ == "ClassLabel":
+            columns.add(name)
+    return columns
+
+
+def _kind_of_type(arrow_type: Any) -> Kind:
     import pyarrow as pa
 
     lists = tuple(getattr(pa, name) for name in _LIST_TYPES if hasattr(pa, name))
@@ -102,13 +117,13 @@ def arrow_kind(arrow_type: Any) -> Kind:
     return Kind(depth, leaf, str(arrow_type))
 
 
-def value_kind(value: Any) -> Kind:
+def _kind_of_value(value: Any) -> Kind:
     """The kind of one value in a row or batch: an array, a tensor, nested lists or a number."""
-    if is_arrow(value, "Array", "ChunkedArray"):
-        # An array of numbers is one sequence: a level deeper than its type.
-        kind = arrow_kind(value.type)
-        return Kind(kind.depth + 1, kind.leaf, kind.shown)
     leaf: Leaf
+    if is_instance(value, "pyarrow", "Array", "ChunkedArray"):
+        # An array of numbers is one sequence: a level deeper than its type.
+        kind = _kind_of_type(value.type)
+        return Kind(kind.depth + 1, kind.leaf, kind.shown)
     if is_tensor(value):
         numbers = not (value.is_floating_point() or value.is_complex() or str(value.dtype) == "torch.bool")
         # An empty tensor is float unless told otherwise; it holds nothing wrong.
@@ -125,42 +140,9 @@ def value_kind(value: Any) -> Kind:
         return Kind(0, "integer", "int")
     if isinstance(value, Sequence | np.ndarray):
         first = next((item for item in value if item is not None), None)
-        kind = Kind(0, "empty", "nothing") if first is None else value_kind(first)
+        kind = Kind(0, "empty", "nothing") if first is None else _kind_of_value(first)
         return Kind(kind.depth + 1, kind.leaf, f"a list of {kind.shown}")
     return Kind(0, "other", type(value).__name__)
-
-
-def class_label_columns(features: Mapping[str, Any] | None) -> list[str]:
-    """The columns that a data set's features declare to be lists of classes (token classification)."""
-    found = []
-    for name, feature in (features or {}).items():
-        while hasattr(feature, "feature"):
-            feature = feature.feature
-        if type(feature).__name__ == "ClassLabel":
-            found.append(name)
-    return found
-
-
-def is_tensor(value: Any) -> bool:
-    """Whether a value is a torch tensor, without importing torch."""
-    torch = sys.modules.get("torch")
-    return torch is not None and hasattr(torch, "Tensor") and isinstance(value, torch.Tensor)
-
-
-def is_arrow(value: Any, *names: str) -> bool:
-    """Whether a value is one of pyarrow's classes, without importing pyarrow."""
-    return _is_of(value, "pyarrow", names)
-
-
-def is_datasets(value: Any, *names: str) -> bool:
-    """Whether a value is one of datasets' classes, without importing datasets."""
-    return _is_of(value, "datasets", names)
-
-
-def _is_of(value: Any, module_name: str, names: Iterable[str]) -> bool:
-    module = sys.modules.get(module_name)
-    classes = tuple(getattr(module, name) for name in names if hasattr(module, name))
-    return isinstance(value, classes)
 
 
 def _is_or_ends_in(name: str, endings: Iterable[str]) -> bool:
@@ -171,14 +153,16 @@ def _check_named(kinds: Mapping[str, Kind], named: list[str], where: str) -> lis
     for name in named:
         if name not in kinds:
             raise DataError(f"found no column {name!r}{where}: the data has {_listed(kinds)}")
-        if not kinds[name].may_hold_ids:
-            what = f"column {name!r}{where}"
-            rest = {n: k for n, k in kinds.items() if n != name}
-            try:
-                check_kind(kinds[name], what)
-            except DataError as error:
-                raise DataError(f"{error}; beside it, the data has {_listed(rest)}") from None
+        if refusal := _refusal(kinds[name], f"column {name!r}{where}"):
+            others = {other: kind for other, kind in kinds.items() if other != name}
+            raise DataError(f"{refusal}; beside it, the data has {_listed(others)}")
     return named
+
+
+def _refusal(kind: Kind, what: str) -> str | None:
+    if kind.leaf == "text":
+        return f"{what} holds text ({kind.shown}), expected token ids: tokenize it first"
+    return None if kind.may_hold_ids else f"{what} holds {kind.shown}, expected integers (token ids)"
 
 
 def _listed(kinds: Mapping[str, Kind]) -> str:

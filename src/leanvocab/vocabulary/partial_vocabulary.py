@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from leanvocab.choices import IGNORE_INDEX
 from leanvocab.errors import MissingTokenError, VocabularyError
-from leanvocab.vocabulary.columns import is_tensor
+from leanvocab.extras import is_tensor
 from leanvocab.vocabulary.counts import TokenCounts
 from leanvocab.vocabulary.remap import remap_dataset
 from leanvocab.vocabulary.special_ids import model_full_size, model_ids, tokenizer_full_size, tokenizer_ids
@@ -24,15 +24,14 @@ from leanvocab.vocabulary.vocabulary_file import compose, parse
 
 _LARGEST_SIZE = 2**31 - 1
 
-
-Place = tuple[int, ...] | None
-"""Where in nested lists an array stands; None: the value is no list and no array, and has no position."""
+Position = tuple[int, ...] | None
+"""The position of an array in nested lists; None: the value is no list and no array, and has none."""
 
 
 class PartialVocabulary:
     """The kept token ids, sorted, and the full size. Frozen, hashable, and equal where both are equal.
 
-    The partial id of a token is its place among the kept ids, so partial ids keep the order of token ids and never
+    The partial id of a token is its position among the kept ids, so partial ids keep the order of token ids and never
     exceed them: they fit wherever the token ids fitted.
 
     Args:
@@ -43,12 +42,12 @@ class PartialVocabulary:
         VocabularyError: an id occurs twice, lies outside `full_size` or is no integer.
     """
 
-    __slots__ = ("__weakref__", "_digest", "_full_size", "_places", "_size_is_minimum", "_token_ids", "_tokenizer")
+    __slots__ = ("__weakref__", "_digest", "_full_size", "_partial_ids", "_size_is_minimum", "_token_ids", "_tokenizer")
 
     _token_ids: NDArray[np.int64]
     _full_size: int
     _digest: str | None
-    _places: NDArray[np.int32] | None
+    _partial_ids: NDArray[np.int32] | None
     _tokenizer: Any
     _size_is_minimum: bool  # the size is the tokenizer's, and nothing said how many rows the model has
 
@@ -63,7 +62,7 @@ class PartialVocabulary:
             ("_token_ids", ids),
             ("_full_size", size),
             ("_digest", None),
-            ("_places", None),
+            ("_partial_ids", None),
             ("_tokenizer", None),
             ("_size_is_minimum", False),
         ):
@@ -246,7 +245,7 @@ class PartialVocabulary:
     def __contains__(self, token_id: object) -> bool:
         if not isinstance(token_id, int | np.integer) or not 0 <= token_id < self._full_size:
             return False
-        return bool(self._table()[token_id] >= 0)
+        return bool(self._partial_id_of()[token_id] >= 0)
 
     def __or__(self, other: "PartialVocabulary") -> "PartialVocabulary":
         return self._combined(other, np.union1d) if isinstance(other, PartialVocabulary) else NotImplemented
@@ -296,22 +295,22 @@ class PartialVocabulary:
             return None
         return token if isinstance(token, str) else None
 
-    def _table(self) -> NDArray[np.int32]:
-        """Places of the kept ids, int32 [full_size]; -1 where there is none. Never handed out."""
-        if self._places is None:
-            places = np.full(self._full_size, -1, dtype=np.int32)
-            places[self._token_ids] = np.arange(len(self), dtype=np.int32)
-            object.__setattr__(self, "_places", places)
-        assert self._places is not None
-        return self._places
+    def _partial_id_of(self) -> NDArray[np.int32]:
+        """The partial id of every token id, int32 [full_size]; -1 where there is none. Never handed out."""
+        if self._partial_ids is None:
+            partial_ids = np.full(self._full_size, -1, dtype=np.int32)
+            partial_ids[self._token_ids] = np.arange(len(self), dtype=np.int32)
+            object.__setattr__(self, "_partial_ids", partial_ids)
+        assert self._partial_ids is not None
+        return self._partial_ids
 
-    def _array_to_partial(self, ids: NDArray[Any], place: Place, *, ignore_index: int | None) -> NDArray[Any]:
+    def _array_to_partial(self, ids: NDArray[Any], position: Position, *, ignore_index: int | None) -> NDArray[Any]:
         if ids.size and ids.min() >= 0 and ids.max() < self._full_size:
-            partial_ids: NDArray[Any] = self._table()[ids]
+            partial_ids: NDArray[Any] = self._partial_id_of()[ids]
             if partial_ids.min() >= 0:  # as it should be: all else is for the others
                 return partial_ids.astype(ids.dtype)
         inside = (ids >= 0) & (ids < self._full_size)
-        partial_ids = self._table()[np.where(inside, ids, 0).astype(np.intp)]
+        partial_ids = self._partial_id_of()[np.where(inside, ids, 0).astype(np.intp)]
         missing = ~inside | (partial_ids < 0)
         remapped = partial_ids.astype(ids.dtype)
         if ignore_index is not None:
@@ -320,7 +319,7 @@ class PartialVocabulary:
             remapped[ignored] = ids[ignored]
         if missing.any():
             first = _first(missing)
-            self._refuse(int(ids[first]), _shown_position(place, first))
+            self._refuse(int(ids[first]), _shown(position, first))
         return remapped
 
     def _refuse(self, token_id: int, position: str) -> NoReturn:
@@ -334,13 +333,13 @@ class PartialVocabulary:
             "count the data that holds it too, or keep it with always_keep="
         )
 
-    def _array_to_full(self, ids: NDArray[Any], place: Place, *, ignore_index: int | None) -> NDArray[Any]:
+    def _array_to_full(self, ids: NDArray[Any], position: Position, *, ignore_index: int | None) -> NDArray[Any]:
         inside = (ids >= 0) & (ids < len(self))
         ignored = ids == ignore_index if ignore_index is not None else np.zeros(ids.shape, dtype=np.bool_)
         wrong = ~inside & ~ignored
         if wrong.any():
             first = _first(wrong)
-            shown = f"{int(ids[first])}{_shown_position(place, first)}"
+            shown = f"{int(ids[first])}{_shown(position, first)}"
             raise VocabularyError(f"{shown} is no partial id: expected 0 to {len(self) - 1}")
         if len(self) == 0:
             return ids.copy()
@@ -387,14 +386,14 @@ def _find_full_size(full_size: int | None, model: Any, counts: TokenCounts, toke
     """The full size, and where it comes from as a message says it."""
     if full_size is not None:
         return _checked_size(full_size), f"full_size is {full_size}"
-    found = model_full_size(model) if model is not None else None
-    if found is not None:
-        return _checked_size(found), f"the model's input embeddings have {found} rows"
+    num_rows = model_full_size(model) if model is not None else None
+    if num_rows is not None:
+        return _checked_size(num_rows), f"the model's input embeddings have {num_rows} rows"
     if counts.full_size is not None:
         return counts.full_size, f"the counts are over {counts.full_size} ids"
     if tokenizer is not None:
-        found = tokenizer_full_size(tokenizer)
-        return found, f"the tokenizer has ids below {found}; if the model has more rows, pass model= or full_size="
+        size = tokenizer_full_size(tokenizer)
+        return size, f"the tokenizer has ids below {size}; if the model has more rows, pass model= or full_size="
     raise VocabularyError(
         "the full size is not known: pass full_size= (rows of the input embeddings), model= or tokenizer="
     )
@@ -407,23 +406,23 @@ def _round_up(keep: NDArray[np.bool_], multiple: int) -> None:
     keep[np.flatnonzero(~keep)[:wanted]] = True
 
 
-def _map_ids(ids: Any, map_array: Callable[[NDArray[Any], Place], NDArray[Any]], place: Place) -> Any:
+def _map_ids(ids: Any, map_array: Callable[[NDArray[Any], Position], NDArray[Any]], position: Position) -> Any:
     """Apply a map of arrays to an array, a tensor, an int or nested lists."""
     if is_tensor(ids):
         torch = sys.modules["torch"]
-        return torch.from_numpy(_map_ids(ids.detach().cpu().numpy(), map_array, place)).to(ids.device)
+        return torch.from_numpy(_map_ids(ids.detach().cpu().numpy(), map_array, position)).to(ids.device)
     if isinstance(ids, list | tuple):
         if all(isinstance(item, int | np.integer) and not isinstance(item, bool) for item in ids):
-            return type(ids)(map_array(_as_int64(ids), place).tolist())
-        return type(ids)(_map_ids(item, map_array, (*(place or ()), number)) for number, item in enumerate(ids))
+            return type(ids)(map_array(_as_int64(ids), position).tolist())
+        return type(ids)(_map_ids(item, map_array, (*(position or ()), number)) for number, item in enumerate(ids))
     if isinstance(ids, np.ndarray) and ids.dtype.kind in "iu":
-        return map_array(ids, place) if ids.ndim else map_array(ids.reshape(1), None).reshape(())
+        return map_array(ids, position) if ids.ndim else map_array(ids.reshape(1), None).reshape(())
     if isinstance(ids, int | np.integer) and not isinstance(ids, bool):
-        mapped = map_array(_as_int64([ids]), place or None)[0]
+        mapped = map_array(_as_int64([ids]), position or None)[0]
         return int(mapped) if isinstance(ids, int) else type(ids)(mapped)
     what = f"{ids.dtype} values" if hasattr(ids, "dtype") else type(ids).__name__
     raise VocabularyError(
-        f"expected integer ids as an array, a tensor, lists or an int, got {what}{_shown_position(place, ())}"
+        f"expected integer ids as an array, a tensor, lists or an int, got {what}{_shown(position, ())}"
     )
 
 
@@ -438,7 +437,7 @@ def _first(where: NDArray[np.bool_]) -> tuple[int, ...]:
     return tuple(int(index) for index in np.unravel_index(int(np.argmax(where)), where.shape))
 
 
-def _shown_position(place: Place, first: tuple[int, ...]) -> str:
-    if place is None or not (position := (*place, *first)):
+def _shown(position: Position, first: tuple[int, ...]) -> str:
+    if position is None or not (indices := (*position, *first)):
         return ""
-    return f" at position {position[0] if len(position) == 1 else position}"
+    return f" at position {indices[0] if len(indices) == 1 else indices}"

@@ -12,15 +12,9 @@ from typing import Any
 import numpy as np
 
 from leanvocab.errors import DataError, MissingTokenError
-from leanvocab.vocabulary.columns import (
-    arrow_kind,
-    choose_id_columns,
-    class_label_columns,
-    is_arrow,
-    is_datasets,
-    is_tensor,
-    value_kind,
-)
+from leanvocab.extras import is_instance, is_tensor
+from leanvocab.vocabulary.columns import choose_id_columns
+from leanvocab.vocabulary.sources import holds_data_sets
 
 Remap = Callable[[Any], Any]
 """Arrays, tensors or lists of token ids → the same of partial ids; -100 stays; a MissingTokenError for an unseen id."""
@@ -28,15 +22,16 @@ Remap = Callable[[Any], Any]
 
 def remap_dataset(dataset: Any, columns: list[str] | None, remap: Remap) -> Any:
     """A data set of the same kind over partial ids; see `PartialVocabulary.remap_dataset`."""
-    if is_datasets(dataset, "DatasetDict", "IterableDatasetDict"):
+    if is_instance(dataset, "datasets", "DatasetDict", "IterableDatasetDict"):
         return type(dataset)({split: remap_dataset(part, columns, remap) for split, part in dataset.items()})
-    if is_datasets(dataset, "Dataset"):
+    if is_instance(dataset, "datasets", "Dataset"):
         return _remap_arrow_dataset(dataset, columns, remap)
-    if is_datasets(dataset, "IterableDataset"):
-        return _remap_stream(dataset, columns, remap)
-    if is_arrow(dataset, "Table", "RecordBatch"):
-        kinds = {field.name: arrow_kind(field.type) for field in dataset.schema}
-        return _remap_table(dataset, None, columns=choose_id_columns(kinds, columns), remap=remap)
+    if is_instance(dataset, "datasets", "IterableDataset"):
+        if dataset.features is not None:
+            columns = choose_id_columns(dataset, columns)
+        return dataset.map(partial(_remap_row, columns=columns, remap=remap), features=dataset.features)
+    if is_instance(dataset, "pyarrow", "Table", "RecordBatch"):
+        return _remap_table(dataset, None, columns=choose_id_columns(dataset, columns), remap=remap)
     if isinstance(dataset, Mapping):
         return _remap_mapping(dataset, columns, remap)
     raise DataError(
@@ -46,11 +41,10 @@ def remap_dataset(dataset: Any, columns: list[str] | None, remap: Remap) -> Any:
 
 
 def _remap_arrow_dataset(dataset: Any, columns: list[str] | None, remap: Remap) -> Any:
-    kinds = {field.name: arrow_kind(field.type) for field in dataset.features.arrow_schema}
-    names = choose_id_columns(kinds, columns, class_labels=class_label_columns(dataset.features))
+    columns = choose_id_columns(dataset, columns)
     # `map` works in bounded memory: data in memory stays there, data on disk goes to a cache file, as with every map.
     remapped = dataset.with_format("arrow").map(
-        partial(_remap_table, columns=names, remap=remap),
+        partial(_remap_table, columns=columns, remap=remap),
         with_indices=True,
         batched=True,
         features=dataset.features,
@@ -60,29 +54,16 @@ def _remap_arrow_dataset(dataset: Any, columns: list[str] | None, remap: Remap) 
     return remapped.with_format(shown.pop("type"), **shown.pop("format_kwargs"), **shown)
 
 
-def _remap_stream(dataset: Any, columns: list[str] | None, remap: Remap) -> Any:
-    classes: list[str] = []
-    if dataset.features is not None:
-        kinds = {field.name: arrow_kind(field.type) for field in dataset.features.arrow_schema}
-        classes = class_label_columns(dataset.features)
-        columns = choose_id_columns(kinds, columns, class_labels=classes)
-    return dataset.map(partial(_remap_row, columns=columns, remap=remap), features=dataset.features)
-
-
 def _remap_row(row: Mapping[str, Any], *, columns: list[str] | None, remap: Remap) -> dict[str, Any]:
-    kinds = {name: value_kind(value) for name, value in row.items()}
-    remapped = {name: _remap_value(row[name], name, remap) for name in choose_id_columns(kinds, columns)}
+    remapped = {name: _remap_value(row[name], name, remap) for name in choose_id_columns(row, columns)}
     # Where the stream is formatted as tensors, datasets makes them again, and warns of having got tensors.
     return {name: value.numpy() if is_tensor(value) else value for name, value in remapped.items()}
 
 
 def _remap_mapping(data: Mapping[Any, Any], columns: list[str] | None, remap: Remap) -> Any:
-    if data and all(
-        is_datasets(part, "Dataset", "IterableDataset") or is_arrow(part, "Table") for part in data.values()
-    ):
+    if holds_data_sets(data):
         return {split: remap_dataset(part, columns, remap) for split, part in data.items()}
-    kinds = {name: value_kind(value) for name, value in data.items() if isinstance(name, str)}
-    remapped = dict(data) | {name: _remap_value(data[name], name, remap) for name in choose_id_columns(kinds, columns)}
+    remapped = dict(data) | {name: _remap_value(data[name], name, remap) for name in choose_id_columns(data, columns)}
     # A batch keeps its class (transformers' BatchEncoding), which its data alone can make.
     return type(data)(remapped) if isinstance(data, UserDict) else remapped
 
@@ -93,48 +74,43 @@ def _remap_value(value: Any, column: str, remap: Remap) -> Any:
     if isinstance(value, list | tuple) and any(item is None for item in value):
         return [_remap_value(item, column, remap) for item in value]
     try:
-        return _remap_chunked(value, remap) if is_arrow(value, "Array", "ChunkedArray") else remap(value)
+        is_arrow = is_instance(value, "pyarrow", "Array", "ChunkedArray")
+        return _remap_arrow(value, remap) if is_arrow else remap(value)
     except MissingTokenError as error:
         raise MissingTokenError(f"column {column!r}: {error}") from None
 
 
-def _remap_table(table: Any, rows: Iterable[int] | None, *, columns: list[str], remap: Remap) -> Any:
+def _remap_table(arrow: Any, rows: Iterable[int] | None, *, columns: list[str], remap: Remap) -> Any:
     first_row = 0 if rows is None else next(iter(rows), 0)
     for name in columns:
-        place = table.schema.get_field_index(name)
+        position = arrow.schema.get_field_index(name)
         try:
-            remapped = _remap_chunked(table.column(place), remap)
+            remapped = _remap_arrow(arrow.column(position), remap)
         except MissingTokenError:
-            _refuse_row(table.column(place), first_row, name, remap)
+            _refuse_row(arrow.column(position), first_row, name, remap)
             raise
-        table = table.set_column(place, table.schema.field(place), remapped)
-    return table
+        arrow = arrow.set_column(position, arrow.schema.field(position), remapped)
+    return arrow
 
 
 def _refuse_row(column: Any, first_row: int, name: str, remap: Remap) -> None:
     """Raise for the first row with an unseen id, by its number."""
     for row in range(len(column)):
         try:
-            _remap_chunked(column.slice(row, 1), remap)
+            _remap_arrow(column.slice(row, 1), remap)
         except MissingTokenError as error:
             raise MissingTokenError(f"row {first_row + row} of column {name!r}: {error}") from None
 
 
-def _remap_chunked(array: Any, remap: Remap) -> Any:
-    import pyarrow as pa
-
-    if isinstance(array, pa.ChunkedArray):
-        return pa.chunked_array([remap_arrow(chunk, remap) for chunk in array.chunks], type=array.type)
-    return remap_arrow(array, remap)
-
-
-def remap_arrow(array: Any, remap: Remap) -> Any:
+def _remap_arrow(array: Any, remap: Remap) -> Any:
     """An Arrow array of the same type, nulls and nesting over partial ids. What lies in null rows is left out."""
     import pyarrow as pa
 
     kind = array.type
+    if isinstance(array, pa.ChunkedArray):
+        return pa.chunked_array([_remap_arrow(chunk, remap) for chunk in array.chunks], type=kind)
     if isinstance(array, pa.ExtensionArray):
-        return pa.ExtensionArray.from_storage(kind, remap_arrow(array.storage, remap))
+        return pa.ExtensionArray.from_storage(kind, _remap_arrow(array.storage, remap))
     if pa.types.is_null(kind) or getattr(kind, "list_size", 1) == 0:
         return array  # holds no ids
     if pa.types.is_integer(kind):
@@ -142,8 +118,7 @@ def remap_arrow(array: Any, remap: Remap) -> Any:
         ids = np.zeros(len(array), dtype=kind.to_pandas_dtype())
         ids[present] = remap(array.drop_null().to_numpy())
         return pa.array(ids, type=kind, mask=None if present.all() else ~present)
-    values = remap_arrow(array.flatten(), remap)
-    return _with_lists_of(array, values)
+    return _with_lists_of(array, _remap_arrow(array.flatten(), remap))
 
 
 def _with_lists_of(array: Any, values: Any) -> Any:

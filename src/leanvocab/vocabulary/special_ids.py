@@ -1,4 +1,4 @@
-"""Which token ids a tokenizer or a model can insert by itself, whatever the data holds. No torch, no transformers.
+"""Token ids that a tokenizer or a model can insert by itself, whatever the data holds. No torch, no transformers.
 
 Padding, shifting right, masking, forced first tokens of a generation, image placeholders: none of them need occur in
 the data that was counted, and each is looked up in the input embeddings.
@@ -24,13 +24,13 @@ _IMAGE_TOKEN = re.compile(r"^(IMGIMG|<\|visual token|<image>|<\|extra_200\|>)")
 def tokenizer_ids(tokenizer: Any) -> set[int]:
     """Ids of every special and every added token of a tokenizer, or of a processor's tokenizer."""
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
-    found = set(_integers(getattr(tokenizer, "all_special_ids", ())))
-    found |= set(_integers(getattr(tokenizer, "added_tokens_decoder", None) or ()))
+    ids = set(_integers(getattr(tokenizer, "all_special_ids", ())))
+    ids |= set(_integers(getattr(tokenizer, "added_tokens_decoder", None) or ()))
     for name in ("get_added_vocab", "get_added_tokens_decoder"):
         if hasattr(tokenizer, name):
             added = getattr(tokenizer, name)()
-            found |= set(_integers(added.values() if name == "get_added_vocab" else added))
-    return found
+            ids |= set(_integers(added.values() if name == "get_added_vocab" else added))
+    return ids
 
 
 def tokenizer_full_size(tokenizer: Any) -> int:
@@ -45,17 +45,17 @@ def model_ids(model: Any, full_size: int) -> set[int]:
 
     `suppress_tokens` and `bad_words_ids` are not inserted, and not among them. An id may lie beyond `full_size`.
     """
-    found = set(_config_ids(model))
+    ids = set(_config_ids(model))
     seen: dict[int, Any] = {}  # most layers hold the same config
     for module in _modules(model):
         for name in ("config", "generation_config"):
             config = getattr(module, name, None)
             if id(config) not in seen:
                 seen[id(config)] = config
-                found |= set(_config_ids(config))
+                ids |= set(_config_ids(config))
         if getattr(module, "num_embeddings", None) == full_size:
-            found |= set(_integers([getattr(module, "padding_idx", None)]))
-    return found
+            ids |= set(_integers([getattr(module, "padding_idx", None)]))
+    return ids
 
 
 def model_full_size(model: Any) -> int | None:
@@ -76,13 +76,13 @@ def _input_rows(module: Any) -> int | None:
     if not hasattr(module, "get_input_embeddings"):
         return None
     try:
-        table = module.get_input_embeddings()
+        embeddings = module.get_input_embeddings()
     except (NotImplementedError, AttributeError):
         return None
-    while hasattr(table, "base_layer"):  # an adapter around it
-        table = table.base_layer
-    table = getattr(table, "original_module", table)
-    rows = getattr(table, "num_embeddings", None)  # stays the full size while a model is shrunk
+    while hasattr(embeddings, "base_layer"):  # an adapter around them
+        embeddings = embeddings.base_layer
+    embeddings = getattr(embeddings, "original_module", embeddings)
+    rows = getattr(embeddings, "num_embeddings", None)  # stays the full size while a model is shrunk
     return rows if isinstance(rows, int) else None
 
 

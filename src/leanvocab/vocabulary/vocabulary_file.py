@@ -14,9 +14,10 @@
 import json
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, NoReturn
+from typing import Any
 
 from leanvocab.errors import VocabularyError
+from leanvocab.files import strict_json
 
 FORMAT, VERSION = "leanvocab.vocabulary", 1
 
@@ -50,10 +51,8 @@ def parse(text: bytes) -> dict[str, Any]:
         VocabularyError: it is no such file.
     """
     try:
-        content = json.loads(
-            text.decode("utf-8"), object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant
-        )
-    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, absurd numbers, absurd nesting
+        content = strict_json.parse(text)
+    except (ValueError, RecursionError) as error:
         raise VocabularyError(f"expected JSON as PartialVocabulary.save writes it: {error}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise VocabularyError(f'expected a JSON object with "format": "{FORMAT}"')
@@ -77,15 +76,3 @@ def _check_ids(ids: Any, num_ids: Any) -> None:
         raise VocabularyError("expected 'token_ids' sorted, each once")
     if ids and not (ids[0] >= 0 and ids[-1] < 2**63):
         raise VocabularyError(f"expected 'token_ids' of 0 or more, below the full size, got {ids[0]} to {ids[-1]}")
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} occurs twice")
-    return content
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number in JSON")

@@ -1,0 +1,67 @@
+"""Full checkpoints of a shrunk model, whole or not at all, whatever lies in their folder (docs/decisions/full-checkpoints.md).
+
+transformers itself is unsafe over the folder that a model was loaded from: from one file to shards it leaves a stale
+`model.safetensors` beside them, which wins on reload; from shards to one file it deletes the shards first, so that a full
+disk leaves no weights.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from leanvocab.checkpoints.delta_format import TRAINING_NOTE, write_training_note
+from leanvocab.errors import CheckpointError
+from leanvocab.files.atomic_folders import written_whole
+from leanvocab.files.headers import SAVED_WEIGHTS, SINGLE
+from leanvocab.partial.module import partial_modules
+from leanvocab.partial.sharded import first_sharded
+
+
+def save_full(model: nn.Module, directory: str | os.PathLike[str], **options: Any) -> Path:
+    """Saves the model with its full vocabulary in `directory`, whole or not at all, and returns the folder.
+
+    Other files that lie there (tokenizer, notes) stay; weights of an earlier save do not. Saving over the folder that the
+    model came from is safe, whatever its sharding. `options` go to `save_pretrained` (`max_shard_size=`, …); a model without
+    that method is written as `model.safetensors`. Beside a model that is shrunk with output="restricted", which is another
+    objective, `leanvocab_training.json` says so.
+
+    Raises `CheckpointError` where `directory` is no folder, or where other processes hold some of the rows (FSDP2: hand over what
+    was gathered, `state_dict=…`), `OSError` where it cannot be written; then nothing has changed.
+    """
+    _check_not_sharded(model, options)
+    tables = [module.table for module in partial_modules(model).values()]
+    restricted = {table.name: table.vocabulary for table in tables if table.output == "restricted"}
+    with written_whole(directory, keeps=_is_no_weights) as (folder, target):
+        write_model(model, folder, options)
+        if restricted:
+            write_training_note(folder, restricted)
+    return target
+
+
+def _is_no_weights(name: str) -> bool:
+    return not SAVED_WEIGHTS.fullmatch(name) and name != TRAINING_NOTE
+
+
+def _check_not_sharded(model: nn.Module, options: dict[str, Any]) -> None:
+    """A state dict of a sharded model is put together by all processes: one alone would wait for the others."""
+    sharded = first_sharded(model)
+    if sharded is not None and options.get("state_dict") is None:
+        raise CheckpointError(
+            f"{sharded}: its rows are sharded over processes, and one process writes the folder; gather the state dict in all of "
+            "them (get_model_state_dict with StateDictOptions(full_state_dict=True, cpu_offload=True)) and hand it to the first "
+            "one's save_full(model, folder, state_dict=…)"
+        )
+
+
+def write_model(model: nn.Module, folder: Path, options: dict[str, Any]) -> None:
+    """Writes into `folder` what the model itself saves, by `save_pretrained` where it has that."""
+    if hasattr(model, "save_pretrained"):
+        model.save_pretrained(folder, **options)  # type: ignore[operator]
+        return
+    if options:
+        raise CheckpointError(f"{type(model).__name__} has no save_pretrained to take the options {', '.join(options)}")
+    from safetensors.torch import save_model
+
+    save_model(model, str(folder / SINGLE), metadata={"format": "pt"})

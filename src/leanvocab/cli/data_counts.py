@@ -1,0 +1,109 @@
+"""Data on the command line, tokenized or as text → counts, and the vocabulary to keep."""
+
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from leanvocab.errors import DataError, ModelError, first_line
+
+if TYPE_CHECKING:
+    from leanvocab.vocabulary.counts import TokenCounts
+    from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
+
+DATA_HELP = (
+    "A CSV, JSON lines, Parquet or text file, a folder of them with splits in their names, or a name on the hub; "
+    "tokenized, or as text with a tokenizer."
+)
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Options that say how data are read."""
+
+    config_name: Annotated[str | None, typer.Option(help="Configuration of the data set, such as cola in glue.")] = None
+    text_columns: Annotated[
+        list[str] | None,
+        typer.Option("--text-column", help="Column with the text; twice for pairs. By default usual names."),
+    ] = None
+    token_columns: Annotated[
+        list[str] | None,
+        typer.Option("--token-column", help="Column with token ids of tokenized data; several if given so."),
+    ] = None
+    max_length: Annotated[
+        int | None, typer.Option(min=1, help="Tokens to which a text, or a pair, is cut. By default none is cut.")
+    ] = None
+
+
+def count_data(data: str, options: DataOptions, tokenizer: Any) -> "dict[str, TokenCounts]":
+    """Counts of each split.
+
+    Raises:
+        DataError: there are neither token ids nor text with a tokenizer.
+    """
+    from leanvocab.finetune.splits import load_splits
+    from leanvocab.finetune.text_columns import check_texts, find_text_columns, tokenize
+    from leanvocab.vocabulary.counts import count_tokens
+
+    splits = load_splits(data, options.config_name)
+    first = next(iter(splits.values()))
+    if options.token_columns or (not options.text_columns and "input_ids" in first.column_names):
+        columns = list(options.token_columns or ()) or None
+        return {name: count_tokens(split, columns) for name, split in splits.items()}
+    if tokenizer is None:
+        raise DataError(
+            f"{data} holds no column input_ids but {', '.join(first.column_names)}: name the columns of token ids "
+            "(--token-column), or the tokenizer of its text (--tokenizer)"
+        )
+    text_columns = find_text_columns(first, tuple(options.text_columns or ()))
+    counts = {}
+    for name, split in splits.items():
+        check_texts(name, split, text_columns)
+        counts[name] = count_tokens(tokenize(split, name, text_columns, tokenizer, options.max_length), "input_ids")
+    return counts
+
+
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer of a folder or a name on the hub.
+
+    Raises:
+        ModelError: there is none.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"there is no tokenizer in {name!r}: {first_line(error)}") from error
+
+
+def config_beside(name: str) -> Any:
+    """The model config that lies beside a tokenizer: it knows the rows of the embeddings. None where there is none."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(name)
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def keep(counts: "dict[str, TokenCounts]", tokenizer: Any, config: Any, **options: Any) -> "PartialVocabulary":
+    """The vocabulary of all splits: counted ids, and those that the tokenizer or the model can insert.
+
+    Options go to `PartialVocabulary.from_counts`.
+    """
+    from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
+
+    return PartialVocabulary.from_counts(reduce(add, counts.values()), tokenizer=tokenizer, model=config, **options)
+
+
+def describe_vocabulary(vocabulary: "PartialVocabulary") -> dict[str, Any]:
+    """Plain values, ready for JSON."""
+    return {
+        "kept_rows": len(vocabulary),
+        "full_rows": vocabulary.full_size,
+        "kept_ratio": len(vocabulary) / vocabulary.full_size,
+        "digest": vocabulary.digest,
+    }

@@ -1,0 +1,347 @@
+"""Language modeling: which columns hold texts, and their token ids with the labels that are learned."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import pyarrow as pa
+from transformers import DataCollatorForSeq2Seq
+
+from leanvocab.choices import IGNORE_INDEX
+from leanvocab.errors import DataError, ModelError
+from leanvocab.extras import require
+from leanvocab.finetune.causal_checks import check_causal, check_packed_examples_are_apart
+from leanvocab.finetune.collators import EpochCallback, MaskingCollator, PaddingCollator, mask_to_validate
+from leanvocab.finetune.packing import join_and_cut, lay_side_by_side, num_learned
+from leanvocab.finetune.scores import TokenScores, logits_of, sums_by_example
+from leanvocab.finetune.settings import CAUSAL_LM, MASKED_LM, SEQ2SEQ_LM, DataSettings
+from leanvocab.finetune.splits import find_eval_split
+from leanvocab.finetune.text_columns import (
+    check_column,
+    check_no_gaps,
+    check_texts,
+    choose_text_columns,
+    map_in_memory,
+    values_of,
+)
+from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
+
+if TYPE_CHECKING:
+    import datasets
+else:
+    datasets = require("datasets", extra="finetune")
+
+_PAIRS = (("prompt", "completion"), ("source", "target"))
+_TEXTS = (("text",), ("sentence",))
+_BLOCKS_AT_ONCE = 1000
+
+Span = tuple[str, bool]
+"""A part of an example's text, and whether it is learned."""
+
+
+@dataclass(frozen=True)
+class LanguageTask:
+    """Columns and splits of one fine-tuning of a language model.
+
+    `kind` is causal-lm, seq2seq-lm or masked-lm; `source` says what `columns` hold: one text, prompt and completion, or
+    messages (a chat).
+    """
+
+    kind: str
+    source: str
+    columns: tuple[str, ...]
+    train_split: str
+    eval_split: str | None
+
+    has_new_head: ClassVar[bool] = False
+
+    @property
+    def token_columns(self) -> tuple[str, ...]:
+        """Columns of the encoded data with ids to count. The labels of the other kinds are input ids."""
+        return ("input_ids", "labels") if self.kind == SEQ2SEQ_LM else ("input_ids",)
+
+    @property
+    def draws_words(self) -> bool:
+        return self.kind == MASKED_LM
+
+    def set_labels(self, config: Any) -> None:
+        """A language model's labels are token ids."""
+
+    def check_network(self, network: Any, settings: DataSettings) -> None:
+        if self.kind == CAUSAL_LM:
+            check_causal(network)
+        if settings.packing and self.source != "text":
+            check_packed_examples_are_apart(network)
+
+    def encode(self, splits: Any, tokenizer: Any, settings: DataSettings) -> tuple[Any, tuple[str, ...]]:
+        """`input_ids`, and `labels` where they are known before masking, of every split; and what a user should know.
+
+        Examples of which nothing would be learned (a prompt that fills max_length by itself) are left out, and said.
+
+        Raises:
+            DataError: nothing at all is left of a split, or a chat cannot be cut into what is learned and what is not.
+            ModelError: chats, and a tokenizer without a chat template.
+        """
+        if self.source == "messages" and not getattr(tokenizer, "chat_template", None):
+            raise ModelError(
+                "the tokenizer has no chat template, which a column of messages needs; set tokenizer.chat_template and "
+                "save it, or give prompt and completion columns"
+            )
+        encoded, notes = datasets.DatasetDict(), list(_general_notes(self, tokenizer, settings))
+        for name, split in splits.items():
+            tally = _Tally()
+            to_rows = partial(_TO_ROWS[self.kind], tally=tally, task=self, tokenizer=tokenizer, settings=settings)
+            rows = map_in_memory(split, name, to_rows, _features(self.kind))
+            if len(rows) == 0:
+                raise DataError(
+                    f"nothing is left to learn of the {len(split):,} rows of split {name!r}: their texts are empty, or "
+                    f"their prompts fill max_length ({settings.max_length} tokens) by themselves"
+                )
+            encoded[name] = _packed(rows, self, settings.max_length) if settings.packing else rows
+            notes += tally.notes(name, len(split), settings.max_length)
+        return encoded, tuple(notes)
+
+    def batches(
+        self,
+        encoded: Any,
+        network: Any,
+        tokenizer: Any,
+        kept: PartialVocabulary | None,
+        settings: DataSettings,
+        seed: int,
+    ) -> tuple[Any, tuple[Any, ...]]:
+        """The collator; of a masked language model it masks anew each epoch, but for the rows to validate on, masked here.
+
+        Raises:
+            DataError: there is no word among the kept ids that a masked language model could draw.
+        """
+        if self.kind == SEQ2SEQ_LM:
+            return DataCollatorForSeq2Seq(tokenizer, model=network), ()
+        if self.kind == CAUSAL_LM:
+            end = tokenizer.eos_token_id
+            return PaddingCollator(end if tokenizer.pad_token_id is None else tokenizer.pad_token_id), ()
+        assert kept is not None
+        collator = MaskingCollator.of(tokenizer, kept, masked_ratio=settings.masked_ratio, seed=seed)
+        if self.eval_split:
+            encoded[self.eval_split] = mask_to_validate(encoded[self.eval_split], collator)
+        return collator, (EpochCallback(collator),)
+
+    def scoring(self) -> dict[str, Any]:
+        def sums(given: Any, labels: Any) -> Any:
+            return sums_by_example(logits_of(given), labels, predicts_next=self.kind == CAUSAL_LM)
+
+        return {"compute_metrics": TokenScores(), "preprocess_logits_for_metrics": sums}
+
+
+def find_language_task(splits: Any, settings: DataSettings) -> LanguageTask:
+    """Finds the texts, by name where the settings name them, and checks every row of them.
+
+    Raises:
+        DataError: a column is missing, holds something else, or has gaps.
+    """
+    train, evaluation = settings.train_split, find_eval_split(splits, settings)
+    source, columns = _find_columns(splits[train].column_names, settings)
+    for name, split in splits.items():
+        if source == "messages":
+            _check_messages(name, split, columns[0])
+        else:
+            check_texts(name, split, columns)
+    assert settings.task is not None
+    return LanguageTask(settings.task, source, columns, train, evaluation)
+
+
+def _find_columns(names: list[str], settings: DataSettings) -> tuple[str, tuple[str, ...]]:
+    if settings.task == MASKED_LM or settings.text_columns:
+        return "text", choose_text_columns("text", settings.text_columns, _TEXTS, names)
+    for role, named in (("prompt", settings.prompt_column), ("completion", settings.completion_column)):
+        if named is not None:
+            choose_text_columns(role, (named,), (), names)
+    if settings.prompt_column and settings.completion_column:
+        return "prompts", (settings.prompt_column, settings.completion_column)
+    if settings.messages_column:
+        return "messages", choose_text_columns("messages", (settings.messages_column,), (), names)
+    usual: dict[str, tuple[tuple[str, ...], ...]] = {"prompts": _PAIRS}
+    if settings.task != SEQ2SEQ_LM:
+        usual |= {"messages": (("messages",),), "text": _TEXTS}
+    for source, groups in usual.items():
+        for columns in groups:
+            if set(columns) <= set(names):
+                return source, columns
+    for pair in _PAIRS:
+        for present, absent in (pair, pair[::-1]):
+            if present in names:
+                raise DataError(
+                    f"there is a column {present!r} without {absent!r}; the columns are {', '.join(names)}. Name both with "
+                    "prompt_column and completion_column"
+                )
+    looked_for = ", ".join(" + ".join(columns) for groups in usual.values() for columns in groups)
+    how = "prompt_column and completion_column" + ("" if settings.task == SEQ2SEQ_LM else ", or text_columns")
+    raise DataError(
+        f"found nothing to learn from: looked for {looked_for}; the columns are {', '.join(names)}. Name them with {how}"
+    )
+
+
+def _check_messages(split_name: str, split: Any, column: str) -> None:
+    check_column(split_name, split, column, "messages")
+    chats = values_of(split, column)
+    check_no_gaps(split_name, column, [not chat for chat in chats], "messages")
+    for at, chat in enumerate(chats):
+        if not all(isinstance(message, dict) and {"role", "content"} <= set(message) for message in chat):
+            raise DataError(
+                f"row {at} of split {split_name!r}: column {column!r} holds something else than messages; expected a list "
+                f"of {{'role': …, 'content': …}}"
+            )
+
+
+# --- token ids --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Tally:
+    num_cut: int = 0
+    num_left_out: int = 0
+
+    def notes(self, split_name: str, num_rows: int, max_length: int) -> Iterator[str]:
+        if self.num_cut:
+            yield f"{self.num_cut:,} of {num_rows:,} rows of split {split_name!r} were cut to {max_length} tokens."
+        if self.num_left_out:
+            yield (
+                f"{self.num_left_out:,} of {num_rows:,} rows of split {split_name!r} were left out: nothing of them is left "
+                f"to learn within {max_length} tokens."
+            )
+
+
+def _general_notes(task: LanguageTask, tokenizer: Any, settings: DataSettings) -> Iterator[str]:
+    if task.kind == CAUSAL_LM and task.source != "messages" and tokenizer.eos_token_id is None:
+        yield "The tokenizer has no end-of-sequence token: the texts are learned without an end."
+    if settings.packing and task.source == "text":
+        yield "Texts are joined and cut into blocks (packing): those in one block see one another."
+
+
+Columns = dict[str, list[Any]]
+"""A batch of rows."""
+
+
+def _features(kind: str) -> Any:
+    names = ("input_ids",) if kind == MASKED_LM else ("input_ids", "labels")
+    return datasets.Features({name: datasets.Sequence(datasets.Value("int32")) for name in names})
+
+
+def _causal_rows(batch: Columns, tally: _Tally, task: LanguageTask, tokenizer: Any, settings: DataSettings) -> Columns:
+    joins = settings.packing and task.source == "text"  # then nothing is cut off
+    examples = list(_pieces(batch, task, tokenizer, settings.train_on_prompts))
+    rows: Columns = {"input_ids": [], "labels": []}
+    for ids, labels in _joined(examples, tokenizer, is_chat=task.source == "messages"):
+        if not joins and len(ids) > settings.max_length:
+            tally.num_cut += 1
+            ids, labels = ids[: settings.max_length], labels[: settings.max_length]
+        # Nothing stands before the first id to predict it from. Said here, it is not counted where losses are averaged.
+        labels = [IGNORE_INDEX, *labels[1:]]
+        if not joins and not num_learned({"labels": labels}):
+            tally.num_left_out += 1
+            continue
+        rows["input_ids"].append(ids)
+        rows["labels"].append(labels)
+    return rows
+
+
+def _pieces(batch: Columns, task: LanguageTask, tokenizer: Any, train_on_prompts: bool) -> Iterator[list[Span]]:
+    columns = [batch[column] for column in task.columns]
+    if task.source == "text":
+        yield from ([(text, True)] for text in columns[0])
+    elif task.source == "prompts":
+        for prompt, completion in zip(*columns, strict=True):
+            yield [(prompt, train_on_prompts), (completion, True)]
+    else:
+        yield from (chat_spans(chat, tokenizer, train_on_prompts) for chat in columns[0])
+
+
+def chat_spans(messages: list[dict[str, Any]], tokenizer: Any, train_on_prompts: bool = False) -> list[Span]:
+    """A chat as its tokenizer's template writes it, cut where the assistant's replies begin and end.
+
+    Raises:
+        DataError: what the template writes for the first messages is no beginning of what it writes for all of them, so that
+            the replies cannot be found in it.
+    """
+    messages = [{key: value for key, value in message.items() if value is not None} for message in messages]
+
+    def written(end: int, prompt: bool = False) -> str:
+        return str(tokenizer.apply_chat_template(messages[:end], tokenize=False, add_generation_prompt=prompt))
+
+    whole, pieces, done = written(len(messages)), [], 0
+    for at, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        before, after = written(at, prompt=True), written(at + 1)
+        if not (whole.startswith(after) and after.startswith(before) and len(before) >= done):
+            raise DataError(
+                "the tokenizer's chat template writes a beginning of a chat in another way than the chat itself, so that the "
+                "replies cannot be found in it; give prompt and completion columns"
+            )
+        pieces += [(whole[done : len(before)], train_on_prompts), (whole[len(before) : len(after)], True)]
+        done = len(after)
+    return [*pieces, (whole[done:], train_on_prompts)]
+
+
+def _joined(examples: list[list[Span]], tokenizer: Any, *, is_chat: bool) -> Iterator[tuple[list[int], list[int]]]:
+    """Ids and labels of each example. Its pieces are tokenized one by one, so that a prompt has the ids it has alone.
+
+    The tokenizer's own first tokens (a beginning of sequence) come first, the end of sequence comes last; a chat template
+    writes both itself.
+    """
+    first = tokenizer(
+        [pieces[0][0] for pieces in examples],
+        add_special_tokens=not is_chat,
+        return_special_tokens_mask=True,
+        verbose=False,
+    )
+    others = [text for pieces in examples for text, _ in pieces[1:]]
+    rest = iter(tokenizer(others, add_special_tokens=False, verbose=False)["input_ids"] if others else ())
+    end = [] if is_chat or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    for pieces, ids, added in zip(examples, first["input_ids"], first["special_tokens_mask"], strict=True):
+        length = len(ids)
+        while not is_chat and length and added[length - 1]:
+            length -= 1
+        parts = [ids[:length], *(next(rest) for _ in pieces[1:]), end]
+        learned = [*(learns for _, learns in pieces), True]
+        labels = [part if learns else [IGNORE_INDEX] * len(part) for part, learns in zip(parts, learned, strict=True)]
+        yield list(chain.from_iterable(parts)), list(chain.from_iterable(labels))
+
+
+def _seq2seq_rows(batch: Columns, tally: _Tally, task: LanguageTask, tokenizer: Any, settings: DataSettings) -> Columns:
+    sources, targets = (batch[column] for column in task.columns)
+    inputs = tokenizer(sources, truncation=True, max_length=settings.max_length)["input_ids"]
+    labels = tokenizer(text_target=targets, truncation=True, max_length=settings.max_target_length)["input_ids"]
+    kept = [at for at, ids in enumerate(labels) if ids and inputs[at]]
+    tally.num_left_out += len(labels) - len(kept)
+    return {"input_ids": [inputs[at] for at in kept], "labels": [labels[at] for at in kept]}
+
+
+def _masked_rows(batch: Columns, tally: _Tally, task: LanguageTask, tokenizer: Any, settings: DataSettings) -> Columns:
+    special = set(tokenizer.all_special_ids)
+    is_fast = bool(getattr(tokenizer, "is_fast", False))  # others give no pieces of long texts
+    options = {"truncation": True, "max_length": settings.max_length, "return_overflowing_tokens": is_fast}
+    pieces = tokenizer(batch[task.columns[0]], verbose=False, **options)["input_ids"]
+    kept = [ids for ids in pieces if set(ids) - special]
+    tally.num_left_out += len(pieces) - len(kept)
+    return {"input_ids": kept}
+
+
+_TO_ROWS = {CAUSAL_LM: _causal_rows, SEQ2SEQ_LM: _seq2seq_rows, MASKED_LM: _masked_rows}
+
+
+def _packed(rows: Any, task: LanguageTask, max_length: int) -> Any:
+    """Blocks in memory; Python's lists hold no more than the open blocks and those of one batch."""
+    names = ["input_ids", "labels"]
+    if task.source == "text":
+        blocks = join_and_cut((row["input_ids"] for row in rows), max_length)
+    else:
+        names.append("position_ids")
+        blocks = lay_side_by_side(rows, max_length)
+    schema = pa.schema([(name, pa.list_(pa.int32())) for name in names])
+    batches = []
+    while batch := list(islice(blocks, _BLOCKS_AT_ONCE)):
+        batches.append(pa.RecordBatch.from_pylist(batch, schema))
+    return datasets.Dataset(pa.Table.from_batches(batches, schema))

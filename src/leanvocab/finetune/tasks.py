@@ -1,0 +1,51 @@
+"""The protocol of tasks: all that the main job asks of one. Classification and language modeling answer it."""
+
+from typing import Any, Protocol
+
+from leanvocab.finetune.settings import DataSettings
+from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
+
+
+class Task(Protocol):
+    """A task whose splits and columns were found and checked. Its public fields stand in the run's `finetune.json`."""
+
+    @property
+    def train_split(self) -> str: ...
+
+    @property
+    def eval_split(self) -> str | None: ...
+
+    @property
+    def token_columns(self) -> tuple[str, ...]:
+        """Columns of the encoded data with ids to count."""
+
+    @property
+    def has_new_head(self) -> bool:
+        """True where a head is new if the checkpoint has none of that size; else what is missing of it is announced."""
+
+    @property
+    def draws_words(self) -> bool:
+        """True where training draws words from the kept ids, which are counted for it with the full vocabulary too."""
+
+    def set_labels(self, config: Any) -> None:
+        """Writes into a model's config what its head is for."""
+
+    def check_network(self, network: Any, settings: DataSettings) -> None:
+        """Raises an error where the model itself cannot do the task: before it trains for hours."""
+
+    def encode(self, splits: Any, tokenizer: Any, settings: DataSettings) -> tuple[Any, tuple[str, ...]]:
+        """Token ids of every split, with `labels` where they are known; and what a user should know of them."""
+
+    def batches(
+        self,
+        encoded: Any,
+        network: Any,
+        tokenizer: Any,
+        kept: PartialVocabulary | None,
+        settings: DataSettings,
+        seed: int,
+    ) -> tuple[Any, tuple[Any, ...]]:
+        """The collator, and the callbacks that a Trainer needs with it."""
+
+    def scoring(self) -> dict[str, Any]:
+        """A Trainer's arguments that make scores of what the model gives."""

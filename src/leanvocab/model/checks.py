@@ -1,0 +1,224 @@
+"""Refusals: why a model, a vocabulary or options cannot be shrunk with, found before anything changes."""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from leanvocab.choices import FROZEN_ROWS_ON, OUTPUT_MODES
+from leanvocab.errors import BypassError, ModelError, OptimizerError, TiedOutputError, VocabularyError
+from leanvocab.model.full_table import FullTable, ask, num_ids_of
+from leanvocab.model.function_source import functions_in, names_of
+from leanvocab.model.weight_reads import reads_of
+from leanvocab.partial.module import PartialModule
+from leanvocab.partial.sharded import is_sharded
+from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
+
+# Adapters that look rows up in the weight itself, with ids of the full vocabulary.
+_WRAPPERS_AROUND_THE_LOOKUP = {"TrainableTokensLayer", "TrainableTokensWrapper"}
+_QUANTIZED = {"Params4bit", "Int8Params"}  # bitsandbytes' parameters
+
+
+def check_table(model: nn.Module, table: FullTable) -> None:
+    """Raises what `find_tables` does where a matrix cannot be partial, with the vocabulary and in the mode that it has."""
+    for path, module in zip(table.paths, table.modules, strict=True):
+        check_module(path, module)
+    _check_size(table)
+    _check_ties(model, table)
+    _check_wrappers(model, table)
+    _check_not_cast(model, table)
+    _check_reads(model, table)
+
+
+def check_module(path: str, module: nn.Embedding | nn.Linear) -> None:
+    """Raises where a module's weight, or its own forward, cannot be partial."""
+    weight = module._parameters.get("weight")
+    if weight is None:
+        raise ModelError(f"{path}: its weight is computed (parametrized), and has no rows to take; remove that first")
+    if is_sharded(weight):
+        raise ModelError(f"{path}: its weight is sharded over processes; shrink the model before sharding it (FSDP)")
+    if not weight.is_floating_point() or weight.ndim != 2:
+        raise ModelError(
+            f"{path}: its weight is {weight.dtype} of shape {tuple(weight.shape)}, expected rows of a floating dtype; "
+            "shrink before quantizing"
+        )
+    if weight.shape[0] != num_ids_of(module):
+        size = "num_embeddings" if isinstance(module, nn.Embedding) else "out_features"
+        raise ModelError(f"{path}: {size} is {num_ids_of(module):,}, its weight has {weight.shape[0]:,} rows")
+    base = nn.Embedding if isinstance(module, nn.Embedding) else nn.Linear
+    own = _own_forward(type(module), base)
+    if own is not None:
+        does = "looks rows up in" if base is nn.Embedding else "multiplies by"
+        raise BypassError(
+            f"{path}: {own.__name__}.forward {does} the weight itself, not through torch.nn.{base.__name__}.forward, "
+            "so that ids cannot be remapped there; this matrix cannot be shrunk"
+        )
+    _check_shadowing(path, module)
+
+
+def _own_forward(cls: type, base: type[nn.Module]) -> type | None:
+    """The class between `cls` and the torch class `base` whose forward does not call super(): one of its own."""
+    for parent in cls.__mro__[: cls.__mro__.index(base)]:
+        forward = parent.__dict__.get("forward")
+        if forward is not None:
+            names = set().union(*map(names_of, functions_in(forward)))
+            if not {"super", "__class__", base.__name__} & names:
+                return parent
+            # F.embedding beside super(): which of the two sees an id is not ours to know.
+            if base.__name__.lower() in names:
+                return parent
+    return None
+
+
+def _check_shadowing(path: str, module: nn.Module) -> None:
+    hook = getattr(module, "_hf_hook", None)
+    if any(getattr(part, "offload", False) for part in getattr(hook, "hooks", [hook])):
+        raise ModelError(f"{path}: its weight is offloaded by accelerate; shrink the model before it is dispatched")
+    forward = module.__dict__.get("forward")
+    if forward is not None and hook is None and getattr(forward, "__func__", None) is not type(module).forward:
+        raise BypassError(
+            f"{path}: its forward was replaced on the instance, which would shadow the remapped lookup; undo that"
+        )
+
+
+def _check_size(table: FullTable) -> None:
+    rows = table.weight.shape[0]
+    if table.vocabulary.full_size != rows:
+        raise VocabularyError(
+            f"{table.name}: the vocabulary's full size is {table.vocabulary.full_size:,}, the table has {rows:,} rows; build it "
+            f"with PartialVocabulary.from_counts(…, model=model), or full_size={rows}"
+        )
+    if len(table.vocabulary) == 0:
+        raise VocabularyError(f"{table.name}: the vocabulary is empty; a table of no rows cannot be trained")
+
+
+def _check_ties(model: nn.Module, table: FullTable) -> None:
+    weight, scorer = table.weight, ask(model, "get_output_embeddings")
+    for path, owner in model.named_modules():
+        for name, tensor in (*owner._parameters.items(), *owner._buffers.items()):
+            if tensor is None or not _overlap(tensor, weight) or owner in table.modules:
+                continue
+            where = f"{path}.{name}" if path else name
+            if isinstance(owner, nn.Linear) or owner is scorer:
+                raise TiedOutputError(
+                    f"{type(model).__name__}: the input table {table.name}.weight is tied to the output layer {where}, which "
+                    f"scores all {weight.shape[0]:,} tokens, so that no row can leave one without the other. "
+                    'output="frozen" keeps unused rows in the softmax without training them, and is the default here; '
+                    'output="full" needs an untied model (tie_word_embeddings=False)'
+                )
+            raise ModelError(
+                f"{table.name}.weight shares its memory with {where} ({type(owner).__name__}), which has to stay whole"
+            )
+
+
+def _overlap(first: Tensor, second: Tensor) -> bool:
+    if first is second:
+        return True
+    if first.is_meta or second.is_meta or first.device != second.device or not first.numel():
+        return False
+    try:
+        starts = first.data_ptr(), second.data_ptr()
+    except RuntimeError:  # tensors without storage of their own
+        return False
+    return starts[0] < starts[1] + second.nbytes and starts[1] < starts[0] + first.nbytes
+
+
+def _check_reads(model: nn.Module, table: FullTable) -> None:
+    """Reads of the weight in each forward; those that only some forwards come to are left to the guard."""
+    for read in reads_of(model, table.modules):
+        if read.is_certain:
+            raise BypassError(
+                f"{read} {table.name} itself (self.{'.'.join(read.attributes)}.weight), in every forward and around "
+                f"{'the lookup that remaps ids' if table.output is None else 'the layer'}: a partial matrix would have wrong "
+                "rows there. This matrix cannot be partial"
+            )
+
+
+def _check_wrappers(model: nn.Module, table: FullTable) -> None:
+    for path in table.paths:
+        parts = path.split(".")
+        for depth in range(1, len(parts)):
+            above = model.get_submodule(".".join(parts[:depth]))
+            if type(above).__name__ in _WRAPPERS_AROUND_THE_LOOKUP:
+                raise BypassError(
+                    f"{'.'.join(parts[:depth])}: {type(above).__name__} (PEFT's trainable tokens) looks ids up in the weight "
+                    "itself, and would read wrong rows of a partial one; leanvocab trains chosen rows without it"
+                )
+
+
+def _check_not_cast(model: nn.Module, table: FullTable) -> None:
+    """A quantized model whose matrices were cast to fp32 first has paid for all rows what shrinking was to save."""
+    loaded = getattr(getattr(model, "config", None), "dtype", None)
+    quantized = any(type(parameter).__name__ in _QUANTIZED for parameter in model.parameters())
+    if quantized and table.weight.dtype == torch.float32 and loaded in (torch.bfloat16, torch.float16):
+        raise ModelError(
+            f"{table.name}: its {table.weight.nbytes:,} bytes are fp32 in a quantized model of {loaded}: "
+            "prepare_model_for_kbit_training has cast all its rows. Swap the two: call shrink_ first and "
+            "prepare_model_for_kbit_training after it, which then casts the kept rows alone"
+        )
+
+
+# --- options and gradients ----------------------------------------------------------------------------------------
+
+
+def check_options(output: str | None, frozen_rows: str, ids: str, on_missing: str | None) -> None:
+    """Raises `ModelError` for an option that is none, or that contradicts another."""
+    for name, value, allowed in (
+        ("output", output, (None, *OUTPUT_MODES)),
+        ("frozen_rows", frozen_rows, FROZEN_ROWS_ON),
+        ("ids", ids, ("full", "partial")),
+        ("on_missing", on_missing, (None, "error", "base")),
+    ):
+        if value not in allowed:
+            *others, last = map(repr, allowed)
+            raise ModelError(f"{name}={value!r}: expected {', '.join(others)} or {last}")
+    if ids == "partial" and on_missing == "base":
+        raise ModelError("on_missing='base' needs full ids: a partial id outside the vocabulary names no row")
+
+
+def check_modes(tables: list[FullTable], ids: str) -> None:
+    """Raises `ModelError` where an output layer over a partial matrix would be given partial ids."""
+    for table in tables:
+        if table.output is not None and ids == "partial":
+            raise ModelError(
+                f'{table.name}: output="{table.output}" takes labels and gives logits in full ids, and ids="partial" would '
+                'have partial ones; leave ids="full", which needs no rewritten data'
+            )
+
+
+def check_inserted_ids_stay(model: nn.Module, tables: list[FullTable]) -> None:
+    """Raises `VocabularyError` where partial ids would move an id that the model compares with (padding, pooling at a token)."""
+    for table in tables:
+        size, partial_ids = table.vocabulary.full_size, {token_id: i for i, token_id in enumerate(table.vocabulary)}
+        compared = PartialVocabulary.from_counts(np.zeros(size, np.int64), full_size=size, model=model)
+        for token_id in compared:
+            # An id that is not kept has no partial id: another's must not be equal to it.
+            is_free = token_id not in partial_ids and token_id >= len(partial_ids)
+            if not is_free and partial_ids.get(token_id) != token_id:
+                raise VocabularyError(
+                    f'{table.name}: with ids="partial" the id {token_id}, which the model compares with or inserts '
+                    "(padding, end of sequence, …), must keep its place, and does not; build the vocabulary with "
+                    f'always_keep=range({token_id + 1}), or leave ids="full", which needs no rewritten data'
+                )
+
+
+def check_gradient(table: FullTable) -> None:
+    """Raises `OptimizerError` where a gradient that waits for its step would lose rows."""
+    gradient = table.weight.grad
+    if gradient is None:
+        return
+    touched = gradient.coalesce().indices()[0] if gradient.is_sparse else gradient.abs().sum(1).nonzero()[:, 0]
+    outside = sorted(set(touched.tolist()) - set(table.vocabulary))
+    if outside:
+        raise OptimizerError(
+            f"{table.name}.weight has gradients for {len(outside):,} rows outside the vocabulary, the first of them "
+            f"{table.vocabulary.describe(outside[0])}, which would be lost; step or zero_grad() before shrinking"
+        )
+
+
+def check_whole(module: PartialModule) -> None:
+    """Raises `ModelError` where other processes hold some of the rows."""
+    if is_sharded(module.weight):
+        raise ModelError(
+            f"{module.table.name}: its rows are sharded over processes, and what shards them keeps the sizes that they had; save "
+            "the full state dict, which needs no merging (get_model_state_dict with StateDictOptions(full_state_dict=True))"
+        )

@@ -1,0 +1,87 @@
+"""One vocabulary matrix in full with the modules that hold it, and the parameters in which it is held: in full, in part."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from leanvocab.choices import OutputMode
+from leanvocab.files.row_store import put_rows, take_rows, zero_pages
+from leanvocab.partial.module import PartialModule
+from leanvocab.partial.partial_table import PartialTable
+from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
+
+
+@dataclass(frozen=True)
+class FullTable:
+    """One vocabulary matrix to shrink and every module that holds it: input tables, output layers, or both where tied."""
+
+    paths: tuple[str, ...]
+    modules: tuple[nn.Embedding | nn.Linear, ...]
+    vocabulary: PartialVocabulary
+    output: OutputMode | None = None  # what becomes of the scores, where an output layer holds it
+
+    @property
+    def name(self) -> str:
+        return self.paths[0]
+
+    @property
+    def weight(self) -> nn.Parameter:
+        return weight_of(self.modules[0])
+
+
+def weight_of(module: nn.Module) -> nn.Parameter:
+    """The weight as the parameter that it is; torch annotates it as a tensor."""
+    weight = module.weight
+    assert isinstance(weight, nn.Parameter)
+    return weight
+
+
+def num_ids_of(module: nn.Module) -> int:
+    """The number of ids that an embedding takes or a linear layer scores."""
+    return int(module.num_embeddings if isinstance(module, nn.Embedding) else module.out_features)  # type: ignore[arg-type]
+
+
+def ask(owner: Any, method: str) -> Any:
+    """A model's answer to a method without arguments; None where it has no such method, or no answer."""
+    try:
+        return getattr(owner, method)()
+    except (AttributeError, NotImplementedError, TypeError):
+        return None
+
+
+# --- parameters -------------------------------------------------------------------------------------------------------
+
+
+def partial_weight(full: nn.Parameter, table: PartialTable) -> nn.Parameter:
+    """The kept rows of a full matrix, with their gradients."""
+    partial = nn.Parameter(take_rows(full.detach(), table.token_ids), requires_grad=full.requires_grad)
+    if full.grad is not None:
+        dense = full.grad.to_dense() if full.grad.is_sparse else full.grad
+        partial.grad = take_rows(dense, table.token_ids)
+    _carry_over(full, partial)
+    partial.__dict__["ds_shape"] = full.shape  # by this name peft asks for the whole shape of what is held in part
+    return partial
+
+
+def full_weight(module: PartialModule) -> nn.Parameter:
+    """All rows of a partial matrix, with the gradients of those that were kept."""
+    partial, table = weight_of(module), module.table
+    full = nn.Parameter(table.full_rows(partial).to(partial.device), requires_grad=partial.requires_grad)
+    if partial.grad is not None:
+        gradient = zero_pages((table.full_size, partial.shape[1]), partial.dtype)
+        put_rows(gradient, table.token_ids, partial.grad.to_dense() if partial.grad.is_sparse else partial.grad)
+        full.grad = gradient.to(partial.device)
+    _carry_over(partial, full)
+    full.__dict__.pop("ds_shape", None)
+    return full
+
+
+def _carry_over(old: nn.Parameter, new: nn.Parameter) -> None:
+    """Attributes that libraries put on parameters, and hooks on their gradients."""
+    new.__dict__.update(old.__dict__)
+    if new.requires_grad:
+        for hook in (old._backward_hooks or {}).values():
+            new.register_hook(hook)
+        for hook in (getattr(old, "_post_accumulate_grad_hooks", None) or {}).values():
+            new.register_post_accumulate_grad_hook(hook)

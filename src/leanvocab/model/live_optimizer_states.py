@@ -1,0 +1,153 @@
+"""States of live optimizers for a partial matrix: cut to its rows, given in full, handed over with the parameter."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer
+
+from leanvocab.errors import OptimizerError
+from leanvocab.files.row_store import RowStore, put_rows, take_rows, zero_pages
+from leanvocab.partial.module import shrunk_modules
+from leanvocab.partial.optimizers import (
+    THE_ROW,
+    AtRest,
+    has_rows,
+    in_form_of,
+    is_row_shaped,
+    numbers,
+    states_at_rest,
+    without_dust,
+)
+from leanvocab.partial.partial_table import PartialTable
+from leanvocab.partial.sharded import share_of, whole
+
+
+def hand_over(
+    optimizer: Optimizer | None, replaced: nn.Parameter, replacement: nn.Parameter, states: dict[str, Any] | None
+) -> None:
+    """Puts `replacement`, with its states if it has any, where the optimizer, if there is one, holds `replaced`."""
+    if optimizer is None:
+        return
+    for group in optimizer.param_groups:
+        group["params"] = [replacement if parameter is replaced else parameter for parameter in group["params"]]
+    before = list(optimizer.state.items())
+    optimizer.state.clear()
+    for parameter, state in before:  # in the order in which they were, which is the order in a saved file
+        is_replaced = parameter is replaced and states is not None
+        optimizer.state[replacement if parameter is replaced else parameter] = states if is_replaced else state
+
+
+def check_states(optimizer: Optimizer, table: PartialTable, parameter: nn.Parameter) -> None:
+    """Raises `OptimizerError` where full states of `parameter` cannot be sliced to the vocabulary's rows without a loss."""
+    for key, value in optimizer.state.get(parameter, {}).items():
+        if not has_rows(key, value):
+            continue
+        if value.ndim > 2 and value.shape[1:] == parameter.shape:
+            raise OptimizerError(
+                f"{table.name}: {type(optimizer).__name__} keeps {value.shape[0]} matrices in one state ({key!r}), which "
+                "cannot be cut to rows and saved in full; use an optimizer with a state for each, such as AdamW or Lion"
+            )
+        if value.shape[0] not in (table.num_rows, table.full_size):
+            raise OptimizerError(
+                f"{table.name}: the state {key!r} of {type(optimizer).__name__} has {value.shape[0]:,} rows, expected "
+                f"{table.full_size:,} (full) or {table.num_rows:,} (partial); resume from a checkpoint of this model"
+            )
+        if value.shape[0] == table.full_size and value.ndim > 1 and value.shape[1] > 1 and table.decay is None:
+            _check_nothing_lost(
+                optimizer, table, key, without_dust(whole(value)), _at_rest(optimizer, parameter).get(key, 0.0)
+            )
+
+
+def _at_rest(optimizer: Optimizer, parameter: Tensor) -> dict[str, AtRest]:
+    groups = [group for group in optimizer.param_groups if any(its is parameter for its in group["params"])]
+    return states_at_rest(optimizer, groups[0]) if groups else {}
+
+
+def _check_nothing_lost(optimizer: Optimizer, table: PartialTable, key: str, value: Tensor, at_rest: AtRest) -> None:
+    outside = torch.ones(table.full_size, dtype=torch.bool, device=value.device)
+    outside[table.token_ids.to(value.device)] = False
+    resting = table.frozen_rows().to(value.device, value.dtype) if at_rest == THE_ROW else at_rest
+    moving = (value != resting).any(1) & outside
+    if bool(moving.any()):
+        first = int(moving.nonzero()[0])
+        expected = at_rest if at_rest == THE_ROW else f"{at_rest:.6g}" if at_rest else "zero"
+        raise OptimizerError(
+            f"{table.name}: the state {key!r} of {type(optimizer).__name__} is not {expected} for {int(moving.sum()):,} rows "
+            f"outside the partial vocabulary, the first of them {table.vocabulary.describe(first)}: ordinary training would "
+            "go on moving those rows. Shrink to a vocabulary that holds them too (the union: vocabulary | other), or start "
+            "with a new optimizer"
+        )
+
+
+def partial_states(optimizer: Optimizer | None, table: PartialTable, parameter: nn.Parameter) -> dict[str, Any] | None:
+    """The states of a parameter with those of full size cut to rows; None where there are none. Raises as `check_states`."""
+    if optimizer is None or parameter not in optimizer.state:
+        return None
+    check_states(optimizer, table, parameter)
+    states = dict(optimizer.state[parameter])
+    for key, value in states.items():
+        if _is_longer(key, value, table):
+            rows = numbers(whole(value))
+            if table.decay is not None and rows.ndim > 1 and bool(rows.any()):
+                table.decay.states[key] = RowStore.copy(rows, table.store_dir)
+            states[key] = share_of(in_form_of(optimizer, key, take_rows(rows, table.token_ids)), value)
+    return states
+
+
+def slice_states(optimizer: Optimizer, table: PartialTable, parameter: nn.Parameter) -> None:
+    """Slices states of full size to the vocabulary's rows, in place; raises `OptimizerError` where that would lose something."""
+    state = optimizer.state[parameter]
+    if any(_is_longer(key, value, table) for key, value in state.items()):
+        state.update(partial_states(optimizer, table, parameter))
+
+
+def _is_longer(key: str, value: Any, table: PartialTable) -> bool:
+    return has_rows(key, value) and value.shape[0] != table.num_rows
+
+
+def give_full_states(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+    """After an optimizer's `state_dict()`: states of all rows, with zeros for unused ones, in place of the partial ones."""
+    modules = {id(module.weight): module for module in shrunk_modules() if not module.table.gives_partial_state_dicts}
+    for group, saved_group in zip(optimizer.param_groups, state_dict["param_groups"], strict=True):
+        for parameter, index in zip(group["params"], saved_group["params"], strict=True):
+            module = modules.get(id(parameter))
+            if module is not None and index in state_dict["state"]:
+                state_dict["state"][index] = full_states(optimizer, module.table, parameter, state_dict["state"][index])
+
+
+def full_states_of(optimizer: Optimizer | None, table: PartialTable, weight: Tensor) -> dict[str, Any] | None:
+    """The states of `weight` in full, each on the device that it is on; None where the optimizer has none."""
+    if optimizer is None or weight not in optimizer.state:
+        return None
+    state = optimizer.state[weight]
+    return {
+        key: value.to(state[key].device) if isinstance(value, Tensor) else value
+        for key, value in full_states(optimizer, table, weight, state).items()
+    }
+
+
+def full_states(optimizer: Optimizer, table: PartialTable, weight: Tensor, state: dict[str, Any]) -> dict[str, Any]:
+    """The states with those of partial size in full, on CPU, in memory that unused rows do not take."""
+    table.settle_decay()
+    at_rest = _at_rest(optimizer, weight)
+    return {
+        key: _full_state(table, weight, key, value, at_rest.get(key, 0.0))
+        if has_rows(key, value, table.num_rows)
+        else value
+        for key, value in state.items()
+    }
+
+
+def _full_state(table: PartialTable, weight: Tensor, key: str, value: Tensor, at_rest: AtRest) -> Tensor:
+    rows = numbers(whole(value))
+    if table.decay is not None and key in table.decay.states and is_row_shaped(rows, weight):
+        full = table.decay.states[key].private_view()
+    elif at_rest == THE_ROW:
+        full = table.frozen_rows().to(rows.dtype)
+    else:
+        full = zero_pages((table.full_size, *rows.shape[1:]), rows.dtype)
+        if at_rest:
+            full.fill_(at_rest)
+    put_rows(full, table.token_ids, rows)
+    return share_of(full, value)

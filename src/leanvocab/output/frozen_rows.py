@@ -1,0 +1,125 @@
+"""The rows of a table that do not train: where they lie, in which dtype, and their bytes (docs/decisions/frozen-rows.md)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from leanvocab.output.projection import CompactRows, MappedRows, Projection, rows_in_a_block
+from leanvocab.partial.devices import has_streams
+from leanvocab.partial.partial_table import PartialTable
+
+
+@dataclass(frozen=True)
+class FrozenSizes:
+    """Sizes of frozen rows on a GPU, from shapes and dtypes alone."""
+
+    full_rows: int
+    kept_rows: int
+    dim: int
+    stored: torch.dtype
+    computed: torch.dtype
+    on_host: bool  # they come to the device block by block
+
+    @property
+    def held_dtype(self) -> torch.dtype:
+        """The narrower one of the dtypes in which rows are stored and multiplied.
+
+        Rows of bf16 that are multiplied in fp32 (QLoRA's) take no more room than they did.
+        """
+        return self.computed if self.computed.itemsize <= self.stored.itemsize else self.stored
+
+    @property
+    def block_rows(self) -> int:
+        """Rows that are on their way to the product at once."""
+        return min(self.full_rows, rows_in_a_block(self.dim, self.computed))
+
+    @property
+    def columns_at_once(self) -> int:
+        """Columns of one product."""
+        return self.block_rows if self.on_host else self.full_rows
+
+    @property
+    def held_bytes(self) -> int:
+        """The rows on the device, and two int64 [full_rows]: the id of each column, the column of each id."""
+        num_values = (self.full_rows - self.kept_rows) * self.dim
+        return 0 if self.on_host else num_values * self.held_dtype.itemsize + 2 * 8 * self.full_rows
+
+    @property
+    def moving_bytes(self) -> int:
+        """A block of rows that is cast; from the host, that block and the next one, and this as it comes where it is cast."""
+        value_bytes, held_bytes = self.computed.itemsize, self.held_dtype.itemsize
+        is_cast = held_bytes < value_bytes
+        moving_bytes = 2 * value_bytes + is_cast * held_bytes if self.on_host else is_cast * value_bytes
+        return self.block_rows * self.dim * moving_bytes
+
+
+class FrozenRows:
+    """The rows of a table that do not train, where they are multiplied.
+
+    On a CPU they are a view of the table's store, which may be a mapped file. On another device they are held there, without
+    the kept ones, or brought there block by block.
+    """
+
+    mapped_on: ClassVar[frozenset[str]] = frozenset({"cpu"})
+    """Types of devices that multiply the rows of the store where they lie; all others hold a compact copy."""
+
+    def __init__(self, table: PartialTable, device: torch.device, dtype: torch.dtype):
+        self.table, self.device, self.dtype = table, device, dtype
+        self._source = table.frozen_rows()
+        self._store = table.store
+        self._whole: Projection | None = None
+        on_host = table.frozen_rows_on == "host"
+        full_rows, dim = self._source.shape
+        self.sizes = FrozenSizes(full_rows, table.num_rows, dim, self._source.dtype, dtype, on_host)
+
+    def fits(self, table: PartialTable, device: torch.device, dtype: torch.dtype) -> bool:
+        """True while these are the rows of the table, for this device and dtype."""
+        return self._store is table.store and self.device == device and self.dtype == dtype
+
+    def whole(self) -> Projection:
+        """All columns at once."""
+        if self._whole is None:
+            self._whole = self._mapped() if self.device.type in self.mapped_on else self._compact()
+        return self._whole
+
+    def blocks(self) -> Iterator[Projection]:
+        """All columns, one block after the other."""
+        step = self.sizes.block_rows
+        ids = self.table.token_ids
+        for start in range(0, len(self._source), step):
+            rows = self._source[start : start + step]
+            first, last = (int(index) for index in torch.searchsorted(ids, torch.tensor([start, start + len(rows)])))
+            here = (ids[first:last] - start).to(self.device)
+            yield MappedRows(self._brought(rows).to(self.dtype), here, slice(first, last), start)
+
+    def _brought(self, rows: Tensor) -> Tensor:
+        rows = rows.to(self.sizes.held_dtype)
+        return (
+            rows.pin_memory().to(self.device, non_blocking=True) if has_streams(self.device) else rows.to(self.device)
+        )
+
+    def _mapped(self) -> Projection:
+        return MappedRows(self._source, self.table.token_ids, slice(0, self.table.num_rows))
+
+    def _compact(self) -> Projection:
+        kept = torch.zeros(self.table.full_size, dtype=torch.bool)
+        kept[self.table.token_ids] = True
+        others = (~kept).nonzero()[:, 0]
+        id_of_column = torch.cat([self.table.token_ids, others])
+        column_of_id = torch.empty_like(id_of_column)
+        column_of_id[id_of_column] = torch.arange(len(id_of_column))
+        dtype = self.sizes.held_dtype
+        rows = torch.empty(len(others), self.sizes.dim, device=self.device, dtype=dtype)
+        step = rows_in_a_block(self.sizes.dim, self._source.dtype)
+        for start in range(0, len(others), step):
+            rows[start : start + step] = self._source[others[start : start + step]].to(self.device, dtype)
+        return CompactRows(rows, id_of_column.to(self.device), column_of_id.to(self.device))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "FrozenRows":
+        return self  # read-only, so copies of a model share it
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()  # made anew from the table
