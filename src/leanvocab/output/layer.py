@@ -18,7 +18,7 @@ from leanvocab.output.layer_snapshot import LayerSnapshot
 from leanvocab.output.lazy_logits import LazyLogits
 from leanvocab.output.loss import SoftmaxColumns
 from leanvocab.output.projection import KeptRows
-from leanvocab.partial.missing import MissingNote, describe_missing
+from leanvocab.partial.missing import describe_missing
 from leanvocab.partial.module import PartialModule
 
 
@@ -30,28 +30,26 @@ class RemapLinear(PartialModule, nn.Linear):
     Made by `switch_class`.
 
     In the restricted mode, a label outside the vocabulary raises `MissingTokenError` in training mode: on CPU at once,
-    elsewhere before the next optimizer step.
+    elsewhere before the next optimizer step or forward.
     """
 
     own_attributes: ClassVar[tuple[str, ...]] = (
         *PartialModule.own_attributes,
         "frozen_rows",
         "_ids",
-        "_missing",
         "num_calls",
     )
     frozen_rows: FrozenRows | None  # once logits have been computed, in the frozen mode
     _ids: Tensor
-    _missing: MissingNote
     num_calls: int  # of forwards, which tells whether a loss went around the layer
 
     def settle_on_device(self) -> None:
         """Puts beside the weight what belongs on its device."""
+        super().settle_on_device()
         device = torch.device("cpu") if self.weight.is_meta else self.weight.device
         self._ids = self.table.token_ids.to(device)
         frozen = self.__dict__.get("frozen_rows")
         self.frozen_rows = frozen if frozen is not None and frozen.device == device else None
-        self._missing = MissingNote(device)
         self.num_calls = self.__dict__.get("num_calls", 0)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -63,7 +61,7 @@ class RemapLinear(PartialModule, nn.Linear):
         return self._lazy(input).compute()
 
     def _lazy(self, input: Tensor) -> LazyLogits:
-        self.check_length()
+        self.begin()
         self.num_calls += 1
         if torch.is_autocast_enabled(input.device.type):
             input = input.to(torch.get_autocast_dtype(input.device.type))
@@ -75,11 +73,8 @@ class RemapLinear(PartialModule, nn.Linear):
         )
         return LazyLogits(input, snapshot, elementwise)
 
-    def raise_if_missing(self) -> None:
-        """Raises `MissingTokenError` for a label that was missing since the last call."""
-        missing = self._missing.take()
-        if missing is not None:
-            raise MissingTokenError(self._describe(*missing))
+    def error_of(self, position: int, token_id: int) -> IndexError:
+        return MissingTokenError(describe_missing(self.table, token_id, f"flat position {position} of the labels"))
 
     def _columns(self, hidden: Tensor) -> SoftmaxColumns:
         if self.table.output == "restricted":
@@ -110,11 +105,11 @@ class RemapLinear(PartialModule, nn.Linear):
 
     def _check_kept(self, labels: Tensor, missing: Tensor) -> None:
         if labels.device.type != "cpu" and self.training:
-            self._missing.add(labels, missing)
+            self.missing.add(labels, missing)
         elif missing.any():
             position = int(missing.nonzero()[0])
             if self.training:
-                raise MissingTokenError(self._describe(position, int(labels[position])))
+                raise self.error_of(position, int(labels[position]))
             warnings.warn(
                 f"{self.table.name}: {int(missing.sum()):,} labels are outside the partial vocabulary, the first of them "
                 f'{self.table.vocabulary.describe(int(labels[position]))}: with output="restricted" they have no '
@@ -122,9 +117,6 @@ class RemapLinear(PartialModule, nn.Linear):
                 LeanVocabWarning,
                 stacklevel=2,
             )
-
-    def _describe(self, position: int, token_id: int) -> str:
-        return describe_missing(self.table, token_id, f"flat position {position} of the labels")
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, rows={self.table.num_rows}, output={self.table.output}"

@@ -26,6 +26,12 @@ def has_streams(device: torch.device) -> bool:
     return _has_streams(device.type)
 
 
+def wait_for(event: Any) -> None:
+    """Waits for an event that has not come yet."""
+    if not event.query():
+        event.synchronize()
+
+
 def accelerator_at_hand() -> torch.device | None:
     """The device with streams that this process trains on if it is not told otherwise; None where there is none."""
     device = torch.accelerator.current_accelerator(check_available=True)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from leanvocab.errors import LeanVocabWarning, MissingTokenError
-from leanvocab.partial.missing import MissingNote, describe_missing
+from leanvocab.partial.missing import describe_missing
 from leanvocab.partial.module import PartialModule
 
 
@@ -23,30 +23,28 @@ class RemapEmbedding(PartialModule, nn.Embedding):
     [len(vocabulary), dim]; `num_embeddings` and `padding_idx` stay those of the full table. Made by `switch_class`.
 
     In training mode an id outside the vocabulary raises `MissingTokenError`: on CPU at once; elsewhere before the next
-    optimizer step, since looking at a device's values waits for the device (until then its row reads NaN).
+    optimizer step or forward, since looking at a device's values waits for the device (until then its row reads NaN).
     """
 
-    own_attributes: ClassVar[tuple[str, ...]] = ("table", "_remap", "_missing", "_partial_padding_idx")
+    own_attributes: ClassVar[tuple[str, ...]] = (*PartialModule.own_attributes, "_remap", "_partial_padding_idx")
     _remap: Tensor  # int64 [full_size + 2]: partial id of each id + 1, or -1; one more at each end for ids out of range
-    _missing: MissingNote
     _partial_padding_idx: int | None
 
     def settle_on_device(self) -> None:
         """The map from ids to rows, on the weight's device."""
+        super().settle_on_device()
         device = torch.device("cpu") if self.weight.is_meta else self.weight.device
         if "_remap" in self.__dict__:
             self._remap = self._remap.to(device)
-            self._missing.to(device)
             return
         remap = torch.full((self.table.full_size + 2,), -1, dtype=torch.int64)
         remap[self.table.token_ids + 1] = torch.arange(self.table.num_rows)
         padding = -1 if self.padding_idx is None else int(remap[self.padding_idx + 1])
         self._remap = remap.to(device)
         self._partial_padding_idx = None if padding < 0 else padding
-        self._missing = MissingNote(device)
 
     def forward(self, input: Tensor) -> Tensor:
-        self.check_length()
+        self.begin()
         partial_ids = self._partial_ids(input)
         missing = partial_ids < 0
         policy = self.table.on_missing or ("error" if self.training else "base")
@@ -80,15 +78,11 @@ class RemapEmbedding(PartialModule, nn.Embedding):
 
     def _lookup_and_note(self, input: Tensor, partial_ids: Tensor, missing: Tensor) -> Tensor:
         """Looks up without waiting for the device; a missing id is noted there and its row reads NaN, with no gradient."""
-        self._missing.add(input, missing)
+        self.missing.add(input, missing)
         return self._lookup(partial_ids.clamp(min=0)).masked_fill(missing.unsqueeze(-1), float("nan"))
 
-    def raise_if_missing(self) -> None:
-        """Raises `MissingTokenError` for an id that was missing since the last call; waits for that forward alone."""
-        noted = self._missing.take()
-        if noted is not None:
-            position, token_id = noted
-            raise MissingTokenError(describe_missing(self.table, token_id, f"flat position {position} of the input"))
+    def error_of(self, position: int, token_id: int) -> MissingTokenError:
+        return MissingTokenError(describe_missing(self.table, token_id, f"flat position {position} of the input"))
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _lookup_with_base_rows(self, input: Tensor, partial_ids: Tensor, missing: Tensor) -> Tensor:

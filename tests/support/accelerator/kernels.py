@@ -106,6 +106,7 @@ def mapped(function: Callable[[Any], Any], value: Any) -> Any:
 def run(op: Any, *args: Any, **kwargs: Any) -> Any:
     """An operation that has no kernel of its own below."""
     form = form_of(op)
+    streams.launched()
     if form.name in INDEXING:
         args = (args[0], as_indices(form.name, *args[1:3]), *args[2:])
     given = [*tensors_in(args), *tensors_in(kwargs.values())]

@@ -11,6 +11,7 @@ from torch import Tensor
 from accelerator.memory import NAME, Held, device, pinned_memory, switches
 from accelerator.watching import Wait, current_line, watches
 
+LAG = 16  # operations that the device is behind the host at most: what was asked for before them is done
 Clock = dict[int, int]  # by stream: the number of its last work that is known to be done
 
 
@@ -29,11 +30,17 @@ class _Work:
     """Everything that the device was asked for and nobody has waited for, and what went wrong meanwhile."""
 
     started: int = 0
+    launched: int = 0  # operations
     copies: dict[int, _Copy] = field(default_factory=dict)
     hazards: list[str] = field(default_factory=list)
 
 
 _work = _Work()
+
+
+def launched() -> None:
+    """The host asked for an operation."""
+    _work.launched += 1
 
 
 def forget_work() -> None:
@@ -96,13 +103,14 @@ class Stream:
 
 
 class Event:
-    """What a stream had to do when the event was recorded."""
+    """What a stream had to do when the event was recorded; it comes when somebody waits, or `LAG` operations later."""
 
     def __init__(self, *_: Any, **__: Any):
         self.known: Clock = {}
+        self.launched = 0
 
     def record(self, stream: Stream | None = None) -> None:
-        self.known = (stream or current_stream()).clock()
+        self.known, self.launched = (stream or current_stream()).clock(), _work.launched
 
     def synchronize(self) -> None:
         wait("event", self.known)
@@ -111,6 +119,8 @@ class Event:
         (stream or current_stream()).wait_event(self)
 
     def query(self) -> bool:
+        if _work.launched >= self.launched + LAG:
+            _arrive_all(self.known)
         return not any(_is_done(number, copy, self.known) for number, copy in _work.copies.items())
 
     def elapsed_time(self, other: "Event") -> float:
@@ -151,6 +161,10 @@ def wait(kind: str, known: Clock | None = None) -> None:
     """The host waits for the device: for what `known` says, or for all of it."""
     for seen in watches():
         seen.waits.append(Wait(kind, current_line()))
+    _arrive_all(known)
+
+
+def _arrive_all(known: Clock | None) -> None:
     for number, copy in list(_work.copies.items()):
         if known is None or _is_done(number, copy, known):
             del _work.copies[number]
