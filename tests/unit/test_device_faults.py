@@ -179,14 +179,12 @@ def test_a_model_on_meta_does_not_disturb_another_optimizer() -> None:
     another_optimizer().step()
 
 
-@pytest.mark.xfail(strict=True, reason="autocast has no meta device")
 def test_logits_of_a_frozen_layer_on_meta_have_a_shape() -> None:
     lean = lean_model(output="frozen").to("meta")
     inputs = lm_batch()["input_ids"].to("meta")
     assert lean(input_ids=inputs).logits.clone().shape == (*inputs.shape, FULL_SIZE)
 
 
-@pytest.mark.xfail(strict=True, reason="the frozen rows are made in inference mode")
 def test_frozen_rows_that_an_evaluation_made_serve_in_training() -> None:
     lean = lean_model("bert-tied", output="frozen").eval()
     with torch.inference_mode():
@@ -198,18 +196,15 @@ def default_device(is_set: bool) -> AbstractContextManager[object]:
     return torch.device(DEVICE) if is_set else nullcontext()
 
 
-_LANDS = pytest.mark.xfail(strict=True, reason="tensors of the host land on the device")
-
-
 @pytest.mark.parametrize(
     ("output", "during"),
     [
         ("full", "shrinking"),
         ("restricted", "shrinking"),
-        pytest.param("frozen", "shrinking", marks=_LANDS),
-        pytest.param("full", "training", marks=_LANDS),
-        pytest.param("restricted", "training", marks=_LANDS),
-        pytest.param("frozen", "training", marks=_LANDS),
+        ("frozen", "shrinking"),
+        ("full", "training"),
+        ("restricted", "training"),
+        ("frozen", "training"),
         ("full", "merging"),
         ("restricted", "merging"),
         ("frozen", "merging"),
@@ -302,7 +297,6 @@ def test_steps_of_another_optimizer_do_not_wait() -> None:
 # --- frozen rows ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.xfail(strict=True, reason="frozen rows are held for one dtype alone")
 def test_frozen_rows_are_brought_once_where_training_and_evaluation_have_two_dtypes() -> None:
     lean = lean_model("llama-tied", output="frozen")
     inputs = there()

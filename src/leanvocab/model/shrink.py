@@ -152,7 +152,7 @@ def _make_table(
     return PartialTable(
         table.name,
         table.vocabulary,
-        RowStore.of(table.weight.detach(), torch.tensor(table.vocabulary.token_ids), store_dir),
+        RowStore.of(table.weight.detach(), torch.tensor(table.vocabulary.token_ids, device="cpu"), store_dir),
         on_missing=on_missing,
         ids=ids,
         store_dir=store_dir,

@@ -18,6 +18,7 @@ from leanvocab.output.layer_snapshot import LayerSnapshot
 from leanvocab.output.lazy_logits import LazyLogits
 from leanvocab.output.loss import SoftmaxColumns
 from leanvocab.output.projection import KeptRows
+from leanvocab.partial.devices import autocast_dtype
 from leanvocab.partial.missing import describe_missing
 from leanvocab.partial.module import PartialModule
 
@@ -47,7 +48,7 @@ class RemapLinear(PartialModule, nn.Linear):
         """Puts beside the weight what belongs on its device."""
         super().settle_on_device()
         device = torch.device("cpu") if self.weight.is_meta else self.weight.device
-        self._ids = self.table.token_ids.to(device)
+        self._bring_ids(device)
         frozen = self.__dict__.get("frozen_rows")
         self.frozen_rows = frozen if frozen is not None and frozen.device == device else None
         self.num_calls = self.__dict__.get("num_calls", 0)
@@ -63,8 +64,7 @@ class RemapLinear(PartialModule, nn.Linear):
     def _lazy(self, input: Tensor) -> LazyLogits:
         self.begin()
         self.num_calls += 1
-        if torch.is_autocast_enabled(input.device.type):
-            input = input.to(torch.get_autocast_dtype(input.device.type))
+        input = input.to(autocast_dtype(input.device) or input.dtype)
         elementwise = Elementwise(self.table.full_size)
         if self.bias is not None:
             elementwise = elementwise.plus(self.bias.to(input.dtype))
@@ -82,13 +82,17 @@ class RemapLinear(PartialModule, nn.Linear):
             return SoftmaxColumns(lambda: kept, None, self.table.num_rows)
         frozen = self.frozen_rows
         if frozen is None or not frozen.fits(self.table, hidden.device, hidden.dtype):
-            frozen = self.frozen_rows = FrozenRows(self.table, hidden.device, hidden.dtype)
+            frozen = self.frozen_rows = FrozenRows(self.table, hidden.device, hidden.dtype, frozen)
         return SoftmaxColumns(frozen.whole, frozen.blocks if frozen.sizes.on_host else None, self.table.full_size)
 
     def _kept_rows(self, device: torch.device) -> KeptRows:
         if self._ids.device != device:  # some libraries move parameters one by one (FSDP)
-            self._ids = self.table.token_ids.to(device)
+            self._bring_ids(device)
         return KeptRows(self._ids, self.table.full_size)
+
+    def _bring_ids(self, device: torch.device) -> None:
+        with torch.inference_mode(False):  # training goes on with them
+            self._ids = self.table.token_ids.to(device)
 
     def _check_labels(self, labels: Tensor, ignore_index: int) -> None:
         """Labels [n] in full ids: one that is none would be another token's, or an infinite loss."""

@@ -18,6 +18,7 @@ from leanvocab.choices import IGNORE_INDEX
 from leanvocab.output.elementwise import Elementwise
 from leanvocab.output.frozen_rows import FrozenSizes
 from leanvocab.output.projection import Projection
+from leanvocab.partial.devices import without_autocast
 
 # Scores that are held at once. A product reads and rearranges all frozen rows for each chunk: at 262,144 × 640 on two CPU
 # cores the two products took 2.58 s for 512 tokens in chunks of 128 MiB, 2.37 s in chunks of 256 MiB (limit: 2.14 s).
@@ -161,7 +162,7 @@ class _LossPass:
     def run(self, inputs: _Inputs, wanted: _GradientsWanted, scale: Tensor | None) -> tuple[Tensor, Gradients]:
         """Losses [n]; gradients of hidden states, kept rows and operands, where they are wanted, of the losses times `scale`
         [n, 1] (None: of all of them)."""
-        with torch.autocast(inputs.hidden.device.type, enabled=False):
+        with without_autocast(inputs.hidden.device):
             sums = _GradientSums(inputs, wanted.of_weight) if wanted.any else None
             run = self._in_chunks if self.columns.blocks is None else self._in_blocks
             losses = run(inputs, scale, sums)

@@ -1,9 +1,11 @@
 """Devices by what they can, not by name: CUDA, XPU and others that torch is told of have streams, events and pinned memory."""
 
 import functools
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 def device_module(device: torch.device | str) -> Any:
@@ -24,6 +26,24 @@ def _has_streams(device_type: str) -> bool:
 def has_streams(device: torch.device) -> bool:
     """True where copies between the device and pinned memory go on while the host works, and an event tells of their end."""
     return _has_streams(device.type)
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """The dtype in which autocast multiplies on a device; None where it does not, as on meta."""
+    is_on = device.type != "meta" and torch.is_autocast_enabled(device.type)
+    return torch.get_autocast_dtype(device.type) if is_on else None
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """A block within which autocast does nothing on a device."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+
+
+def brought(tensor: Tensor, device: torch.device) -> Tensor:
+    """A small tensor on a device; the host goes on meanwhile where the device can do without it."""
+    if tensor.device.type == "cpu" and has_streams(device):
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def wait_for(event: Any) -> None:

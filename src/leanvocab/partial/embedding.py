@@ -37,8 +37,8 @@ class RemapEmbedding(PartialModule, nn.Embedding):
         if "_remap" in self.__dict__:
             self._remap = self._remap.to(device)
             return
-        remap = torch.full((self.table.full_size + 2,), -1, dtype=torch.int64)
-        remap[self.table.token_ids + 1] = torch.arange(self.table.num_rows)
+        remap = torch.full((self.table.full_size + 2,), -1, dtype=torch.int64, device="cpu")
+        remap[self.table.token_ids + 1] = torch.arange(self.table.num_rows, device="cpu")
         padding = -1 if self.padding_idx is None else int(remap[self.padding_idx + 1])
         self._remap = remap.to(device)
         self._partial_padding_idx = None if padding < 0 else padding
@@ -60,9 +60,12 @@ class RemapEmbedding(PartialModule, nn.Embedding):
     def _partial_ids(self, input: Tensor) -> Tensor:
         if self.table.ids == "partial":
             return input.where((input >= 0) & (input < self.table.num_rows), -1)
-        if self._remap.device != input.device:
-            self._remap = self._remap.to(input.device)
-        partial_ids: Tensor = self._remap[(input + 1).clamp_(0, self.table.full_size + 1)]
+        remap = self._remap
+        if remap.device != input.device:
+            remap = remap.to(input.device)
+            if not input.is_meta:
+                self._remap = remap
+        partial_ids: Tensor = remap[(input + 1).clamp_(0, self.table.full_size + 1)]
         return partial_ids
 
     def _lookup(self, partial_ids: Tensor) -> Tensor:
@@ -112,7 +115,9 @@ class RemapEmbedding(PartialModule, nn.Embedding):
         self.table.num_served += num_served
 
     def _missing_token_error(self, input: Tensor, flat_position: int) -> MissingTokenError:
-        position = tuple(int(index) for index in torch.unravel_index(torch.tensor(flat_position), input.shape))
+        position = tuple(
+            int(index) for index in torch.unravel_index(torch.tensor(flat_position, device="cpu"), input.shape)
+        )
         where = f"position {position if len(position) != 1 else position[0]} of the input"
         return MissingTokenError(describe_missing(self.table, int(input.flatten()[flat_position]), where))
 

@@ -44,7 +44,8 @@ class MissingNote:
     """The first missing id since the last look: int64 [3] on a device (whether, at which flat position, which id)."""
 
     def __init__(self, device: torch.device):
-        self._note = torch.zeros(3, dtype=torch.int64, device=device)
+        with torch.inference_mode(False):
+            self._note = torch.zeros(3, dtype=torch.int64, device=device)
         self._noted = False  # whether anything was left to the device to notice
         self._arrival: Any = None  # (pinned copy of the note, event that says when it has arrived)
         self._model: weakref.ref[nn.Module] | None = None
@@ -65,7 +66,8 @@ class MissingNote:
 
     def to(self, device: torch.device) -> None:
         """Moves the note with its module."""
-        self._note = self._note.to(device)
+        with torch.inference_mode(False):
+            self._note = self._note.to(device)
         self._arrival = None
 
     def add(self, ids: Tensor, missing: Tensor) -> None:
@@ -108,7 +110,9 @@ class MissingNote:
             self._arrival = None
             return
         if self._arrival is None:
-            self._arrival = torch.zeros(3, dtype=torch.int64, pin_memory=True), device_module(device).Event()
+            with torch.inference_mode(False):
+                room = torch.zeros(3, dtype=torch.int64, device="cpu", pin_memory=True)
+            self._arrival = room, device_module(device).Event()
         note, event = self._arrival
         note.copy_(self._note, non_blocking=True)
         event.record(device_module(device).current_stream(device))  # which need not be the current device
