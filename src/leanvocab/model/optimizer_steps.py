@@ -5,6 +5,7 @@ loaded, are sliced; optimizers that mix rows or decay them are announced; decay 
 optimizer's `state_dict()` is full too, with zeros for unused rows, which is what ordinary training holds there.
 """
 
+import functools
 import sys
 import warnings
 import weakref
@@ -37,7 +38,7 @@ class StepHook:
     """
 
     def __init__(self) -> None:
-        self._handle = register_optimizer_step_pre_hook(_before_step)
+        self._handle = register_optimizer_step_pre_hook(functools.partial(_before_step, weakref.ref(self)))
         # Optimizer → its hook on state dicts, and the tables of which something was announced.
         self._met: weakref.WeakKeyDictionary[Optimizer, tuple[RemovableHandle, weakref.WeakSet[PartialTable]]]
         self._met = weakref.WeakKeyDictionary()
@@ -104,9 +105,9 @@ def step_hook() -> StepHook:
     return hook
 
 
-def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    hook = _current()
-    if hook is not None:  # or else it is being let go of at this moment
+def _before_step(of: "weakref.ref[StepHook]", optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    hook = of()
+    if hook is not None and hook is _current():  # or else it is being let go of at this moment
         hook.before(optimizer)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from leanvocab.output.projection import CompactRows, MappedRows, Projection, rows_in_a_block
-from leanvocab.partial.devices import has_streams
+from leanvocab.partial.devices import brought, device_module, has_streams, wait_for
 from leanvocab.partial.partial_table import PartialTable
 
 
@@ -72,6 +72,7 @@ class FrozenRows:
         with torch.inference_mode(False):  # training goes on with what an evaluation made
             self._source = table.frozen_rows()
         self._store = table.store
+        self._rooms: list[tuple[Tensor, Any]] = []  # pinned, each with the event that it is free
         self._whole: MappedRows | CompactRows | None = None
         on_host = table.frozen_rows_on == "host"
         full_rows, dim = self._source.shape
@@ -101,19 +102,31 @@ class FrozenRows:
         """All columns, one block after the other."""
         step = self.sizes.block_rows
         ids = self.table.token_ids
+        ids_there = brought(ids, self.device)
         for start in range(0, len(self._source), step):
             rows = self._source[start : start + step]
             first, last = (
                 int(index) for index in torch.searchsorted(ids, torch.tensor([start, start + len(rows)], device="cpu"))
             )
-            here = (ids[first:last] - start).to(self.device)
-            yield MappedRows(self._brought(rows).to(self.dtype), here, slice(first, last), start)
+            here = ids_there[first:last] - start
+            there = self._brought(rows, start // step)
+            yield MappedRows(there.to(self.dtype), here, slice(first, last), start)
 
-    def _brought(self, rows: Tensor) -> Tensor:
-        rows = rows.to(self.sizes.held_dtype)
-        return (
-            rows.pin_memory().to(self.device, non_blocking=True) if has_streams(self.device) else rows.to(self.device)
-        )
+    def _brought(self, rows: Tensor, number: int) -> Tensor:
+        """A block of rows on the device, by one of two pieces of pinned memory: written to again once the copy was made."""
+        if not has_streams(self.device):
+            return rows.to(self.sizes.held_dtype).to(self.device)
+        module = device_module(self.device)
+        if not self._rooms:
+            shape, dtype = (self.sizes.block_rows, self.sizes.dim), self.sizes.held_dtype
+            with torch.inference_mode(False):
+                rooms = [torch.empty(shape, dtype=dtype, device="cpu", pin_memory=True) for _ in range(2)]
+            self._rooms = [(room, module.Event()) for room in rooms]
+        room, is_free = self._rooms[number % 2]
+        wait_for(is_free)
+        there = room[: len(rows)].copy_(rows).to(self.device, non_blocking=True)
+        is_free.record(module.current_stream(self.device))
+        return there
 
     def _mapped(self) -> MappedRows:
         return MappedRows(self._source, self.table.token_ids, slice(0, self.table.num_rows))

@@ -30,18 +30,20 @@ class RemapLinear(PartialModule, nn.Linear):
     for a cross-entropy. `weight` is [len(vocabulary), dim]; `out_features` and the bias stay those of the full layer.
     Made by `switch_class`.
 
-    In the restricted mode, a label outside the vocabulary raises `MissingTokenError` in training mode: on CPU at once,
-    elsewhere before the next optimizer step or forward.
+    A label that is no token id raises `IndexError`, and in the restricted mode one outside the vocabulary raises
+    `MissingTokenError` in training mode: on CPU at once, elsewhere before the next optimizer step or forward.
     """
 
     own_attributes: ClassVar[tuple[str, ...]] = (
         *PartialModule.own_attributes,
         "frozen_rows",
         "_ids",
+        "_ignore_index",
         "num_calls",
     )
     frozen_rows: FrozenRows | None  # once logits have been computed, in the frozen mode
     _ids: Tensor
+    _ignore_index: int  # of the labels that were checked last on a device
     num_calls: int  # of forwards, which tells whether a loss went around the layer
 
     def settle_on_device(self) -> None:
@@ -74,6 +76,8 @@ class RemapLinear(PartialModule, nn.Linear):
         return LazyLogits(input, snapshot, elementwise)
 
     def error_of(self, position: int, token_id: int) -> IndexError:
+        if not 0 <= token_id < self.table.full_size:
+            return self._no_token_error(position, token_id, self._ignore_index)
         return MissingTokenError(describe_missing(self.table, token_id, f"flat position {position} of the labels"))
 
     def _columns(self, hidden: Tensor) -> SoftmaxColumns:
@@ -98,19 +102,28 @@ class RemapLinear(PartialModule, nn.Linear):
         """Labels [n] in full ids: one that is none would be another token's, or an infinite loss."""
         counted = labels != ignore_index
         wrong = counted & ((labels < 0) | (labels >= self.table.full_size))
+        if self.table.output == "restricted":
+            missing = counted & (self._kept_rows(labels.device).columns_of(labels) < 0)
+        else:
+            missing = wrong
+        if labels.device.type != "cpu" and self.training:  # nothing waits
+            self._ignore_index = ignore_index
+            self.missing.add(labels, missing)
+            return
         if wrong.any():
             position = int(wrong.nonzero()[0])
-            raise IndexError(
-                f"{self.table.name}: label {int(labels[position])} at flat position {position} is no token id: expected 0 … "
-                f"{self.table.full_size - 1}, or {ignore_index}, which is ignored; were the labels made with another tokenizer?"
-            )
+            raise self._no_token_error(position, int(labels[position]), ignore_index)
         if self.table.output == "restricted":
-            self._check_kept(labels, counted & (self._kept_rows(labels.device).columns_of(labels) < 0))
+            self._check_kept(labels, missing)
+
+    def _no_token_error(self, position: int, label: int, ignore_index: int) -> IndexError:
+        return IndexError(
+            f"{self.table.name}: label {label} at flat position {position} is no token id: expected 0 … "
+            f"{self.table.full_size - 1}, or {ignore_index}, which is ignored; were the labels made with another tokenizer?"
+        )
 
     def _check_kept(self, labels: Tensor, missing: Tensor) -> None:
-        if labels.device.type != "cpu" and self.training:
-            self.missing.add(labels, missing)
-        elif missing.any():
+        if missing.any():
             position = int(missing.nonzero()[0])
             if self.training:
                 raise self.error_of(position, int(labels[position]))

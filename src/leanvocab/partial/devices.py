@@ -46,6 +46,25 @@ def brought(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device)
 
 
+class OnItsWay:
+    """A number on its way from a device to the host, which needs it later."""
+
+    def __init__(self, number: Tensor):
+        self._number, self._event = number, None
+        if has_streams(number.device):
+            module = device_module(number.device)
+            self._number = torch.zeros(number.shape, dtype=number.dtype, device="cpu", pin_memory=True)
+            self._number.copy_(number, non_blocking=True)
+            self._event = module.Event()
+            self._event.record(module.current_stream(number.device))
+
+    def number(self) -> int:
+        """The number; waits where it has not arrived."""
+        if self._event is not None:
+            wait_for(self._event)
+        return int(self._number)
+
+
 def wait_for(event: Any) -> None:
     """Waits for an event that has not come yet."""
     if not event.query():

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from leanvocab.errors import LeanVocabWarning, MissingTokenError
+from leanvocab.partial.devices import brought
 from leanvocab.partial.missing import describe_missing
 from leanvocab.partial.module import PartialModule
 
@@ -50,11 +51,14 @@ class RemapEmbedding(PartialModule, nn.Embedding):
         policy = self.table.on_missing or ("error" if self.training else "base")
         if policy == "error" and (input.device.type != "cpu" or torch.compiler.is_compiling()):
             return self._lookup_and_note(input, partial_ids, missing)
-        if not missing.any():
+        if input.is_meta:
+            return self._lookup(partial_ids)
+        ids, is_missing = _on_host(input, missing)
+        if not is_missing.any():
             return self._lookup(partial_ids)
         if policy == "error":
-            raise self._missing_token_error(input, int(missing.flatten().nonzero()[0]))
-        served: Tensor = self._lookup_with_base_rows(input, partial_ids, missing)
+            raise self._missing_token_error(ids, int(is_missing.flatten().nonzero()[0]))
+        served: Tensor = self._lookup_with_base_rows(ids, is_missing, partial_ids)
         return served
 
     def _partial_ids(self, input: Tensor) -> Tensor:
@@ -88,19 +92,21 @@ class RemapEmbedding(PartialModule, nn.Embedding):
         return MissingTokenError(describe_missing(self.table, token_id, f"flat position {position} of the input"))
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _lookup_with_base_rows(self, input: Tensor, partial_ids: Tensor, missing: Tensor) -> Tensor:
+    def _lookup_with_base_rows(self, input: Tensor, missing: Tensor, partial_ids: Tensor) -> Tensor:
+        """Looks up ids of which some are missing; `input` and `missing` are on the CPU, and nothing waits for the device."""
         outside = input[missing]
         limit = self.table.full_size if self.table.ids == "full" else 0
         if bool(((outside < 0) | (outside >= limit)).any()):
             wrong = missing & ((input < 0) | (input >= limit))
             raise self._missing_token_error(input, int(wrong.flatten().nonzero()[0]))
-        known = self._lookup(partial_ids[~missing])
-        output = known.new_empty(*input.shape, known.shape[-1])
-        output[~missing] = known
-        rows = self.table.base_rows(outside).to(known.device, known.dtype)
+        device = partial_ids.device
+        of_known, of_others = (brought(mask.flatten().nonzero()[:, 0], device) for mask in (~missing, missing))
+        known = self._lookup(partial_ids.flatten().index_select(0, of_known))
+        rows = brought(self.table.base_rows(outside).to(known.dtype), device)
         if self.max_norm is not None:
             rows = F.embedding(torch.arange(len(rows), device=rows.device), rows, None, self.max_norm, self.norm_type)
-        output[missing] = rows
+        output = known.new_empty(input.numel(), known.shape[-1])
+        output = output.index_copy_(0, of_known, known).index_copy_(0, of_others, rows).view(*input.shape, -1)
         self._count_served(len(rows), int(outside[0]))
         return output
 
@@ -123,6 +129,14 @@ class RemapEmbedding(PartialModule, nn.Embedding):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, rows={self.table.num_rows}"
+
+
+def _on_host(input: Tensor, missing: Tensor) -> tuple[Tensor, Tensor]:
+    """Ids and which of them are missing, on the CPU, in one wait."""
+    if input.device.type == "cpu":
+        return input, missing
+    ids, is_missing = torch.stack([input, missing.to(input.dtype)]).cpu()
+    return ids, is_missing.bool()
 
 
 RemapEmbedding.kind = RemapEmbedding
