@@ -109,8 +109,8 @@ class FrozenRows:
                 int(index) for index in torch.searchsorted(ids, torch.tensor([start, start + len(rows)], device="cpu"))
             )
             here = ids_there[first:last] - start
-            there = self._brought(rows, start // step)
-            yield MappedRows(there.to(self.dtype), here, slice(first, last), start)
+            number = start // step
+            yield MappedRows(self._brought(rows, number).to(self.dtype), here, slice(first, last), start)
 
     def _brought(self, rows: Tensor, number: int) -> Tensor:
         """A block of rows on the device, by one of two pieces of pinned memory: written to again once the copy was made."""

@@ -242,10 +242,10 @@ class _LossPass:
         of_label, total = torch.full_like(lse, -torch.inf), torch.zeros_like(lse)
         for projection, tokens, label_columns in self._blocks(hidden):
             wide = _Scores(projection, self.elementwise, inputs, tokens, False).wide
-            lse[tokens] = torch.logaddexp(lse[tokens], wide.logsumexp(-1))
             of_label[tokens] = torch.maximum(of_label[tokens], _label_scores(wide, label_columns))
             if self.smoothing:
                 total[tokens] += wide.sum(-1)
+            lse[tokens] = torch.logaddexp(lse[tokens], _logsumexp(wide))
             del wide, projection, label_columns  # before the next block comes, not after
         if sums is not None:
             for projection, tokens, label_columns in self._blocks(hidden):
@@ -316,7 +316,9 @@ class _Scores:
     def pull_back(self, gradient: Tensor) -> tuple[Tensor, list[Tensor | None]]:
         """The gradient of the projection's scores and of the operands, from that of the final scores."""
         if not self._has_graph:
-            return gradient.to(self._raw.dtype), [None] * len(self._operands)
+            # Where the scores have a dtype of their own, in their place: nobody needs them any more.
+            of_raw = gradient if gradient.dtype == self._raw.dtype else self._raw.copy_(gradient)
+            return of_raw, [None] * len(self._operands)
         inputs = [self._raw, *(each for each in self._operands if each.requires_grad)]
         gradients = iter(torch.autograd.grad(self._final, inputs, gradient.to(self._final.dtype), allow_unused=True))
         of_raw = next(gradients)
@@ -356,6 +358,13 @@ def _wide_zeros(tensor: Tensor) -> Tensor:
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32) if dtype.is_floating_point else torch.float32
+
+
+def _logsumexp(scores: Tensor) -> Tensor:
+    """`scores.logsumexp(-1)`, which would hold the exponentials beside the scores; here they are written over them."""
+    top = scores.amax(-1, keepdim=True)
+    top.masked_fill_(top.isinf(), 0)
+    return scores.sub_(top).exp_().sum(-1).log_().add_(top.squeeze(-1))
 
 
 def _label_scores(wide: Tensor, label_columns: Tensor) -> Tensor:

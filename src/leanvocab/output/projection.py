@@ -73,7 +73,7 @@ class KeptRows:
 
     def in_full_order(self, scores: Tensor) -> Tensor:
         full = scores.new_full((*scores.shape[:-1], self.full_size), -torch.inf)
-        return full.index_copy(-1, self.token_ids, scores)
+        return full.index_copy_(-1, self.token_ids, scores)
 
 
 @dataclass(frozen=True)
