@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from torch.utils._device import _device_constructors
 
 REPOSITORY = Path(__file__).parents[2]
 SOURCE = REPOSITORY / "src" / "leanvocab"
@@ -129,3 +130,17 @@ def test_nothing_outside_a_module_reads_its_own_names() -> None:
 def test_this_way_of_looking_would_notice_a_reach() -> None:
     tree = ast.parse("from leanvocab.a import _x\nmodule._y\nself._z\npatch('leanvocab.a.b._v')\nsetattr(m, '_w', 1)")
     assert sorted(name for _, name in reached_names(tree)) == ["_v", "_w", "_x", "_y"]
+
+
+def test_every_tensor_is_made_on_a_device_that_is_named() -> None:
+    """Or else it would be made on the default device, which may be set to another one than it is needed on."""
+    makers = {function.__name__ for function in _device_constructors()}
+    nameless = [
+        f"{path}:{call.lineno} torch.{call.func.attr}"
+        for path, tree in trees("src").items()
+        for call in ast.walk(tree)
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute)
+        if isinstance(call.func.value, ast.Name) and call.func.value.id == "torch" and call.func.attr in makers
+        if not any(keyword.arg in ("device", None) for keyword in call.keywords)
+    ]
+    assert nameless == []

@@ -72,7 +72,7 @@ class Base:
                 return True
             most = BLOCK_BYTES // max(1, entry.row_bytes)
             for first, num_rows in gaps(table.vocabulary.token_ids, table.full_size, most):
-                rows = table.base_rows(torch.arange(first, first + num_rows))
+                rows = table.base_rows(torch.arange(first, first + num_rows, device="cpu"))
                 if not same_bits(rows, read_rows(source, entry, first, num_rows).to(rows.dtype)):
                     return False
         return True

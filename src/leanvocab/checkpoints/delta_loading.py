@@ -160,8 +160,8 @@ def widen_tables(model: nn.Module, description: Description, paths: dict[str, st
 
 def _rows_for(table: PartialTable, delta: DeltaTable, rows: Tensor, base: Located) -> Tensor:
     """The delta's rows in the order of the model's vocabulary; the base's for ids that the delta does not have."""
-    token_ids, theirs = table.token_ids, torch.tensor(delta.vocabulary.token_ids)
-    wanted = torch.empty(len(token_ids), *rows.shape[1:], dtype=rows.dtype)
+    token_ids, theirs = table.token_ids, torch.tensor(delta.vocabulary.token_ids, device="cpu")
+    wanted = torch.empty(len(token_ids), *rows.shape[1:], dtype=rows.dtype, device="cpu")
     inside = torch.isin(token_ids, theirs)
     wanted[inside] = rows[torch.searchsorted(theirs, token_ids[inside])]
     file, entry = base

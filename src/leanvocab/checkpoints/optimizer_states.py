@@ -117,7 +117,7 @@ def _all_rows(
     full = zero_pages((vocabulary.full_size, *rows.shape[1:]), rows.dtype)
     if at_rest:
         full.fill_(at_rest)
-    put_rows(full, torch.tensor(vocabulary.token_ids), rows)
+    put_rows(full, torch.tensor(vocabulary.token_ids, device="cpu"), rows)
     return full
 
 
@@ -148,4 +148,4 @@ def _decoded(value: Any) -> Any:
     dtype = getattr(torch, value["dtype"])
     if not isinstance(dtype, torch.dtype):
         raise TypeError(value["dtype"])
-    return torch.full(value["shape"], value["tensor"], dtype=dtype)
+    return torch.full(value["shape"], value["tensor"], dtype=dtype, device="cpu")

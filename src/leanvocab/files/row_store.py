@@ -42,7 +42,7 @@ def zero_pages(shape: torch.Size | tuple[int, ...], dtype: torch.dtype) -> Tenso
     """
     num_bytes = int(np.prod(shape)) * dtype.itemsize
     if num_bytes == 0 or not hasattr(mmap, "MAP_ANONYMOUS"):
-        return torch.zeros(shape, dtype=dtype)
+        return torch.zeros(shape, dtype=dtype, device="cpu")
     pages = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_NOHUGEPAGE"):
         with contextlib.suppress(OSError):  # kernels without huge pages
@@ -86,7 +86,7 @@ class RowStore:
 
     def differs(self, other: Tensor, kept: Tensor) -> bool:
         """True where `other` [num_rows, dim] differs in any bit from the stored rows, the rows `kept` aside."""
-        skip = torch.zeros(self.shape[0], dtype=torch.bool)
+        skip = torch.zeros(self.shape[0], dtype=torch.bool, device="cpu")
         skip[kept.cpu()] = True
         for start, rows in self.blocks():
             candidate = other[start : start + len(rows)].cpu()
@@ -103,12 +103,12 @@ class RowStore:
 
     def fingerprint(self) -> str:
         """A digest over sizes and sampled rows; enough to tell that a path now names another file."""
-        sample = self.rows(torch.linspace(0, self.shape[0] - 1, 64).long())
+        sample = self.rows(torch.linspace(0, self.shape[0] - 1, 64, device="cpu").long())
         return hashlib.sha256(repr((self.shape, self.dtype)).encode() + as_bits(sample).numpy().tobytes()).hexdigest()
 
     def _map(self) -> Tensor:
         if self.num_bytes == 0:
-            return torch.empty(self.shape, dtype=self.dtype)
+            return torch.empty(self.shape, dtype=self.dtype, device="cpu")
         start = self.offset - self.offset % mmap.ALLOCATIONGRANULARITY
         skip = self.offset - start
         # Private and writable although this mapping is never written: torch warns about buffers it may not write to.

@@ -41,5 +41,5 @@ def _tensor(data: bytes, dtype: str, shape: tuple[int, ...]) -> Tensor:
     if dtype not in TORCH_DTYPES:
         raise CheckpointError(f"expected a dtype that torch has, found {dtype}")
     if not data:
-        return torch.empty(shape, dtype=TORCH_DTYPES[dtype])
+        return torch.empty(shape, dtype=TORCH_DTYPES[dtype], device="cpu")
     return torch.frombuffer(bytearray(data), dtype=TORCH_DTYPES[dtype]).view(shape)

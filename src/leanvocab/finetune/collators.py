@@ -112,4 +112,4 @@ def _padded(rows: Sequence[Sequence[int]], filler: int | None) -> Tensor:
     """[rows, longest]; a filler of None counts up from 0, as positions do."""
     width = max(len(row) for row in rows)
     tails = [range(width - len(row)) if filler is None else [filler] * (width - len(row)) for row in rows]
-    return torch.tensor([[*row, *tail] for row, tail in zip(rows, tails, strict=True)], dtype=torch.long)
+    return torch.tensor([[*row, *tail] for row, tail in zip(rows, tails, strict=True)], dtype=torch.long, device="cpu")

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
@@ -33,6 +32,7 @@ from leanvocab.finetune.splits import load_splits, select_samples
 from leanvocab.finetune.tasks import Task
 from leanvocab.model.shrink import shrink_
 from leanvocab.model.status import status
+from leanvocab.partial.devices import accelerator_at_hand
 from leanvocab.reports.memory import estimate_memory
 from leanvocab.reports.memory_estimate import MemoryEstimate
 from leanvocab.reports.state_bytes import tensor_bytes
@@ -257,7 +257,7 @@ def _training_arguments(prepared: _Prepared, folder: Path, settings: FineTuneSet
         greater_is_better=best not in ("loss", TOKEN_LOSS, "perplexity"),
         batch_eval_metrics=settings.is_language_model,  # predictions over a vocabulary are not held
         report_to="none",
-        dataloader_pin_memory=torch.cuda.is_available(),
+        dataloader_pin_memory=accelerator_at_hand() is not None,
     )
 
 

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig
 from leanvocab.errors import ModelError, SettingsError, first_line
 from leanvocab.finetune.settings import CAUSAL_LM, MASKED_LM, SEQ2SEQ_LM, DataSettings
 from leanvocab.finetune.tasks import Task
+from leanvocab.partial.devices import accelerator_at_hand
 
 # Where configs keep the dropout of hidden states and of attention.
 _DROPOUT_NAMES = (
@@ -62,7 +63,7 @@ def _in_four_bits() -> dict[str, Any]:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
     )
-    device = {"": int(os.environ.get("LOCAL_RANK", "0"))} if torch.cuda.is_available() else "cpu"
+    device = {"": int(os.environ.get("LOCAL_RANK", "0"))} if accelerator_at_hand() is not None else "cpu"
     return {"quantization_config": bits, "dtype": torch.bfloat16, "device_map": device}
 
 

@@ -91,14 +91,14 @@ class TokenScores:
     """
 
     def __init__(self) -> None:
-        self._sums = torch.zeros(3, dtype=torch.float64)
+        self._sums = torch.zeros(3, dtype=torch.float64, device="cpu")
 
     def __call__(self, evaluated: Any, compute_result: bool = True) -> dict[str, float]:
         """`evaluated.predictions` are the sums of a batch's examples."""
         self._sums += evaluated.predictions.sum(dim=0).cpu()
         if not compute_result:
             return {}
-        (loss, right, num_tokens), self._sums = self._sums.tolist(), torch.zeros(3, dtype=torch.float64)
+        (loss, right, num_tokens), self._sums = self._sums.tolist(), torch.zeros(3, dtype=torch.float64, device="cpu")
         mean = loss / num_tokens
         perplexity = math.exp(mean) if mean < math.log(torch.finfo(torch.float64).max) else math.inf
         return {TOKEN_LOSS: mean, "perplexity": perplexity, "accuracy": right / num_tokens}

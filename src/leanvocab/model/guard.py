@@ -22,7 +22,8 @@ from leanvocab.output.lazy_logits import LazyLogits
 from leanvocab.output.logit_operations import QUESTIONS
 from leanvocab.partial.attachments import Weakly, keep_hooks
 from leanvocab.partial.embedding import RemapEmbedding
-from leanvocab.partial.module import PartialModule, partial_modules
+from leanvocab.partial.missing import begin_forward, end_forward
+from leanvocab.partial.module import PartialModule, partial_modules, raise_missing, shrunk_modules
 
 # What else reads none of a parameter's rows.
 _HARMLESS = QUESTIONS | {
@@ -109,13 +110,17 @@ class Guard:
         return {**self.__dict__, "_passed": set()}  # a copy is watched anew: code is not pickled
 
     def _enter(self, module: nn.Module, args: Any) -> None:
-        if torch.compiler.is_compiling() or self._owner is not None:
+        if torch.compiler.is_compiling():
+            return
+        if begin_forward(module):
+            raise_missing({*self._held(), *(shrunk for shrunk in shrunk_modules() if shrunk.missing.model is module)})
+        if self._owner is not None:
             return
         if any(_child(*site) is not site[2]() for site in self._sites):
             self._rearm()
         if self.has_passed(module):
             return
-        held = [partial for weakly in self._modules if isinstance(partial := weakly(), PartialModule)]
+        held = self._held()
         if not held:  # merged from within
             return
         if _forward_of(module) not in self._passed:
@@ -124,7 +129,12 @@ class Guard:
         self._calls = self._num_calls(module)
         self._watch.__enter__()
 
+    def _held(self) -> list[PartialModule]:
+        return [partial for weakly in self._modules if isinstance(partial := weakly(), PartialModule)]
+
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        if not torch.compiler.is_compiling():
+            end_forward(module)
         if self._owner is not module or self._watch is None:
             return
         self._watch.__exit__(None, None, None)

@@ -20,7 +20,7 @@ from leanvocab.errors import LeanVocabWarning, OptimizerError
 from leanvocab.model.live_optimizer_states import give_full_states, slice_states
 from leanvocab.output.lazy_logits import keep_rows
 from leanvocab.partial.attachments import Weakly
-from leanvocab.partial.module import PartialModule, shrunk_modules
+from leanvocab.partial.module import PartialModule, raise_missing, shrunk_modules
 from leanvocab.partial.optimizers import bits_of, is_row_separable, position_of
 from leanvocab.partial.partial_table import PartialTable
 from leanvocab.partial.sharded import is_sharded
@@ -56,12 +56,14 @@ class StepHook:
 
     def before(self, optimizer: Optimizer) -> None:
         """Everything that has to happen before `optimizer` takes a step."""
-        tables: dict[int, PartialModule] = {}
-        for module in shrunk_modules():
-            module.raise_if_missing()
-            tables.setdefault(id(module.weight), module)
         own: list[tuple[dict[str, Any], nn.Parameter]]
         own = [(group, parameter) for group in optimizer.param_groups for parameter in group["params"]]
+        own_ids = {id(parameter) for _, parameter in own}
+        modules = list(shrunk_modules())
+        raise_missing(module for module in modules if module.missing.is_open and module.is_trained_with(own_ids))
+        tables: dict[int, PartialModule] = {}
+        for module in modules:
+            tables.setdefault(id(module.weight), module)
         for _, parameter in own:
             if _RETIRED in parameter.__dict__:
                 reason = parameter.__dict__[_RETIRED][1]

@@ -146,7 +146,7 @@ def _make_table(table: FullTable, decay_unused_rows: bool, store_dir: str | None
     return PartialTable(
         table.name,
         table.vocabulary,
-        RowStore.of(table.weight.detach(), torch.tensor(table.vocabulary.token_ids), store_dir),
+        RowStore.of(table.weight.detach(), torch.tensor(table.vocabulary.token_ids, device="cpu"), store_dir),
         store_dir=store_dir,
         decay=DecayReplay() if decay_unused_rows and table.output != "frozen" else None,
         output=table.output,

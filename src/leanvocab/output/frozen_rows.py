@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from leanvocab.output.projection import CompactRows, MappedRows, Projection, rows_in_a_block
+from leanvocab.partial.devices import brought, device_module, has_streams, wait_for
 from leanvocab.partial.partial_table import PartialTable
 
 
@@ -65,54 +66,81 @@ class FrozenRows:
     mapped_on: ClassVar[frozenset[str]] = frozenset({"cpu"})
     """Types of devices that multiply the rows of the store where they lie; all others hold a compact copy."""
 
-    def __init__(self, table: PartialTable, device: torch.device, dtype: torch.dtype):
+    def __init__(self, table: PartialTable, device: torch.device, dtype: torch.dtype, last: "FrozenRows | None" = None):
+        """`last` are rows of the table for another dtype, perhaps: those that hold enough are not brought again."""
         self.table, self.device, self.dtype = table, device, dtype
-        self._source = table.frozen_rows()
+        with torch.inference_mode(False):  # training goes on with what an evaluation made
+            self._source = table.frozen_rows()
         self._store = table.store
-        self._whole: Projection | None = None
+        self._rooms: list[tuple[Tensor, Any]] = []  # pinned, each with the event that it is free
+        self._whole: MappedRows | CompactRows | None = None
         on_host = table.frozen_rows_on == "host"
         full_rows, dim = self._source.shape
         self.sizes = FrozenSizes(full_rows, table.num_rows, dim, self._source.dtype, dtype, on_host)
+        if last is not None and last.serves(table, device, self.sizes.held_dtype):
+            self._whole = last._whole
 
     def fits(self, table: PartialTable, device: torch.device, dtype: torch.dtype) -> bool:
         """True while these are the rows of the table, for this device and dtype."""
         return self._store is table.store and self.device == device and self.dtype == dtype
 
+    def serves(self, table: PartialTable, device: torch.device, held_dtype: torch.dtype) -> bool:
+        """True where the rows that are held here are those of the table, in a dtype that loses nothing of another."""
+        held = self._whole
+        if held is None or self._store is not table.store or self.device != device:
+            return False
+        return torch.promote_types(held.rows.dtype, held_dtype) == held.rows.dtype
+
     def whole(self) -> Projection:
         """All columns at once."""
         if self._whole is None:
             mapped = MappedRows(self._source, self.table.token_ids, slice(0, self.table.num_rows))
-            self._whole = mapped if self.device.type in self.mapped_on else self._compact()
+            with torch.inference_mode(False):
+                self._whole = mapped if self.device.type in self.mapped_on else self._compact()
         return self._whole
 
     def blocks(self) -> Iterator[MappedRows]:
         """All columns, one block after the other."""
         step = self.sizes.block_rows
         ids = self.table.token_ids
+        ids_there = brought(ids, self.device)
         for start in range(0, len(self._source), step):
             rows = self._source[start : start + step]
-            first, last = (int(index) for index in torch.searchsorted(ids, torch.tensor([start, start + len(rows)])))
-            here = (ids[first:last] - start).to(self.device)
-            yield MappedRows(self._brought(rows).to(self.dtype), here, slice(first, last), start)
+            first, last = (
+                int(index) for index in torch.searchsorted(ids, torch.tensor([start, start + len(rows)], device="cpu"))
+            )
+            here = ids_there[first:last] - start
+            number = start // step
+            yield MappedRows(self._brought(rows, number).to(self.dtype), here, slice(first, last), start)
 
-    def _brought(self, rows: Tensor) -> Tensor:
-        rows = rows.to(self.sizes.held_dtype)
-        return (
-            rows.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else rows.to(self.device)
-        )
+    def _brought(self, rows: Tensor, number: int) -> Tensor:
+        """A block of rows on the device, by one of two pieces of pinned memory: written to again once the copy was made."""
+        if not has_streams(self.device):
+            return rows.to(self.sizes.held_dtype).to(self.device)
+        module = device_module(self.device)
+        if not self._rooms:
+            shape, dtype = (self.sizes.block_rows, self.sizes.dim), self.sizes.held_dtype
+            with torch.inference_mode(False):
+                rooms = [torch.empty(shape, dtype=dtype, device="cpu", pin_memory=True) for _ in range(2)]
+            self._rooms = [(room, module.Event()) for room in rooms]
+        room, is_free = self._rooms[number % 2]
+        wait_for(is_free)
+        there = room[: len(rows)].copy_(rows).to(self.device, non_blocking=True)
+        is_free.record(module.current_stream(self.device))
+        return there
 
-    def _compact(self) -> Projection:
-        kept = torch.zeros(self.table.full_size, dtype=torch.bool)
+    def _compact(self) -> CompactRows:
+        kept = torch.zeros(self.table.full_size, dtype=torch.bool, device="cpu")
         kept[self.table.token_ids] = True
         others = (~kept).nonzero()[:, 0]
         id_of_column = torch.cat([self.table.token_ids, others])
         column_of_id = torch.empty_like(id_of_column)
-        column_of_id[id_of_column] = torch.arange(len(id_of_column))
+        column_of_id[id_of_column] = torch.arange(len(id_of_column), device="cpu")
         dtype = self.sizes.held_dtype
         rows = torch.empty(len(others), self.sizes.dim, device=self.device, dtype=dtype)
         step = rows_in_a_block(self.sizes.dim, self._source.dtype)
         for start in range(0, len(others), step):
-            rows[start : start + step] = self._source[others[start : start + step]].to(self.device, dtype)
+            rows[start : start + step].copy_(self._source[others[start : start + step]].to(dtype))
         return CompactRows(rows, id_of_column.to(self.device), column_of_id.to(self.device))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "FrozenRows":

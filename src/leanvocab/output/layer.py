@@ -17,7 +17,8 @@ from leanvocab.output.lazy_logits import LayerSnapshot, LazyLogits
 from leanvocab.output.logit_operations import Elementwise
 from leanvocab.output.loss import SoftmaxColumns
 from leanvocab.output.projection import KeptRows
-from leanvocab.partial.missing import MissingNote, describe_missing
+from leanvocab.partial.devices import autocast_dtype
+from leanvocab.partial.missing import describe_missing
 from leanvocab.partial.module import PartialModule
 
 
@@ -28,23 +29,29 @@ class RemapLinear(PartialModule, nn.Linear):
     for a cross-entropy. `weight` is [len(vocabulary), dim]; `out_features` and the bias stay those of the full layer.
     Made by `switch_class`.
 
-    In the restricted mode, a label outside the vocabulary raises `MissingTokenError` in training mode: on CPU at once,
-    elsewhere before the next optimizer step.
+    A label that is no token id raises `IndexError`, and in the restricted mode one outside the vocabulary raises
+    `MissingTokenError` in training mode: on CPU at once, elsewhere before the next optimizer step or forward.
     """
 
-    own_attributes: ClassVar[tuple[str, ...]] = ("table", "frozen_rows", "_ids", "_missing", "num_calls")
+    own_attributes: ClassVar[tuple[str, ...]] = (
+        *PartialModule.own_attributes,
+        "frozen_rows",
+        "_ids",
+        "_ignore_index",
+        "num_calls",
+    )
     frozen_rows: FrozenRows | None  # once logits have been computed, in the frozen mode
     _ids: Tensor
-    _missing: MissingNote
+    _ignore_index: int  # of the labels that were checked last on a device
     num_calls: int  # of forwards, which tells whether a loss went around the layer
 
     def settle_on_device(self) -> None:
         """Puts beside the weight what belongs on its device."""
+        super().settle_on_device()
         device = torch.device("cpu") if self.weight.is_meta else self.weight.device
-        self._ids = self.table.token_ids.to(device)
+        self._bring_ids(device)
         frozen = self.__dict__.get("frozen_rows")
         self.frozen_rows = frozen if frozen is not None and frozen.device == device else None
-        self._missing = MissingNote(device)
         self.num_calls = self.__dict__.get("num_calls", 0)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -56,10 +63,9 @@ class RemapLinear(PartialModule, nn.Linear):
         return self._lazy(input).compute()
 
     def _lazy(self, input: Tensor) -> LazyLogits:
-        self.check_length()
+        self.begin()
         self.num_calls += 1
-        if torch.is_autocast_enabled(input.device.type):
-            input = input.to(torch.get_autocast_dtype(input.device.type))
+        input = input.to(autocast_dtype(input.device) or input.dtype)
         elementwise = Elementwise(self.table.full_size)
         if self.bias is not None:
             elementwise = elementwise.plus(self.bias.to(input.dtype))
@@ -68,11 +74,10 @@ class RemapLinear(PartialModule, nn.Linear):
         )
         return LazyLogits(input, snapshot, elementwise)
 
-    def raise_if_missing(self) -> None:
-        """Raises `MissingTokenError` for a label that was missing since the last call."""
-        missing = self._missing.take()
-        if missing is not None:
-            raise MissingTokenError(self._describe(*missing))
+    def error_of(self, position: int, token_id: int) -> IndexError:
+        if not 0 <= token_id < self.table.full_size:
+            return self._no_token_error(position, token_id, self._ignore_index)
+        return MissingTokenError(describe_missing(self.table, token_id, f"flat position {position} of the labels"))
 
     def _columns(self, hidden: Tensor) -> SoftmaxColumns:
         if self.table.output == "restricted":
@@ -80,34 +85,47 @@ class RemapLinear(PartialModule, nn.Linear):
             return SoftmaxColumns(lambda: kept, None, self.table.num_rows)
         frozen = self.frozen_rows
         if frozen is None or not frozen.fits(self.table, hidden.device, hidden.dtype):
-            frozen = self.frozen_rows = FrozenRows(self.table, hidden.device, hidden.dtype)
+            frozen = self.frozen_rows = FrozenRows(self.table, hidden.device, hidden.dtype, frozen)
         return SoftmaxColumns(frozen.whole, frozen.blocks if frozen.sizes.on_host else None, self.table.full_size)
 
     def _kept_rows(self, device: torch.device) -> KeptRows:
         if self._ids.device != device:  # some libraries move parameters one by one (FSDP)
-            self._ids = self.table.token_ids.to(device)
+            self._bring_ids(device)
         return KeptRows(self._ids, self.table.full_size)
+
+    def _bring_ids(self, device: torch.device) -> None:
+        with torch.inference_mode(False):  # training goes on with them
+            self._ids = self.table.token_ids.to(device)
 
     def _check_labels(self, labels: Tensor, ignore_index: int) -> None:
         """Labels [n] in full ids: one that is none would be another token's, or an infinite loss."""
         counted = labels != ignore_index
         wrong = counted & ((labels < 0) | (labels >= self.table.full_size))
+        if self.table.output == "restricted":
+            missing = counted & (self._kept_rows(labels.device).columns_of(labels) < 0)
+        else:
+            missing = wrong
+        if labels.device.type != "cpu" and self.training:  # nothing waits
+            self._ignore_index = ignore_index
+            self.missing.add(labels, missing)
+            return
         if wrong.any():
             position = int(wrong.nonzero()[0])
-            raise IndexError(
-                f"{self.table.name}: label {int(labels[position])} at flat position {position} is no token id: expected 0 … "
-                f"{self.table.full_size - 1}, or {ignore_index}, which is ignored; were the labels made with another tokenizer?"
-            )
+            raise self._no_token_error(position, int(labels[position]), ignore_index)
         if self.table.output == "restricted":
-            self._check_kept(labels, counted & (self._kept_rows(labels.device).columns_of(labels) < 0))
+            self._check_kept(labels, missing)
+
+    def _no_token_error(self, position: int, label: int, ignore_index: int) -> IndexError:
+        return IndexError(
+            f"{self.table.name}: label {label} at flat position {position} is no token id: expected 0 … "
+            f"{self.table.full_size - 1}, or {ignore_index}, which is ignored; were the labels made with another tokenizer?"
+        )
 
     def _check_kept(self, labels: Tensor, missing: Tensor) -> None:
-        if labels.device.type != "cpu" and self.training:
-            self._missing.add(labels, missing)
-        elif missing.any():
+        if missing.any():
             position = int(missing.nonzero()[0])
             if self.training:
-                raise MissingTokenError(self._describe(position, int(labels[position])))
+                raise self.error_of(position, int(labels[position]))
             warnings.warn(
                 f"{self.table.name}: {int(missing.sum()):,} labels are outside the partial vocabulary, the first of them "
                 f'{self.table.vocabulary.describe(int(labels[position]))}: with output="restricted" they have no '
@@ -115,9 +133,6 @@ class RemapLinear(PartialModule, nn.Linear):
                 LeanVocabWarning,
                 stacklevel=2,
             )
-
-    def _describe(self, position: int, token_id: int) -> str:
-        return describe_missing(self.table, token_id, f"flat position {position} of the labels")
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, rows={self.table.num_rows}, output={self.table.output}"

@@ -26,6 +26,7 @@ from leanvocab.errors import BypassError, ModelError
 from leanvocab.output.logit_operations import CASTS, QUESTIONS, RESHAPING, Elementwise
 from leanvocab.output.loss import LossOptions, SoftmaxColumns, cross_entropy
 from leanvocab.output.projection import project
+from leanvocab.partial.devices import autocast_dtype, without_autocast
 from leanvocab.partial.tensor_questions import ATTRIBUTES
 
 _ViewStep: TypeAlias = tuple[Callable[..., Tensor], tuple[Any, ...], Mapping[str, Any]]
@@ -172,7 +173,7 @@ class LazyLogits(torch.Tensor):
         with torch.set_grad_enabled(self._would_have_graph()):
             flat = self._hidden.reshape(-1, self._hidden.shape[-1])
             rows = self._snapshot.rows.to(flat.dtype)
-            with torch.autocast(flat.device.type, enabled=False):
+            with without_autocast(flat.device):
                 blocks = [
                     projection.in_full_order(self._elementwise(project(projection, flat, rows), projection.arrange))
                     for projection in self._snapshot.columns.in_order()
@@ -197,7 +198,7 @@ class LazyLogits(torch.Tensor):
         labels = labels.reshape(-1)
         self._snapshot.check_labels(labels, options.ignore_index)
         elementwise = self._elementwise
-        if torch.is_autocast_enabled(flat.device.type):
+        if autocast_dtype(flat.device) is not None:
             elementwise = elementwise.cast(torch.float32)  # as autocast does for a loss
         with torch.set_grad_enabled(self._would_have_graph()):
             return cross_entropy(self._snapshot.columns, elementwise, flat, self._snapshot.rows, labels, options)

@@ -18,6 +18,7 @@ from leanvocab.choices import IGNORE_INDEX
 from leanvocab.output.frozen_rows import FrozenSizes
 from leanvocab.output.logit_operations import Elementwise
 from leanvocab.output.projection import MappedRows, Projection
+from leanvocab.partial.devices import OnItsWay, has_streams, without_autocast
 
 # Scores that are held at once. A product reads and rearranges all frozen rows for each chunk: at 262,144 × 640 on two CPU
 # cores the two products took 2.58 s for 512 tokens in chunks of 128 MiB, 2.37 s in chunks of 256 MiB (limit: 2.14 s).
@@ -82,20 +83,68 @@ def cross_entropy(
     Hidden states, kept rows and the operands of the elementwise operations get gradients. Equal to the full model's loss
     with the other rows' gradients masked, up to the rounding of sums. A label that has no column has an infinite loss.
     """
-    counted = (labels != options.ignore_index).nonzero()[:, 0]
-    used, targets = hidden.index_select(0, counted), labels.index_select(0, counted)
+    counted = _CountedTokens.of(labels, options.ignore_index)
+    used, targets = counted.hidden(hidden), labels.index_select(0, counted.positions)
     kept = weight.to(hidden.dtype)  # under autocast
     operands = elementwise.operands()
     # Asked here: within a Function there is no telling whether anybody wants a gradient.
     wanted = _NO_GRADIENTS
     if torch.is_grad_enabled():
         wanted = _GradientsWanted(any(each.requires_grad for each in (used, kept, *operands)), kept.requires_grad)
-    work = _LossPass(columns, elementwise, targets, options.label_smoothing)
+    work = _LossPass(columns, elementwise, targets, options.label_smoothing, counted)
     losses: Tensor = _CrossEntropy.apply(work, options.reduction != "none", wanted, used, kept, *operands)
     dtype = elementwise.dtype(hidden)
     if options.reduction == "none":
-        return hidden.new_zeros(len(hidden), dtype=losses.dtype).index_copy(0, counted, losses).to(dtype)
-    return (losses / len(counted) if options.reduction == "mean" else losses).to(dtype)
+        return hidden.new_zeros(len(hidden), dtype=losses.dtype).index_copy(0, counted.positions, losses).to(dtype)
+    return (losses / counted.num if options.reduction == "mean" else losses).to(dtype)
+
+
+class _CountedTokens:
+    """Tokens whose labels count, first, and then the others where the host does not wait to know how many these are."""
+
+    def __init__(self, positions: Tensor, num: int | Tensor, is_ignored: Tensor | None = None):
+        self.positions, self.num, self.is_ignored = (
+            positions,
+            num,
+            is_ignored,
+        )  # is_ignored [n]: in the order of positions
+        self._num_ignored: OnItsWay | None = None
+
+    @staticmethod
+    def of(labels: Tensor, ignore_index: int) -> "_CountedTokens":
+        is_ignored = labels == ignore_index
+        if not (labels.is_meta or has_streams(labels.device)):
+            positions = (~is_ignored).nonzero()[:, 0]
+            return _CountedTokens(positions, len(positions))
+        positions = torch.argsort(is_ignored.to(torch.uint8), stable=True)
+        return _CountedTokens(positions, (~is_ignored).sum(), is_ignored.index_select(0, positions))
+
+    def hidden(self, hidden: Tensor) -> Tensor:
+        """Hidden states in this order; zeros for those that do not count, so that nothing comes of them."""
+        used = hidden.index_select(0, self.positions)
+        return used if self.is_ignored is None else used.masked_fill(self.is_ignored.unsqueeze(1), 0)
+
+    def chunks(self, num_tokens: int) -> Iterator[slice]:
+        """As many tokens at once, until none is left that counts: asked after the first, while the device is at work on it."""
+        num_positions = len(self.positions)
+        if self.is_ignored is not None and num_tokens < num_positions and self._num_ignored is None:
+            self._num_ignored = OnItsWay(self.is_ignored.sum())
+        for start in range(0, num_positions, num_tokens):
+            if start and self._num_ignored is not None:
+                num_positions = len(self.positions) - self._num_ignored.number()
+            if start < num_positions:
+                yield slice(start, min(start + num_tokens, num_positions))
+
+    def scale(self, scale: Tensor | None, operands: Sequence[Tensor]) -> Tensor | None:
+        """Factors of the losses [n, 1], with zero for those that do not count: operands get gradients of all tokens."""
+        if self.is_ignored is None or not (operands or scale is not None):
+            return scale
+        counts = (~self.is_ignored).unsqueeze(1)
+        return counts.to(torch.float32) if scale is None else scale * counts
+
+    def losses(self, losses: Tensor) -> Tensor:
+        """Losses [n], zero where they do not count; overwrites them."""
+        return losses if self.is_ignored is None else losses.masked_fill_(self.is_ignored, 0)
 
 
 @dataclass(frozen=True)
@@ -157,26 +206,27 @@ class _LossPass:
     elementwise: Elementwise
     labels: Tensor
     smoothing: float
+    counted: _CountedTokens
 
     def run(self, inputs: _Inputs, wanted: _GradientsWanted, scale: Tensor | None) -> tuple[Tensor, Gradients]:
         """Losses [n]; gradients of hidden states, kept rows and operands, where they are wanted, of the losses times `scale`
         [n, 1] (None: of all of them)."""
-        with torch.autocast(inputs.hidden.device.type, enabled=False):
+        with without_autocast(inputs.hidden.device):
             sums = _GradientSums(inputs, wanted.of_weight) if wanted.any else None
             run = self._in_chunks if self.columns.blocks is None else self._in_blocks
-            losses = run(inputs, scale, sums)
+            losses = self.counted.losses(run(inputs, self.counted.scale(scale, inputs.operands), sums))
             return losses, sums.gradients() if sums else ()
 
     def _in_chunks(self, inputs: _Inputs, scale: Tensor | None, sums: "_GradientSums | None") -> Tensor:
         projection, hidden = self.columns.whole(), inputs.hidden
         label_columns = projection.columns_of(self.labels)
         losses = hidden.new_empty(len(hidden), dtype=_wide(hidden.dtype))
-        chunks = list(self._tokens(hidden, self.columns.num_columns))
+        step = min(tokens_at_once(hidden.device, hidden.element_size(), self.columns.num_columns), len(hidden))
         # One piece of memory for all chunks: the system gives new pages for each otherwise.
         room = None
-        if chunks and self.elementwise.only_casts:
-            room = hidden.new_empty(chunks[0].stop, self.columns.num_columns)
-        for tokens in chunks:
+        if step and self.elementwise.only_casts:
+            room = hidden.new_empty(step, self.columns.num_columns)
+        for tokens in self.counted.chunks(max(1, step)):
             out = None if room is None else room[: tokens.stop - tokens.start]
             scores = _Scores(projection, self.elementwise, inputs, tokens, sums is not None, out)
             losses[tokens] = scores.turn_into_softmax(label_columns[tokens], self.smoothing)
@@ -192,29 +242,27 @@ class _LossPass:
         of_label, total = torch.full_like(lse, -torch.inf), torch.zeros_like(lse)
         for projection, tokens, label_columns in self._blocks(hidden):
             wide = _Scores(projection, self.elementwise, inputs, tokens, False).wide
-            lse[tokens] = torch.logaddexp(lse[tokens], wide.logsumexp(-1))
             of_label[tokens] = torch.maximum(of_label[tokens], _label_scores(wide, label_columns))
             if self.smoothing:
                 total[tokens] += wide.sum(-1)
-            del wide
+            lse[tokens] = torch.logaddexp(lse[tokens], _logsumexp(wide))
+            del wide, projection, label_columns  # before the next block comes, not after
         if sums is not None:
             for projection, tokens, label_columns in self._blocks(hidden):
                 scores = _Scores(projection, self.elementwise, inputs, tokens, True)
                 scores.softmax = scores.wide.sub_(lse[tokens].unsqueeze(1)).exp_()
                 sums.add(tokens, scores, self._gradient(scores, label_columns, _at(scale, tokens)))
-                del scores
+                del scores, projection, label_columns
         return _loss(lse, of_label, total / self.columns.num_columns, self.smoothing)
 
     def _blocks(self, hidden: Tensor) -> Iterator[tuple[Projection, slice, Tensor]]:
         assert self.columns.blocks is not None
         for projection in self.columns.blocks():
             label_columns = projection.columns_of(self.labels)
-            for tokens in self._tokens(hidden, len(projection.rows)):
+            step = tokens_at_once(hidden.device, hidden.element_size(), len(projection.rows))
+            for tokens in self.counted.chunks(step):
                 yield projection, tokens, label_columns[tokens]
-
-    def _tokens(self, hidden: Tensor, num_columns: int) -> Iterator[slice]:
-        step = tokens_at_once(hidden.device, hidden.element_size(), num_columns)
-        return (slice(start, min(start + step, len(hidden))) for start in range(0, len(hidden), step))
+            del projection, label_columns
 
     def _gradient(self, scores: "_Scores", label_columns: Tensor, scale: Tensor | None) -> Tensor:
         """softmax − one-hot (smoothed), times the scale; overwrites the softmax."""
@@ -268,7 +316,9 @@ class _Scores:
     def pull_back(self, gradient: Tensor) -> tuple[Tensor, list[Tensor | None]]:
         """The gradient of the projection's scores and of the operands, from that of the final scores."""
         if not self._has_graph:
-            return gradient.to(self._raw.dtype), [None] * len(self._operands)
+            # Where the scores have a dtype of their own, in their place: nobody needs them any more.
+            of_raw = gradient if gradient.dtype == self._raw.dtype else self._raw.copy_(gradient)
+            return of_raw, [None] * len(self._operands)
         inputs = [self._raw, *(each for each in self._operands if each.requires_grad)]
         gradients = iter(torch.autograd.grad(self._final, inputs, gradient.to(self._final.dtype), allow_unused=True))
         of_raw = next(gradients)
@@ -308,6 +358,13 @@ def _wide_zeros(tensor: Tensor) -> Tensor:
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32) if dtype.is_floating_point else torch.float32
+
+
+def _logsumexp(scores: Tensor) -> Tensor:
+    """`scores.logsumexp(-1)`, which would hold the exponentials beside the scores; here they are written over them."""
+    top = scores.amax(-1, keepdim=True)
+    top.masked_fill_(top.isinf(), 0)
+    return scores.sub_(top).exp_().sum(-1).log_().add_(top.squeeze(-1))
 
 
 def _label_scores(wide: Tensor, label_columns: Tensor) -> Tensor:

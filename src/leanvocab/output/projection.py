@@ -62,7 +62,7 @@ class KeptRows:
 
     def in_full_order(self, scores: Tensor) -> Tensor:
         full = scores.new_full((*scores.shape[:-1], self.full_size), -torch.inf)
-        return full.index_copy(-1, self.token_ids, scores)
+        return full.index_copy_(-1, self.token_ids, scores)
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,9 @@ class CompactRows:
         return torch.addmm(_multiply_back(of_frozen, self.rows), of_kept, weight), _rows_gradient(of_kept, hidden)
 
     def columns_of(self, token_ids: Tensor) -> Tensor:
-        return self.column_of_id[token_ids]
+        last_id = len(self.column_of_id) - 1
+        columns = self.column_of_id[token_ids.clamp(0, last_id)]
+        return columns.masked_fill_((token_ids < 0) | (token_ids > last_id), -1)
 
     def arrange(self, values: Tensor) -> Tensor:
         return values.index_select(0, self.id_of_column)

@@ -93,7 +93,7 @@ class DecayReplay:
     def _state_rows(self, key: str, start: int, weight: Tensor) -> Tensor:
         if key not in self.states:
             return torch.full_like(weight, self._at_rest.get(key, 0.0), requires_grad=False)
-        return self.states[key].rows(torch.arange(start, start + len(weight))).to(weight.device)
+        return self.states[key].rows(torch.arange(start, start + len(weight), device="cpu")).to(weight.device)
 
 
 def _copied(value: Any) -> Any:

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from leanvocab.errors import LeanVocabWarning, MissingTokenError
-from leanvocab.partial.missing import MissingNote, describe_missing
+from leanvocab.partial.devices import brought
+from leanvocab.partial.missing import describe_missing
 from leanvocab.partial.module import PartialModule
 
 
@@ -23,48 +24,52 @@ class RemapEmbedding(PartialModule, nn.Embedding):
     [len(vocabulary), dim]; `num_embeddings` and `padding_idx` stay those of the full table. Made by `switch_class`.
 
     In training mode an id outside the vocabulary raises `MissingTokenError`: on CPU at once; elsewhere before the next
-    optimizer step, since looking at a device's values waits for the device (until then its row reads NaN).
+    optimizer step or forward, since looking at a device's values waits for the device (until then its row reads NaN).
     """
 
-    own_attributes: ClassVar[tuple[str, ...]] = ("table", "_remap", "_missing", "_partial_padding_idx")
+    own_attributes: ClassVar[tuple[str, ...]] = (*PartialModule.own_attributes, "_remap", "_partial_padding_idx")
     _remap: Tensor  # int64 [full_size + 2]: partial id of each id + 1, or -1; one more at each end for ids out of range
-    _missing: MissingNote
     _partial_padding_idx: int | None
 
     def settle_on_device(self) -> None:
         """The map from ids to rows, on the weight's device."""
+        super().settle_on_device()
         device = torch.device("cpu") if self.weight.is_meta else self.weight.device
         if "_remap" in self.__dict__:
             self._remap = self._remap.to(device)
-            self._missing.to(device)
             return
-        remap = torch.full((self.table.full_size + 2,), -1, dtype=torch.int64)
-        remap[self.table.token_ids + 1] = torch.arange(self.table.num_rows)
+        remap = torch.full((self.table.full_size + 2,), -1, dtype=torch.int64, device="cpu")
+        remap[self.table.token_ids + 1] = torch.arange(self.table.num_rows, device="cpu")
         padding = -1 if self.padding_idx is None else int(remap[self.padding_idx + 1])
         self._remap = remap.to(device)
         self._partial_padding_idx = None if padding < 0 else padding
-        self._missing = MissingNote(device)
 
     def forward(self, input: Tensor) -> Tensor:
-        self.check_length()
+        self.begin()
         partial_ids = self._partial_ids(input)
         missing = partial_ids < 0
         policy = self.table.on_missing or ("error" if self.training else "base")
         if policy == "error" and (input.device.type != "cpu" or torch.compiler.is_compiling()):
             return self._lookup_and_note(input, partial_ids, missing)
-        if not missing.any():
+        if input.is_meta:
+            return self._lookup(partial_ids)
+        ids, is_missing = _on_host(input, missing)
+        if not is_missing.any():
             return self._lookup(partial_ids)
         if policy == "error":
-            raise self._missing_token_error(input, int(missing.flatten().nonzero()[0]))
-        served: Tensor = self._lookup_with_base_rows(input, partial_ids, missing)
+            raise self._missing_token_error(ids, int(is_missing.flatten().nonzero()[0]))
+        served: Tensor = self._lookup_with_base_rows(ids, is_missing, partial_ids)
         return served
 
     def _partial_ids(self, input: Tensor) -> Tensor:
         if self.table.ids == "partial":
             return input.where((input >= 0) & (input < self.table.num_rows), -1)
-        if self._remap.device != input.device:
-            self._remap = self._remap.to(input.device)
-        partial_ids: Tensor = self._remap[(input + 1).clamp_(0, self.table.full_size + 1)]
+        remap = self._remap
+        if remap.device != input.device:
+            remap = remap.to(input.device)
+            if not input.is_meta:
+                self._remap = remap
+        partial_ids: Tensor = remap[(input + 1).clamp_(0, self.table.full_size + 1)]
         return partial_ids
 
     def _lookup(self, partial_ids: Tensor) -> Tensor:
@@ -80,30 +85,28 @@ class RemapEmbedding(PartialModule, nn.Embedding):
 
     def _lookup_and_note(self, input: Tensor, partial_ids: Tensor, missing: Tensor) -> Tensor:
         """Looks up without waiting for the device; a missing id is noted there and its row reads NaN, with no gradient."""
-        self._missing.add(input, missing)
+        self.missing.add(input, missing)
         return self._lookup(partial_ids.clamp(min=0)).masked_fill(missing.unsqueeze(-1), float("nan"))
 
-    def raise_if_missing(self) -> None:
-        """Raises `MissingTokenError` for an id that was missing since the last call; waits for that forward alone."""
-        noted = self._missing.take()
-        if noted is not None:
-            position, token_id = noted
-            raise MissingTokenError(describe_missing(self.table, token_id, f"flat position {position} of the input"))
+    def error_of(self, position: int, token_id: int) -> MissingTokenError:
+        return MissingTokenError(describe_missing(self.table, token_id, f"flat position {position} of the input"))
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _lookup_with_base_rows(self, input: Tensor, partial_ids: Tensor, missing: Tensor) -> Tensor:
+    def _lookup_with_base_rows(self, input: Tensor, missing: Tensor, partial_ids: Tensor) -> Tensor:
+        """Looks up ids of which some are missing; `input` and `missing` are on the CPU, and nothing waits for the device."""
         outside = input[missing]
         limit = self.table.full_size if self.table.ids == "full" else 0
         if bool(((outside < 0) | (outside >= limit)).any()):
             wrong = missing & ((input < 0) | (input >= limit))
             raise self._missing_token_error(input, int(wrong.flatten().nonzero()[0]))
-        known = self._lookup(partial_ids[~missing])
-        output = known.new_empty(*input.shape, known.shape[-1])
-        output[~missing] = known
-        rows = self.table.base_rows(outside).to(known.device, known.dtype)
+        device = partial_ids.device
+        of_known, of_others = (brought(mask.flatten().nonzero()[:, 0], device) for mask in (~missing, missing))
+        known = self._lookup(partial_ids.flatten().index_select(0, of_known))
+        rows = brought(self.table.base_rows(outside).to(known.dtype), device)
         if self.max_norm is not None:
             rows = F.embedding(torch.arange(len(rows), device=rows.device), rows, None, self.max_norm, self.norm_type)
-        output[missing] = rows
+        output = known.new_empty(input.numel(), known.shape[-1])
+        output = output.index_copy_(0, of_known, known).index_copy_(0, of_others, rows).view(*input.shape, -1)
         self._count_served(len(rows), int(outside[0]))
         return output
 
@@ -118,12 +121,22 @@ class RemapEmbedding(PartialModule, nn.Embedding):
         self.table.num_served += num_served
 
     def _missing_token_error(self, input: Tensor, flat_position: int) -> MissingTokenError:
-        position = tuple(int(index) for index in torch.unravel_index(torch.tensor(flat_position), input.shape))
+        position = tuple(
+            int(index) for index in torch.unravel_index(torch.tensor(flat_position, device="cpu"), input.shape)
+        )
         where = f"position {position if len(position) != 1 else position[0]} of the input"
         return MissingTokenError(describe_missing(self.table, int(input.flatten()[flat_position]), where))
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, rows={self.table.num_rows}"
+
+
+def _on_host(input: Tensor, missing: Tensor) -> tuple[Tensor, Tensor]:
+    """Ids and which of them are missing, on the CPU, in one wait."""
+    if input.device.type == "cpu":
+        return input, missing
+    ids, is_missing = torch.stack([input, missing.to(input.dtype)]).cpu()
+    return ids, is_missing.bool()
 
 
 RemapEmbedding.kind = RemapEmbedding

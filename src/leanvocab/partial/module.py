@@ -5,7 +5,7 @@ inheritance, so that subclasses with a forward of their own keep it. State dicts
 """
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Set
 from typing import Any, ClassVar
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from leanvocab.errors import BypassError, CheckpointError
 from leanvocab.files.row_store import RowStore, take_rows
 from leanvocab.partial.attachments import keep_hooks
+from leanvocab.partial.missing import MissingNote, running_model
 from leanvocab.partial.partial_table import PartialTable
 from leanvocab.partial.sharded import share_of, whole
 
@@ -34,20 +35,58 @@ def partial_modules(model: nn.Module) -> "dict[str, PartialModule]":
     return {path: module for path, module in model.named_modules() if isinstance(module, PartialModule)}
 
 
+def raise_missing(modules: "Iterable[PartialModule]") -> None:
+    """Raises the error of an id that was noted on a device as missing. Ids and labels of one batch are one error."""
+    errors = [error for module in modules if (error := module.missing_error()) is not None]
+    if errors:
+        raise errors[0]
+
+
 class PartialModule(nn.Module):
     """A module whose `weight` holds the rows of a partial vocabulary, [len(vocabulary), dim]; `switch_class` makes it."""
 
     kind: ClassVar[type["PartialModule"]]
     original_class: ClassVar[type[nn.Module]] = nn.Module
-    own_attributes: ClassVar[tuple[str, ...]] = ("table",)  # what `restore_class` takes away
+    own_attributes: ClassVar[tuple[str, ...]] = ("table", "missing")  # what `restore_class` takes away
     weight: Tensor
     table: PartialTable
+    missing: MissingNote
 
     def settle_on_device(self) -> None:
         """Sets up what depends on the device, at first and after the module was moved."""
+        device = torch.device("cpu") if self.weight.is_meta else self.weight.device
+        if "missing" in self.__dict__:
+            self.missing.to(device)
+        else:
+            self.missing = MissingNote(device)
 
-    def raise_if_missing(self) -> None:
-        """Raises `MissingTokenError` for an id that was noted on the device as missing since the last call."""
+    def missing_error(self) -> IndexError | None:
+        """The error of an id that was noted on the device as missing since the last call."""
+        noted = self.missing.take()
+        return None if noted is None else self.error_of(*noted)
+
+    def error_of(self, position: int, token_id: int) -> IndexError:
+        """The error of a missing id at a flat position."""
+        raise NotImplementedError
+
+    def is_trained_with(self, parameters: Set[int]) -> bool:
+        """True where a step on the parameters of these ids trains the model that the module ran in.
+
+        Of a model that trains nothing, nobody knows which optimizer's it is; DeepSpeed's hold copies of its parameters.
+        """
+        if id(self.weight) in parameters:
+            return True
+        model = self.missing.model or self
+        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        return not trainable or any(id(each) in parameters or _has_copies(each) for each in trainable)
+
+    def begin(self) -> None:
+        """Begins a forward of the module: raises what an earlier one noted, where no model runs around it to do so."""
+        self.check_length()
+        if not torch.compiler.is_compiling():
+            self.missing.model = running_model()
+            if self.missing.model is None:
+                raise_missing([self])
 
     def check_length(self) -> None:
         """Raises `BypassError` where something has put another weight in place, or runs copies of the module in threads."""
@@ -73,6 +112,10 @@ class PartialModule(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         _shrunk_modules.add(self)
+
+
+def _has_copies(parameter: Tensor) -> bool:
+    return hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping")
 
 
 def partial_class(kind: type[PartialModule], original: type[nn.Module]) -> type[PartialModule]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn, optim
 from torch.optim.optimizer import Optimizer
 
 from leanvocab.errors import OptimizerError
+from leanvocab.partial.devices import has_streams
 
 OptimizerT = TypeVar("OptimizerT", bound=Optimizer | None)
 THE_ROW: Final = "the row"
@@ -66,8 +67,9 @@ def is_row_separable(optimizer: Optimizer, weight: Tensor | None = None) -> bool
         rounds_at_random = getattr(optimizer, "bf16_stochastic_round", False)
         return width % getattr(optimizer, "block_size", 1) == 0 and not rounds_at_random
     try:
-        devices = [device] if device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices), torch.enable_grad():
+        devices = [device] if has_streams(device) else []
+        device_type = device.type if devices else "cuda"
+        with torch.random.fork_rng(devices=devices, device_type=device_type), torch.enable_grad():
             return _keeps_rows_apart(optimizer, position_of(optimizer, weight), width, device)
     except Exception:
         return None
@@ -75,16 +77,18 @@ def is_row_separable(optimizer: Optimizer, weight: Tensor | None = None) -> bool
 
 def _keeps_rows_apart(optimizer: Optimizer, position: tuple[int, int], width: int, device: torch.device) -> bool:
     num_rows = 64 * max(1, -(-4096 // (64 * width)))  # any block of up to 256 elements divides it
-    kept = torch.arange(num_rows) * 2 + (torch.arange(num_rows) % 3 == 0)
-    start = torch.randn(2 * num_rows, width, generator=torch.Generator().manual_seed(0)).to(device)
+    kept = torch.arange(num_rows, device="cpu") * 2 + (torch.arange(num_rows, device="cpu") % 3 == 0)
+    start = torch.randn(2 * num_rows, width, generator=torch.Generator().manual_seed(0), device="cpu").to(device)
     full, partial = nn.Parameter(start.clone()), nn.Parameter(start[kept].clone())
     both = [_optimizer_of_one(optimizer, position, weight) for weight in (full, partial)]
     for step in range(3):
-        gradient = torch.randn(num_rows, width, generator=torch.Generator().manual_seed(1 + step)).to(device)
+        gradient = torch.randn(num_rows, width, generator=torch.Generator().manual_seed(1 + step), device="cpu").to(
+            device
+        )
         partial.grad, full.grad = gradient, torch.zeros_like(full).index_copy(0, kept.to(device), gradient)
         for trial in both:
             trial.step()
-    untouched = torch.ones(2 * num_rows, dtype=torch.bool).index_fill(0, kept, False)
+    untouched = torch.ones(2 * num_rows, dtype=torch.bool, device="cpu").index_fill(0, kept, False)
     return torch.equal(full[kept], partial) and torch.equal(full[untouched], start[untouched])
 
 
@@ -129,7 +133,7 @@ def states_at_rest(optimizer: Optimizer, group: dict[str, Any]) -> dict[str, AtR
 
     Optimizers with slow weights (schedule-free, Lookahead) hold the row itself there.
     """
-    weight = nn.Parameter(torch.tensor([[0.0], [0.5]]))
+    weight = nn.Parameter(torch.tensor([[0.0], [0.5]], device="cpu"))
     rows = weight.detach().clone()
     weight.grad = torch.zeros_like(weight)
     try:

@@ -34,7 +34,7 @@ class PartialTable:
         self.output = output  # "frozen" or "restricted", where an output layer holds the matrix
         self.frozen_rows_on = frozen_rows_on
         self.store_dir, self.decay = store_dir, decay
-        self.token_ids = torch.tensor(vocabulary.token_ids, dtype=torch.int64)
+        self.token_ids = torch.tensor(vocabulary.token_ids, dtype=torch.int64, device="cpu")
         self.num_rows, self.full_size = len(vocabulary), vocabulary.full_size
         self.num_served = 0  # positions whose row came from the base
         self.gives_partial_state_dicts = False

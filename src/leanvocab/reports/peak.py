@@ -96,6 +96,10 @@ def _process_bytes() -> dict[str, int]:
 
 
 def cuda_in_use() -> Any:
-    """`torch.cuda` where this process has a GPU in use; importing torch for it would change what is measured."""
-    torch = sys.modules.get("torch")
-    return torch.cuda if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized() else None
+    """`torch.cuda`, or the like, where this process has a GPU in use; importing torch for it would change what is measured."""
+    torch: Any = sys.modules.get("torch")
+    device = None if torch is None else torch.accelerator.current_accelerator(check_available=True)
+    if device is None:
+        return None
+    module = torch.get_device_module(device)
+    return module if hasattr(module, "max_memory_allocated") and module.is_initialized() else None
