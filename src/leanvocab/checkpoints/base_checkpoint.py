@@ -16,13 +16,15 @@ from leanvocab.files.headers import Located, Weights, read_weights
 from leanvocab.files.row_bytes import gaps
 from leanvocab.files.row_store import same_bits
 from leanvocab.files.tensor_files import read_rows
+from leanvocab.partial.caches import emptied_with_models
 from leanvocab.partial.module import partial_modules
 from leanvocab.partial.partial_table import PartialTable
 from leanvocab.progress import ProgressBar
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 _MOST_DIGESTS = 100_000
-_known_digests: dict[tuple[Any, ...], str] = {}  # by file and content: a training run saves many deltas to one base
+# By file and content: a training run saves many deltas to one base.
+_known_digests: dict[tuple[Any, ...], str] = emptied_with_models({})
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from leanvocab.partial.caches import emptied_with_models
+
 Syntax = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 # Where the kinds of attribute that run a function keep it.
 _HOLDERS: dict[type, str] = {
@@ -69,8 +71,8 @@ def is_compiled(value: Any) -> bool:
 
 
 def once_a_code(find: Callable[[types.FunctionType], Any]) -> Callable[[types.FunctionType], Any]:
-    """Keeps what was found in a function for as long as there is its code."""
-    known: weakref.WeakKeyDictionary[types.CodeType, Any] = weakref.WeakKeyDictionary()
+    """Keeps what was found in a function for as long as there are its code and a shrunk model."""
+    known: weakref.WeakKeyDictionary[types.CodeType, Any] = emptied_with_models(weakref.WeakKeyDictionary())
 
     @functools.wraps(find)
     def find_once(function: types.FunctionType) -> Any:

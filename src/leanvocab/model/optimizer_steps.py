@@ -20,6 +20,7 @@ from leanvocab.errors import LeanVocabWarning, OptimizerError
 from leanvocab.model.live_optimizer_states import give_full_states, slice_states
 from leanvocab.output.lazy_logits import keep_rows
 from leanvocab.partial.attachments import Weakly
+from leanvocab.partial.caches import empty_caches
 from leanvocab.partial.module import PartialModule, raise_missing, shrunk_modules
 from leanvocab.partial.optimizers import bits_of, is_row_separable, position_of
 from leanvocab.partial.partial_table import PartialTable
@@ -103,8 +104,10 @@ def step_hook() -> StepHook:
 
 
 def _unregister(handle: RemovableHandle, met: _Met) -> None:
+    """The end of the last shrunk model of a process."""
     for hook in (handle, *(hook for hook, _ in met.values())):
         hook.remove()
+    empty_caches()
 
 
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
