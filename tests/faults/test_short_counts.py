@@ -1,19 +1,23 @@
 """A system that moves fewer bytes than it is asked to, or none, and interrupts: all is read and written, or it is an error."""
 
+import contextlib
 import errno
 import hashlib
 import json
 import os
+import random
 import re
 import shutil
-from collections.abc import Callable
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from comparing import differing, train
-from disk import content, random_rows, read_all, short_counts, tiny_folders, tiny_module, trained_pair
+from disk import content, random_rows, read_all, tiny_folders, tiny_module, trained_pair
 from models import batch
 
 import leanvocab as lv
@@ -31,6 +35,51 @@ SOURCE = Path(lv.__file__).parent
 MOST = [1, 7, 100]
 DATA = bytes(range(256)) * 40
 pytestmark = pytest.mark.timeout(120)  # a loop that makes no progress ends here
+
+
+@contextlib.contextmanager
+def short_counts(most: int, *, seed: int = 0, kernel_copies: bool = True) -> Iterator[Counter[str]]:
+    """A system that moves at most `most` bytes a call, a random number of them, and is interrupted all the time; counts calls.
+
+    With `most=0` nothing is ever moved. Without `kernel_copies` no descriptor is copied to another without a buffer.
+    """
+    number, calls, patched = random.Random(seed), Counter[str](), pytest.MonkeyPatch()
+
+    def some(wanted: int) -> int:
+        return min(wanted, number.randint(1, most)) if most else 0
+
+    def shortened(name: str, call: Any) -> Any:
+        def short(*arguments: Any) -> Any:
+            calls[name] += 1
+            return call(*arguments)
+
+        return short
+
+    pread, preadv, pwrite, copy = os.pread, os.preadv, os.pwrite, os.copy_file_range
+    read, write, sendfile = os.read, os.write, os.sendfile
+    short = {
+        "pread": lambda source, size, start: pread(source, some(size), start),
+        "preadv": lambda source, buffers, start: preadv(
+            source, [memoryview(buffers[0])[: some(len(buffers[0]))]], start
+        ),
+        "pwrite": lambda target, data, start: pwrite(target, memoryview(data)[: some(len(data))], start),
+        "copy_file_range": lambda source, target, size, start, to: copy(source, target, some(size), start, to),
+        "read": lambda source, size: read(source, some(size)),
+        "write": lambda target, data: write(target, memoryview(data)[: some(len(data))]),
+        "sendfile": lambda target, source, start, size: sendfile(target, source, start, some(size)),
+    }
+    for name, call in short.items():
+        patched.setattr(os, name, shortened(name, call))
+    if not kernel_copies:
+        patched.delattr(os, "copy_file_range")
+    before = signal.signal(signal.SIGVTALRM, lambda *_: calls.update(["signal"]))
+    signal.setitimer(signal.ITIMER_VIRTUAL, 1e-3, 1e-3)
+    try:
+        yield calls
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
+        patched.undo()
 
 
 def files(folder: Path) -> tuple[int, int]:
