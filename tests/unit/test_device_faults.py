@@ -1,4 +1,4 @@
-"""Faults of leanvocab on a device, each as a test that fails today: a mend turns it over."""
+"""Faults that an accelerator shows and a CPU does not: missing ids, waits, modes and default devices, on the emulated device."""
 
 import gc
 import sys
