@@ -1,7 +1,6 @@
 """Optimizers that save memory, or that are no Adam: row-separable or not, as it is measured."""
 
 import functools
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,6 @@ def pair(
 
     runs, on_gpu = [], not options.get("use_cpu", True)
     for name in ("full", "lean"):
-        _forget_overrides()
         model = models.make_model("roberta", hidden_size=width)
         if name == "lean":
             models.lean(model)
@@ -54,14 +52,6 @@ def pair(
     if announced == (outcome.verdict == "identical" or on_gpu):  # whose sums differ, whatever the optimizer
         raise AssertionError(f"{outcome.verdict}, and {said}")  # an announcement that is wrong, or one that lacks
     return Outcome(outcome.verdict, f"{outcome.detail}; {said}", outcome.difference, outcome.saved_per_element)
-
-
-def _forget_overrides() -> None:
-    """bitsandbytes keeps what it was told of parameters by their ids and positions, for all optimizers of a process."""
-    if "bitsandbytes" in sys.modules:
-        from bitsandbytes.optim import GlobalOptimManager
-
-        GlobalOptimManager._instance = None
 
 
 def named(

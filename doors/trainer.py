@@ -1,7 +1,9 @@
 """transformers' Trainer and Seq2SeqTrainer."""
 
+import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,19 @@ def arguments(folder: Path, *, seq2seq: bool = False, **options: Any) -> Any:
     return kind(str(folder), **defaults | options)
 
 
+@contextmanager
+def _no_overrides_left() -> Iterator[None]:
+    """bitsandbytes keeps what it was told of modules, and the modules too, for all optimizers of a process."""
+    try:
+        yield
+    finally:
+        if "bitsandbytes" in sys.modules:
+            from bitsandbytes.optim import GlobalOptimManager
+
+            GlobalOptimManager._instance = None
+
+
+@_no_overrides_left()
 def train(model: nn.Module, folder: Path, *, task: str = "classification", **options: Any) -> pairs.Run:
     """One run of the Trainer on a model, shrunk or not; its losses, its gradients' norms, its tensors, its saved files."""
     import transformers as hf

@@ -113,7 +113,7 @@ def own_objects() -> Counter[str]:
 def nothing_left() -> Iterator[None]:
     """Checks that a test leaves nothing of ours in torch, in our sets or in memory."""
     gc.collect()
-    assert not list(shrunk_modules())
+    assert not list(shrunk_modules()), "a test before this one left a model to somebody"
     hooks, objects = len(hooks_of_all_optimizers), own_objects()
     yield
     gc.collect()
