@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from leanvocab.errors import BypassError, CheckpointError
 from leanvocab.files.row_store import take_rows
 from leanvocab.partial.attachments import keep_hooks
+from leanvocab.partial.gradient_hooks import serve_hooks
 from leanvocab.partial.missing import MissingNote, running_model
 from leanvocab.partial.partial_table import PartialTable
-from leanvocab.partial.sharded import share_of, whole
+from leanvocab.partial.sharded import is_sharded, share_of, whole
 
 DIGEST_KEY = "leanvocab_digest"  # in the metadata of a partial state dict: which vocabulary its rows belong to
 
@@ -117,6 +118,7 @@ class PartialModule(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        serve_hooks(self.weight, self.table)
         _shrunk_modules.add(self)
 
 
@@ -149,6 +151,7 @@ def switch_class(
         module,
         module.register_state_dict_post_hook(_give_full_rows),
         module.register_load_state_dict_pre_hook(_take_partial_rows),
+        module.register_load_state_dict_post_hook(_serve_new_weight),
     )
     module.settle_on_device()
     _shrunk_modules.add(module)
@@ -234,6 +237,12 @@ def _take_partial_rows(
             f"{key}: expected {table.full_size:,} rows (the full vocabulary), found {value.shape[0]:,}; "
             "load a checkpoint of this model, or merge_(model) first"
         )
+
+
+def _serve_new_weight(module: nn.Module, incompatible_keys: Any) -> None:
+    """After `load_state_dict(…, assign=True)`, which puts another parameter in place."""
+    if isinstance(module, PartialModule) and not is_sharded(module.weight):
+        serve_hooks(module.weight, module.table)
 
 
 def _check_partial(table: PartialTable, key: str, value: Tensor, digest: str | None) -> None:
