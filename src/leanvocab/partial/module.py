@@ -101,6 +101,13 @@ class PartialModule(nn.Module):
         if self.weight.shape[0] != self.table.num_rows:
             raise BypassError(_wrong_length(self.table, self.weight.shape[0]))
 
+    def reset_parameters(self) -> None:
+        """Refuses to draw the kept rows anew, as `nn.Embedding` and `nn.Linear` do with all rows."""
+        raise BypassError(
+            f"{self.table.name}: new random weights would be those of the kept rows alone; call merge_(model) first, initialize, "
+            "and shrink again"
+        )
+
     def _apply(self, fn: Any, recurse: bool = True) -> "PartialModule":
         self.table.take_writes()
         before = self.weight.data_ptr()
