@@ -83,12 +83,21 @@ class PartialModule(nn.Module):
 
     def begin(self) -> None:
         """Begins a forward of the module: raises what an earlier one noted, where no model runs around it to do so."""
+        if torch.compiler.is_exporting() or torch.jit.is_tracing():
+            self.__prepare_scriptable__()
         self.check_length()
         if not torch.compiler.is_compiling():
             self.table.take_writes()
             self.missing.model = running_model()
             if self.missing.model is None:
                 raise_missing([self])
+
+    def __prepare_scriptable__(self) -> None:
+        """Refuses to become a file that knows the kept rows alone; torch.jit.script asks by this name."""
+        raise BypassError(
+            f"{self.table.name}: what is exported (torch.export, torch.jit, ONNX) would be shrunk to a partial vocabulary and "
+            "fail on ids outside it; call merge_(model) first, then export"
+        )
 
     def check_length(self) -> None:
         """Raises `BypassError` where something has put another weight in place, or runs copies of the module in threads."""
