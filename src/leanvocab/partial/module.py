@@ -83,7 +83,7 @@ class PartialModule(nn.Module):
 
     def begin(self) -> None:
         """Begins a forward of the module: raises what an earlier one noted, where no model runs around it to do so."""
-        if torch.compiler.is_exporting() or torch.jit.is_tracing():
+        if torch.compiler.is_exporting() or torch.jit.is_tracing():  # type: ignore[attr-defined]
             self.__prepare_scriptable__()
         self.check_length()
         if not torch.compiler.is_compiling():
