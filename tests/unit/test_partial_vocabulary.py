@@ -200,7 +200,10 @@ def test_minus_100_stays_only_where_it_is_asked_for(vocabulary: PartialVocabular
         (np.int64(2), "^id 2 is not in"),
         (np.array(2), "^id 2 is not in"),
         (np.array([-1]), "^id -1 at position 0 is no token id: expected 0 to 999$"),
-        (np.array([1000], np.uint64), "^id 1000 at position 0 is no token id"),
+        (
+            np.array([1000], np.uint64),
+            "^id 1000 at position 0 is no token id: expected 0 to 999. Where tokens were added",
+        ),
         ([2**62], "^id 4611686018427387904 at position 0 is no token id"),
     ],
 )

@@ -63,7 +63,7 @@ class Base:
             raise CheckpointError(
                 f"{self.folder}: expected the table {table.name}.weight, found none: the model does not come from it"
             )
-        table.settle_decay()
+        table.settle()
         file, entry = self.weights.tensors[names[0]]
         if entry.shape[0] != table.full_size:
             raise CheckpointError(

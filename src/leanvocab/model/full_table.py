@@ -7,6 +7,7 @@ from torch import nn
 
 from leanvocab.choices import OutputMode
 from leanvocab.files.row_store import put_rows, take_rows, zero_pages
+from leanvocab.partial.gradient_hooks import give_hooks_back, serve_hooks
 from leanvocab.partial.module import PartialModule
 from leanvocab.partial.partial_table import PartialTable
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
@@ -56,7 +57,8 @@ def partial_weight(full: nn.Parameter, table: PartialTable) -> nn.Parameter:
     if full.grad is not None:
         dense = full.grad.to_dense() if full.grad.is_sparse else full.grad
         partial.grad = take_rows(dense, table.token_ids)
-    _carry_over(full, partial)
+    partial.__dict__.update(full.__dict__)  # attributes that libraries put on parameters
+    serve_hooks(partial, table, full)
     partial.__dict__["ds_shape"] = full.shape  # by this name peft asks for the whole shape of what is held in part
     return partial
 
@@ -69,16 +71,7 @@ def full_weight(module: PartialModule) -> nn.Parameter:
         gradient = zero_pages((table.full_size, partial.shape[1]), partial.dtype)
         put_rows(gradient, table.token_ids, partial.grad.to_dense() if partial.grad.is_sparse else partial.grad)
         full.grad = gradient.to(partial.device)
-    _carry_over(partial, full)
+    full.__dict__.update(partial.__dict__)
+    give_hooks_back(partial, full)
     full.__dict__.pop("ds_shape", None)
     return full
-
-
-def _carry_over(old: nn.Parameter, new: nn.Parameter) -> None:
-    """Attributes that libraries put on parameters, and hooks on their gradients."""
-    new.__dict__.update(old.__dict__)
-    if new.requires_grad:
-        for hook in (old._backward_hooks or {}).values():
-            new.register_hook(hook)
-        for hook in (getattr(old, "_post_accumulate_grad_hooks", None) or {}).values():
-            new.register_post_accumulate_grad_hook(hook)

@@ -1,5 +1,7 @@
 """States of live optimizers for a partial matrix: cut to its rows, given in full, handed over with the parameter."""
 
+import weakref
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,8 +21,8 @@ from leanvocab.partial.optimizers import (
     states_at_rest,
     without_dust,
 )
-from leanvocab.partial.partial_table import PartialTable
-from leanvocab.partial.sharded import share_of, whole
+from leanvocab.partial.partial_table import GivenRows, PartialTable
+from leanvocab.partial.sharded import is_sharded, share_of, whole
 
 
 def hand_over(
@@ -97,6 +99,7 @@ def partial_states(optimizer: Optimizer | None, table: PartialTable, parameter: 
 
 def slice_states(optimizer: Optimizer, table: PartialTable, parameter: nn.Parameter) -> None:
     """Slices states of full size to the vocabulary's rows, in place; raises `OptimizerError` where that would lose something."""
+    _take_writes(optimizer, table, parameter)
     state = optimizer.state[parameter]
     if any(_is_longer(key, value, table) for key, value in state.items()):
         state.update(partial_states(optimizer, table, parameter))
@@ -113,7 +116,9 @@ def give_full_states(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
         for parameter, index in zip(group["params"], saved_group["params"], strict=True):
             module = modules.get(id(parameter))
             if module is not None and index in state_dict["state"]:
-                state_dict["state"][index] = full_states(optimizer, module.table, parameter, state_dict["state"][index])
+                partial = state_dict["state"][index]
+                full = state_dict["state"][index] = full_states(optimizer, module.table, parameter, partial)
+                _note_given(optimizer, module.table, parameter, full, partial)
 
 
 def full_states_of(optimizer: Optimizer | None, table: PartialTable, weight: Tensor) -> dict[str, Any] | None:
@@ -129,7 +134,8 @@ def full_states_of(optimizer: Optimizer | None, table: PartialTable, weight: Ten
 
 def full_states(optimizer: Optimizer, table: PartialTable, weight: Tensor, state: dict[str, Any]) -> dict[str, Any]:
     """The states with those of partial size in full, on CPU, in memory that unused rows do not take."""
-    table.settle_decay()
+    table.settle()
+    _take_writes(optimizer, table, weight)
     at_rest = _at_rest(optimizer, weight)
     return {
         key: _full_state(table, weight, key, value, at_rest.get(key, 0.0))
@@ -151,3 +157,59 @@ def _full_state(table: PartialTable, weight: Tensor, key: str, value: Tensor, at
             full.fill_(at_rest)
     put_rows(full, table.token_ids, rows)
     return share_of(full, value)
+
+
+# --- writes to full states --------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _GivenState:
+    """A full state that an optimizer's state dict gave out."""
+
+    optimizer: "weakref.ref[Optimizer]"
+    parameter: "weakref.ref[Tensor]"
+    key: str
+    rows: GivenRows
+
+    def is_of(self, optimizer: Optimizer, parameter: Tensor) -> bool:
+        return self.optimizer() is optimizer and self.parameter() is parameter
+
+
+def _note_given(
+    optimizer: Optimizer, table: PartialTable, parameter: Tensor, full: dict[str, Any], partial: dict[str, Any]
+) -> None:
+    """Notes states that are given out in full, where ordinary state dicts give the states themselves."""
+    for key, value in partial.items():
+        if full[key] is not value and type(value) is Tensor and not is_sharded(value):
+            references = weakref.ref(optimizer), weakref.ref(parameter)
+            table.given_states.append(_GivenState(*references, key, GivenRows(full[key], value)))
+
+
+def _take_writes(optimizer: Optimizer, table: PartialTable, parameter: Tensor) -> None:
+    """Makes what was written in place to full states the optimizer's own; raises `OptimizerError` where that cannot be."""
+    looked_at, table.given_states = table.given_states, []
+    for given in looked_at:
+        if not given.is_of(optimizer, parameter):
+            table.given_states.append(given)
+        elif optimizer.state[parameter].get(given.key) is given.rows.partial():  # or else others were loaded since
+            if given.rows.is_written:
+                _take(optimizer, table, parameter, given)
+            if given.rows.let_go():
+                table.given_states.append(given)
+
+
+def _take(optimizer: Optimizer, table: PartialTable, parameter: Tensor, given: _GivenState) -> None:
+    partial, rows, key = optimizer.state[parameter][given.key], given.rows.rows, given.key
+    if rows is None or not given.rows.fits(partial):
+        raise OptimizerError(
+            f"{table.name}: the state {key!r} of {type(optimizer).__name__} in a state dict from before the last step was "
+            "written to in place. Full states of a shrunk model are copies: take a new state dict, or hand the one that was "
+            "written to to optimizer.load_state_dict"
+        )
+    if table.decay is not None:
+        table.decay.states[key] = RowStore.copy(rows, table.store_dir)
+    elif rows.ndim > 1:
+        _check_nothing_lost(optimizer, table, key, rows, _at_rest(optimizer, parameter).get(key, 0.0))
+    with torch.no_grad():
+        partial.copy_(take_rows(rows, table.token_ids))
+    given.rows.look(partial)

@@ -87,6 +87,7 @@ class StepHook:
         if table not in announced:
             announced.add(table)
             _announce(optimizer, group, table, weight)
+        table.take_writes()
         if weight in optimizer.state:
             slice_states(optimizer, table, weight)
         if table.decay is not None:

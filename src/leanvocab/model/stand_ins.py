@@ -22,15 +22,50 @@ def _stood_before(held: Weakly[nn.Module], name: str) -> tuple[nn.Module, Callab
     return module, method_before(module, name)
 
 
-def _refuse_resize(held: Weakly[nn.Module], *args: Any, **kwargs: Any) -> Any:
+def _refuse_resize(held: Weakly[nn.Module], *args: Any, method: str, **kwargs: Any) -> Any:
     """Resizing would lay rows out from the partial matrix."""
-    module, usual = _stood_before(held, "resize_token_embeddings")
+    module, usual = _stood_before(held, method)
     for holder in partial_modules(module).values():
         raise BypassError(
-            f"resize_token_embeddings: {holder.table.name} is shrunk to a partial vocabulary, and would be resized from its "
+            f"{method}: {holder.table.name} is shrunk to a partial vocabulary, and would be resized from its "
             "partial rows; call merge_(model), resize, build a vocabulary of the new size and shrink again"
         )
     return usual(*args, **kwargs)
+
+
+def _refuse_new_weights(held: Weakly[nn.Module], layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """New random weights would be those of the kept rows alone, with zeros for the row that has the partial id of padding."""
+    _, usual = _stood_before(held, "_init_weights")
+    if isinstance(layer, PartialModule):
+        layer.reset_parameters()
+    return usual(layer, *args, **kwargs)
+
+
+def _tie(held: Weakly[nn.Module], *args: Any, **kwargs: Any) -> Any:
+    """Tying fits biases to the rows that a matrix has, and may tie what is not of this vocabulary to a partial matrix."""
+    module, usual = _stood_before(held, "tie_weights")
+    shrunk, before = partial_modules(module), [(each, dict(each._parameters)) for each in module.modules()]
+    vectors = [(each, each.data) for each in module.parameters() if each.ndim == 1]
+    result = usual(*args, **kwargs)
+    for vector, values in vectors:
+        if len(vector) != len(values):
+            vector.data = values
+    weights = {id(parameters["weight"]) for each, parameters in before if isinstance(each, PartialModule)}
+    for each, parameters in before:
+        was, now = parameters.get("weight"), each._parameters.get("weight")
+        if was is not now and (isinstance(each, PartialModule) or id(now) in weights):
+            _undo(before)
+            raise BypassError(
+                f"tie_weights: {type(each).__name__} would be tied to another matrix than before, while {', '.join(shrunk)} "
+                "are shrunk to a partial vocabulary; call merge_(model), tie, and shrink again"
+            )
+    return result
+
+
+def _undo(before: list[tuple[nn.Module, dict[str, Any]]]) -> None:
+    for module, parameters in before:
+        module._parameters.clear()
+        module._parameters.update(parameters)
 
 
 def _full_num_parameters(
@@ -39,15 +74,13 @@ def _full_num_parameters(
     """The number of the full model's parameters, which transformers writes into a shard index."""
     module, usual = _stood_before(held, "num_parameters")
     count: int = usual(only_trainable, exclude_embeddings)
-    if exclude_embeddings:
-        return count
-    weights = {id(holder.weight): holder for holder in partial_modules(module).values()}
-    absent = (
-        (holder.table.full_size - holder.table.num_rows) * holder.weight.shape[1]
-        for holder in weights.values()
-        if holder.weight.requires_grad or not only_trainable
-    )
-    return count + sum(absent)
+    holders = {id(holder.weight): holder for holder in partial_modules(module).values()}
+    for name, parameter in module.named_parameters():
+        holder = holders.get(id(parameter))
+        is_left_out = exclude_embeddings and isinstance(module.get_submodule(name.rpartition(".")[0]), nn.Embedding)
+        if holder is not None and not is_left_out and (parameter.requires_grad or not only_trainable):
+            count += (holder.table.full_size - holder.table.num_rows) * parameter.shape[1]
+    return count
 
 
 def _save_full(held: Weakly[nn.Module], *args: Any, **kwargs: Any) -> Any:
@@ -75,7 +108,10 @@ def _refuse_merge(held: Weakly[nn.Module], *args: Any, **kwargs: Any) -> Any:
 
 
 _STAND_INS: Mapping[str, Callable[..., Any]] = {
-    "resize_token_embeddings": _refuse_resize,
+    "resize_token_embeddings": partial(_refuse_resize, method="resize_token_embeddings"),
+    "resize_decoder_token_embeddings": partial(_refuse_resize, method="resize_decoder_token_embeddings"),
+    "tie_weights": _tie,
+    "_init_weights": _refuse_new_weights,
     "num_parameters": _full_num_parameters,
     "save_pretrained": _save_full,
 }

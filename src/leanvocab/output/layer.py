@@ -20,6 +20,7 @@ from leanvocab.output.projection import KeptRows
 from leanvocab.partial.devices import autocast_dtype
 from leanvocab.partial.missing import describe_missing
 from leanvocab.partial.module import PartialModule
+from leanvocab.vocabulary.partial_vocabulary import ADDED_TOKENS
 
 
 class RemapLinear(PartialModule, nn.Linear):
@@ -118,7 +119,8 @@ class RemapLinear(PartialModule, nn.Linear):
     def _no_token_error(self, position: int, label: int, ignore_index: int) -> IndexError:
         return IndexError(
             f"{self.table.name}: label {label} at flat position {position} is no token id: expected 0 … "
-            f"{self.table.full_size - 1}, or {ignore_index}, which is ignored; were the labels made with another tokenizer?"
+            f"{self.table.full_size - 1}, or {ignore_index}, which is ignored; were the labels made with another "
+            f"tokenizer? {ADDED_TOKENS}"
         )
 
     def _check_kept(self, labels: Tensor, missing: Tensor) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from leanvocab.partial.devices import device_module, has_streams, is_capturing, wait_for
 from leanvocab.partial.partial_table import PartialTable
+from leanvocab.vocabulary.partial_vocabulary import ADDED_TOKENS
 
 
 class _Running(threading.local):
@@ -131,7 +132,7 @@ def describe_missing(table: PartialTable, token_id: int, where: str) -> str:
     if not 0 <= token_id < table.full_size:
         return (
             f"{table.name}: id {token_id} at {where} is no token id: expected 0 … {table.full_size - 1}; "
-            "check the tokenizer, and that ignored labels (-100) do not reach the embedding"
+            f"check the tokenizer, and that ignored labels (-100) do not reach the embedding. {ADDED_TOKENS}"
         )
     return (
         f"{table.name}: token {table.vocabulary.describe(token_id)} at {where} is outside the partial vocabulary "

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from leanvocab.errors import BypassError, CheckpointError
-from leanvocab.files.row_store import RowStore, take_rows
+from leanvocab.files.row_store import take_rows
 from leanvocab.partial.attachments import keep_hooks
+from leanvocab.partial.gradient_hooks import serve_hooks
 from leanvocab.partial.missing import MissingNote, running_model
 from leanvocab.partial.partial_table import PartialTable
-from leanvocab.partial.sharded import share_of, whole
+from leanvocab.partial.sharded import is_sharded, share_of, whole
 
 DIGEST_KEY = "leanvocab_digest"  # in the metadata of a partial state dict: which vocabulary its rows belong to
 
@@ -82,11 +83,21 @@ class PartialModule(nn.Module):
 
     def begin(self) -> None:
         """Begins a forward of the module: raises what an earlier one noted, where no model runs around it to do so."""
+        if torch.compiler.is_exporting() or torch.jit.is_tracing():  # type: ignore[attr-defined]
+            self.__prepare_scriptable__()
         self.check_length()
         if not torch.compiler.is_compiling():
+            self.table.take_writes()
             self.missing.model = running_model()
             if self.missing.model is None:
                 raise_missing([self])
+
+    def __prepare_scriptable__(self) -> None:
+        """Refuses to become a file that knows the kept rows alone; torch.jit.script asks by this name."""
+        raise BypassError(
+            f"{self.table.name}: what is exported (torch.export, torch.jit, ONNX) would be shrunk to a partial vocabulary and "
+            "fail on ids outside it; call merge_(model) first, then export"
+        )
 
     def check_length(self) -> None:
         """Raises `BypassError` where something has put another weight in place, or runs copies of the module in threads."""
@@ -99,18 +110,31 @@ class PartialModule(nn.Module):
         if self.weight.shape[0] != self.table.num_rows:
             raise BypassError(_wrong_length(self.table, self.weight.shape[0]))
 
+    def reset_parameters(self) -> None:
+        """Refuses to draw the kept rows anew, as `nn.Embedding` and `nn.Linear` do with all rows."""
+        raise BypassError(
+            f"{self.table.name}: new random weights would be those of the kept rows alone; call merge_(model) first, initialize, "
+            "and shrink again"
+        )
+
     def _apply(self, fn: Any, recurse: bool = True) -> "PartialModule":
+        self.table.take_writes()
+        before = self.weight.data_ptr()
         super()._apply(fn, recurse)
+        if self.weight.data_ptr() != before:  # ordinary state dicts hold the memory of before, too
+            self.table.pass_over_writes(forget=True)
         self.table.cast(self.weight.dtype)
         if not self.weight.is_meta:  # what is no parameter moves with the weight, and survives a detour over meta
             self.settle_on_device()
         return self
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        self.table.take_writes()
         return _new_module, (self.kind, self.original_class), dict(self.__dict__)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        serve_hooks(self.weight, self.table)
         _shrunk_modules.add(self)
 
 
@@ -143,6 +167,7 @@ def switch_class(
         module,
         module.register_state_dict_post_hook(_give_full_rows),
         module.register_load_state_dict_pre_hook(_take_partial_rows),
+        module.register_load_state_dict_post_hook(_serve_new_weight),
     )
     module.settle_on_device()
     _shrunk_modules.add(module)
@@ -185,6 +210,7 @@ def _give_full_rows(module: nn.Module, state_dict: dict[str, Any], prefix: str, 
     if weight.shape[0] != table.num_rows:
         raise BypassError(_wrong_length(table, weight.shape[0]))
     if table.gives_partial_state_dicts:
+        table.take_writes()
         local_metadata[DIGEST_KEY] = table.vocabulary.digest
         return
     if weight.is_meta:
@@ -193,7 +219,9 @@ def _give_full_rows(module: nn.Module, state_dict: dict[str, Any], prefix: str, 
         full = table.view_for(state_dict, whole(weight))
     is_kept = weight is module.weight and not weight.is_meta  # keep_vars=True
     share = share_of(full, weight)
-    state_dict[key] = nn.Parameter(share, requires_grad=weight.requires_grad) if is_kept else share
+    state_dict[key] = given = nn.Parameter(share, requires_grad=weight.requires_grad) if is_kept else share
+    if share is full and not weight.is_meta:
+        table.gave(given, module.weight)
 
 
 def _is_taken_away(weight: Tensor) -> bool:
@@ -211,19 +239,26 @@ def _take_partial_rows(
     table, value = module.table, state_dict[key]
     if value.numel() == 0 and _is_taken_away(module.weight):
         return
+    table.pass_over_writes()
     digest = metadata.get(DIGEST_KEY)
     if digest is not None or (value.shape[0] == table.num_rows and value.shape[0] != table.full_size):
         _check_partial(table, key, value, digest)
     elif value.shape[0] == table.full_size:
         full = whole(value).detach()
         if not full.is_meta:
-            _adopt_other_rows(table, full, module.weight)
+            table.adopt(full, module.weight.dtype)
         state_dict[key] = share_of(take_rows(full, table.token_ids), module.weight)
     else:
         raise CheckpointError(
             f"{key}: expected {table.full_size:,} rows (the full vocabulary), found {value.shape[0]:,}; "
             "load a checkpoint of this model, or merge_(model) first"
         )
+
+
+def _serve_new_weight(module: nn.Module, incompatible_keys: Any) -> None:
+    """After `load_state_dict(…, assign=True)`, which puts another parameter in place."""
+    if isinstance(module, PartialModule) and not is_sharded(module.weight):
+        serve_hooks(module.weight, module.table)
 
 
 def _check_partial(table: PartialTable, key: str, value: Tensor, digest: str | None) -> None:
@@ -240,13 +275,3 @@ def _check_partial(table: PartialTable, key: str, value: Tensor, digest: str | N
         )
     if value.shape[0] != table.num_rows:
         raise CheckpointError(f"{key}: expected {table.num_rows:,} partial rows, found {value.shape[0]:,}")
-
-
-def _adopt_other_rows(table: PartialTable, value: Tensor, weight: Tensor) -> None:
-    """Rows outside the vocabulary that differ from the store's are the model's from now on, as ordinary loading has it."""
-    table.settle_decay()
-    if table.dtype != table.store.dtype or table.store.differs(value, table.token_ids):
-        if value.dtype == weight.dtype:
-            table.replace_store(RowStore.of(value, table.token_ids, table.store_dir))
-        else:
-            table.replace_store(RowStore.copy(value.to(weight.dtype), table.store_dir))

@@ -22,6 +22,10 @@ from leanvocab.vocabulary.remap import remap_dataset
 from leanvocab.vocabulary.special_ids import model_full_size, model_ids, tokenizer_full_size, tokenizer_ids
 from leanvocab.vocabulary.vocabulary_file import compose, parse
 
+# What to do about an id that is beyond a table, for whoever raises.
+ADDED_TOKENS = (
+    "Where tokens were added to the tokenizer, resize the full model: model.resize_token_embeddings(len(tokenizer))"
+)
 _LARGEST_SIZE = 2**31 - 1
 
 Position = tuple[int, ...] | None
@@ -98,7 +102,7 @@ class PartialVocabulary:
             outside = int(counts.token_ids[-1])
             raise VocabularyError(
                 f"id {outside} was counted {counts.counts[outside]} times, but {source}: "
-                "was the data tokenized for another model?"
+                f"was the data tokenized for another model? {ADDED_TOKENS}"
             )
         keep = np.zeros(size, dtype=np.bool_)
         keep[np.flatnonzero(counts.counts >= min_count)] = True
@@ -298,6 +302,7 @@ class PartialVocabulary:
     def _refuse(self, token_id: int, position: str) -> NoReturn:
         if not 0 <= token_id < self._full_size:
             hint = " (pass ignore_index=-100 where ids are labels)" if token_id == IGNORE_INDEX else ""
+            hint += f". {ADDED_TOKENS}" if token_id >= self._full_size else ""
             raise MissingTokenError(
                 f"id {token_id}{position} is no token id: expected 0 to {self._full_size - 1}{hint}"
             )
