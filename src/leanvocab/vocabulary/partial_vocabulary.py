@@ -158,12 +158,17 @@ class PartialVocabulary:
         """The data set over partial ids, D' in the paper's Section 4, for a model shrunk with `ids="partial"`.
 
         Takes a `datasets.Dataset`, `DatasetDict` or `IterableDataset` (remapped as it is read), a `pyarrow.Table` or a
-        mapping of arrays, and gives the same. Columns are chosen as in `count_tokens`; they keep their types, `-100`
-        and nulls, other columns are untouched, and so is the original.
+        mapping of arrays, and gives the same. Columns keep their types, `-100` and nulls, other columns are untouched,
+        and so is the original.
+
+        Args:
+            columns: the columns of token ids. None: those whose name is or ends in `input_ids`, where no other column may
+                hold token ids as well. Labels that an output layer scores are no such column: it stays whole.
 
         Raises:
             MissingTokenError: an id is not in the vocabulary (for a stream: once it is read).
-            DataError: there is no column of token ids, or a named one is absent or holds no integers.
+            DataError: there is no column of token ids, a named one is absent or holds no integers, or none is named and
+                a column of lists of integers leaves a doubt.
         """
         names = [columns] if isinstance(columns, str) else None if columns is None else list(columns)
         return remap_dataset(dataset, names, partial(self.to_partial, ignore_index=IGNORE_INDEX))
