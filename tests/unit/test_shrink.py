@@ -295,7 +295,7 @@ def test_a_model_shrunk_for_partial_ids_takes_the_remapped_data() -> None:
 
 def test_labels_of_a_whole_output_layer_stay_full_ids_where_inputs_are_partial() -> None:
     vocabulary, ids = used_vocabulary(always_keep=range(3)), language_batch()["input_ids"]
-    model = small_lm("llama").eval()
+    model = small_lm("llama-untied").eval()
     expected = model(input_ids=ids, labels=ids).loss
     shrink_(model, vocabulary, ids="partial", output="full")
     remapped = vocabulary.remap_dataset({"input_ids": ids, "labels": ids}, "input_ids")
