@@ -25,6 +25,7 @@ from leanvocab.finetune.text_columns import (
     check_no_gaps,
     check_texts,
     choose_text_columns,
+    in_memory,
     map_in_memory,
     values_of,
 )
@@ -324,4 +325,4 @@ def _packed(rows: Any, task: LanguageTask, max_length: int) -> Any:
     batches = []
     while batch := list(islice(blocks, _BLOCKS_AT_ONCE)):
         batches.append(pa.RecordBatch.from_pylist(batch, schema))
-    return datasets.Dataset(pa.Table.from_batches(batches, schema))
+    return in_memory(pa.Table.from_batches(batches, schema))
