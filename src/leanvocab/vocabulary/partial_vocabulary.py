@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leanvocab.choices import IGNORE_INDEX
-from leanvocab.errors import MissingTokenError, VocabularyError
+from leanvocab.errors import RESIZE_FIRST, MissingTokenError, VocabularyError
 from leanvocab.extras import is_tensor
 from leanvocab.vocabulary.counts import TokenCounts
 from leanvocab.vocabulary.remap import remap_dataset
@@ -98,7 +98,7 @@ class PartialVocabulary:
             outside = int(counts.token_ids[-1])
             raise VocabularyError(
                 f"id {outside} was counted {counts.counts[outside]} times, but {source}: "
-                "was the data tokenized for another model?"
+                f"was the data tokenized for another model? Or {RESIZE_FIRST}"
             )
         keep = np.zeros(size, dtype=np.bool_)
         keep[np.flatnonzero(counts.counts >= min_count)] = True
@@ -303,6 +303,7 @@ class PartialVocabulary:
     def _refuse(self, token_id: int, position: str) -> NoReturn:
         if not 0 <= token_id < self._full_size:
             hint = " (pass ignore_index=-100 where ids are labels)" if token_id == IGNORE_INDEX else ""
+            hint = f"; {RESIZE_FIRST}" if token_id >= self._full_size else hint
             raise MissingTokenError(
                 f"id {token_id}{position} is no token id: expected 0 to {self._full_size - 1}{hint}"
             )
