@@ -31,9 +31,8 @@ from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 class LeanVocabCallback(TrainerCallback):
     """Shrinks a Trainer's model when the Trainer is made, and checks before the first step that training will train it.
 
-    `Trainer(model, args, train_dataset=…, callbacks=[LeanVocabCallback(vocabulary)])`; options go to `shrink_`. A model that
-    is shrunk already is left as it is, and is an error where it has another vocabulary, or other options, than are asked for
-    here. The model stays shrunk after training, and saves in full; call `merge_(model)` for the full tables in memory.
+    `Trainer(…, callbacks=[LeanVocabCallback(vocabulary)])`; options go to `shrink_`. A model that is shrunk already is left as
+    it is, or an error if that is not as asked for here. It stays shrunk after training, and saves in full (else `merge_` it).
 
     With `checkpoints="delta"` each checkpoint, once the Trainer has written it, becomes a delta with partial optimizer
     states: as large as what was trained. `resume_from_delta(trainer, checkpoint)` goes on from one. `base` says where the
@@ -52,24 +51,18 @@ class LeanVocabCallback(TrainerCallback):
             raise SettingsError(f"checkpoints={checkpoints!r}: expected 'full' or 'delta'")
         inspect.signature(shrink_).bind(None, vocabulary, **options)  # a TypeError for what is no option of it
         self.vocabulary, self.options = vocabulary, options
-        self.checkpoints, self.base = checkpoints, base
-        self._known: int | None = None  # the model that was looked at
+        self.checkpoints, self.base, self._known = checkpoints, base, 0  # the id of the model that was looked at
 
     def on_init_end(self, args: Any, state: Any, control: Any, model: nn.Module | None = None, **kwargs: Any) -> None:
         """Shrinks, before the Trainer builds an optimizer; `AlreadyShrunkError` for a model that is shrunk otherwise."""
-        if model is None:
-            return
-        if status(model):
+        if model is not None and status(model):
             check_shrunk_as(model, self.vocabulary, self.options)
-        elif self.vocabulary is not None:
+        elif model is not None and self.vocabulary is not None:
             shrink_(model, self.vocabulary, **self.options)
         self._known = id(model)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Checks that the optimizer holds the tables that are to be trained, and these are those that were asked for.
-
-        Raises `NotShrunkError`, `AlreadyShrunkError`, `OptimizerError`.
-        """
+        """Checks that tables are shrunk as asked for (`NotShrunkError`, …), and the optimizer holds them (`OptimizerError`)."""
         optimizer = kwargs.get("optimizer")
         if model is None or optimizer is None:
             return

@@ -68,7 +68,7 @@ class Pretrained:
         head = [name for name, parameter in wider.named_parameters() if parameter.shape != shapes[name]]
         for name in head:
             path, _, attribute = name.rpartition(".")
-            unset = nn.Parameter(torch.full(shapes[name], torch.nan))
+            unset = nn.Parameter(torch.full(shapes[name], torch.nan, device="cpu"))
             setattr(untrained.get_submodule(path), attribute, unset)
         untrained.apply(untrained._init_weights)  # nothing happens to what is on the meta device
         for name in head:
