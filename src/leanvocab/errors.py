@@ -74,6 +74,11 @@ class LeanVocabWarning(UserWarning):
     """Something that is not wrong, but that the user should know: said once."""
 
 
+RESIZE_FIRST = (
+    "if tokens were added to the tokenizer, resize the model before: model.resize_token_embeddings(len(tokenizer))"
+)
+
+
 def first_line(error: BaseException) -> str:
     """The first line of another library's error, without its advice; its name where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

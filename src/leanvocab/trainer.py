@@ -1,5 +1,6 @@
 """The door to transformers' Trainer. Shrinking, saving and resuming need none of it: torch's own hooks do that work."""
 
+import inspect
 import os
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +23,7 @@ from leanvocab.checkpoints.training_runs import full_checkpoint, make_delta_of_c
 from leanvocab.errors import NotShrunkError, OptimizerError, SettingsError
 from leanvocab.files.atomic_folders import clear_leftovers
 from leanvocab.model.shrink import shrink_
-from leanvocab.model.status import status
+from leanvocab.model.status import check_shrunk_as, status
 from leanvocab.partial.module import partial_modules
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
@@ -30,9 +31,8 @@ from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 class LeanVocabCallback(TrainerCallback):
     """Shrinks a Trainer's model when the Trainer is made, and checks before the first step that training will train it.
 
-    `Trainer(model, args, train_dataset=…, callbacks=[LeanVocabCallback(vocabulary)])`; options go to `shrink_`. A model that
-    is shrunk already is left as it is, and so is a callback without a vocabulary. The model stays shrunk after training,
-    and saves in full; call `merge_(model)` for the full tables in memory.
+    `Trainer(…, callbacks=[LeanVocabCallback(vocabulary)])`; options go to `shrink_`. A model that is shrunk already is left as
+    it is, or an error if that is not as asked for here. It stays shrunk after training, and saves in full (else `merge_` it).
 
     With `checkpoints="delta"` each checkpoint, once the Trainer has written it, becomes a delta with partial optimizer
     states: as large as what was trained. `resume_from_delta(trainer, checkpoint)` goes on from one. `base` says where the
@@ -49,16 +49,20 @@ class LeanVocabCallback(TrainerCallback):
     ):
         if checkpoints not in ("full", "delta"):
             raise SettingsError(f"checkpoints={checkpoints!r}: expected 'full' or 'delta'")
+        inspect.signature(shrink_).bind(None, vocabulary, **options)  # a TypeError for what is no option of it
         self.vocabulary, self.options = vocabulary, options
-        self.checkpoints, self.base = checkpoints, base
+        self.checkpoints, self.base, self._known = checkpoints, base, 0  # the id of the model that was looked at
 
     def on_init_end(self, args: Any, state: Any, control: Any, model: nn.Module | None = None, **kwargs: Any) -> None:
-        """Shrinks, before the Trainer builds an optimizer."""
-        if model is not None and self.vocabulary is not None and not status(model):
+        """Shrinks, before the Trainer builds an optimizer; `AlreadyShrunkError` for a model that is shrunk otherwise."""
+        if model is not None and status(model):
+            check_shrunk_as(model, self.vocabulary, self.options)
+        elif model is not None and self.vocabulary is not None:
             shrink_(model, self.vocabulary, **self.options)
+        self._known = id(model)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Checks that the optimizer holds the tables that are to be trained: `NotShrunkError`, `OptimizerError`."""
+        """Checks that tables are shrunk as asked for (`NotShrunkError`, …), and the optimizer holds them (`OptimizerError`)."""
         optimizer = kwargs.get("optimizer")
         if model is None or optimizer is None:
             return
@@ -70,6 +74,8 @@ class LeanVocabCallback(TrainerCallback):
                 else "the Trainer has made another model since (model_init): call shrink_(model, vocabulary) within model_init"
             )
             raise NotShrunkError(f"{type(model).__name__} is not shrunk, though LeanVocabCallback is there: {what}")
+        if id(model) != self._known:  # model_init has made another one, and shrunk it
+            check_shrunk_as(model, self.vocabulary, self.options)
         held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         for module in shrunk:
             if module.weight.requires_grad and id(module.weight) not in held:

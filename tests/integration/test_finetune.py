@@ -49,6 +49,9 @@ def family(name):
         bart = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
         heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "decoder_start_token_id": 3}
         return transformers.BartModel(transformers.BartConfig(**sizes | bart | heads))
+    if name == "t5":
+        t5 = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2, "eos_token_id": 3}
+        return transformers.T5Model(transformers.T5Config(vocab_size=FULL_SIZE, decoder_start_token_id=0, **t5))
     if name == "gpt2":
         gpt2 = transformers.GPT2Config(vocab_size=FULL_SIZE, n_positions=128, n_embd=16, n_layer=1, n_head=2)
         return transformers.GPT2LMHeadModel(gpt2)
@@ -224,6 +227,72 @@ def test_a_model_with_another_head_gets_a_new_one(base, data, tmp_path):
     tuned = AutoModelForSequenceClassification.from_pretrained(tmp_path / "three")
     assert tuned.config.id2label == {0: "0", 1: "1", 2: "2"}
     assert tuned.classifier.weight.shape[0] == 3
+
+
+def trained(folder, name, names):
+    """A checkpoint of a family with a head for classes of these names."""
+    config = family(name).config
+    config.id2label, config.label2id = dict(enumerate(names)), {label: number for number, label in enumerate(names)}
+    model = transformers.AutoModelForSequenceClassification.from_config(config)
+    save_pretrained(folder, model)
+    return model
+
+
+def head_of(model):
+    return {
+        name: value for name, value in model.state_dict().items() if not name.startswith(model.base_model_prefix + ".")
+    }
+
+
+BART_HEAD = "classification_head.out_proj.weight"
+BARELY = {"max_steps": 1, "learning_rate": 1e-12, "save_strategy": "no"}
+
+
+@pytest.mark.parametrize("named", ["id2label", "label2id"])
+def test_a_trained_head_keeps_its_classes_where_the_data_have_the_same(tmp_path, named):
+    model = trained(tmp_path / "trained", "roberta", ("pos", "neg"))
+    texts = [row["text"] for row in rows(40)]
+    with torch.no_grad():
+        logits = model.eval()(**small_tokenizer()(texts, padding=True, return_tensors="pt")).logits
+        middle = (logits[:, 1] - logits[:, 0]).median()
+        model.classifier.out_proj.bias[0] += middle  # so that it says both
+    model.save_pretrained(tmp_path / "trained")
+    config = json.loads((tmp_path / "trained/config.json").read_text())
+    del config[{"id2label": "label2id", "label2id": "id2label"}[named]]
+    (tmp_path / "trained/config.json").write_text(json.dumps(config))
+    says = [("pos", "neg")[int(said)] for said in logits[:, 1] - logits[:, 0] > middle]
+    table = [{"text": text, "label": label} for text, label in zip(texts, says, strict=True)]
+    splits = {name: write(tmp_path / f"{name}.csv", table) for name in ("train", "validation")}
+    result = finetune(tmp_path / "trained", splits, tmp_path / "out", settings(dropout=0.0, **BARELY))
+    assert result.scores["accuracy"] == 1.0
+    tuned = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert (tuned.config.id2label, tuned.config.label2id) == ({0: "pos", 1: "neg"}, {"pos": 0, "neg": 1})
+    assert all(torch.allclose(value, head_of(tuned)[name], atol=1e-6) for name, value in head_of(model).items())
+
+
+@pytest.mark.parametrize("name", ["roberta", "bart", "llama", "gpt2", "t5"])
+def test_a_head_for_other_classes_of_the_same_number_starts_anew(tmp_path, name):
+    model = trained(tmp_path / "trained", name, ("pos", "neg"))
+    data = write(tmp_path / "spam.csv", [row | {"label": ("ham", "spam")[row["label"]]} for row in rows(16)])
+    result = finetune(tmp_path / "trained", data, tmp_path / "out", settings(**BARELY))
+    assert "The checkpoint's head is for 'pos', 'neg', and not for 'ham', 'spam'; it starts anew." in result.notes
+    tuned = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert tuned.config.id2label == {0: "ham", 1: "spam"}
+    kept = {key for key, value in head_of(model).items() if torch.allclose(value, head_of(tuned)[key], atol=1e-6)}
+    last = {"roberta": "classifier.out_proj.weight", "bart": BART_HEAD, "t5": BART_HEAD}.get(name, "score.weight")
+    assert head_of(model).keys() - kept == {last}  # biases begin as zeros
+    assert torch.allclose(next(tuned.base_model.parameters()), next(model.base_model.parameters()), atol=1e-6)
+
+
+def test_a_head_of_another_kind_is_not_taken_for_one_of_texts(tmp_path):
+    bert = transformers.BertConfig(
+        vocab_size=FULL_SIZE, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+    )
+    model = transformers.BertForTokenClassification(bert)
+    save_pretrained(tmp_path / "tags", model)
+    finetune(tmp_path / "tags", write(tmp_path / "rows.csv", rows(16)), tmp_path / "out", settings(**BARELY))
+    tuned = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert not torch.allclose(model.classifier.weight, tuned.classifier.weight, atol=1e-3)
 
 
 @pytest.mark.parametrize(

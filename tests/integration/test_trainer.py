@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from models import small_model, used_vocabulary
+from models import FULL_SIZE, small_lm, small_model, used_vocabulary
+from references import lm_vocabulary
 from transformers import Trainer, TrainingArguments
 
 import leanvocab as lv
-from leanvocab.errors import NotShrunkError, OptimizerError
+from leanvocab.errors import AlreadyShrunkError, NotShrunkError, OptimizerError
+from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 RUNNER = Path(__file__).parents[1] / "support" / "trainer_run.py"
 BYTE_IDENTICAL = {
@@ -209,6 +211,113 @@ def test_the_callback_says_where_to_shrink_a_model_that_the_trainer_makes_itself
         NotShrunkError, match=r"made another model since \(model_init\): call shrink_\(.*\) within model_init"
     ):
         trainer.train()
+
+
+def trainer_with(model: Any, folder: Path, *callbacks: Any, **options: Any) -> Trainer:
+    return Trainer(model, arguments(folder), train_dataset=rows(), callbacks=list(callbacks), **options)
+
+
+OTHER = PartialVocabulary(range(80), FULL_SIZE)
+ASKED = "is shrunk already, and in another way than was asked for: "
+
+
+def test_another_vocabulary_than_the_model_has_is_an_error_when_the_trainer_is_made(tmp_path: Path) -> None:
+    model = lv.shrink_(small_model(), used_vocabulary())
+    message = (
+        rf"{ASKED}roberta\.\S+ has \d+ rows \(digest \w{{12}}…\), asked for 80 \(digest .*Call merge_\(model\) first"
+    )
+    with pytest.raises(AlreadyShrunkError, match=message):
+        trainer_with(model, tmp_path, lv.LeanVocabCallback(OTHER))
+    with pytest.raises(AlreadyShrunkError, match="asked for 80"):
+        trainer_with(small_model(), tmp_path, lv.LeanVocabCallback(used_vocabulary()), lv.LeanVocabCallback(OTHER))
+    trainer_with(model, tmp_path, lv.LeanVocabCallback(), lv.LeanVocabCallback(used_vocabulary())).train()
+
+
+@pytest.mark.parametrize(
+    ("has", "asked"),
+    [
+        ({"output": "frozen"}, {"output": "restricted"}),
+        ({}, {"output": "restricted"}),
+        ({"frozen_rows": "device"}, {"frozen_rows": "host"}),
+        ({"frozen_rows": "host"}, {"frozen_rows": "device"}),
+        ({"on_missing": "base"}, {"on_missing": "error"}),
+        ({}, {"ids": "partial"}),
+        ({"output": "restricted"}, {"output": "restricted", "decay_unused_rows": True}),
+        ({}, {"store_dir": "elsewhere"}),
+        ({}, {"embedding": "model.another_table"}),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*which is another objective:leanvocab.errors.LeanVocabWarning")
+def test_other_options_than_the_model_has_are_an_error_with_and_without_a_vocabulary(
+    tmp_path: Path, has: dict[str, Any], asked: dict[str, Any]
+) -> None:
+    model = lv.shrink_(small_lm("llama-tied"), lm_vocabulary(), **has)
+    name = list(asked)[-1]
+    for vocabulary in (lm_vocabulary(), None):
+        with pytest.raises(
+            AlreadyShrunkError, match=rf"{ASKED}.*(it has {name}=.*, asked for|its tables are .*, asked for)"
+        ):
+            trainer_with(model, tmp_path, lv.LeanVocabCallback(vocabulary, **asked))
+
+
+@pytest.mark.parametrize(
+    ("family", "has", "asked"),
+    [
+        ("llama-tied", {}, {}),
+        ("llama-tied", {}, {"output": "frozen", "frozen_rows": "device", "on_missing": None, "ids": "full"}),
+        ("llama-tied", {"frozen_rows": "host", "on_missing": "base"}, {"frozen_rows": "host", "on_missing": "base"}),
+        ("llama-tied", {"frozen_rows": "host"}, {}),
+        ("llama-untied", {}, {"output": "full", "frozen_rows": "host", "decay_unused_rows": False}),
+        ("llama-untied", {"output": "frozen"}, {"output": "frozen", "embedding": "model.embed_tokens"}),
+    ],
+)
+def test_what_the_model_has_may_be_asked_for_again(
+    tmp_path: Path, family: str, has: dict[str, Any], asked: dict[str, Any]
+) -> None:
+    model = lv.shrink_(small_lm(family), lm_vocabulary(), **has)
+    rebuilt = PartialVocabulary([*lm_vocabulary()], FULL_SIZE)
+    trainer_with(model, tmp_path, lv.LeanVocabCallback(rebuilt, **asked))
+    trainer_with(model, tmp_path, lv.LeanVocabCallback({"model.embed_tokens": rebuilt}, **asked))
+
+
+def test_tables_by_name_are_compared_and_a_table_that_is_whole_is_missed(tmp_path: Path) -> None:
+    table, kept = "roberta.embeddings.word_embeddings", used_vocabulary()
+    model = lv.shrink_(small_model(), kept)
+    trainer_with(model, tmp_path, lv.LeanVocabCallback({table: kept}))
+    positions = PartialVocabulary(range(9), 512)
+    with pytest.raises(AlreadyShrunkError, match=f"{ASKED}roberta.embeddings.position_embeddings is whole"):
+        trainer_with(
+            model, tmp_path, lv.LeanVocabCallback({table: kept, "roberta.embeddings.position_embeddings": positions})
+        )
+    with pytest.raises(AlreadyShrunkError, match=rf"{table} has \d+ rows \(digest .*\), asked for all"):
+        trainer_with(model, tmp_path, lv.LeanVocabCallback({"roberta.embeddings.position_embeddings": positions}))
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.*is_gradient_checkpointing.*:FutureWarning"  # peft 0.21 reads a name that transformers 5.23 has deprecated
+)
+def test_adapters_around_a_shrunk_model_are_looked_through(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    model = lv.shrink_(small_lm("llama-untied"), lm_vocabulary())
+    adapted = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]))
+    for vocabulary in (lm_vocabulary(), {"model.embed_tokens": lm_vocabulary()}):
+        trainer_with(adapted, tmp_path, lv.LeanVocabCallback(vocabulary))
+        with pytest.raises(AlreadyShrunkError, match="asked for 80"):
+            trainer_with(adapted, tmp_path, lv.LeanVocabCallback(OTHER))
+
+
+def test_a_model_that_the_trainer_makes_anew_is_looked_at_before_the_first_step(tmp_path: Path) -> None:
+    vocabularies = iter([used_vocabulary(), used_vocabulary(), OTHER])
+    make = {"model_init": lambda: lv.shrink_(small_model(), next(vocabularies))}
+    trainer = trainer_with(None, tmp_path, lv.LeanVocabCallback(used_vocabulary()), **make)
+    trainer.train()
+    with pytest.raises(AlreadyShrunkError, match=r"asked for \d+ \(digest"):
+        trainer.train()
+
+
+def test_an_option_that_shrinking_does_not_have_is_an_error_where_it_is_given() -> None:
+    with pytest.raises(TypeError, match="outptu"):
+        lv.LeanVocabCallback(used_vocabulary(), outptu="restricted")
 
 
 def test_deltas_of_slow_weights_are_refused_before_a_step(tmp_path: Path) -> None:

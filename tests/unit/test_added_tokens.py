@@ -14,7 +14,7 @@ from leanvocab.reports.memory import estimate_memory
 from leanvocab.vocabulary.counts import count_tokens
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
-RESIZING = r"Where tokens were added to the tokenizer, resize the full model: model\.resize_token_embeddings\(len\(tokenizer\)\)"
+RESIZING = r"if tokens were added to the tokenizer, resize the model before: model\.resize_token_embeddings\(len\(tokenizer\)\)"
 
 
 def before_and_after() -> tuple[PreTrainedTokenizerBase, int, list[list[int]]]:
@@ -28,7 +28,7 @@ def before_and_after() -> tuple[PreTrainedTokenizerBase, int, list[list[int]]]:
 def test_building_a_vocabulary_names_resizing() -> None:
     tokenizer, num_rows, data = before_and_after()
     for size in ({"model": small_model(vocab_size=num_rows)}, {"full_size": num_rows}):
-        with pytest.raises(VocabularyError, match=rf"was the data tokenized for another model\? {RESIZING}"):
+        with pytest.raises(VocabularyError, match=rf"was the data tokenized for another model\? Or {RESIZING}"):
             PartialVocabulary.from_counts(count_tokens(data), tokenizer=tokenizer, **size)
 
 
@@ -36,7 +36,7 @@ def test_building_a_vocabulary_names_resizing() -> None:
 def test_a_vocabulary_that_is_larger_than_the_table_names_resizing(use: Callable[..., object]) -> None:
     tokenizer, num_rows, data = before_and_after()
     vocabulary = PartialVocabulary.from_counts(count_tokens(data), tokenizer=tokenizer)
-    with pytest.raises(VocabularyError, match=rf"full size is {num_rows + 1}, the table has {num_rows}.*\. {RESIZING}"):
+    with pytest.raises(VocabularyError, match=rf"full size is {num_rows + 1}, the table has {num_rows}.*; {RESIZING}"):
         use(small_model(vocab_size=num_rows), vocabulary)
     model = small_model(vocab_size=num_rows)
     model.resize_token_embeddings(len(tokenizer))
@@ -49,10 +49,10 @@ def test_looking_up_an_added_token_names_resizing(training: bool) -> None:
     vocabulary = PartialVocabulary.from_counts(count_tokens([[5, 6]]), full_size=num_rows)
     model = shrink_(small_model(vocab_size=num_rows), vocabulary).train(training)
     with pytest.raises(
-        MissingTokenError, match=rf"id {num_rows} at position \(0, 2\) .* is no token id: .*\. {RESIZING}"
+        MissingTokenError, match=rf"id {num_rows} at position \(0, 2\) .* is no token id: .*; {RESIZING}"
     ):
         model(torch.tensor(data))
-    with pytest.raises(MissingTokenError, match=rf"id {num_rows} at position 0 is no token id: .*\. {RESIZING}"):
+    with pytest.raises(MissingTokenError, match=rf"id {num_rows} at position 0 is no token id: .*; {RESIZING}"):
         vocabulary.to_partial(torch.tensor([num_rows]))
 
 

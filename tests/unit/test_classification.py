@@ -3,6 +3,7 @@
 import datasets
 import numpy as np
 import pytest
+import transformers
 from texts import files_in, rows, small_tokenizer
 
 from leanvocab.errors import DataError
@@ -126,6 +127,164 @@ def test_validation_is_checked_as_training_is():
         task_of(labelled(0, 1), labelled(0, -1))
     with pytest.raises(DataError, match="split 'validation' has no text column 'text'; its columns are label"):
         task_of(labelled(0, 1), [{"label": 0}])
+
+
+# --- the checkpoint's head --------------------------------------------------------------------------------------------
+
+
+def checkpoint(*names, kind="BertForSequenceClassification", **fields):
+    """A config with names of classes, in the order of their ids."""
+    named = {"id2label": dict(enumerate(names))} if names else {}
+    return transformers.BertConfig(architectures=[kind], **named | fields)
+
+
+def classes_of(config, labels, declared=None, validation=None, declared_there=None):
+    """The task of a data set with these labels, for a checkpoint, and the encoded labels of both splits."""
+    splits = splits_of(labelled(*labels), **({"validation": labelled(*validation)} if validation else {}))
+    for name, names in (("train", declared), ("validation", declared_there)):
+        if names:
+            splits[name] = splits[name].cast_column("label", datasets.ClassLabel(names=list(names)))
+    task = find_label_task(splits, FineTuneSettings(), config)
+    encoded, notes = task.encode(splits, small_tokenizer(), FineTuneSettings())
+    return task, [encoded[name]["labels"][:] for name in splits], notes
+
+
+NLI = ("contradiction", "neutral", "entailment")
+
+
+@pytest.mark.parametrize(
+    ("names", "labels", "declared", "ids"),
+    [
+        (("pos", "neg"), ["neg", "pos"], None, [1, 0]),
+        (NLI, ["entailment", "neutral", "contradiction"], None, [2, 1, 0]),
+        (NLI, [0, 1, 2], ("entailment", "neutral", "contradiction"), [2, 1, 0]),
+        (("1", "0"), [0, 1], None, [1, 0]),
+        (("True", "False"), [True, False], None, [0, 1]),
+        (tuple(map(str, range(12))), list(map(str, range(12))), None, list(range(12))),
+    ],
+)
+def test_classes_of_the_checkpoints_names_keep_its_order(names, labels, declared, ids):
+    config = checkpoint(*names)
+    task, (encoded,), notes = classes_of(config, labels, declared)
+    assert (task.label_names, encoded, notes, task.replaces_head) == (names, ids, (), False)
+    task.set_labels(config)
+    assert (config.id2label, config.num_labels) == (dict(enumerate(names)), len(names))
+    assert config.label2id == {name: number for number, name in enumerate(names)}
+
+
+def test_some_of_the_checkpoints_classes_leave_its_head_whole():
+    task, (encoded,), notes = classes_of(checkpoint(*NLI), ["entailment", "neutral"])
+    assert (task.label_names, encoded, task.replaces_head) == (NLI, [2, 1], False)
+    assert notes == ("The checkpoint's classes stay as they are. 'entailment', 'neutral' are some of them.",)
+
+
+def test_classes_that_are_spelled_otherwise_are_the_checkpoints_and_that_is_said():
+    task, (encoded,), notes = classes_of(checkpoint("POSITIVE", "NEGATIVE"), ["negative", "Positive"])
+    assert (task.label_names, encoded, task.replaces_head) == (("POSITIVE", "NEGATIVE"), [1, 0], False)
+    assert notes == (
+        "The checkpoint's classes 'POSITIVE', 'NEGATIVE' keep their names and order, which the data spell otherwise.",
+    )
+    apart, (encoded,), _ = classes_of(checkpoint("A", "a"), ["a", "A"])
+    assert (apart.label_names, encoded) == (("A", "a"), [1, 0])
+
+
+@pytest.mark.parametrize(
+    ("labels", "declared"), [([1, 0], None), (["1", "0"], None), ([1, 0], ("0", "1")), ([1, 1], ("0", "1"))]
+)
+def test_numbers_without_names_are_ids_of_the_checkpoints_classes_and_that_is_said(labels, declared):
+    task, (encoded,), notes = classes_of(checkpoint("pos", "neg"), labels, declared)
+    assert (task.label_names, encoded, task.replaces_head) == (("pos", "neg"), [int(label) for label in labels], False)
+    assert notes == (
+        "The checkpoint's classes 'pos', 'neg' keep their names and order: the data's labels are taken for their ids.",
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "labels", "replaces", "note"),
+    [
+        (
+            ("pos", "neg"),
+            ["ham", "spam"],
+            True,
+            "The checkpoint's head is for 'pos', 'neg', and not for 'ham', 'spam'; it starts",
+        ),
+        (("pos", "neg"), [1, 2], True, "is for 'pos', 'neg', and not for '1', '2'; it starts anew."),
+        (
+            NLI,
+            ["neutral", "other"],
+            False,
+            "for 'contradiction', 'neutral', 'entailment', and not for 'neutral', 'other'",
+        ),
+        ((), ["a", "b", "c"], False, "head is for 2 classes without names, and not for 'a', 'b', 'c'; it starts anew."),
+        (("LABEL_0",), [0, 1], False, "The checkpoint's head is for one number, and not for '0', '1'; it starts anew."),
+    ],
+)
+def test_a_head_for_other_classes_starts_anew_and_that_is_said(names, labels, replaces, note):
+    task, (encoded,), (said,) = classes_of(checkpoint(*names), labels)
+    assert task.label_names == tuple(map(str, labels))
+    assert (encoded, task.replaces_head) == (list(range(len(labels))), replaces)
+    assert note in said
+
+
+@pytest.mark.parametrize("names", [("O", "B-PER"), ()])
+def test_a_head_of_another_kind_starts_anew_and_that_is_said(names):
+    task, _, notes = classes_of(checkpoint(*names, kind="BertForTokenClassification"), [0, 1])
+    assert task.replaces_head
+    assert notes == ("The checkpoint's head is for another task (BertForTokenClassification); it starts anew.",)
+
+
+def test_a_head_without_names_stays_and_which_class_is_which_is_said():
+    task, (encoded,), notes = classes_of(checkpoint(), ["good", "bad"])
+    assert (task.label_names, encoded, task.replaces_head) == (("bad", "good"), [1, 0], False)
+    assert notes == (
+        "The checkpoint's head has no names of its classes: it stays, with 'bad' its class 0, 'good' its class 1.",
+    )
+    assert classes_of(checkpoint(), [0, 1])[0].label_names == ("0", "1")
+    unnamed, (encoded,), notes = classes_of(checkpoint(num_labels=11), [f"LABEL_{number}" for number in range(11)])
+    assert (unnamed.label_names[10], encoded, notes) == ("LABEL_10", list(range(11)), ())
+
+
+def test_a_checkpoint_without_a_head_takes_the_classes_as_they_are():
+    for config in (checkpoint(kind="BertModel"), checkpoint("x", "y", kind="BertForMaskedLM"), None):
+        task, (encoded,), notes = classes_of(config, ["pos", "neg"])
+        assert (task.label_names, encoded, notes, task.replaces_head) == (("neg", "pos"), [1, 0], (), False)
+
+
+@pytest.mark.parametrize(
+    ("config", "replaces", "note"),
+    [
+        (checkpoint("LABEL_0", problem_type="regression"), False, ()),
+        (checkpoint(kind="BertModel"), False, ()),
+        (checkpoint(*NLI), False, ("The checkpoint's head is for 'contradiction', 'neutral', 'entailment'; it starts anew, for "
+                                   "one number.",)),
+        (checkpoint("LABEL_0", kind="BertForMultipleChoice"), True,
+         ("The checkpoint's head is for another task (BertForMultipleChoice); it starts anew, for one number.",)),
+    ],
+)  # fmt: skip
+def test_a_head_for_numbers_stays_where_numbers_are_learned(config, replaces, note):
+    task, (encoded,), notes = classes_of(config, [0.5, 1.5])
+    assert (encoded, task.replaces_head, notes) == ([0.5, 1.5], replaces, note)
+
+
+@pytest.mark.parametrize("config", [None, checkpoint("b", "a", "c")])
+def test_each_split_may_number_its_classes_otherwise(config):
+    task, (train, validation), _ = classes_of(config, [0, 1], ("a", "b"), [0, 1], ("b", "a"))
+    ids = {name: number for number, name in enumerate(task.label_names)}
+    assert (train, validation) == ([ids["a"], ids["b"]], [ids["b"], ids["a"]])
+    task, (train, validation), _ = classes_of(config, ["a", "b"], None, [0, 1], ("b", "a"))
+    ids = {name: number for number, name in enumerate(task.label_names)}
+    assert (train, validation) == ([ids["a"], ids["b"]], [ids["b"], ids["a"]])
+
+
+def test_validation_may_hold_a_class_of_the_checkpoints_that_training_does_not():
+    _, (_, validation), _ = classes_of(checkpoint(*NLI), ["entailment", "neutral"], None, ["contradiction"])
+    assert validation == [0]
+    with pytest.raises(
+        DataError, match=r"label 'other' .* of split 'validation' is none of the classes to train on: 'ent"
+    ):
+        classes_of(checkpoint(*NLI), ["entailment", "neutral"], None, ["other"])
+    with pytest.raises(DataError, match="label 'b' in column 'label' of split 'validation' is none of the classes"):
+        classes_of(None, ["0", "1"], None, [1, 0], ("a", "b"))
 
 
 def test_a_test_split_needs_no_labels_and_is_tokenized_too():

@@ -3,10 +3,11 @@
 import datasets
 import pytest
 from texts import CHAT_TEMPLATE, SPECIAL, WORDS, chats, ids_of, language_tokenizer, pairs, texts
+from transformers import AutoTokenizer
 
 from leanvocab.choices import IGNORE_INDEX
 from leanvocab.errors import DataError, ModelError
-from leanvocab.finetune.language_modeling import chat_spans, find_language_task
+from leanvocab.finetune.language_modeling import ChatWriter, find_language_task
 from leanvocab.finetune.settings import FineTuneSettings
 
 CLS, SEP = 2, 3
@@ -203,7 +204,7 @@ def test_a_chat_is_written_as_its_template_writes_it():
     tokenizer.chat_template = CHAT_TEMPLATE
     for row in chats(5):
         whole = tokenizer.apply_chat_template(row["messages"], tokenize=False)
-        assert "".join(text for text, _ in chat_spans(row["messages"], tokenizer)) == whole
+        assert "".join(text for text, _ in ChatWriter(tokenizer).spans(row["messages"], 512)) == whole
 
 
 def test_a_template_that_writes_beginnings_otherwise_is_an_error():
@@ -212,7 +213,153 @@ def test_a_template_that_writes_beginnings_otherwise_is_an_error():
     with pytest.raises(
         DataError, match="chat template writes a beginning of a chat in another way than the chat itself"
     ):
-        chat_spans([*chats(1)[0]["messages"], {"role": "user", "content": "word1"}], tokenizer)
+        ChatWriter(tokenizer).spans([*chats(1)[0]["messages"], {"role": "user", "content": "word1"}], 512)
+
+
+USER, REPLY, THINKING = (len(SPECIAL) + WORDS.index(word) for word in ("word298", "word299", "word297"))
+# As Qwen3's: the last reply alone has its reasoning.
+THINKING_TEMPLATE = (
+    "{% for message in messages %}{{ '[CLS] ' + ('word298 ' if message['role'] == 'user' else 'word299 ') }}"
+    "{% if message['role'] == 'assistant' and loop.last %}{{ 'word297 ' }}{% endif %}{{ message['content'] + ' [SEP] ' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '[CLS] word299 ' }}{% endif %}"
+)
+MARKING_TEMPLATE = (
+    "{% for message in messages %}{% if message['role'] == 'user' %}{{ '[CLS] word298 ' + message['content'] + ' [SEP] ' }}"
+    "{% else %}{{ '[CLS] word299 ' }}{%- generation -%}{{ ('word297 ' if loop.last else '') + message['content'] + ' [SEP] ' }}"
+    "{%- endgeneration -%}{% endif %}{% endfor %}"
+)
+
+
+def chat_of(*contents, first="user"):
+    roles = ("user", "assistant") if first == "user" else ("assistant", "user")
+    return [{"role": roles[at % 2], "content": content} for at, content in enumerate(contents)]
+
+
+def learned(chat, template, **knobs):
+    """The ids of a chat, those that are learned, and the notes."""
+    tokenizer = language_tokenizer()
+    tokenizer.chat_template = template
+    (row,), notes = encoded([{"messages": chat}], tokenizer, **knobs)
+    return row["input_ids"], [label for label in row["labels"] if label != P], notes
+
+
+def test_the_last_reply_alone_is_learned_where_the_template_writes_earlier_ones_otherwise_and_that_is_said():
+    w1, w2, w3, w4 = ids_of("word1 word2 word3 word4")
+    ids, labels, notes = learned(chat_of("word1", "word2", "word3", "word4"), THINKING_TEMPLATE)
+    assert ids == [CLS, USER, w1, SEP, CLS, REPLY, w2, SEP, CLS, USER, w3, SEP, CLS, REPLY, THINKING, w4, SEP]
+    assert labels == [THINKING, w4, SEP]
+    assert notes == (
+        "1 of 1 rows of split 'train' are chats of which the last reply alone is learned: the tokenizer's chat template writes a "
+        "chat in another way as it goes on, and marks no reply ({% generation %}).",
+    )
+    _, labels, notes = learned(chat_of("word1", "word4"), THINKING_TEMPLATE)
+    assert (labels, notes) == ([THINKING, w4, SEP], ())
+
+
+def test_what_follows_the_last_reply_is_left_out_where_that_alone_is_learned():
+    ids, labels, notes = learned(chat_of("word1", "word2", "word3"), THINKING_TEMPLATE)
+    w1, w2 = ids_of("word1 word2")
+    assert (ids, labels, len(notes)) == ([CLS, USER, w1, SEP, CLS, REPLY, THINKING, w2, SEP], [THINKING, w2, SEP], 1)
+
+
+def test_whole_chats_are_learned_whatever_their_template_does():
+    chat = chat_of("word1", "word2", "word3", "word4")
+    for template in (THINKING_TEMPLATE, "{{ messages | length }} " + CHAT_TEMPLATE):
+        ids, labels, notes = learned(chat, template, train_on_prompts=True)
+        assert (labels, notes) == (ids[1:], ())
+
+
+def test_replies_that_a_template_marks_are_learned():
+    chat = chat_of("word1", "word2", "word3", "word4")
+    w1, w2, w3, w4 = ids_of("word1 word2 word3 word4")
+    ids, labels, notes = learned(chat, MARKING_TEMPLATE)
+    assert ids == [CLS, USER, w1, SEP, CLS, REPLY, w2, SEP, CLS, USER, w3, SEP, CLS, REPLY, THINKING, w4, SEP]
+    assert (labels, notes) == ([w2, SEP, THINKING, w4, SEP], ())
+
+
+@pytest.mark.parametrize(
+    "template", [CHAT_TEMPLATE, "[UNK] " + CHAT_TEMPLATE], ids=["plain", "with a beginning of its own"]
+)
+def test_a_chat_may_begin_with_a_reply(template):
+    w1, w2, w3 = ids_of("word1 word2 word3")
+    ids, labels, notes = learned(chat_of("word1", "word2", "word3", first="assistant"), template)
+    begin = [SPECIAL.index("[UNK]")] if template.startswith("[UNK]") else []
+    assert ids == [*begin, CLS, REPLY, w1, SEP, CLS, USER, w2, SEP, CLS, REPLY, w3, SEP]
+    assert (labels, notes) == ([w1, SEP, w3, SEP], ())
+
+
+def test_a_first_reply_that_cannot_be_found_is_an_error_that_says_what_to_do():
+    without_question = CHAT_TEMPLATE.partition("{% if add_generation_prompt")[0]
+    with pytest.raises(DataError, match=r"replies cannot be found in it; mark them in the template \({% generation %}"):
+        learned(chat_of("word1", "word2", first="assistant"), without_question)
+
+
+def test_a_chat_without_a_reply_has_nothing_to_learn():
+    with pytest.raises(DataError, match="nothing is left to learn"):
+        learned(chat_of("word1"), CHAT_TEMPLATE)
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
+        ("{% for message in messages %}{{ message.content + 1 }}{% endfor %}", "can only concatenate str"),
+    ],
+)
+def test_a_chat_that_the_template_refuses_is_an_error_that_says_why(template, reason):
+    with pytest.raises(
+        DataError, match=rf"refuses a chat of the roles user, assistant that begins with .*word1.*: {reason}"
+    ):
+        learned(chat_of("word1", "word2"), template)
+
+
+def test_a_beginning_that_the_template_refuses_is_not_needed():
+    system = "{% if messages | length < 2 %}{{ raise_exception('too short') }}{% endif %}" + CHAT_TEMPLATE
+    chat = [{"role": "user", "content": "word1"}, *chat_of("word2", "word3")]
+    w3 = ids_of("word3")[0]
+    assert learned(chat, system)[1] == [w3, SEP]
+
+
+def test_long_chats_are_written_no_more_often_than_there_are_tokens_to_learn(monkeypatch):
+    tokenizer, calls = language_tokenizer(), []
+    plain = tokenizer.apply_chat_template
+    monkeypatch.setattr(tokenizer, "apply_chat_template", lambda *args, **kw: calls.append(args) or plain(*args, **kw))
+    tokenizer.chat_template = CHAT_TEMPLATE
+    spans = ChatWriter(tokenizer).spans(chat_of(*["word1"] * 400), 16)
+    assert len(calls) <= 2 * 17 + 1
+    assert sum(learns for _, learns in spans) == 17
+    assert "".join(text for text, _ in spans) == plain(chat_of(*["word1"] * 400), tokenize=False)
+    calls.clear()
+    tokenizer.chat_template = MARKING_TEMPLATE
+    assert sum(learns for _, learns in ChatWriter(tokenizer).spans(chat_of(*["word1"] * 400), 512)) == 200
+    assert len(calls) == 1
+
+
+@pytest.mark.shared_data
+def test_chats_of_two_turns_are_learned_with_the_template_of_qwen3(shared):
+    tokenizer = AutoTokenizer.from_pretrained(shared / "data/tokenizers/qwen3")
+    chat = chat_of("What is two?", "A number.", "And three?", "<think>\nEasy.\n</think>\n\nAnother.")
+    spans = ChatWriter(tokenizer).spans(chat, 512, tally := {"by TRL": 0, "last reply": 0})
+    assert "".join(text for text, _ in spans) == tokenizer.apply_chat_template(chat, tokenize=False)
+    assert [text for text, learns in spans if learns] == ["<think>\nEasy.\n</think>\n\nAnother.<|im_end|>\n"]
+    assert tally == {"by TRL": 0, "last reply": 1}
+    first = chat_of("Hello!", "Hi.", "Bye.", first="assistant")
+    assert [text for text, learns in ChatWriter(tokenizer).spans(first, 512) if learns][-1].endswith("Bye.<|im_end|>\n")
+
+
+def test_the_training_template_of_trl_marks_every_reply_of_a_chat():
+    templates = pytest.importorskip("trl.chat_template_utils")
+    tokenizer = language_tokenizer()
+    tokenizer.chat_template = templates.qwen3_chat_template
+    chat = chat_of("word1", "word2", "word3", "word4")
+    spans = ChatWriter(tokenizer).spans(chat, 512, tally := {"by TRL": 0, "last reply": 0})
+    replies = [text.split()[-1] for text, learns in spans if learns]
+    assert (replies, tally) == (["word2<|im_end|>", "word4<|im_end|>"], {"by TRL": 1, "last reply": 0})
+    (_, _, notes) = learned(chat, templates.qwen3_chat_template)
+    assert notes == (
+        "1 of 1 rows of split 'train' were written by TRL's training template, since the tokenizer's own does not say where "
+        "their replies are.",
+    )
 
 
 def test_messages_without_a_template_are_an_error():

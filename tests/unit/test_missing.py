@@ -1,18 +1,22 @@
 import copy
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from comparing import differing, train
-from models import batch, small_model, twins, unseen_ids, used_vocabulary
+from models import FULL_SIZE, batch, small_lm, small_model, twins, unseen_ids, used_vocabulary
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from leanvocab.errors import LeanVocabWarning, MissingTokenError
+from leanvocab.errors import LeanVocabError, LeanVocabWarning, MissingTokenError
 from leanvocab.model.shrink import merge_, shrink_
 from leanvocab.model.status import status
 from leanvocab.partial.embedding import RemapEmbedding
+from leanvocab.reports.vocabulary_use import vocabulary_use
+from leanvocab.vocabulary.counts import count_tokens
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 TABLE = "roberta.embeddings.word_embeddings"
@@ -54,6 +58,33 @@ def test_an_id_that_is_none_is_an_error_in_every_mode_and_never_wraps_around(wro
             MissingTokenError, match=rf"id {wrong} at position \(0, 1\) of the input is no token id: expected 0 … 499"
         ):
             table(torch.tensor([[0, wrong]], dtype=dtype))
+
+
+def test_tokens_that_were_added_while_the_model_was_not_resized_are_told_to_be_resized_for() -> None:
+    """The tokenizer knows an id that the model has no row for: every message on it names what gives it one."""
+    added, lm = FULL_SIZE, small_lm("llama-tied")
+    counted = count_tokens([[0, added]])
+    kept, larger = used_vocabulary(), PartialVocabulary.from_counts(counted, full_size=FULL_SIZE + 1)
+    labels = torch.tensor([[0, added]])
+    shrunk, shrunk_lm = shrink_(small_model(), kept), shrink_(lm, kept)
+    refused: list[Callable[[], Any]] = [
+        lambda: count_tokens([[0, added]], full_size=FULL_SIZE),
+        lambda: PartialVocabulary.from_counts(counted, model=small_model()),
+        lambda: vocabulary_use(counted, full_size=FULL_SIZE),
+        lambda: kept.to_partial([0, added]),
+        lambda: kept.remap_dataset({"input_ids": [[0, added]]}),
+        lambda: shrink_(small_model(), larger),
+        lambda: shrunk.get_submodule(TABLE)(torch.tensor([[0, added]])),
+        lambda: shrunk_lm(input_ids=torch.tensor([[0, 2]]), labels=labels),
+    ]
+    for refuse in refused:
+        with pytest.raises((LeanVocabError, IndexError), match=r"model\.resize_token_embeddings\(len\(tokenizer\)\)"):
+            refuse()
+
+
+def test_an_id_that_is_negative_has_nothing_to_do_with_added_tokens() -> None:
+    with pytest.raises(MissingTokenError, match=r"ignored labels \(-100\) do not reach the embedding$"):
+        shrink_(small_model(), used_vocabulary()).get_submodule(TABLE)(torch.tensor([[0, -100]]))
 
 
 def test_evaluation_reads_unseen_rows_from_the_base_with_one_warning_and_a_count() -> None:

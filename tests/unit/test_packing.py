@@ -20,6 +20,14 @@ def test_joined_texts_are_one_stream_cut_into_blocks(texts, length):
         assert block["labels"] == [IGNORE_INDEX, *block["input_ids"][1:]]
 
 
+def test_a_block_takes_no_more_of_a_text_than_it_holds():
+    taken = []
+    text = (taken.append(number) or number for number in range(1000))
+    for number, block in enumerate(join_and_cut([text], 64), 1):
+        assert block["input_ids"] == list(range(1000))[64 * (number - 1) : 64 * number]
+        assert len(taken) == min(64 * number, 1000)
+
+
 def examples(sequences):
     return [{"input_ids": ids, "labels": [IGNORE_INDEX, *ids[1:]]} for ids in sequences]
 

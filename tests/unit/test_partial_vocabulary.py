@@ -202,7 +202,7 @@ def test_minus_100_stays_only_where_it_is_asked_for(vocabulary: PartialVocabular
         (np.array([-1]), "^id -1 at position 0 is no token id: expected 0 to 999$"),
         (
             np.array([1000], np.uint64),
-            "^id 1000 at position 0 is no token id: expected 0 to 999. Where tokens were added",
+            "^id 1000 at position 0 is no token id: expected 0 to 999; if tokens were added",
         ),
         ([2**62], "^id 4611686018427387904 at position 0 is no token id"),
     ],
@@ -578,11 +578,14 @@ PARTIAL = {
 }
 
 
+COLUMNS = ["input_ids", "labels"]
+
+
 def test_a_data_set_is_remapped_and_the_original_is_not(
     vocabulary: PartialVocabulary, dataset: datasets.Dataset
 ) -> None:
     before, fingerprint = dataset.to_dict(), dataset._fingerprint
-    remapped = vocabulary.remap_dataset(dataset)
+    remapped = vocabulary.remap_dataset(dataset, COLUMNS)
     assert remapped.to_dict() == PARTIAL
     assert remapped.features == dataset.features
     assert remapped.data.schema.field("labels").type == pa.large_list(pa.int64())
@@ -590,19 +593,19 @@ def test_a_data_set_is_remapped_and_the_original_is_not(
 
 
 def test_selections_formats_and_splits_are_remapped(vocabulary: PartialVocabulary, dataset: datasets.Dataset) -> None:
-    chosen = vocabulary.remap_dataset(dataset.select([4, 0, 0]))
+    chosen = vocabulary.remap_dataset(dataset.select([4, 0, 0]), COLUMNS)
     assert chosen["input_ids"][:] == [[3], [0, 1], [0, 1]]
-    formatted = vocabulary.remap_dataset(dataset.with_format("numpy", columns=["input_ids"]))
+    formatted = vocabulary.remap_dataset(dataset.with_format("numpy", columns=["input_ids"]), COLUMNS)
     assert formatted.format == dataset.with_format("numpy", columns=["input_ids"]).format
     assert formatted[0]["input_ids"].tolist() == [0, 1]
-    splits = vocabulary.remap_dataset(datasets.DatasetDict(a=dataset, b=dataset.select([1])))
+    splits = vocabulary.remap_dataset(datasets.DatasetDict(a=dataset, b=dataset.select([1])), COLUMNS)
     assert isinstance(splits, datasets.DatasetDict)
     assert splits["b"]["input_ids"][:] == [[2]]
 
     def transform(batch: dict[str, Any]) -> dict[str, Any]:
         return {"length": [len(ids or []) for ids in batch["input_ids"]]}
 
-    assert vocabulary.remap_dataset(dataset.with_transform(transform))[:3] == {"length": [2, 1, 0]}
+    assert vocabulary.remap_dataset(dataset.with_transform(transform), COLUMNS)[:3] == {"length": [2, 1, 0]}
 
 
 def test_named_columns_alone_are_remapped(vocabulary: PartialVocabulary, dataset: datasets.Dataset) -> None:
@@ -611,14 +614,82 @@ def test_named_columns_alone_are_remapped(vocabulary: PartialVocabulary, dataset
         vocabulary.remap_dataset(dataset, ["ids"])
 
 
+def _token_classes(labels: Any = None) -> datasets.Dataset:
+    """A data set for token classification whose classes are ids of the vocabulary too."""
+    labels = datasets.List(datasets.Value("int64")) if labels is None else labels
+    features = {"input_ids": datasets.List(datasets.Value("int32")), "labels": labels}
+    rows = {"input_ids": [[1, 5], [9]], "labels": [[5, 1], [-100]]}
+    return datasets.Dataset.from_dict(rows, features=datasets.Features(features))
+
+
+def test_lists_of_classes_are_not_taken_for_token_ids(vocabulary: PartialVocabulary) -> None:
+    data = _token_classes()
+    message = r"token ids or something else \(classes, say\): 'labels' \(list<.*int64>\).*columns=\['input_ids'\], say"
+    with pytest.raises(DataError, match=message):
+        vocabulary.remap_dataset(data)
+    for of_another_kind in (data.data.table, data[:], data[0], datasets.DatasetDict(train=data)):
+        with pytest.raises(DataError, match=message[: message.index(" \\(list")]):
+            vocabulary.remap_dataset(of_another_kind)
+    for stream in (data.to_iterable_dataset(), data.to_iterable_dataset().map(lambda row: row)):
+        with pytest.raises(DataError, match="token ids or something else"):
+            list(vocabulary.remap_dataset(stream))
+    remapped = vocabulary.remap_dataset(data, "input_ids")
+    assert remapped.to_dict() == {"input_ids": [[0, 1], [2]], "labels": [[5, 1], [-100]]}
+
+
+@pytest.mark.parametrize(
+    "labels", [datasets.List(datasets.ClassLabel(names=list("abcdefg"))), datasets.List(datasets.Value("float32"))]
+)
+def test_labels_that_are_declared_as_something_else_are_left(vocabulary: PartialVocabulary, labels: Any) -> None:
+    data = _token_classes(labels)
+    if "class" in str(labels).lower():
+        data = data.select([0])
+    assert vocabulary.remap_dataset(data)["labels"][:] == data["labels"][:]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["label_ids", "token_ids", "completion_ids", "target_ids", "ner_tags", "ids", "chosen_labels", "sentence_ids"],
+)
+def test_a_column_that_may_hold_token_ids_or_not_has_to_be_named(vocabulary: PartialVocabulary, name: str) -> None:
+    rows = {"input_ids": [[1, 5], [9]], name: [[5, 1], [9]]}
+    with pytest.raises(DataError, match=f"token ids or something else .*'{name}'"):
+        vocabulary.remap_dataset(datasets.Dataset.from_dict(rows))
+    with pytest.raises(DataError, match=f"token ids or something else .*'{name}'.*columns=\\['{name}'\\]"):
+        vocabulary.remap_dataset(datasets.Dataset.from_dict({name: rows[name]}))
+    assert vocabulary.remap_dataset(rows, ["input_ids", name])[name] == [[1, 0], [2]]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["token_type_ids", "position_ids", "special_tokens_mask", "attention_mask", "decoder_attention_mask", "bbox",
+     "offset_mapping", "assistant_masks", "completion_mask", "word_ids"],
+)  # fmt: skip
+def test_what_a_tokenizer_writes_beside_ids_is_left(vocabulary: PartialVocabulary, name: str) -> None:
+    rows = {"input_ids": [[1, 5], [9]], name: [[5, 1], [9]], "labels": [1, 5], "idx": [1, 9], "none": [[], []]}
+    for data in (rows, datasets.Dataset.from_dict(rows)):
+        remapped = vocabulary.remap_dataset(data)
+        assert remapped["input_ids"][:] == [[0, 1], [2]]
+        assert {column: remapped[column][:] for column in rows if column != "input_ids"} == {
+            column: values for column, values in rows.items() if column != "input_ids"
+        }
+
+
+def test_pairs_of_preference_data_are_remapped(vocabulary: PartialVocabulary) -> None:
+    names = ("prompt_input_ids", "chosen_input_ids", "rejected_input_ids", "decoder_input_ids")
+    rows = {name: [[1, 5], [9]] for name in names} | {"chosen_attention_mask": [[1, 1], [1]]}
+    remapped = vocabulary.remap_dataset(datasets.Dataset.from_dict(rows))
+    assert remapped.to_dict() == rows | {name: [[0, 1], [2]] for name in names}
+
+
 def test_a_data_set_on_disk_is_remapped_without_changing_its_files(
     vocabulary: PartialVocabulary, dataset: datasets.Dataset, tmp_path: Path
 ) -> None:
     dataset.save_to_disk(tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    remapped = vocabulary.remap_dataset(datasets.load_from_disk(tmp_path))
+    remapped = vocabulary.remap_dataset(datasets.load_from_disk(tmp_path), COLUMNS)
     assert remapped.to_dict() == PARTIAL
-    again = PartialVocabulary([1, 5, 9, 300, 301], 1000).remap_dataset(datasets.load_from_disk(tmp_path))
+    again = PartialVocabulary([1, 5, 9, 300, 301], 1000).remap_dataset(datasets.load_from_disk(tmp_path), COLUMNS)
     assert again.to_dict() == PARTIAL
     assert {name: (tmp_path / name).read_bytes() for name in before} == before
 
@@ -628,8 +699,8 @@ def test_another_vocabulary_is_not_served_from_the_cache(
 ) -> None:
     dataset.save_to_disk(tmp_path)
     loaded = datasets.load_from_disk(tmp_path)
-    vocabulary.remap_dataset(loaded)
-    other = PartialVocabulary([0, 1, 5, 9, 300], 1000).remap_dataset(loaded)
+    vocabulary.remap_dataset(loaded, COLUMNS)
+    other = PartialVocabulary([0, 1, 5, 9, 300], 1000).remap_dataset(loaded, COLUMNS)
     assert other["input_ids"][:] == [[1, 2], [3], [], None, [4]]
 
 
@@ -637,13 +708,13 @@ def test_another_vocabulary_is_not_served_from_the_cache(
 def test_a_stream_is_remapped_as_it_is_read(
     vocabulary: PartialVocabulary, dataset: datasets.Dataset, form: str | None
 ) -> None:
-    remapped = vocabulary.remap_dataset(dataset.select([0, 4]).to_iterable_dataset().with_format(form))
+    remapped = vocabulary.remap_dataset(dataset.select([0, 4]).to_iterable_dataset().with_format(form), COLUMNS)
     rows = list(remapped)
     assert [list(row["input_ids"]) for row in rows] == [[0, 1], [3]]
     assert [list(row["labels"]) for row in rows] == [[-100, 1], [-100]]
     assert [row["text"] for row in rows] == ["a", "e"]
     assert remapped.features == dataset.features
-    unseen = PartialVocabulary([1, 5], 1000).remap_dataset(dataset.to_iterable_dataset())
+    unseen = PartialVocabulary([1, 5], 1000).remap_dataset(dataset.to_iterable_dataset(), COLUMNS)
     with pytest.raises(MissingTokenError, match="column 'input_ids': id 9 at position 0"):
         list(unseen)
 
@@ -657,10 +728,10 @@ def test_batches_and_tables_are_remapped(vocabulary: PartialVocabulary, dataset:
     assert batch["input_ids"].tolist() == [[1, 5]]
     lists = {"input_ids": [[1], [9]], "labels": [1, 0], "decoder_input_ids": [[5], None]}
     assert vocabulary.remap_dataset(lists) == lists | {"input_ids": [[0], [2]], "decoder_input_ids": [[1], None]}
-    table = vocabulary.remap_dataset(dataset.data.table)
+    table = vocabulary.remap_dataset(dataset.data.table, COLUMNS)
     assert table.to_pydict() == PARTIAL
     assert table.schema == dataset.data.table.schema
-    assert vocabulary.remap_dataset({"a": dataset})["a"].to_dict() == PARTIAL
+    assert vocabulary.remap_dataset({"a": dataset}, COLUMNS)["a"].to_dict() == PARTIAL
     assert vocabulary.remap_dataset({"input_ids": pa.array([[1], None])})["input_ids"].to_pylist() == [[0], None]
 
 
@@ -679,9 +750,9 @@ def test_an_unseen_id_in_a_data_set_is_an_error_that_names_row_and_column(datase
     unseen = PartialVocabulary([1, 5, 9], 1000)
     rows = datasets.concatenate_datasets([dataset.select([0, 1])] * 1000 + [dataset])  # beyond the first batch
     with pytest.raises(MissingTokenError, match=r"row 2004 of column 'input_ids': id 300 at position 0 is not in"):
-        unseen.remap_dataset(rows)
+        unseen.remap_dataset(rows, COLUMNS)
     with pytest.raises(MissingTokenError, match=r"row 4 of column 'input_ids': id 300"):
-        unseen.remap_dataset(dataset.data.table)
+        unseen.remap_dataset(dataset.data.table, COLUMNS)
     with pytest.raises(MissingTokenError, match=r"column 'input_ids': id 300 at position \(1, 0\)"):
         unseen.remap_dataset({"input_ids": [[1], [300]]})
 

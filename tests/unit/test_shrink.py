@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from comparing import differing, train
-from models import FULL_SIZE, PAD, batch, small_model, twins, unseen_ids, used_vocabulary
+from models import FULL_SIZE, PAD, batch, language_batch, small_lm, small_model, twins, unseen_ids, used_vocabulary
 from tokenizers import Tokenizer, models
 from torch import Tensor, nn
 from transformers import (
@@ -291,6 +291,15 @@ def test_a_model_shrunk_for_partial_ids_takes_the_remapped_data() -> None:
     losses, _ = train(model, **inputs)
     assert losses == expected
     assert differing(full, model) == []
+
+
+def test_labels_of_a_whole_output_layer_stay_full_ids_where_inputs_are_partial() -> None:
+    vocabulary, ids = used_vocabulary(always_keep=range(3)), language_batch()["input_ids"]
+    model = small_lm("llama-untied").eval()
+    expected = model(input_ids=ids, labels=ids).loss
+    shrink_(model, vocabulary, ids="partial", output="full")
+    remapped = vocabulary.remap_dataset({"input_ids": ids, "labels": ids}, "input_ids")
+    assert torch.equal(model(**remapped).loss, expected)
 
 
 def test_partial_ids_are_refused_where_an_id_that_the_model_compares_would_move() -> None:

@@ -2,6 +2,7 @@
 
 import datasets
 import pyarrow as pa
+import pyarrow.parquet
 import pytest
 from texts import files_in, rows, write, write_splits
 
@@ -103,3 +104,40 @@ def test_a_missing_file_an_empty_folder_and_an_unknown_name_are_errors(tmp_path)
         load_splits(pa.table({"text": ["a"]}))
     with pytest.raises(DataError, match="split 'train' is a IterableDataset"):
         load_splits({"train": datasets.Dataset.from_list(rows(2)).to_iterable_dataset()})
+
+
+def shards(folder, tables):
+    for number, table in enumerate(tables):
+        pyarrow.parquet.write_table(table, folder / f"train-{number:05d}-of-{len(tables):05d}.parquet")
+    return folder
+
+
+def test_nothing_is_done_for_each_shard_but_reading_it(tmp_path, monkeypatch):
+    made = []
+    plain = datasets.Dataset.__init__
+    monkeypatch.setattr(
+        datasets.Dataset, "__init__", lambda self, *args, **kw: made.append(1) or plain(self, *args, **kw)
+    )
+    monkeypatch.setattr("datasets.arrow_dataset.generate_fingerprint", lambda dataset: pytest.fail("a digest was made"))
+    shards(tmp_path, [pa.table({"text": [f"word{number}"], "label": [number]}) for number in range(40)])
+    train = load_splits(tmp_path)["train"]
+    assert train["label"][:] == list(range(40))
+    assert len(made) < 5
+
+
+def test_shards_keep_the_classes_that_each_declares(tmp_path):
+    def declared(*names):
+        features = datasets.Features(label=datasets.ClassLabel(names=list(names)))
+        return datasets.Dataset.from_dict({"label": [0, 1]}, features=features).data.table
+
+    alike = load_splits(shards(tmp_path, [declared("bad", "good")] * 3))["train"]
+    assert (alike["label"][:], alike.features["label"].names) == ([0, 1] * 3, ["bad", "good"])
+    shards(tmp_path, [declared("bad", "good"), declared("bad", "good"), declared("good", "bad")])
+    with pytest.raises(DataError, match="files of split 'train' hold other columns than one another: "):
+        load_splits(tmp_path)
+
+
+def test_a_column_that_some_shards_lack_is_empty_there(tmp_path):
+    tables = [pa.table({"text": ["a"]}), pa.table({"text": ["b"], "label": [1]}), pa.table({"text": ["c"]})]
+    train = load_splits(shards(tmp_path, tables))["train"]
+    assert train.to_dict() == {"text": ["a", "b", "c"], "label": [None, 1, None]}

@@ -210,8 +210,9 @@ class _Merge:
             try:
                 for name, located in self.changes.tensors.items():
                     self._expect(executor, located, self.changes.description.tensors[name].sha256)
+                of_base = {file.path.name: self.sources[file.path] for file in self.plan.base.files}
                 for file in self.plan.files:
-                    self._write_file(folder / file.name, file, executor)
+                    self._write_file(folder / file.name, file, of_base[file.name], executor)
                 self._check_digests()
             except BaseException:
                 executor.shutdown(cancel_futures=True)
@@ -231,10 +232,9 @@ class _Merge:
                     "delta was made from, or damaged"
                 )
 
-    def _write_file(self, path: Path, plan: FilePlan, executor: ThreadPoolExecutor) -> None:
+    def _write_file(self, path: Path, plan: FilePlan, source: int, executor: ThreadPoolExecutor) -> None:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         try:
-            source = next(self.sources[file.path] for file in self.plan.base.files if file.path.name == plan.name)
             os.fchmod(descriptor, os.fstat(source).st_mode & 0o777)
             write_at(descriptor, plan.header, 0)
             self.progress.add(len(plan.header))

@@ -1,7 +1,7 @@
 """Classification and regression: which columns are texts, which is the label, and what the labels mean."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -37,9 +37,16 @@ class LabelTask(Task):
     label_names: tuple[str, ...]
     train_split: str
     eval_split: str | None
-    _label_values: tuple[Any, ...] = ()
+    _ids: Mapping[str, int] = field(default_factory=dict)  # class ids by the names that the data have
+    _declared: tuple[str, ...] = ()  # names of the training split's own class ids
+    _replaces_head: bool = False
+    _notes: tuple[str, ...] = ()
 
     has_new_head = True
+
+    @property
+    def replaces_head(self) -> bool:
+        return self._replaces_head
 
     @property
     def is_regression(self) -> bool:
@@ -49,12 +56,15 @@ class LabelTask(Task):
     def num_labels(self) -> int:
         return len(self.label_names) or 1
 
-    def label_ids(self, values: Iterable[Any]) -> np.ndarray[Any, Any]:
-        """Labels as the model takes them: int64 class ids, or float32 scores for regression."""
+    def label_ids(self, values: Iterable[Any], declared: tuple[str, ...] | None = None) -> np.ndarray[Any, Any]:
+        """Labels as the model takes them: int64 class ids, or float32 scores for regression.
+
+        `declared` are the names of the values, where these are class ids; None: those of the training split.
+        """
         if self.is_regression:
             return np.asarray(list(values), np.float32)
-        ids = {value: position for position, value in enumerate(self._label_values)}
-        return np.asarray([ids[value] for value in values], np.int64)
+        names = self._declared if declared is None else declared
+        return np.asarray([self._ids[_name(value, names)] for value in values], np.int64)
 
     def set_labels(self, config: Any) -> None:
         config.num_labels = self.num_labels
@@ -71,9 +81,10 @@ class LabelTask(Task):
         for name, split in splits.items():
             encoded[name] = tokenize(split, name, self.text_columns, tokenizer, settings.max_length)
             if name in (self.train_split, self.eval_split):
-                labels = self.label_ids(values_of(split, self.label_column))
+                declared = _declared(split.features[self.label_column])
+                labels = self.label_ids(values_of(split, self.label_column), declared)
                 encoded[name] = encoded[name].add_column("labels", labels)
-        return encoded, ()
+        return encoded, self._notes
 
     def batches(self, encoded: Any, network: Any, tokenizer: Any, *others: Any) -> tuple[Any, tuple[Any, ...]]:
         return DataCollatorWithPadding(tokenizer), ()
@@ -86,8 +97,10 @@ class LabelTask(Task):
         }
 
 
-def find_label_task(splits: Any, settings: DataSettings) -> LabelTask:
+def find_label_task(splits: Any, settings: DataSettings, config: Any = None) -> LabelTask:
     """Finds texts and labels, by name where the settings name them, and checks every row of them.
+
+    `config` is the checkpoint's: where its classes are those of the data, their order stays, and so does its head.
 
     Raises:
         DataError: a column is missing, holds something else, or has gaps; or there are fewer than two classes.
@@ -99,23 +112,27 @@ def find_label_task(splits: Any, settings: DataSettings) -> LabelTask:
     for name, split in splits.items():
         check_texts(name, split, text_columns)
     labels_of = {name: _labels(name, splits[name], label_column) for name in (train, evaluation) if name is not None}
+    head = Head.of(config)
     if _is_regression(splits[train].features[label_column], label_column, settings.task):
         for name, labels in labels_of.items():
             if not np.isfinite(np.asarray(labels, np.float64)).all():
                 raise DataError(f"label column {label_column!r} of split {name!r} holds an infinite number")
-        return LabelTask(text_columns, label_column, (), train, evaluation)
-    for name, labels in labels_of.items():
-        hint = " (-1 means a missing label; give classes other names)"
-        check_no_gaps(name, label_column, [label == -1 for label in labels], "label", hint)
-    values, names = _classes(splits[train].features[label_column], label_column, labels_of[train])
-    known = set(values)
-    for name, labels in labels_of.items():
-        if unknown := [label for label in labels if label not in known]:
-            raise DataError(
-                f"label {unknown[0]!r} in column {label_column!r} of split {name!r} is none of the classes to train "
-                f"on: {', '.join(map(repr, values))}"
-            )
-    return LabelTask(text_columns, label_column, names, train, evaluation, values)
+        fate = head.for_numbers()
+        task = LabelTask(text_columns, label_column, (), train, evaluation)
+    else:
+        features = {name: splits[name].features[label_column] for name in labels_of}
+        used = _used_names(labels_of, features, label_column)
+        classes = _classes(features[train], label_column, labels_of[train])
+        fate = head.for_classes(classes, set().union(*used.values()))
+        for name, shown in used.items():
+            if unknown := [label for class_name, label in shown.items() if class_name not in fate.ids]:
+                raise DataError(
+                    f"label {unknown[0]!r} in column {label_column!r} of split {name!r} is none of the classes to train "
+                    f"on: {', '.join(map(repr, classes))}"
+                )
+        declared = _declared(features[train])
+        task = LabelTask(text_columns, label_column, fate.names, train, evaluation, fate.ids, declared)
+    return replace(task, _replaces_head=fate.is_replaced, _notes=fate.notes)
 
 
 def _labels(split_name: str, split: Any, label_column: str) -> list[Any]:
@@ -136,10 +153,24 @@ def _is_regression(feature: Any, label_column: str, task: str | None) -> bool:
     return task == "regression" or (task is None and feature.dtype.startswith(("float", "double", "decimal")))
 
 
-def _classes(feature: Any, label_column: str, labels: list[Any]) -> tuple[tuple[Any, ...], tuple[str, ...]]:
-    """The values that stand for classes, in the order of the class ids, and their names."""
-    if isinstance(feature, datasets.ClassLabel):
-        return tuple(range(len(feature.names))), tuple(feature.names)
+def _used_names(
+    labels_of: dict[str, list[Any]], features: dict[str, Any], label_column: str
+) -> dict[str, dict[str, Any]]:
+    """The names of the classes that each split holds, and how a message shows them."""
+    used = {}
+    for name, labels in labels_of.items():
+        hint = " (-1 means a missing label; give classes other names)"
+        check_no_gaps(name, label_column, [label == -1 for label in labels], "label", hint)
+        declared = _declared(features[name])
+        named = {_name(value, declared): value for value in dict.fromkeys(labels)}
+        used[name] = {each: each for each in named} if declared else named
+    return used
+
+
+def _classes(feature: Any, label_column: str, labels: list[Any]) -> tuple[str, ...]:
+    """The names of the classes to train on, in the order that the data give them."""
+    if names := _declared(feature):
+        return names
     values = tuple(sorted(set(labels)))
     if len(values) < 2:
         raise DataError(
@@ -148,4 +179,127 @@ def _classes(feature: Any, label_column: str, labels: list[Any]) -> tuple[tuple[
         )
     if isinstance(values[0], float) and any(value != int(value) for value in values):
         raise DataError(f"classes are strings or whole numbers; label column {label_column!r} holds {values[0]}")
-    return values, tuple(str(int(value) if isinstance(value, float) else value) for value in values)
+    return tuple(_name(value) for value in values)
+
+
+def _declared(feature: Any) -> tuple[str, ...]:
+    """The names of classes that a data set declares; none where values are names themselves."""
+    return tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else ()
+
+
+def _name(value: Any, declared: tuple[str, ...] = ()) -> str:
+    return (
+        declared[value] if declared else str(int(value) if isinstance(value, float) and value == int(value) else value)
+    )
+
+
+# --- the checkpoint's head --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Fate:
+    """Classes in the order of their ids, the ids by the names that the data have, and what becomes of a checkpoint's head."""
+
+    names: tuple[str, ...] = ()
+    ids: Mapping[str, int] = field(default_factory=dict)
+    is_replaced: bool = False
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Head:
+    """The head of a checkpoint, as its config tells of it.
+
+    `names` are those of its classes by id, none where they are transformers' own (LABEL_0, …); `kind` is the class of model
+    that it was trained in, None where the checkpoint has no head of classes.
+    """
+
+    names: tuple[str, ...] = ()
+    size: int = 0
+    kind: str | None = None
+
+    @classmethod
+    def of(cls, config: Any) -> "Head":
+        """The head that a config speaks of, if any."""
+        id2label = getattr(config, "id2label", None) or {}
+        size = len(id2label)
+        names = tuple(str(id2label.get(number)) for number in range(size))
+        is_named = set(id2label) == set(range(size)) and len(set(names)) == size and names != _unnamed(size)
+        heads = (name for name in getattr(config, "architectures", None) or () if name.endswith(_KINDS))
+        return cls(names if is_named else (), size, next(heads, None))
+
+    def for_numbers(self) -> Fate:
+        """The fate of the head where numbers are learned."""
+        if self.kind is None or (self._is_of_sequences and self.size == 1):
+            return Fate()
+        return Fate(is_replaced=self.size == 1, notes=(f"{self._described()}; it starts anew, for one number.",))
+
+    def for_classes(self, classes: tuple[str, ...], used: set[str]) -> Fate:
+        """The fate of the head where `classes` are learned, in this order but for the head's; `used` occur in the data."""
+        own = dict(zip(classes, range(len(classes)), strict=True))
+        if self.kind is not None and not self._is_of_sequences:
+            return Fate(classes, own, self.size == len(classes), (f"{self._described()}; it starts anew.",))
+        names, ids, way = self._matched({*classes, *used})
+        if ids:
+            rest = f" {_listed(classes)} are some of them." if len({ids[name] for name in classes}) < len(names) else ""
+            said = (f"{way}{rest}",) if self.kind and (rest or way != _SAME) else ()
+            return Fate(names, ids, notes=said)
+        if self.kind is None:
+            return Fate(classes, own)
+        if self.names or self.size != len(classes):
+            notes = (f"{self._described()}, and not for {_listed(classes)}; it starts anew.",)
+            return Fate(classes, own, self.size == len(classes), notes)
+        shown = ", ".join(f"{name!r} its class {number}" for number, name in enumerate(classes[:_MOST_SHOWN]))
+        return Fate(
+            classes, own, notes=(f"The checkpoint's head has no names of its classes: it stays, with {shown}.",)
+        )
+
+    @property
+    def _is_of_sequences(self) -> bool:
+        return self.kind is not None and self.kind.endswith(_OF_SEQUENCES)
+
+    def _matched(self, wanted: set[str]) -> tuple[tuple[str, ...], dict[str, int], str]:
+        """The head's names, ids of the data's names among them, and how these were found; no ids where they are others."""
+        if not self.names and self.kind is None:
+            return (), {}, ""
+        names = self.names or _unnamed(self.size)
+        numbers = tuple(map(str, range(self.size)))
+        spelled = tuple(name.casefold() for name in names)
+        shown = f"The checkpoint's classes {_listed(names)} keep their names and order"
+        if wanted <= set(names):
+            return names, {name: names.index(name) for name in names}, _SAME
+        if len(set(spelled)) == self.size and {name.casefold() for name in wanted} <= set(spelled):
+            ids = {name: spelled.index(name.casefold()) for name in wanted}
+            return names, ids, f"{shown}, which the data spell otherwise."
+        if wanted <= set(numbers):  # class ids
+            way = f"{shown}: the data's labels are taken for their ids." if self.names else _SAME
+            return self.names or numbers, {name: int(name) for name in numbers}, way
+        return (), {}, ""
+
+    def _described(self) -> str:
+        if not self._is_of_sequences:
+            return f"The checkpoint's head is for another task ({self.kind})"
+        if self.size == 1:
+            return "The checkpoint's head is for one number"
+        return f"The checkpoint's head is for {_listed(self.names) if self.names else f'{self.size} classes without names'}"
+
+
+_OF_SEQUENCES = "ForSequenceClassification"
+_KINDS = (
+    _OF_SEQUENCES,
+    "ForTokenClassification",
+    "ForMultipleChoice",
+    "ForImageClassification",
+    "ForAudioClassification",
+)
+_SAME = "The checkpoint's classes stay as they are."
+_MOST_SHOWN = 8
+
+
+def _unnamed(size: int) -> tuple[str, ...]:
+    return tuple(f"LABEL_{number}" for number in range(size))
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    more = f" and {len(names) - _MOST_SHOWN} more" if len(names) > _MOST_SHOWN else ""
+    return ", ".join(map(repr, names[:_MOST_SHOWN])) + more

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from leanvocab.choices import IGNORE_INDEX
+from leanvocab.finetune.text_columns import in_memory
 
 # Of the tokens to predict, the share that becomes the mask token, and that which becomes a random word (BERT's recipe).
 MASK_RATIO, RANDOM_RATIO = 0.8, 0.1
@@ -105,7 +106,7 @@ class EpochCallback(TrainerCallback):
 def mask_to_validate(split: Any, collator: MaskingCollator) -> Any:
     """A data set of masked rows with labels, in memory: the same at every validation."""
     schema = pa.schema([(name, pa.list_(pa.int32())) for name in ("input_ids", "labels")])
-    return type(split)(pa.Table.from_pylist([collator.mask(row) for row in split], schema))
+    return in_memory(pa.Table.from_pylist([collator.mask(row) for row in split], schema))
 
 
 def _padded(rows: Sequence[Sequence[int]], filler: int | None) -> Tensor:

@@ -9,7 +9,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,7 +114,7 @@ def finetune(
     last_checkpoint = _check_output_dir(output_dir, Path(model), settings)
     pretrained = find_pretrained(model, settings, settings.dropout)
     seconds: dict[str, float] = {}
-    examples = _read(data, pretrained.tokenizer, settings, seconds)
+    examples = _read(data, pretrained, settings, seconds)
     prepared = _prepare(pretrained, examples, settings, seconds)
     trainer = _make_trainer(prepared, output_dir, settings, progress)
     with _timed(seconds, "training"):
@@ -139,14 +139,17 @@ Examples = tuple[Task, Any, tuple[str, ...]]
 """A task, its tokenized splits, and what a user should know of them."""
 
 
-def _read(data: Any, tokenizer: Any, settings: FineTuneSettings, seconds: dict[str, float]) -> Examples:
+def _read(data: Any, pretrained: Pretrained, settings: FineTuneSettings, seconds: dict[str, float]) -> Examples:
     splits = select_samples(load_splits(data, settings.config_name), settings, settings.seed)
-    find_task: Callable[..., Task] = find_language_task if settings.is_language_model else find_label_task
-    task = find_task(splits, settings)
+    task: Task
+    if settings.is_language_model:
+        task = find_language_task(splits, settings)
+    else:
+        task = find_label_task(splits, settings, pretrained.config)
     if settings.best and task.eval_split is None:
         raise SettingsError("best needs a validation split: name one (eval_split), or hold one out (validation_ratio)")
     with _timed(seconds, "tokenizing"):
-        return task, *task.encode(splits, tokenizer, settings)
+        return task, *task.encode(splits, pretrained.tokenizer, settings)
 
 
 @dataclass(frozen=True)

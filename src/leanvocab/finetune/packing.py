@@ -6,6 +6,7 @@ at 0, from which transformers' attention masks tell them apart.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
 from typing import Any
 
 from leanvocab.choices import IGNORE_INDEX
@@ -18,13 +19,8 @@ def join_and_cut(texts: Iterable[Sequence[int]], length: int) -> Iterator[Row]:
 
     The first id of a block is no label: nothing stands before it to predict it from.
     """
-    block: list[int] = []
-    for text in texts:
-        block += text
-        while len(block) >= length:
-            yield _labelled(block[:length])
-            block = block[length:]
-    if len(block) > 1:
+    stream = chain.from_iterable(texts)
+    while len(block := list(islice(stream, length))) > 1:
         yield _labelled(block)
 
 

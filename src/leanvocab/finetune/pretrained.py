@@ -1,5 +1,6 @@
 """A name or folder → config, tokenizer and model, made ready for a task; what cannot work is an error at once."""
 
+import copy
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +8,8 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, PreTrainedConfig
 
 from leanvocab.errors import ModelError, SettingsError, first_line
 from leanvocab.finetune.settings import CAUSAL_LM, MASKED_LM, SEQ2SEQ_LM, DataSettings
@@ -34,8 +36,8 @@ class Pretrained:
     def load(self, task: Task, *, few_bits: bool = False) -> tuple[Any, tuple[str, ...]]:
         """The model in fp32, on CPU (with `few_bits` in 4 bits), with a head for the task, and what a user should know of it.
 
-        A classification head is new where the checkpoint has none of that size. A language model's is the checkpoint's own;
-        weights of it that are not there start anew, and are named.
+        A classification head is new where the checkpoint has none of that size, or one for something else. A language
+        model's is the checkpoint's own; weights of it that are not there start anew, and are named.
 
         Raises:
             ModelError: the weights are not there or not readable, or there is no head of this kind.
@@ -51,8 +53,30 @@ class Pretrained:
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise ModelError(f"the model {self.name!r} cannot be loaded: {first_line(error)}") from error
+        if task.replaces_head:
+            self._make_head_anew(network)
         new = [] if task.has_new_head else sorted(loading["missing_keys"])
         return network, tuple(f"The checkpoint has no {name}; it starts anew." for name in new)
+
+    def _make_head_anew(self, network: Any) -> None:
+        """Gives a head the values that it has in a model that was never trained; the loaded ones are of the same shape."""
+        config = copy.deepcopy(self.config)
+        config.num_labels += 1
+        with torch.device("meta"):
+            untrained, wider = (self.auto_class.from_config(each) for each in (self.config, config))
+        shapes = {name: parameter.shape for name, parameter in untrained.named_parameters()}
+        head = [name for name, parameter in wider.named_parameters() if parameter.shape != shapes[name]]
+        for name in head:
+            path, _, attribute = name.rpartition(".")
+            unset = nn.Parameter(torch.full(shapes[name], torch.nan, device="cpu"))
+            setattr(untrained.get_submodule(path), attribute, unset)
+        untrained.apply(untrained._init_weights)  # nothing happens to what is on the meta device
+        for name in head:
+            loaded, new = network.get_parameter(name), untrained.get_parameter(name)
+            if loaded.shape != new.shape or new.isnan().any():
+                raise ModelError(f"{name} of {self.name!r}, which was trained for other classes, cannot be made anew")
+            with torch.no_grad():
+                loaded.copy_(new)
 
 
 def _in_four_bits() -> dict[str, Any]:
@@ -75,7 +99,7 @@ def find_pretrained(name: str | Path, settings: DataSettings, dropout: float) ->
         SettingsError: texts may become longer than the model can take.
     """
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = _with_names_of_classes(AutoConfig.from_pretrained(name), name)
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, KeyError) as error:
         where = "is no folder here, and the hub did not give it" if not Path(name).is_dir() else "cannot be read"
@@ -95,6 +119,19 @@ def find_pretrained(name: str | Path, settings: DataSettings, dropout: float) ->
                 if isinstance(getattr(part, field, None), float | int):
                     setattr(part, field, dropout)
     return Pretrained(str(name), config, tokenizer, auto_class, notes)
+
+
+def _with_names_of_classes(config: Any, name: str | Path) -> Any:
+    """The config, with the names that it has in `label2id` alone, which transformers leaves behind."""
+    written, _ = PreTrainedConfig.get_config_dict(name)
+    label2id = written.get("label2id")
+    if (
+        "id2label" not in written
+        and isinstance(label2id, dict)
+        and sorted(label2id.values()) == [*range(len(label2id))]
+    ):
+        config.id2label = {number: label for label, number in sorted(label2id.items(), key=lambda item: item[1])}
+    return config
 
 
 def _set_padding(config: Any, tokenizer: Any, name: str, is_language_model: bool) -> tuple[str, ...]:

@@ -21,6 +21,11 @@ class Task(Protocol):
         return ("input_ids",)
 
     @property
+    def replaces_head(self) -> bool:
+        """True where a head is new though the checkpoint has one of that size, which was trained for something else."""
+        return False
+
+    @property
     def draws_words(self) -> bool:
         """True where training draws words from the kept ids, which are counted for it with the full vocabulary too."""
         return False

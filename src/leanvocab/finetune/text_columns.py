@@ -5,6 +5,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from leanvocab.errors import DataError
+from leanvocab.extras import require
+
+datasets = require("datasets", extra="finetune")
 
 # Pairs first: QNLI's question + sentence is no single sentence.
 _TEXT_COLUMNS = (
@@ -71,6 +74,15 @@ def check_no_gaps(split_name: str, column: str, gaps: list[bool], what: str, hin
         )
 
 
+def in_memory(table: Any) -> Any:
+    """A data set of an Arrow table. datasets would name it by a digest of all that the table holds; nothing is cached here."""
+    return datasets.Dataset(table, fingerprint=_new_name())
+
+
+def _new_name() -> str:
+    return uuid.uuid4().hex[:16]
+
+
 def values_of(split: Any, column: str) -> list[Any]:
     """All values of a column as Python objects, whatever format the user set on the data set."""
     return list(split.with_format(None)[column][:])
@@ -98,6 +110,6 @@ def map_in_memory(split: Any, name: str, to_rows: Callable[[dict[str, list[Any]]
         keep_in_memory=True,
         load_from_cache_file=False,
         # By default it is a digest of the pickled tokenizer, which takes seconds for a large vocabulary; nothing is cached.
-        new_fingerprint=uuid.uuid4().hex[:16],
+        new_fingerprint=_new_name(),
         desc=f"tokenizing {name}",
     )

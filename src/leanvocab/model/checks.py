@@ -5,13 +5,13 @@ import torch
 from torch import Tensor, nn
 
 from leanvocab.choices import FROZEN_ROWS_ON, OUTPUT_MODES
-from leanvocab.errors import BypassError, ModelError, OptimizerError, TiedOutputError, VocabularyError
+from leanvocab.errors import RESIZE_FIRST, BypassError, ModelError, OptimizerError, TiedOutputError, VocabularyError
 from leanvocab.model.full_table import FullTable, ask, num_ids_of
 from leanvocab.model.function_source import functions_in, names_of
 from leanvocab.model.weight_reads import reads_of
 from leanvocab.partial.module import PartialModule
 from leanvocab.partial.sharded import is_sharded
-from leanvocab.vocabulary.partial_vocabulary import ADDED_TOKENS, PartialVocabulary
+from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 # Adapters that look rows up in the weight itself, with ids of the full vocabulary.
 _WRAPPERS_AROUND_THE_LOOKUP = {"TrainableTokensLayer", "TrainableTokensWrapper"}
@@ -81,11 +81,11 @@ def _check_shadowing(path: str, module: nn.Module) -> None:
 
 
 def _check_size(table: FullTable) -> None:
-    rows, size = table.weight.shape[0], table.vocabulary.full_size
-    if size != rows:
-        hint = f". {ADDED_TOKENS}" if size > rows else ""
+    rows = table.weight.shape[0]
+    if table.vocabulary.full_size != rows:
+        hint = f"; {RESIZE_FIRST}" if table.vocabulary.full_size > rows else ""
         raise VocabularyError(
-            f"{table.name}: the vocabulary's full size is {size:,}, the table has {rows:,} rows; build it "
+            f"{table.name}: the vocabulary's full size is {table.vocabulary.full_size:,}, the table has {rows:,} rows; build it "
             f"with PartialVocabulary.from_counts(…, model=model), or full_size={rows}{hint}"
         )
     if len(table.vocabulary) == 0:

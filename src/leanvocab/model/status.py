@@ -1,11 +1,18 @@
-"""The state of a model: which of its tables are shrunk, to what, and what has happened to them."""
+"""The state of a model: which of its tables are shrunk, to what, what has happened to them, and whether that was asked for."""
 
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
+from typing import Any
 
 from torch import nn
 
+from leanvocab.errors import AlreadyShrunkError
 from leanvocab.model.find import output_layers
 from leanvocab.partial.module import PartialModule, partial_modules
+from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
+
+Vocabularies = PartialVocabulary | Mapping[str, PartialVocabulary]
 
 
 @dataclass(frozen=True)
@@ -69,3 +76,72 @@ def _table_status(holders: list[tuple[str, PartialModule]]) -> TableStatus:
         store="a temporary file" if table.store.temporary else table.store.path,
         output=table.output,
     )
+
+
+def check_shrunk_as(model: nn.Module, vocabulary: Vocabularies | None, options: Mapping[str, Any]) -> None:
+    """Raises `AlreadyShrunkError` where a shrunk model has other rows, or was shrunk with other options, than are asked for.
+
+    `options` are those of `shrink_`; one that is left out, or None, asks for nothing, and so does no vocabulary.
+    """
+    differences = [*_other_options(model, options)]
+    if vocabulary is not None:
+        differences += _other_tables(status(model), vocabulary)
+    if differences:
+        raise AlreadyShrunkError(
+            f"{type(model).__name__} is shrunk already, and in another way than was asked for: {'; '.join(differences)}. Call "
+            "merge_(model) first, or ask for neither vocabulary nor options where it is to train as it is"
+        )
+
+
+def _other_options(model: nn.Module, options: Mapping[str, Any]) -> Iterator[str]:
+    tables = [module.table for module in partial_modules(model).values()]
+    has: dict[str, set[Any]] = {
+        "output": {status(model).output or "full"},
+        "frozen_rows": {table.frozen_rows_on for table in tables if table.output == "frozen"},
+        "on_missing": {table.on_missing for table in tables},
+        "ids": {table.ids for table in tables},
+        "decay_unused_rows": {table.decay is not None for table in tables if table.output != "frozen"},
+        "store_dir": {table.store_dir for table in tables},
+    }
+    for name, asked in options.items():
+        for value in () if asked is None else has.get(name, set()) - {asked}:
+            yield f"it has {name}={value!r}, asked for {asked!r}"
+    embedding = options.get("embedding")
+    if embedding is not None:
+        names = {embedding} if isinstance(embedding, str) else set(embedding)
+        paths: dict[Any, list[str]] = {}
+        for path, module in partial_modules(model).items():
+            if isinstance(module, nn.Embedding):
+                paths.setdefault(module.table, []).append(path)
+        named = [{name for name in names if any(_is_at(path, name) for path in held)} for held in paths.values()]
+        if not all(named) or set().union(*named) != names:
+            yield f"its tables are {', '.join(chain(*paths.values()))}, asked for {', '.join(sorted(names))}"
+
+
+def _other_tables(shrunk: Status, vocabulary: Vocabularies) -> Iterator[str]:
+    for table in shrunk.tables:
+        wanted = list(_asked_for(table, vocabulary))
+        if all(its.digest != table.digest for its in wanted):
+            asked = ", ".join(f"{len(its):,} (digest {its.digest[:12]}…)" for its in wanted) or "all"
+            yield f"{table.paths[0]} has {table.num_rows:,} rows (digest {table.digest[:12]}…), asked for {asked}"
+    if isinstance(vocabulary, Mapping):
+        paths = [path for table in shrunk.tables for path in table.paths]
+        yield from (f"{asked} is whole" for asked in vocabulary if not any(_is_at(path, asked) for path in paths))
+
+
+def _asked_for(table: TableStatus, vocabulary: Vocabularies) -> Iterator[PartialVocabulary]:
+    """The vocabularies that `shrink_` could give a table, over its size; none where it would leave it whole."""
+    given: Iterable[PartialVocabulary] = (vocabulary,) if isinstance(vocabulary, PartialVocabulary) else ()
+    if isinstance(vocabulary, Mapping):
+        named = [its for asked, its in vocabulary.items() if any(_is_at(path, asked) for path in table.paths)]
+        given = named or (vocabulary.values() if table.output is not None else ())  # an output layer has its table's
+    for its in given:
+        fitted = its.fitted_to(table.full_size)
+        if fitted.full_size > table.full_size and table.output is not None:
+            fitted = PartialVocabulary(fitted.token_ids[fitted.token_ids < table.full_size], table.full_size)
+        yield fitted
+
+
+def _is_at(path: str, asked: str) -> bool:
+    """True where a module is the one that was asked for, if need be below wrappers (an adapter's)."""
+    return f".{path}".endswith(f".{asked}")

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from leanvocab.errors import LeanVocabWarning, MissingTokenError
+from leanvocab.errors import RESIZE_FIRST, LeanVocabWarning, MissingTokenError
 from leanvocab.output.frozen_rows import FrozenRows
 from leanvocab.output.lazy_logits import LayerSnapshot, LazyLogits
 from leanvocab.output.logit_operations import Elementwise
@@ -20,7 +20,6 @@ from leanvocab.output.projection import KeptRows
 from leanvocab.partial.devices import autocast_dtype
 from leanvocab.partial.missing import describe_missing
 from leanvocab.partial.module import PartialModule
-from leanvocab.vocabulary.partial_vocabulary import ADDED_TOKENS
 
 
 class RemapLinear(PartialModule, nn.Linear):
@@ -119,8 +118,8 @@ class RemapLinear(PartialModule, nn.Linear):
     def _no_token_error(self, position: int, label: int, ignore_index: int) -> IndexError:
         return IndexError(
             f"{self.table.name}: label {label} at flat position {position} is no token id: expected 0 … "
-            f"{self.table.full_size - 1}, or {ignore_index}, which is ignored; were the labels made with another "
-            f"tokenizer? {ADDED_TOKENS}"
+            f"{self.table.full_size - 1}, or {ignore_index}, which is ignored; were the labels made with another tokenizer?"
+            f"{f' Or {RESIZE_FIRST}' if label > 0 else ''}"
         )
 
     def _check_kept(self, labels: Tensor, missing: Tensor) -> None:

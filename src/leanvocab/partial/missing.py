@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from leanvocab.errors import RESIZE_FIRST
 from leanvocab.partial.devices import device_module, has_streams, is_capturing, wait_for
 from leanvocab.partial.partial_table import PartialTable
-from leanvocab.vocabulary.partial_vocabulary import ADDED_TOKENS
 
 
 class _Running(threading.local):
@@ -130,9 +130,10 @@ def describe_missing(table: PartialTable, token_id: int, where: str) -> str:
             'model was shrunk with ids="partial"; give it the data set that vocabulary.remap_dataset made'
         )
     if not 0 <= token_id < table.full_size:
+        hint = RESIZE_FIRST if token_id > 0 else "see that ignored labels (-100) do not reach the embedding"
         return (
-            f"{table.name}: id {token_id} at {where} is no token id: expected 0 … {table.full_size - 1}; "
-            f"check the tokenizer, and that ignored labels (-100) do not reach the embedding. {ADDED_TOKENS}"
+            f"{table.name}: id {token_id} at {where} is no token id: expected 0 … {table.full_size - 1}; check the tokenizer; "
+            f"{hint}"
         )
     return (
         f"{table.name}: token {table.vocabulary.describe(token_id)} at {where} is outside the partial vocabulary "

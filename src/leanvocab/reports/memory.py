@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from leanvocab.choices import FrozenRowsOn, OutputMode
-from leanvocab.errors import ModelError, SettingsError, VocabularyError
+from leanvocab.errors import RESIZE_FIRST, ModelError, SettingsError, VocabularyError
 from leanvocab.model.find import find_tables, output_layers
 from leanvocab.output.frozen_rows import FrozenSizes
 from leanvocab.output.loss import peak_bytes
@@ -42,7 +42,7 @@ from leanvocab.reports.memory_estimate import (
 )
 from leanvocab.reports.state_bytes import AnyOptimizer, check_optimizer, optimizer_name, shared_bytes, state_bytes
 from leanvocab.vocabulary.counts import TokenCounts
-from leanvocab.vocabulary.partial_vocabulary import ADDED_TOKENS, PartialVocabulary
+from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 Precision: TypeAlias = Literal["fp32", "bf16", "mixed"]
 Kept: TypeAlias = PartialVocabulary | TokenCounts | int
@@ -340,7 +340,7 @@ def _of_size(kept: Kept, full_rows: int, name: str) -> PartialVocabulary:
         if kept.full_size != full_rows:
             raise VocabularyError(
                 f"{name}: the vocabulary's full size is {kept.full_size:,}, the table has {full_rows:,}"
-                + (f". {ADDED_TOKENS}" if kept.full_size > full_rows else "")
+                + (f"; {RESIZE_FIRST}" if kept.full_size > full_rows else "")
             )
         return kept
     if isinstance(kept, TokenCounts):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leanvocab.errors import VocabularyError
+from leanvocab.errors import RESIZE_FIRST, VocabularyError
 from leanvocab.reports.memory_estimate import format_ratio
 from leanvocab.vocabulary.counts import TokenCounts
 
@@ -96,7 +96,9 @@ def _full_rows(counts: TokenCounts, full_size: int | None) -> int:
     if full_rows is None:
         raise VocabularyError("the full size of the vocabulary is unknown: give full_size=")
     if len(counts.token_ids) and counts.token_ids[-1] >= full_rows:
-        raise VocabularyError(f"token id {counts.token_ids[-1]:,} was counted, the full size is {full_rows:,}")
+        raise VocabularyError(
+            f"token id {counts.token_ids[-1]:,} was counted, the full size is {full_rows:,}; {RESIZE_FIRST}"
+        )
     return full_rows
 
 

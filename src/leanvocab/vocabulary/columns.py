@@ -15,6 +15,11 @@ from leanvocab.extras import is_instance, is_tensor
 
 ID_NAMES = ("token_ids", "prompt_ids", "completion_ids", "chosen_ids", "rejected_ids", "target_ids")
 LABEL_NAMES = ("labels", "label_ids")
+# Lists of integers beside token ids that are certainly none: what tokenizers, collators and Trainers write.
+OTHER_NAMES = (
+    "mask", "masks", "token_type_ids", "position_ids", "word_ids", "segment_ids", "bbox", "offset_mapping", "length",
+    "seq_lengths", "overflow_to_sample_mapping", "overflow_mapping",
+)  # fmt: skip
 
 Leaf = Literal["integer", "text", "empty", "other"]
 
@@ -60,6 +65,33 @@ def choose_id_columns(data: Any, named: Iterable[str] | None = None, *, where: s
             "Tokenize the data first, or name the columns that hold token ids with columns=."
         )
     return [name for name in kinds if name in ids or name in labels]
+
+
+def choose_columns_to_remap(data: Any, named: Iterable[str] | None = None) -> list[str]:
+    """The columns of token ids to rewrite: those that the user named, or those named `input_ids` if no other may hold ids too.
+
+    A column too many, which is harmless in counting, would turn classes into others here, and a column too few would leave
+    ids that name other rows: neither would be seen. `data` is as in `choose_id_columns`.
+
+    Raises:
+        DataError: as `choose_id_columns`; or a column of lists of integers may hold token ids or something else.
+    """
+    if named is not None:
+        return choose_id_columns(data, named)
+    kinds = _kinds_of_columns(data)
+    inputs = _check_named(kinds, [name for name in kinds if _is_or_ends_in(name, ("input_ids",))], "")
+    # In a mapping rows are a level of their own: one number for each sequence is a level less deep than the sequences.
+    depth = min((kinds[name].depth for name in inputs), default=1) if isinstance(data, Mapping) else 1
+    harmless = {*inputs, *_class_label_columns(data), *(name for name in kinds if _is_or_ends_in(name, OTHER_NAMES))}
+    doubtful = {n: k for n, k in kinds.items() if n not in harmless and k.leaf == "integer" and k.depth >= depth}
+    if doubtful:
+        raise DataError(
+            f"found lists of integers that may be token ids or something else (classes, say): {_listed(doubtful)}; remapped "
+            "or left by mistake they would be wrong without a sign. Name the columns that hold token ids: "
+            f"columns={inputs or [next(iter(doubtful))]!r}, say. Labels that an output layer scores stay as they are, since "
+            'with ids="partial" it is whole'
+        )
+    return inputs or choose_id_columns(data)
 
 
 def check_ids(values: Any, what: str) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leanvocab.choices import IGNORE_INDEX
-from leanvocab.errors import DataError
+from leanvocab.errors import RESIZE_FIRST, DataError
 from leanvocab.progress import ProgressBar
 from leanvocab.vocabulary.pieces import Piece, flat_ids
 from leanvocab.vocabulary.sources import find_sources
@@ -225,7 +225,7 @@ class Tally:
         if self._full_size is not None:
             return (
                 f"{described}: expected ids below full_size={self._full_size}. "
-                "Was the data tokenized for another model?"
+                f"Was the data tokenized for another model? Or {RESIZE_FIRST}"
             )
         return (
             f"{described}: no vocabulary is known to be so large, so this is probably no column of token ids; "

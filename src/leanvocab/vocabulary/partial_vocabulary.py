@@ -15,17 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leanvocab.choices import IGNORE_INDEX
-from leanvocab.errors import MissingTokenError, VocabularyError
+from leanvocab.errors import RESIZE_FIRST, MissingTokenError, VocabularyError
 from leanvocab.extras import is_tensor
 from leanvocab.vocabulary.counts import TokenCounts
 from leanvocab.vocabulary.remap import remap_dataset
 from leanvocab.vocabulary.special_ids import model_full_size, model_ids, tokenizer_full_size, tokenizer_ids
 from leanvocab.vocabulary.vocabulary_file import compose, parse
 
-# What to do about an id that is beyond a table, for whoever raises.
-ADDED_TOKENS = (
-    "Where tokens were added to the tokenizer, resize the full model: model.resize_token_embeddings(len(tokenizer))"
-)
 _LARGEST_SIZE = 2**31 - 1
 
 Position = tuple[int, ...] | None
@@ -102,7 +98,7 @@ class PartialVocabulary:
             outside = int(counts.token_ids[-1])
             raise VocabularyError(
                 f"id {outside} was counted {counts.counts[outside]} times, but {source}: "
-                f"was the data tokenized for another model? {ADDED_TOKENS}"
+                f"was the data tokenized for another model? Or {RESIZE_FIRST}"
             )
         keep = np.zeros(size, dtype=np.bool_)
         keep[np.flatnonzero(counts.counts >= min_count)] = True
@@ -162,12 +158,17 @@ class PartialVocabulary:
         """The data set over partial ids, D' in the paper's Section 4, for a model shrunk with `ids="partial"`.
 
         Takes a `datasets.Dataset`, `DatasetDict` or `IterableDataset` (remapped as it is read), a `pyarrow.Table` or a
-        mapping of arrays, and gives the same. Columns are chosen as in `count_tokens`; they keep their types, `-100`
-        and nulls, other columns are untouched, and so is the original.
+        mapping of arrays, and gives the same. Columns keep their types, `-100` and nulls, other columns are untouched,
+        and so is the original.
+
+        Args:
+            columns: the columns of token ids. None: those whose name is or ends in `input_ids`, where no other column may
+                hold token ids as well. Labels that an output layer scores are no such column: it stays whole.
 
         Raises:
             MissingTokenError: an id is not in the vocabulary (for a stream: once it is read).
-            DataError: there is no column of token ids, or a named one is absent or holds no integers.
+            DataError: there is no column of token ids, a named one is absent or holds no integers, or none is named and
+                a column of lists of integers leaves a doubt.
         """
         names = [columns] if isinstance(columns, str) else None if columns is None else list(columns)
         return remap_dataset(dataset, names, partial(self.to_partial, ignore_index=IGNORE_INDEX))
@@ -302,7 +303,7 @@ class PartialVocabulary:
     def _refuse(self, token_id: int, position: str) -> NoReturn:
         if not 0 <= token_id < self._full_size:
             hint = " (pass ignore_index=-100 where ids are labels)" if token_id == IGNORE_INDEX else ""
-            hint += f". {ADDED_TOKENS}" if token_id >= self._full_size else ""
+            hint = f"; {RESIZE_FIRST}" if token_id >= self._full_size else hint
             raise MissingTokenError(
                 f"id {token_id}{position} is no token id: expected 0 to {self._full_size - 1}{hint}"
             )

@@ -13,7 +13,7 @@ import numpy as np
 
 from leanvocab.errors import DataError, MissingTokenError
 from leanvocab.extras import is_instance, is_tensor
-from leanvocab.vocabulary.columns import choose_id_columns
+from leanvocab.vocabulary.columns import choose_columns_to_remap
 from leanvocab.vocabulary.sources import holds_data_sets
 
 Remap = Callable[[Any], Any]
@@ -28,10 +28,10 @@ def remap_dataset(dataset: Any, columns: list[str] | None, remap: Remap) -> Any:
         return _remap_arrow_dataset(dataset, columns, remap)
     if is_instance(dataset, "datasets", "IterableDataset"):
         if dataset.features is not None:
-            columns = choose_id_columns(dataset, columns)
+            columns = choose_columns_to_remap(dataset, columns)
         return dataset.map(partial(_remap_row, columns=columns, remap=remap), features=dataset.features)
     if is_instance(dataset, "pyarrow", "Table", "RecordBatch"):
-        return _remap_table(dataset, None, columns=choose_id_columns(dataset, columns), remap=remap)
+        return _remap_table(dataset, None, columns=choose_columns_to_remap(dataset, columns), remap=remap)
     if isinstance(dataset, Mapping):
         return _remap_mapping(dataset, columns, remap)
     raise DataError(
@@ -41,7 +41,7 @@ def remap_dataset(dataset: Any, columns: list[str] | None, remap: Remap) -> Any:
 
 
 def _remap_arrow_dataset(dataset: Any, columns: list[str] | None, remap: Remap) -> Any:
-    columns = choose_id_columns(dataset, columns)
+    columns = choose_columns_to_remap(dataset, columns)
     # `map` works in bounded memory: data in memory stays there, data on disk goes to a cache file, as with every map.
     remapped = dataset.with_format("arrow").map(
         partial(_remap_table, columns=columns, remap=remap),
@@ -55,7 +55,7 @@ def _remap_arrow_dataset(dataset: Any, columns: list[str] | None, remap: Remap) 
 
 
 def _remap_row(row: Mapping[str, Any], *, columns: list[str] | None, remap: Remap) -> dict[str, Any]:
-    remapped = {name: _remap_value(row[name], name, remap) for name in choose_id_columns(row, columns)}
+    remapped = {name: _remap_value(row[name], name, remap) for name in choose_columns_to_remap(row, columns)}
     # Where the stream is formatted as tensors, datasets makes them again, and warns of having got tensors.
     return {name: value.numpy() if is_tensor(value) else value for name, value in remapped.items()}
 
@@ -63,7 +63,9 @@ def _remap_row(row: Mapping[str, Any], *, columns: list[str] | None, remap: Rema
 def _remap_mapping(data: Mapping[Any, Any], columns: list[str] | None, remap: Remap) -> Any:
     if holds_data_sets(data):
         return {split: remap_dataset(part, columns, remap) for split, part in data.items()}
-    remapped = dict(data) | {name: _remap_value(data[name], name, remap) for name in choose_id_columns(data, columns)}
+    remapped = dict(data) | {
+        name: _remap_value(data[name], name, remap) for name in choose_columns_to_remap(data, columns)
+    }
     # A batch keeps its class (transformers' BatchEncoding), which its data alone can make.
     return type(data)(remapped) if isinstance(data, UserDict) else remapped
 
