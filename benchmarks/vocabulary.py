@@ -82,7 +82,7 @@ def programs(task: str, where: str) -> dict[str, Callable[[], Any]]:
     import numpy as np
     from transformers import AutoTokenizer
 
-    from leanvocab.finetune.text_columns import tokenize
+    from leanvocab.texts.text_columns import tokenize
     from leanvocab.vocabulary.counts import count_tokens
 
     tokenizer, data, columns = AutoTokenizer.from_pretrained(where), load_task(task), TASKS[task][2]

@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
-from leanvocab.finetune.text_columns import check_texts, values_of
+from leanvocab.texts.text_columns import check_texts, values_of
 from leanvocab.vocabulary.counts import TokenCounts, count_tokens
 from reproduction.paper import MAX_LENGTH
 from reproduction.sources import Sources, TextData

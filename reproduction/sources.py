@@ -108,7 +108,7 @@ class Sources:
         return found
 
     def _find(self, benchmark: str, prefix: str, config_name: str, splits: list[str]) -> dict[str, Split]:
-        from leanvocab.finetune.splits import load_splits, read_data_file
+        from leanvocab.texts.data_files import load_splits, read_data_file
 
         if self.data is None:
             loaded = load_splits(HUB_NAMES[benchmark], config_name)

@@ -11,6 +11,8 @@ LeanVocabError
 │   └── BypassError                      something reads the partial weight without going through the lookup
 ├── OptimizerError (RuntimeError)        an optimizer holds other parameters or states than the shrunk model needs
 ├── CheckpointError (ValueError)         something on disk, or in a state dict, is not what was expected
+├── TrainingError (RuntimeError)         training came to something that is not worth keeping
+├── InterruptedRunError                  a signal ended a run; the message says where it goes on
 ├── SettingsError (ValueError)           a setting is out of its range, or contradicts another
 └── MissingExtraError (ImportError)      an optional dependency is not installed; the message has the pip line
 
@@ -60,6 +62,18 @@ class OptimizerError(LeanVocabError, RuntimeError):
 
 class CheckpointError(LeanVocabError, ValueError):
     """Something on disk, or in a state dict, is not what was expected."""
+
+
+class TrainingError(LeanVocabError, RuntimeError):
+    """Training came to something that is not worth keeping: a loss that is not finite."""
+
+
+class InterruptedRunError(LeanVocabError):
+    """A signal ended a run before its end."""
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal
 
 
 class SettingsError(LeanVocabError, ValueError):

@@ -17,7 +17,7 @@ from leanvocab.errors import CheckpointError, DataError, LeanVocabError, ModelEr
 from leanvocab.finetune.classification import find_label_task
 from leanvocab.finetune.job import finetune
 from leanvocab.finetune.settings import FineTuneSettings
-from leanvocab.finetune.splits import load_splits
+from leanvocab.texts.data_files import load_splits
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 QUICK = {"epochs": 1, "batch_size": 8, "learning_rate": 1e-2, "logging_steps": 1, "cpu": True}
@@ -148,10 +148,8 @@ def test_the_result_says_what_was_saved(base, data, tmp_path):
 
 
 def test_a_run_leaves_exactly_these_files_and_so_does_a_second_one_over_it(base, data, tmp_path):
-    expected = sorted(
-        [f"checkpoints/checkpoint-6/{name}" for name in CHECKPOINT_FILES]
-        + [*MODEL_FILES, "finetune.json", "partial_vocabulary.json"]
-    )
+    last = [f"checkpoints/checkpoint-6/{name}" for name in CHECKPOINT_FILES]
+    expected = sorted([*last, "checkpoints/run.json", *MODEL_FILES, "finetune.json", "partial_vocabulary.json"])
     first = finetune(base, data, tmp_path / "out", settings())
     assert files_in(tmp_path / "out") == expected
     before = (tmp_path / "out/model.safetensors").read_bytes()
@@ -308,7 +306,7 @@ def test_a_head_of_another_kind_is_not_taken_for_one_of_texts(tmp_path):
         ({"output": "taken"}, {}, CheckpointError, "taken is not empty"),
         ({"output": "file"}, {}, CheckpointError, "file is a file"),
         ({"output": "base"}, {"overwrite": True}, CheckpointError, "is the folder of the pretrained model"),
-        ({}, {"resume": True}, CheckpointError, "there is no checkpoint in .*out/checkpoints to resume from"),
+        ({"output": "taken"}, {"resume": True}, CheckpointError, "no checkpoint in .*taken/checkpoints .* holds"),
         ({"model": "unpadded"}, {}, ModelError, "neither a padding nor an end-of-sequence token"),
         ({"model": "vision"}, {}, ModelError, "no sequence classification for models of the type 'clip_vision_model'"),
     ],

@@ -321,7 +321,7 @@ def test_without_a_folder_data_come_from_the_hub_by_their_names(monkeypatch, pub
 
         return datasets.Dataset.from_list(texts("cola", split))
 
-    monkeypatch.setattr("leanvocab.finetune.splits.load_splits", load)
+    monkeypatch.setattr("leanvocab.texts.data_files.load_splits", load)
     sources = Sources(paper=Paper(published))
     assert sources.glue(find_task("cola")).is_complete
     assert sources.xnli("de").gaps[0] == "xnli.de.train has 40 rows, the paper's 392,702"

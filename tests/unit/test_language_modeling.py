@@ -7,8 +7,9 @@ from transformers import AutoTokenizer
 
 from leanvocab.choices import IGNORE_INDEX
 from leanvocab.errors import DataError, ModelError
-from leanvocab.finetune.language_modeling import ChatWriter, find_language_task
+from leanvocab.finetune.language_modeling import find_language_task
 from leanvocab.finetune.settings import FineTuneSettings
+from leanvocab.texts.chats import ChatWriter
 
 CLS, SEP = 2, 3
 P = IGNORE_INDEX

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from leanvocab.choices import IGNORE_INDEX
-from leanvocab.finetune.packing import join_and_cut, lay_side_by_side, num_learned
+from leanvocab.texts.packing import join_and_cut, lay_side_by_side, num_learned
 
 SEQUENCES = st.lists(st.lists(st.integers(0, 99), min_size=2, max_size=9), max_size=20)
 

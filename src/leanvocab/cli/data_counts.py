@@ -43,8 +43,8 @@ def count_data(data: str, options: DataOptions, tokenizer: Any) -> "dict[str, To
     Raises:
         DataError: there are neither token ids nor text with a tokenizer.
     """
-    from leanvocab.finetune.splits import load_splits
-    from leanvocab.finetune.text_columns import check_texts, find_text_columns, tokenize
+    from leanvocab.texts.data_files import load_splits
+    from leanvocab.texts.text_columns import check_texts, find_text_columns, tokenize
     from leanvocab.vocabulary.counts import count_tokens
 
     splits = load_splits(data, options.config_name)

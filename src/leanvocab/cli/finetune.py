@@ -45,7 +45,7 @@ def finetune_command(
     """
     quiet_libraries()
     from leanvocab.finetune.job import finetune
-    from leanvocab.finetune.splits import load_splits
+    from leanvocab.texts.data_files import load_splits
 
     files = {name: file for name, file in (("validation", validation), ("test", test)) if file is not None}
     source = {**load_splits(data, settings.config_name), **files} if files else data

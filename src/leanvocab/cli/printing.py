@@ -3,6 +3,8 @@
 import contextlib
 import json
 import os
+import shlex
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from leanvocab.errors import CheckpointError, LeanVocabError, SettingsError
+from leanvocab.errors import CheckpointError, InterruptedRunError, LeanVocabError, SettingsError, first_line
 
 DEBUG_VARIABLE = "LEANVOCAB_DEBUG"
 
@@ -19,7 +21,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for machines."
 
 @contextlib.contextmanager
 def clean_errors(as_json: bool) -> Iterator[None]:
-    """Says an error of leanvocab in one message and exits with 1, or with 2 where the command was given wrongly.
+    """Says an error in one message and ends with 1, or with 2 where the command was given wrongly, 130 after Ctrl-C.
 
     On stderr; as JSON on stdout with `--json`. With `--debug` (or LEANVOCAB_DEBUG=1) the traceback is shown. Everything
     else that libraries print while a command runs goes to stderr: stdout is for results.
@@ -27,14 +29,40 @@ def clean_errors(as_json: bool) -> Iterator[None]:
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield
-    except LeanVocabError as error:
-        if os.environ.get(DEBUG_VARIABLE):
+    except (Exception, KeyboardInterrupt) as error:
+        if os.environ.get(DEBUG_VARIABLE) or isinstance(error, typer.Exit):
             raise
         if as_json:
-            print_json({"error": {"type": type(error).__name__, "message": str(error)}})
+            print_json({"error": {"type": type(error).__name__, "message": _message(error)}})
         else:
-            typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2 if isinstance(error, SettingsError) else 1) from None
+            typer.echo(f"error: {_message(error)}", err=True)
+        raise typer.Exit(_exit_code(error)) from None
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, InterruptedRunError):
+        return f"{error}\n  {shlex.join(['leanvocab', *_without_overwriting(sys.argv[1:])])}"
+    if isinstance(error, LeanVocabError):
+        return str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    if isinstance(error, OSError) and error.strerror:  # a full disk, no permission: the system's words say it
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return (
+        f"{type(error).__name__}: {first_line(error)}. No error of leanvocab's own foresaw this; --debug (leanvocab --debug …) "
+        "shows where it comes from"
+    )
+
+
+def _without_overwriting(arguments: list[str]) -> list[str]:
+    kept = [argument for argument in arguments if argument not in ("--overwrite", "--resume")]
+    return [*kept, "--resume"]
+
+
+def _exit_code(error: BaseException) -> int:
+    if isinstance(error, InterruptedRunError | KeyboardInterrupt):
+        return 128 + getattr(error, "signal", signal.SIGINT)
+    return 2 if isinstance(error, SettingsError) else 1
 
 
 def print_json(value: Any) -> None:

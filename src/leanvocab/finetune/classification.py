@@ -13,7 +13,7 @@ from leanvocab.finetune.scores import classification_scores, logits_of, regressi
 from leanvocab.finetune.settings import DataSettings
 from leanvocab.finetune.splits import find_eval_split
 from leanvocab.finetune.tasks import Task
-from leanvocab.finetune.text_columns import (
+from leanvocab.texts.text_columns import (
     check_column,
     check_no_gaps,
     check_texts,

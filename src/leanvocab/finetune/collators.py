@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from leanvocab.choices import IGNORE_INDEX
-from leanvocab.finetune.text_columns import in_memory
+from leanvocab.texts.text_columns import in_memory
 
 # Of the tokens to predict, the share that becomes the mask token, and that which becomes a random word (BERT's recipe).
 MASK_RATIO, RANDOM_RATIO = 0.8, 0.1

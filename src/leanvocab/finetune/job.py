@@ -17,18 +17,27 @@ from typing import Any
 
 import transformers
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 
 from leanvocab.adapters import add_lora
 from leanvocab.checkpoints.full_saving import save_full
-from leanvocab.errors import CheckpointError, SettingsError
+from leanvocab.errors import SettingsError
 from leanvocab.extras import require
 from leanvocab.finetune.classification import find_label_task
+from leanvocab.finetune.earlier_runs import (
+    CHECKPOINTS_FOLDER,
+    RESULT_FILE,
+    RemovesHalves,
+    check_same_run,
+    find_earlier_run,
+    record_of,
+    write_record,
+)
 from leanvocab.finetune.language_modeling import find_language_task
 from leanvocab.finetune.pretrained import Pretrained, find_pretrained
 from leanvocab.finetune.scores import TOKEN_LOSS, without_prefix
-from leanvocab.finetune.settings import FineTuneSettings, SavingSettings, TrainingSettings
-from leanvocab.finetune.splits import load_splits, select_samples
+from leanvocab.finetune.settings import FineTuneSettings, TrainingSettings
+from leanvocab.finetune.splits import select_samples
+from leanvocab.finetune.stops import StoppableTrainer, StopsEarly
 from leanvocab.finetune.tasks import Task
 from leanvocab.model.shrink import shrink_
 from leanvocab.model.status import status
@@ -36,14 +45,13 @@ from leanvocab.partial.devices import accelerator_at_hand
 from leanvocab.reports.memory import estimate_memory
 from leanvocab.reports.memory_estimate import MemoryEstimate
 from leanvocab.reports.state_bytes import tensor_bytes
+from leanvocab.texts.data_files import load_splits
 from leanvocab.vocabulary.counts import count_tokens
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 require("accelerate", extra="finetune")  # the Trainer needs it
 
-RESULT_FILE = "finetune.json"
 VOCABULARY_FILE = "partial_vocabulary.json"
-CHECKPOINTS_FOLDER = "checkpoints"
 RESTRICTED_NOTE = (
     "The output layer was restricted: the softmax knew the kept rows alone, which is another objective than that of the full "
     "model; loss and perplexity are over these rows too, and compare with no other mode's."
@@ -99,7 +107,7 @@ def finetune(
 
     Args:
         model: a folder or a name on the hub; any model that the task's class of transformers takes (`settings.TASKS`).
-        data: whatever `leanvocab.finetune.splits.load_splits` takes. The tokens of all its splits are counted.
+        data: whatever `leanvocab.texts.data_files.load_splits` takes. The tokens of all its splits are counted.
         output_dir: a folder that is empty, or not there yet.
         settings: the knobs; None: the paper's (Table 8), for classification and regression.
         progress: whether to show progress bars; None: on a terminal.
@@ -111,17 +119,28 @@ def finetune(
     """
     settings, output_dir = settings or FineTuneSettings(), Path(output_dir)
     _check_extras(settings)
-    last_checkpoint = _check_output_dir(output_dir, Path(model), settings)
+    earlier = find_earlier_run(output_dir, Path(model), settings)
     pretrained = find_pretrained(model, settings, settings.dropout)
     seconds: dict[str, float] = {}
     examples = _read(data, pretrained, settings, seconds)
+    record = record_of(settings, examples[1])
+    if earlier.checkpoint is not None:
+        check_same_run(earlier.checkpoint, record)
     prepared = _prepare(pretrained, examples, settings, seconds)
     trainer = _make_trainer(prepared, output_dir, settings, progress)
-    with _timed(seconds, "training"):
-        trainer.train(resume_from_checkpoint=last_checkpoint)
+    trainer.add_callback(RemovesHalves(earlier.halves))
+    if settings.save_strategy != "no" and trainer.is_world_process_zero():
+        write_record(output_dir / CHECKPOINTS_FOLDER, record)
+    stops = StopsEarly(trainer, saves=settings.save_strategy != "no")
+    with _timed(seconds, "training"), stops.watching():
+        trainer.train(resume_from_checkpoint=str(earlier.checkpoint) if earlier.checkpoint else None)
+    stops.raise_if_stopped()
+    notes = (*prepared.outcome.pop("notes"), *earlier.notes_after(trainer.state.global_step))
     scores = without_prefix(trainer.evaluate()) if prepared.task.eval_split else {}
     facts = _training_facts(trainer, prepared.network)
-    result = FineTuneResult(output_dir, prepared.task, seconds=seconds, scores=scores, **prepared.outcome, **facts)
+    result = FineTuneResult(
+        output_dir, prepared.task, seconds=seconds, scores=scores, notes=notes, **prepared.outcome, **facts
+    )
     if trainer.is_world_process_zero():
         _save(prepared.network, pretrained.tokenizer, result)  # full while shrunk
     trainer.accelerator.wait_for_everyone()
@@ -210,34 +229,16 @@ def _shrink(
     return status(network).output if settings.is_language_model else None
 
 
-def _check_output_dir(output_dir: Path, model: Path, settings: SavingSettings) -> str | None:
-    """The checkpoint to go on from, if any. Nothing is written before everything else was checked."""
-    if output_dir.exists() and not output_dir.is_dir():
-        raise CheckpointError(f"the output directory {output_dir} is a file")
-    if model.is_dir() and output_dir.exists() and output_dir.samefile(model):
-        raise CheckpointError(f"the output directory {output_dir} is the folder of the pretrained model; name another")
-    if settings.resume:
-        checkpoints = output_dir / CHECKPOINTS_FOLDER
-        last: str | None = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
-        if last is None:
-            raise CheckpointError(f"there is no checkpoint in {checkpoints} to resume from")
-        return last
-    if not settings.overwrite and output_dir.exists() and any(output_dir.iterdir()):
-        raise CheckpointError(
-            f"the output directory {output_dir} is not empty; name another, or set overwrite (or resume) if an earlier "
-            "run left it"
-        )
-    return None
-
-
-def _make_trainer(prepared: _Prepared, output_dir: Path, settings: FineTuneSettings, progress: bool | None) -> Trainer:
+def _make_trainer(
+    prepared: _Prepared, output_dir: Path, settings: FineTuneSettings, progress: bool | None
+) -> StoppableTrainer:
     network = prepared.network
     if settings.overwrite:
         _remove_earlier_run(output_dir)
     if settings.gradient_checkpointing:  # transformers is renaming it, and the Trainer's argument too
         getattr(network, "activation_checkpointing_enable", network.gradient_checkpointing_enable)()
     arguments = _training_arguments(prepared, output_dir / CHECKPOINTS_FOLDER, settings)
-    trainer = Trainer(network, arguments, **prepared.for_trainer)
+    trainer = StoppableTrainer(network, arguments, **prepared.for_trainer)
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     if sys.stderr.isatty() if progress is None else progress:
@@ -260,6 +261,7 @@ def _training_arguments(prepared: _Prepared, folder: Path, settings: FineTuneSet
         greater_is_better=best not in ("loss", TOKEN_LOSS, "perplexity"),
         batch_eval_metrics=settings.is_language_model,  # predictions over a vocabulary are not held
         report_to="none",
+        logging_nan_inf_filter=False,  # it puts an average in the place of a loss that is not finite
         dataloader_pin_memory=accelerator_at_hand() is not None,
     )
 

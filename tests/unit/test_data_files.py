@@ -7,7 +7,7 @@ import pytest
 from texts import files_in, rows, write, write_splits
 
 from leanvocab.errors import DataError
-from leanvocab.finetune.splits import load_splits
+from leanvocab.texts.data_files import load_splits
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".json", ".parquet"])

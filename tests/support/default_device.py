@@ -1,0 +1,68 @@
+"""A pytest plugin, `-p default_device`: a whole run of tests with the device at hand as torch's default device.
+
+Tests are written for a CPU; what they make lands on the device. Two things are helped: numbers that they draw from a generator
+of the CPU are brought to the device, and numpy gets a copy. Tests of what differs by design are skipped, with the reason.
+"""
+
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+import torch
+from device_at_hand import device_at_hand
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+_LATER = "on a device, what is wrong with ids and labels is said at the step (tests/unit/test_device_faults.py)"
+_ON_THE_HOST = "state dicts of a model on a device hold the full tables on the host"
+DIFFERENT = {
+    "test_a_label_outside_a_restricted_vocabulary_is_an_error_in_training_and_infinite_in_evaluation": _LATER,
+    "test_a_label_that_is_no_token_is_an_error_in_every_mode": _LATER,
+    "test_an_unseen_id_in_training_is_an_error_that_names_token_id_position_and_module": _LATER,
+    "test_an_id_that_is_none_is_an_error_in_every_mode_and_never_wraps_around": _LATER,
+    "test_errors_may_be_asked_for_in_evaluation_too": _LATER,
+    "test_a_partial_id_out_of_range_is_an_error": _LATER,
+    "test_a_pickled_and_a_copied_model_go_on_as_the_first": _ON_THE_HOST,
+    "test_a_tensor_that_is_not_understood_stays_whole_and_trains_as_it_did": _ON_THE_HOST,
+    "test_a_saved_state_dict_has_the_bytes_of_the_unshrunk_models": _ON_THE_HOST,
+    "test_decay_without_replay_is_announced_once_and_leaves_unused_rows_as_they_were": _ON_THE_HOST,
+    "test_a_detour_over_the_meta_device_keeps_the_map": "the test itself goes to the CPU",
+    "test_a_fused_optimizer_on_rows_that_do_not_fill_vectors_is_announced": "a matter of the CPU's kernels",
+    "test_no_gradient_is_computed_that_nobody_wants": "it looks at the rows of a CPU; a device has compact ones",
+    "test_rows_that_were_taken_away_after_the_forward_are_an_error_by_name": "the emulated device cannot resize storages",
+}
+_OPEN = ExitStack()
+
+
+class _OnTheDevice(TorchFunctionMode):
+    def __init__(self, device: str):
+        super().__init__()
+        self.device = device
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is Tensor.numpy:
+            return func(args[0].cpu(), *args[1:], **kwargs)
+        generator = kwargs.get("generator")
+        draws = generator is not None and generator.device.type == "cpu" and not {"device", "out"} & set(kwargs)
+        if draws and not any(isinstance(value, Tensor) for value in args):
+            requires_grad = kwargs.pop("requires_grad", False)
+            return func(*args, **kwargs, device="cpu").to(self.device).requires_grad_(requires_grad)
+        return func(*args, **kwargs)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    device = _OPEN.enter_context(device_at_hand())
+    _OPEN.enter_context(torch.device(device))
+    _OPEN.enter_context(_OnTheDevice(device))
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    _OPEN.close()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        reason = DIFFERENT.get(getattr(item, "originalname", item.name))
+        if reason is not None:
+            item.add_marker(pytest.mark.skip(reason=reason))
