@@ -491,6 +491,24 @@ def test_a_default_device_is_where_new_tensors_land() -> None:
     assert torch.zeros(2).device.type == "cpu"
 
 
+@pytest.mark.parametrize("mask", [None, torch.bool, torch.float32])
+def test_attention_is_the_cpus_and_holds_no_scores(mask: torch.dtype | None) -> None:
+    generator = torch.Generator().manual_seed(0)
+    queries, keys, values = (torch.randn(1, heads, 256, 8, generator=generator) for heads in (4, 2, 2))
+    bias = None if mask is None else (torch.rand(1, 1, 256, 256, generator=generator) > 0.2).to(mask)
+    found = []
+    for device in ("cpu", DEVICE):
+        inputs = [each.to(device).detach().clone().requires_grad_() for each in (queries, keys, values)]
+        there = None if bias is None else bias.to(device)
+        with accelerator.watch() as seen:
+            result = F.scaled_dot_product_attention(*inputs, attn_mask=there, is_causal=bias is None, enable_gqa=True)
+            result.sum().backward()
+        found.append([result, *(each.grad for each in inputs)])
+    assert all(torch.equal(first, second.cpu()) for first, second in zip(*found, strict=True))
+    scores_bytes = 4 * 256 * 256 * 4
+    assert seen.peak_bytes - seen.start_bytes < scores_bytes
+
+
 # --- a card on paper --------------------------------------------------------------------------------------------------
 
 

@@ -19,7 +19,7 @@ do for CUDA. As on CUDA: mixed devices are refused; the device has random number
 waits for the device; one that does not block, to pinned memory, arrives at the next wait, and reads NaN or -1 until then.
 
 Not modelled: speed, several cards, the memory that a kernel takes inside, the allocator's rounding and fragments, graphs,
-torch.compile, sparse tensors, the rounding of CUDA's kernels. Attention is that of plain operations.
+torch.compile, sparse tensors, the rounding of CUDA's kernels. Attention holds no scores, unless it has dropout and is computed.
 """
 
 from accelerator.backend import can_be_emulated, in_use

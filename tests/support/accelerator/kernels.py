@@ -335,7 +335,6 @@ def register() -> list[torch.library.Library]:
         "copy_": copy_,
         "_to_copy": to_copy,
         "record_stream": lambda tensor, stream: None,
-        "_fused_sdp_choice": lambda *_, **__: 0,  # attention of plain operations
     }
     for name, kernel in own.items():
         library.impl(name, kernel, KEY)
