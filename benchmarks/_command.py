@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks._paper import PAPER
 from benchmarks._results import FOLDER, Result
 from benchmarks._tables import compared, figure_rows
 
@@ -47,7 +48,9 @@ def parser(about: About) -> argparse.ArgumentParser:
     made.add_argument(
         "--results", type=Path, help="folder for result files (benchmarks/results; small size: not written)"
     )
-    made.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    made.add_argument(
+        "--device", choices=("cpu", "cuda", PAPER), default="cpu", help="paper: counts bytes, measures nothing"
+    )
     made.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     made.add_argument(
         "--authors-code",
@@ -119,6 +122,8 @@ def show(result: Result) -> None:
         for row in figure_rows(result.figures):
             table.add_row(*row)
         console.print(table)
+    if result.note:
+        console.print(result.note, markup=False)
     for reason in result.open:
         console.print(f"open: {reason}", markup=False)
     console.print(", ".join(f"{name} {value}" for name, value in result.machine.items()), style="dim", markup=False)
