@@ -34,8 +34,12 @@ class About:
         )
 
 
-def parser(about: About) -> argparse.ArgumentParser:
-    """A parser with the common options; those of peers and devices do nothing where a benchmark has no use for them."""
+def parser(about: About, *, counts: bool = False) -> argparse.ArgumentParser:
+    """A parser with the common options; those of peers and devices do nothing where a benchmark has no use for them.
+
+    Args:
+        counts: the benchmark can count its bytes on paper.
+    """
     made = argparse.ArgumentParser(
         prog=f"python -m benchmarks {about.name}",
         description=str(about),
@@ -48,9 +52,8 @@ def parser(about: About) -> argparse.ArgumentParser:
     made.add_argument(
         "--results", type=Path, help="folder for result files (benchmarks/results; small size: not written)"
     )
-    made.add_argument(
-        "--device", choices=("cpu", "cuda", PAPER), default="cpu", help="paper: counts bytes, measures nothing"
-    )
+    devices = ("cpu", "cuda", PAPER) if counts else ("cpu", "cuda")
+    made.add_argument("--device", choices=devices, default="cpu", help="paper: bytes on a GPU, counted without one")
     made.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     made.add_argument(
         "--authors-code",

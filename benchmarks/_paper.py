@@ -4,7 +4,8 @@ Models of a published size are built on it from their configs, and take no memor
 itself is counted; `LEFT_OUT` says what is not.
 """
 
-from collections.abc import Iterator
+import gc
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
@@ -33,6 +34,22 @@ def on_paper() -> Iterator[str]:
         if find_spec("bitsandbytes") is not None:
             accelerator.know_four_bits()
         yield accelerator.NAME
+
+
+def peak_of(prepare: Callable[[str], Callable[[], Any]]) -> tuple[int, Any]:
+    """The peak of the second step of a program, and what it gave; `prepare(device)` makes the program, and gives its step."""
+    import torch
+
+    gc.collect()
+    with on_paper() as device:
+        module = torch.get_device_module(device)
+        start = module.memory_allocated()
+        step = prepare(device)
+        for _ in range(2):
+            gc.collect()
+            module.reset_peak_memory_stats()
+            given = step()
+        return int(module.max_memory_allocated()) - start, given
 
 
 def set_total_memory(num_bytes: int | None) -> None:

@@ -290,7 +290,7 @@ def measure(options: argparse.Namespace) -> Iterator[Result]:
 
 
 def main(arguments: list[str] | None = None) -> list[Result]:
-    made = parser(ABOUT)
+    made = parser(ABOUT, counts=True)
     made.add_argument("--models", nargs="+", choices=SHAPES)
     made.add_argument("--precisions", nargs="+", choices=PRECISIONS, help="all of them on paper; bf16 on a GPU")
     made.add_argument("--gibibytes", type=float, nargs="+", default=[8, 12, 16, 24])

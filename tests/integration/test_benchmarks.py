@@ -219,6 +219,26 @@ def test_what_fits_is_counted_on_paper_and_says_so(capsys, tmp_path):
     assert "Left out" in _report.plot(result, tmp_path).read_text()
 
 
+@on_an_emulated_device
+@pytest.mark.parametrize("name", ["language_step", "qlora_step", "training_step"])
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft, as above
+def test_a_step_is_counted_on_paper_and_takes_no_time(name, capsys):
+    (result,) = importlib.import_module(f"benchmarks.{name}").main(["--size", "small", "--device", "paper"])
+    assert "Counted, not measured" in capsys.readouterr().out
+    assert {each.unit for each in result.series} == {"bytes"}
+    assert all(each.measure.startswith("counted: ") for each in result.series)
+    assert "processor" not in result.machine
+    peaks = {each.who: each.median for each in result.series if each.case in ("peak", "bytes") and "peak" in str(each)}
+    full = min(value for who, value in peaks.items() if who in ("QLoRA", "full fine-tuning"))
+    assert all(value < full for who, value in peaks.items() if who.startswith(OURS))
+
+
+def test_a_benchmark_that_counts_nothing_takes_no_paper(capsys):
+    with pytest.raises(SystemExit):
+        output_side.main(["--device", "paper"])
+    assert "invalid choice: 'paper'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["tiny", "tiny-lm"])
 def test_models_have_the_same_weights_each_time_and_ids_that_lie_in_them(name):
     first, second = make_model(name), make_model(name)
