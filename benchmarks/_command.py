@@ -53,6 +53,7 @@ def parser(about: About, *, counts: bool = False) -> argparse.ArgumentParser:
         "--results", type=Path, help="folder for result files (benchmarks/results; small size: not written)"
     )
     devices = ("cpu", "cuda", PAPER) if counts else ("cpu", "cuda")
+    made.add_argument("--no-results", action="store_true", help="write no result files")
     made.add_argument("--device", choices=devices, default="cpu", help="paper: bytes on a GPU, counted without one")
     made.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     made.add_argument(
@@ -91,7 +92,7 @@ def read_options(made: argparse.ArgumentParser, arguments: list[str] | None) -> 
     options.seconds = options.seconds or (budget if options.size == "full" else budget / 10)
     if options.no_peers:
         options.authors_code = options.smaller_vocab_python = options.torchao = None
-    if options.results is None and options.size == "full":
+    if options.results is None and options.size == "full" and not options.no_results:
         options.results = FOLDER
     return options
 

@@ -90,16 +90,17 @@ def _section(about: About, results: Sequence[Result], plots: str) -> str:
     if not results:
         lines.append("Open: there is no result yet.")
     for result in results:
-        lines += _result(result, plots)
+        lines += result_lines(result, plots)
     if not any(result.device == "cuda" for result in results) and about.name in ("training_step", "output_side"):
         lines.append("On CUDA: open, no GPU was there. `--device cuda` measures it.")
     return "\n".join(lines)
 
 
-def _result(result: Result, plots: str) -> Iterator[str]:
+def result_lines(result: Result, plots: str | None = None) -> Iterator[str]:
+    """Lines of one result, with its plot where there is a folder of plots."""
     machine = ", ".join(f"{name} {value}" for name, value in result.machine.items())
     yield from (f"### {result.title}", "", f"{result.date}, {result.seconds:.0f} s. {machine}.", "")
-    if plotted(result):
+    if plots is not None and plotted(result):
         yield from (f"![{result.title}]({plots}/{plot_name(result)})", "")
     for measure, columns, rows in compared(result.series):
         yield from (table([measure, *columns[1:]], rows), "")

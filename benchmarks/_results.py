@@ -125,7 +125,11 @@ class Result:
     @property
     def note(self) -> str:
         """Words that stand beside every figure of it; none beside what was measured."""
-        return LEFT_OUT if self.device == PAPER else ""
+        return (
+            f"{LEFT_OUT} Made by `python -m benchmarks {self.benchmark} --device paper`."
+            if self.device == PAPER
+            else ""
+        )
 
     @property
     def file_name(self) -> str:
@@ -151,8 +155,12 @@ class Result:
 
     @classmethod
     def read(cls, path: Path) -> "Result":
-        content = json.loads(path.read_text())
-        content.pop("note", None)
+        return cls.of(json.loads(path.read_text()))
+
+    @classmethod
+    def of(cls, content: dict[str, Any]) -> "Result":
+        """The result that `to_dict` described."""
+        content = {name: value for name, value in content.items() if name != "note"}
         content["series"] = tuple(
             Series(**each | {"values": tuple(each["values"]), "beside": tuple(each["beside"])})
             for each in content["series"]

@@ -38,6 +38,14 @@ PROGRAMS = (FULL, CHUNKED, FROZEN, HOST, RESTRICTED)
 MODELS = {"full": ["smollm2-135m", "gemma-3-270m"], "small": ["tiny-lm"]}
 
 
+def programs() -> dict[str, str]:
+    """Programs by name, each with the reason why it cannot run here; empty where it can."""
+    import torch.nn.functional as F
+
+    absent = "" if hasattr(F, "linear_cross_entropy") else f"{CHUNKED}: open: this release of torch has no such loss"
+    return {who: absent if who == CHUNKED else "" for who in PROGRAMS}
+
+
 def load(who: str, folder: str, ids: Any, dtype: str, device: str) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
@@ -137,7 +145,8 @@ def measure_model(options: argparse.Namespace, name: str, folder: str, budget: B
     with worker(MODULE, FROZEN, *words) as frozen:
         sizes = frozen.ready
         frozen.ask("step")
-        for number, who in enumerate(each for each in PROGRAMS if each != FROZEN):
+        names = [who for who, absent in programs().items() if not absent]
+        for number, who in enumerate(name for name in names if name != FROZEN):
             with worker(MODULE, who, *words) as other:
                 other.ask("step")
                 ours, theirs = in_turns(frozen, other, options.rounds or 8, Budget(budget.left / (5 - number)))
@@ -145,14 +154,24 @@ def measure_model(options: argparse.Namespace, name: str, folder: str, budget: B
                 peaks[who] = other.ask("memory")
         series.insert(0, Series("training step", "seconds", FROZEN, tuple(ours), "s"))
         peaks[FROZEN] = frozen.ask("memory")
-    for who in PROGRAMS:
+    for who in names:
         series.append(Series("peak of a step beyond the start", "bytes", who, (float(peaks[who]["peak"]),), "bytes"))
         series.append(
             Series("weight, gradient, states of the matrix", "bytes", who, (float(peaks[who]["matrix"]),), "bytes")
         )
     title = f"{name}: {sizes['kept']:,} of {sizes['rows']:,} rows, {batch} × {length} tokens, {options.dtype}"
-    figures = tuple(bars(peaks, sizes["kept"] / sizes["rows"], series))
-    return Result(ABOUT.name, title, name, options.device, tuple(series), figures, (), budget.spent, budget.seconds)
+    figures, missing = (
+        tuple(bars(peaks, sizes["kept"] / sizes["rows"], series)),
+        tuple(filter(None, programs().values())),
+    )
+    subject = subject_of(name, options.dtype)
+    return Result(
+        ABOUT.name, title, subject, options.device, tuple(series), figures, missing, budget.spent, budget.seconds
+    )
+
+
+def subject_of(name: str, dtype: str) -> str:
+    return name if dtype == "float32" else f"{name} {dtype}"
 
 
 def in_turns(first: Worker, second: Worker, rounds: int, budget: Budget) -> tuple[list[float], list[float]]:
@@ -164,7 +183,7 @@ def in_turns(first: Worker, second: Worker, rounds: int, budget: Budget) -> tupl
 
 def bars(peaks: dict[str, dict[str, int]], kept_ratio: float, series: list[Series]) -> Iterator[Figure]:
     full = peaks[FULL]["matrix"]
-    leanest = min((FULL, CHUNKED), key=lambda who: peaks[who]["peak"])
+    leanest = min((who for who in (FULL, CHUNKED) if who in peaks), key=lambda who: peaks[who]["peak"])
     for who in (FROZEN, HOST, RESTRICTED):
         error = abs(peaks[who]["matrix"] / full / kept_ratio - 1)
         yield Figure(f"{who}: bytes of the matrix, off the arithmetic", error, "", 0.02)
@@ -197,7 +216,10 @@ def count_model(options: argparse.Namespace, name: str) -> Result:
             "bytes",
             (float(ours[who][part]),) if who in ours else (),
         )
-        for measure, part in (("peak of a step", "peak"), ("weight, gradient, states of the matrix", "matrix"))
+        for measure, part in (
+            ("peak of a step beyond the start", "peak"),
+            ("weight, gradient, states of the matrix", "matrix"),
+        )
         for who, its in peaks.items()
     ]
     rows = SHAPES[name].rows
@@ -206,7 +228,7 @@ def count_model(options: argparse.Namespace, name: str) -> Result:
     )
     figures = tuple(bars(peaks, kept / rows, series))
     return Result(
-        ABOUT.name, title, f"{name} {options.dtype}", PAPER, tuple(series), figures, (), budget.spent, budget.seconds,
+        ABOUT.name, title, subject_of(name, options.dtype), PAPER, tuple(series), figures, (), budget.spent, budget.seconds,
         machine=versions(),
     )  # fmt: skip
 

@@ -144,6 +144,35 @@ def test_every_loss_of_the_output_side_gives_the_same_value_but_the_restricted_o
     assert restricted < found[output_side.PLAIN]
 
 
+def test_trls_fused_head_gives_the_loss_too():
+    pytest.importorskip("trl")
+    hidden, weight = torch.randn(12, 8, requires_grad=True), torch.randn(40, 8, requires_grad=True)
+    labels = torch.arange(12)
+    found = output_side.fused_loss(output_side.TRL)(hidden, weight, labels)
+    expected = torch.nn.functional.cross_entropy(hidden @ weight.T, labels)
+    torch.testing.assert_close(found, expected)
+    for theirs, ours in zip(
+        torch.autograd.grad(found, (hidden, weight)), torch.autograd.grad(expected, (hidden, weight)), strict=True
+    ):
+        torch.testing.assert_close(theirs, ours)
+
+
+def test_a_program_that_fails_costs_no_other(monkeypatch):
+    losses = output_side.losses
+
+    def with_one_that_fails(*words):
+        def fails():
+            raise RuntimeError("out of shared memory")
+
+        return losses(*words) | {output_side.PLAIN: fails}
+
+    monkeypatch.setattr(output_side, "losses", with_one_that_fails)
+    options = {"device": "cpu", "dtype": "float32", "dim": 16, "kept": 100, "seconds_per_logit": {}}
+    found = output_side.time_case("600", "32", "1", "5", json.dumps(options))
+    assert found["failed"] == {output_side.PLAIN: "RuntimeError: out of shared memory"}
+    assert output_side.RESTRICTED in found["pairs"]
+
+
 @pytest.mark.parametrize("limit", [0, 1, 2, 3, 7, 100, 5000])
 def test_the_largest_batch_is_found_to_within_an_eighth(limit):
     found = fits.largest_that_fits(lambda batch: batch <= limit)
@@ -339,11 +368,18 @@ def test_the_page_is_what_the_result_files_give(repository):
 
 
 def test_a_case_of_the_output_side_that_takes_too_long_is_open_and_costs_no_other(monkeypatch):
-    known = {"pairs": {}, "values": {}, "late": [output_side.PLAIN], "products": []}
+    known = {
+        "pairs": {},
+        "values": {},
+        "late": [output_side.PLAIN],
+        "failed": {output_side.CCE: "an error"},
+        "products": [],
+    }
     monkeypatch.setattr(output_side, "run_child", lambda *words: known)
     options = argparse.Namespace(device="cpu", dtype="float32", dim=16, kept=9, rounds=1)
     series, figures, late = output_side.run_case(options, 600, 32, Budget(1.0), {})
     assert (series, figures) == ([], [])
     assert late == [
-        "plain cross-entropy at 600 rows, 32 tokens: open: over the time budget (by its time at a smaller size)"
+        "plain cross-entropy at 600 rows, 32 tokens: open: over the time budget (by its time at a smaller size)",
+        "CCE at 600 rows, 32 tokens: open: it failed: an error",
     ]
