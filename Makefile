@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 PIP_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install test check format demo test-slow fuzz doors benchmarks peers reproduce figures clean
+.PHONY: help install test check format demo test-slow fuzz doors benchmarks gpu peers reproduce figures clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -58,6 +58,12 @@ benchmarks: $(INSTALLED)  ## every benchmark in turn, within half an hour, and d
 	$(RUN) -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e '.[dev,benchmarks]'
 	$(RUN) -m benchmarks all $(BENCHMARK_FLAGS)
 	$(if $(findstring small,$(BENCHMARK_FLAGS)),,$(RUN) -m benchmarks report)
+
+# With whatever Python has torch for the GPU: nothing is installed. GPU_FLAGS="--device cpu --tiny" to see that it works.
+GPU_PYTHON ?= $(if $(wildcard $(RUN)),$(RUN),$(PYTHON))
+GPU_FLAGS ?=
+gpu:  ## everything that waits for a GPU, within 25 minutes, into benchmarks/results/gpu
+	$(GPU_PYTHON) -m benchmarks gpu $(GPU_FLAGS)
 
 # Never a part of the project: a checkout, an environment of its own (transformers < 5), and a folder for one process alone.
 PEERS := .cache/peers

@@ -1,11 +1,14 @@
-"""`python -m benchmarks`: the list. `python -m benchmarks NAME …`: one of them; `all`: each in turn; `report`: the page."""
+"""`python -m benchmarks`: the list. `python -m benchmarks NAME …`: one of them; `all`: each in turn; `report`: the page.
+
+`python -m benchmarks gpu`: everything that waits for a GPU.
+"""
 
 import importlib
 import subprocess
 import sys
 import time
 
-from benchmarks import _report
+from benchmarks import _gpu, _report
 from benchmarks._command import About
 
 NAMES = (
@@ -55,9 +58,11 @@ def main(arguments: list[str]) -> int:
         return 0
     if name == "all":
         return run_all(rest)
+    if name == "gpu":
+        return _gpu.main(rest)
     if name == "report":
         return _report.main(abouts(), rest)
-    print("python -m benchmarks NAME [--size small] [--json] [--seconds BUDGET] … | all … | report\n")
+    print("python -m benchmarks NAME [--size small] [--json] [--seconds BUDGET] … | all … | report | gpu\n")
     for about in abouts():
         print(f"{about.name}\n" + "\n".join(f"    {line}" for line in str(about).splitlines()))
     return 0 if name in ("list", "-h", "--help") else 2

@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks._paper import PAPER
 from benchmarks._results import FOLDER, Result
 from benchmarks._tables import compared, figure_rows
 
@@ -33,8 +34,12 @@ class About:
         )
 
 
-def parser(about: About) -> argparse.ArgumentParser:
-    """A parser with the common options; those of peers and devices do nothing where a benchmark has no use for them."""
+def parser(about: About, *, counts: bool = False) -> argparse.ArgumentParser:
+    """A parser with the common options; those of peers and devices do nothing where a benchmark has no use for them.
+
+    Args:
+        counts: the benchmark can count its bytes on paper.
+    """
     made = argparse.ArgumentParser(
         prog=f"python -m benchmarks {about.name}",
         description=str(about),
@@ -47,7 +52,9 @@ def parser(about: About) -> argparse.ArgumentParser:
     made.add_argument(
         "--results", type=Path, help="folder for result files (benchmarks/results; small size: not written)"
     )
-    made.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    devices = ("cpu", "cuda", PAPER) if counts else ("cpu", "cuda")
+    made.add_argument("--no-results", action="store_true", help="write no result files")
+    made.add_argument("--device", choices=devices, default="cpu", help="paper: bytes on a GPU, counted without one")
     made.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     made.add_argument(
         "--authors-code",
@@ -85,7 +92,7 @@ def read_options(made: argparse.ArgumentParser, arguments: list[str] | None) -> 
     options.seconds = options.seconds or (budget if options.size == "full" else budget / 10)
     if options.no_peers:
         options.authors_code = options.smaller_vocab_python = options.torchao = None
-    if options.results is None and options.size == "full":
+    if options.results is None and options.size == "full" and not options.no_results:
         options.results = FOLDER
     return options
 
@@ -119,6 +126,8 @@ def show(result: Result) -> None:
         for row in figure_rows(result.figures):
             table.add_row(*row)
         console.print(table)
+    if result.note:
+        console.print(result.note, markup=False)
     for reason in result.open:
         console.print(f"open: {reason}", markup=False)
     console.print(", ".join(f"{name} {value}" for name, value in result.machine.items()), style="dim", markup=False)

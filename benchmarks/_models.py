@@ -36,6 +36,13 @@ _GEMMA_270M = {
     "head_dim": 256,
 }
 _GEMMA_1B = _GEMMA_270M | {"hidden_size": 1152, "num_hidden_layers": 26, "intermediate_size": 6912}
+_EMBEDDING_GEMMA = _GEMMA_270M | {
+    "hidden_size": 768,
+    "num_hidden_layers": 24,
+    "intermediate_size": 1152,
+    "num_attention_heads": 3,
+    "use_bidirectional_attention": True,
+}
 _QWEN3 = {
     "vocab_size": 151_936,
     "hidden_size": 1024,
@@ -46,6 +53,7 @@ _QWEN3 = {
     "head_dim": 128,
     "tie_word_embeddings": True,
 }
+_QWEN3_1B7 = _QWEN3 | {"hidden_size": 2048, "intermediate_size": 6144}
 _LLAMA = {
     "vocab_size": 128_256,
     "hidden_size": 2048,
@@ -96,8 +104,10 @@ SHAPES = {
     "smollm2-135m": Shape("LlamaConfig", "causal-lm", _SMOLLM2, 5_000),
     "gemma-3-270m": Shape("Gemma3TextConfig", "causal-lm", _GEMMA_270M, 5_000),
     "gemma-3-270m-classifier": Shape("Gemma3TextConfig", "classifier", _GEMMA_270M, 5_000),
+    "embeddinggemma-300m": Shape("Gemma3TextConfig", "classifier", _EMBEDDING_GEMMA, 5_000),
     "gemma-3-1b": Shape("Gemma3TextConfig", "causal-lm", _GEMMA_1B, 5_000),
     "qwen3-0.6b": Shape("Qwen3Config", "causal-lm", _QWEN3, 5_000),
+    "qwen3-1.7b": Shape("Qwen3Config", "causal-lm", _QWEN3_1B7, 5_000),
     "llama-3.2-1b": Shape("LlamaConfig", "causal-lm", _LLAMA, 5_000),
     "mt5-small": Shape("MT5Config", "seq2seq-lm", _MT5, 6_000),
     "nllb-600m": Shape("M2M100Config", "seq2seq-lm", _NLLB, 8_000),
@@ -114,8 +124,8 @@ _TASKS = {
 }
 
 
-def make_model(name: str, dtype: str = "float32", device: str = "cpu") -> Any:
-    """The model with random weights, in training mode."""
+def make_model(name: str, dtype: str = "float32", device: str = "cpu", *, filled: bool = True) -> Any:
+    """The model with random weights, in training mode; not filled with them where only its sizes matter."""
     import torch
     import transformers
     from transformers.initialization import no_init_weights
@@ -127,7 +137,8 @@ def make_model(name: str, dtype: str = "float32", device: str = "cpu") -> Any:
     with no_init_weights(), torch.device(device):
         model = getattr(transformers, _TASKS[shape.task]).from_config(config, dtype=getattr(torch, dtype))
     model.tie_weights()
-    fill(model)
+    if filled:
+        fill(model)
     return model.train()
 
 

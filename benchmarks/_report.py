@@ -1,6 +1,7 @@
 """docs/performance.md and its plots, from result files: `python -m benchmarks report`. Nothing on the page is typed by hand."""
 
 import argparse
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -13,14 +14,16 @@ _HEAD = """\
 # Performance
 
 leanvocab beside what people use today, on the same work, in the same run. This page is written from result files by
-`python -m benchmarks report`; every figure on it was measured on the machine that stands above its table, and what was not
-measured is listed as open, with the reason.
+`python -m benchmarks report`; every figure on it was measured on the machine that stands above its table, or is called counted
+there, and what was not measured is listed as open, with the reason.
 
 ```bash
 python -m benchmarks            # what there is: what each measures, beside whom, and the limit
 python -m benchmarks counting   # one of them; --size small to see it work, --json for machines, --help for its options
 make peers                      # fetches the peers: the authors' code, transformer-smaller-training-vocab, torchao
 make benchmarks                 # all of them, within the budgets below, and this page
+make gpu                        # all that needs a GPU, within 25 minutes
+python -m benchmarks fits --device paper    # bytes on a GPU, counted without one
 ```
 
 ## How to read it
@@ -87,21 +90,24 @@ def _section(about: About, results: Sequence[Result], plots: str) -> str:
     if not results:
         lines.append("Open: there is no result yet.")
     for result in results:
-        lines += _result(result, plots)
+        lines += result_lines(result, plots)
     if not any(result.device == "cuda" for result in results) and about.name in ("training_step", "output_side"):
         lines.append("On CUDA: open, no GPU was there. `--device cuda` measures it.")
     return "\n".join(lines)
 
 
-def _result(result: Result, plots: str) -> Iterator[str]:
+def result_lines(result: Result, plots: str | None = None) -> Iterator[str]:
+    """Lines of one result, with its plot where there is a folder of plots."""
     machine = ", ".join(f"{name} {value}" for name, value in result.machine.items())
     yield from (f"### {result.title}", "", f"{result.date}, {result.seconds:.0f} s. {machine}.", "")
-    if plotted(result):
+    if plots is not None and plotted(result):
         yield from (f"![{result.title}]({plots}/{plot_name(result)})", "")
     for measure, columns, rows in compared(result.series):
         yield from (table([measure, *columns[1:]], rows), "")
     if result.figures:
         yield from (table(["what", "figure", "at most", ""], figure_rows(result.figures)), "")
+    if result.note:
+        yield from (result.note, "")
     for reason in result.open:
         yield f"- {reason if ': open' in reason else f'open: {reason}'}"
     yield ""
@@ -141,13 +147,18 @@ def plot(result: Result, folder: Path) -> Path | None:
         axes.invert_yaxis()
         axes.set_xscale("log")
         axes.set_xlabel(f"{series[0].measure} ({series[0].unit}, logarithmic; less is better)")
-        axes.set_title(result.title, loc="left", fontsize="medium")
+        axes.set_title(_wrapped(result), loc="left", fontsize="medium")
         axes.spines[["top", "right"]].set_visible(False)
         figure.legend(loc="outside right upper", fontsize="small", frameon=False)
         path = folder / plot_name(result)
         figure.savefig(path, metadata={"Date": None})
         plt.close(figure)
     return path
+
+
+def _wrapped(result: Result) -> str:
+    """The title of a plot, and under it what its figures leave out."""
+    return "\n".join([result.title, *textwrap.wrap(result.note, 130)])
 
 
 def _bars(axes: object, series: Sequence[Series], cases: list[str], number: int, num_names: int) -> None:

@@ -1,7 +1,7 @@
 """Results of a benchmark: series of values beside one another, figures beside their bars, and where they were measured.
 
 A result is one JSON file, named by benchmark, subject, hardware and date. Nothing in it is estimated: what could not be
-measured is named in `open`, with the reason.
+measured is named in `open`, with the reason. Results of the device "paper" are counted, not measured, and say so.
 """
 
 import datetime
@@ -18,6 +18,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from benchmarks._paper import LEFT_OUT, PAPER
+
 FOLDER = Path(__file__).parent / "results"
 OURS = "leanvocab"
 _PACKAGES = ("leanvocab", "torch", "transformers", "datasets", "numpy", "pyarrow", "peft", "polars", "torchao")
@@ -25,7 +27,7 @@ _PACKAGES = ("leanvocab", "torch", "transformers", "datasets", "numpy", "pyarrow
 
 @functools.cache
 def _machine() -> dict[str, str]:
-    """Circumstances that a figure depends on: processor, cores, memory, versions of what was used."""
+    """Circumstances that a measured figure depends on: processor, cores, memory, versions of what was used."""
     import torch
 
     found = {
@@ -37,6 +39,12 @@ def _machine() -> dict[str, str]:
     }
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
+    return found | versions()
+
+
+def versions() -> dict[str, str]:
+    """Versions of what was used, on which alone a counted figure depends."""
+    found = {}
     for package in _PACKAGES:
         try:
             found[package] = version(package)
@@ -115,6 +123,15 @@ class Result:
     date: str = field(default_factory=lambda: datetime.date.today().isoformat())
 
     @property
+    def note(self) -> str:
+        """Words that stand beside every figure of it; none beside what was measured."""
+        return (
+            f"{LEFT_OUT} Made by `python -m benchmarks {self.benchmark} --device paper`."
+            if self.device == PAPER
+            else ""
+        )
+
+    @property
     def file_name(self) -> str:
         return "--".join(map(_slug, (self.benchmark, self.subject, self.hardware, self.date))) + ".json"
 
@@ -128,7 +145,7 @@ class Result:
         """Ready for JSON; the figures also say whether they hold."""
         content = asdict(self)
         content["figures"] = [asdict(figure) | {"holds": figure.holds} for figure in self.figures]
-        return content
+        return content | ({"note": self.note} if self.note else {})
 
     def write(self, folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
@@ -138,7 +155,12 @@ class Result:
 
     @classmethod
     def read(cls, path: Path) -> "Result":
-        content = json.loads(path.read_text())
+        return cls.of(json.loads(path.read_text()))
+
+    @classmethod
+    def of(cls, content: dict[str, Any]) -> "Result":
+        """The result that `to_dict` described."""
+        content = {name: value for name, value in content.items() if name != "note"}
         content["series"] = tuple(
             Series(**each | {"values": tuple(each["values"]), "beside": tuple(each["beside"])})
             for each in content["series"]

@@ -4,7 +4,7 @@ A checkpoint of random weights and a published size (or one of your own: `--mode
 that loads it and takes steps of the same batches with fused AdamW. Full fine-tuning comes with two losses: transformers' own,
 which makes all logits, and torch's chunked one on the hidden states, the leanest that there is on every device. Times are
 taken in turns with the frozen mode; memory is the peak of two further steps, beyond what the process held before the model
-was loaded.
+was loaded. `--device paper` counts the bytes of the same programs on a GPU, and takes no time.
 """
 
 import argparse
@@ -20,7 +20,8 @@ from typing import Any
 
 from benchmarks._command import About, finish, parser, read_options
 from benchmarks._models import SHAPES, kept_ids, make_model, save_model
-from benchmarks._results import OURS, Figure, Result, Series
+from benchmarks._paper import PAPER, peak_of
+from benchmarks._results import OURS, Figure, Result, Series, versions
 from benchmarks._rounds import Budget, Worker, answer, child_arguments, take_turns, worker
 
 ABOUT = About(
@@ -37,13 +38,25 @@ PROGRAMS = (FULL, CHUNKED, FROZEN, HOST, RESTRICTED)
 MODELS = {"full": ["smollm2-135m", "gemma-3-270m"], "small": ["tiny-lm"]}
 
 
+def programs() -> dict[str, str]:
+    """Programs by name, each with the reason why it cannot run here; empty where it can."""
+    import torch.nn.functional as F
+
+    absent = "" if hasattr(F, "linear_cross_entropy") else f"{CHUNKED}: open: this release of torch has no such loss"
+    return {who: absent if who == CHUNKED else "" for who in PROGRAMS}
+
+
 def load(who: str, folder: str, ids: Any, dtype: str, device: str) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).train().to(device)
+    return in_mode(who, model, ids)
+
+
+def in_mode(who: str, model: Any, ids: Any) -> Any:
     import leanvocab as lv
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).train().to(device)
     if who not in (FULL, CHUNKED):
         vocabulary = lv.PartialVocabulary(ids, model.get_input_embeddings().num_embeddings)
         frozen_rows: Any = "host" if who == HOST else "device"
@@ -132,7 +145,8 @@ def measure_model(options: argparse.Namespace, name: str, folder: str, budget: B
     with worker(MODULE, FROZEN, *words) as frozen:
         sizes = frozen.ready
         frozen.ask("step")
-        for number, who in enumerate(each for each in PROGRAMS if each != FROZEN):
+        names = [who for who, absent in programs().items() if not absent]
+        for number, who in enumerate(name for name in names if name != FROZEN):
             with worker(MODULE, who, *words) as other:
                 other.ask("step")
                 ours, theirs = in_turns(frozen, other, options.rounds or 8, Budget(budget.left / (5 - number)))
@@ -140,14 +154,24 @@ def measure_model(options: argparse.Namespace, name: str, folder: str, budget: B
                 peaks[who] = other.ask("memory")
         series.insert(0, Series("training step", "seconds", FROZEN, tuple(ours), "s"))
         peaks[FROZEN] = frozen.ask("memory")
-    for who in PROGRAMS:
+    for who in names:
         series.append(Series("peak of a step beyond the start", "bytes", who, (float(peaks[who]["peak"]),), "bytes"))
         series.append(
             Series("weight, gradient, states of the matrix", "bytes", who, (float(peaks[who]["matrix"]),), "bytes")
         )
     title = f"{name}: {sizes['kept']:,} of {sizes['rows']:,} rows, {batch} × {length} tokens, {options.dtype}"
-    figures = tuple(bars(peaks, sizes["kept"] / sizes["rows"], series))
-    return Result(ABOUT.name, title, name, options.device, tuple(series), figures, (), budget.spent, budget.seconds)
+    figures, missing = (
+        tuple(bars(peaks, sizes["kept"] / sizes["rows"], series)),
+        tuple(filter(None, programs().values())),
+    )
+    subject = subject_of(name, options.dtype)
+    return Result(
+        ABOUT.name, title, subject, options.device, tuple(series), figures, missing, budget.spent, budget.seconds
+    )
+
+
+def subject_of(name: str, dtype: str) -> str:
+    return name if dtype == "float32" else f"{name} {dtype}"
 
 
 def in_turns(first: Worker, second: Worker, rounds: int, budget: Budget) -> tuple[list[float], list[float]]:
@@ -159,7 +183,7 @@ def in_turns(first: Worker, second: Worker, rounds: int, budget: Budget) -> tupl
 
 def bars(peaks: dict[str, dict[str, int]], kept_ratio: float, series: list[Series]) -> Iterator[Figure]:
     full = peaks[FULL]["matrix"]
-    leanest = min((FULL, CHUNKED), key=lambda who: peaks[who]["peak"])
+    leanest = min((who for who in (FULL, CHUNKED) if who in peaks), key=lambda who: peaks[who]["peak"])
     for who in (FROZEN, HOST, RESTRICTED):
         error = abs(peaks[who]["matrix"] / full / kept_ratio - 1)
         yield Figure(f"{who}: bytes of the matrix, off the arithmetic", error, "", 0.02)
@@ -167,7 +191,7 @@ def bars(peaks: dict[str, dict[str, int]], kept_ratio: float, series: list[Serie
             f"{who}: peak / the leanest full step's ({leanest})", peaks[who]["peak"] / peaks[leanest]["peak"], "×", 1.0
         )
     for each in series:
-        if each.ratio is not None and each.who in (FULL, CHUNKED):
+        if each.unit == "s" and each.ratio is not None and each.who in (FULL, CHUNKED):
             yield Figure(f"{FROZEN}: step / that of {each.who}", statistics.median(
                 ours / theirs for ours, theirs in zip(each.beside, each.values, strict=True)
             ), "×")  # fmt: skip
@@ -177,8 +201,67 @@ def _kept(name: str) -> int:
     return SHAPES[name].kept if name in SHAPES else 5_000
 
 
+def count_model(options: argparse.Namespace, name: str) -> Result:
+    """Peaks on paper, of every program."""
+    budget, kept = Budget(options.seconds), options.kept or _kept(name)
+    words = name, kept_ids(name, kept), options.dtype, (options.batch_size, options.length)
+    peaks = {who: counted(who, *words) for who in PROGRAMS}
+    ours = {who: peaks[FROZEN] for who in PROGRAMS if who != FROZEN}
+    series = [
+        Series(
+            f"counted: {measure}",
+            "bytes",
+            who,
+            (float(its[part]),),
+            "bytes",
+            (float(ours[who][part]),) if who in ours else (),
+        )
+        for measure, part in (
+            ("peak of a step beyond the start", "peak"),
+            ("weight, gradient, states of the matrix", "matrix"),
+        )
+        for who, its in peaks.items()
+    ]
+    rows = SHAPES[name].rows
+    title = (
+        f"{name}, counted: {kept:,} of {rows:,} rows, {options.batch_size} × {options.length} tokens, {options.dtype}"
+    )
+    figures = tuple(bars(peaks, kept / rows, series))
+    return Result(
+        ABOUT.name, title, subject_of(name, options.dtype), PAPER, tuple(series), figures, (), budget.spent, budget.seconds,
+        machine=versions(),
+    )  # fmt: skip
+
+
+def counted(who: str, name: str, ids: Any, dtype: str, shape: tuple[int, int]) -> dict[str, int]:
+    """The peak of one program's step, and what the matrix holds in it."""
+    import torch
+
+    warnings.simplefilter("ignore")  # it says that restricted is another objective
+
+    def prepare(device: str) -> Any:
+        model = in_mode(who, make_model(name, dtype, device, filled=False), ids)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.0, fused=True)
+        drawn = torch.from_numpy(ids)[torch.randint(len(ids), shape)].to(device)
+
+        def step() -> dict[str, int]:
+            loss_of(who, model, drawn).backward()
+            optimizer.step()
+            held = matrix_bytes(model, optimizer)
+            optimizer.zero_grad()
+            return held
+
+        return step
+
+    peak, held = peak_of(prepare)
+    return {"peak": peak, **held}
+
+
 def measure(options: argparse.Namespace) -> Iterator[Result]:
-    names = [str(options.model)] if options.model else MODELS[options.size]
+    if options.device == PAPER:
+        yield from (count_model(options, name) for name in options.models or MODELS[options.size])
+        return
+    names = [str(options.model)] if options.model else options.models or MODELS[options.size]
     budget = Budget(options.seconds)
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
@@ -188,8 +271,9 @@ def measure(options: argparse.Namespace) -> Iterator[Result]:
 
 
 def main(arguments: list[str] | None = None) -> list[Result]:
-    made = parser(ABOUT)
+    made = parser(ABOUT, counts=True)
     made.add_argument("--model", type=Path, help="a causal language model's folder; several published sizes by default")
+    made.add_argument("--models", nargs="+", choices=SHAPES)
     made.add_argument("--batch-size", type=int, default=4)
     made.add_argument("--length", type=int, default=128)
     made.add_argument("--kept", type=int, help="kept rows (5,000)")

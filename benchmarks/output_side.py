@@ -4,7 +4,7 @@ Hidden states of random numbers and labels among the kept rows go through an out
 weights. Full losses: torch's plain cross-entropy, and its chunked one with several options (a whole batch in one chunk, and
 chunks of a quarter, of 128 rows, and of its own choice). Gradients of the hidden states and of the matrix are made by all;
 leanvocab's have the kept rows alone. Programs take turns in one process; memory is the peak of a fresh process in one
-forward and backward. Liger and CCE run on CUDA only. Cases go from small to large while the budget lasts.
+forward and backward. Liger, CCE and TRL's fused head run on CUDA only. Cases go from small to large while the budget lasts.
 """
 
 import argparse
@@ -28,14 +28,15 @@ from benchmarks._rounds import Budget, run_child, run_module, take_turns
 ABOUT = About(
     name="output_side",
     measures="The output layer's loss and step at 32k to 256k rows and 1k to 16k tokens: time and memory.",
-    beside="plain cross-entropy, torch's chunked loss, Liger and CCE (on CUDA)",
+    beside="plain cross-entropy, torch's chunked loss; on CUDA Liger, CCE and TRL's fused head",
     limit="the matrix products' time; rows that remain",
     budget_seconds=220,
 )
 MODULE = "benchmarks.output_side"
 FROZEN, HOST, RESTRICTED = f"{OURS}, frozen", f"{OURS}, frozen rows on the host", f"{OURS}, restricted"
-PLAIN, LIGER, CCE = "plain cross-entropy", "Liger", "CCE"
-ORDER = [RESTRICTED, PLAIN, LIGER, CCE, "torch chunked, one chunk", "torch chunked, four chunks", HOST]
+PLAIN, LIGER, CCE, TRL = "plain cross-entropy", "Liger", "CCE", "TRL's fused head"
+FUSED = {LIGER: "liger_kernel", CCE: "cut_cross_entropy", TRL: "trl"}  # their packages
+ORDER = [RESTRICTED, PLAIN, LIGER, CCE, TRL, "torch chunked, one chunk", "torch chunked, four chunks", HOST]
 PRODUCTS = "limit: the full layer's matrix products"
 CHUNKED = {  # of tokens → options of torch's chunked loss
     "torch chunked, as it comes": lambda tokens: {},
@@ -121,12 +122,22 @@ def losses(rows: int, tokens: int, options: dict[str, Any]) -> dict[str, Callabl
         for name, chosen in CHUNKED.items():
             chunks = torch.nn.LinearCrossEntropyOptions(**chosen(tokens))
             found[name] = full(lambda h, w, y, chunks=chunks: F.linear_cross_entropy(h, w, y, options=chunks))
-    if options["device"] == "cuda" and installed("liger_kernel"):
-        liger = importlib.import_module("liger_kernel.transformers.functional")
-        found[LIGER] = full(liger.liger_fused_linear_cross_entropy)
-    if options["device"] == "cuda" and installed("cut_cross_entropy"):
-        found[CCE] = full(importlib.import_module("cut_cross_entropy").linear_cross_entropy)
+    if options["device"] == "cuda":
+        found |= {who: full(fused_loss(who)) for who, package in FUSED.items() if installed(package)}
     return found
+
+
+def fused_loss(who: str) -> Callable[..., Any]:
+    """A peer's loss of (hidden, weight, labels)."""
+    if who == LIGER:
+        return importlib.import_module("liger_kernel.transformers.functional").liger_fused_linear_cross_entropy  # type: ignore[no-any-return]
+    if who == CCE:
+        return importlib.import_module("cut_cross_entropy").linear_cross_entropy  # type: ignore[no-any-return]
+    kernels = importlib.import_module("trl.kernels.chunked_logprob")
+    columns_at_once = 8192
+    return lambda h, w, y: (
+        -kernels.ChunkedLogProbFunction.apply(h, w, None, y, 1.0, columns_at_once, None, 1.0, ())[0].mean()
+    )
 
 
 def does_not_fit(who: str, rows: int, tokens: int, options: dict[str, Any]) -> str | None:
@@ -211,7 +222,7 @@ def time_case(rows: str, tokens: str, rounds: str, seconds: str, given: str) -> 
     """
     options, size = json.loads(given), (int(rows), int(tokens))
     makers = {who: make for who, make in losses(*size, options).items() if not does_not_fit(who, *size, options)}
-    found: dict[str, Any] = {"pairs": {}, "values": {}, "late": []}
+    found: dict[str, Any] = {"pairs": {}, "values": {}, "late": [], "failed": {}}
     budget = Budget(float(seconds))
     frozen, _ = ready(makers[FROZEN], FROZEN, size, options, found["values"])
     others = sorted((who for who in makers if who != FROZEN), key=ORDER.index)
@@ -220,9 +231,12 @@ def time_case(rows: str, tokens: str, rounds: str, seconds: str, given: str) -> 
         if options["seconds_per_logit"].get(who, 0.0) * size[0] * size[1] > 2 * share.seconds:
             found["late"].append(who)
             continue
-        other, warm = ready(makers[who], who, size, options, found["values"])
-        found["pairs"][who] = pairs_of(frozen, other, warm, int(rounds), share)
-        del other
+        try:
+            other, warm = ready(makers[who], who, size, options, found["values"])
+            found["pairs"][who] = pairs_of(frozen, other, warm, int(rounds), share)
+            del other
+        except Exception as error:  # whatever it is, the others go on
+            found["failed"][who] = f"{type(error).__name__}: {error}"[:200]
         gc.collect()
     products = matrix_products(*size, options)
     taken = take_turns({PRODUCTS: products}, 3, budget, lambda work: synchronized(work, options["device"]))
@@ -287,6 +301,7 @@ def run_case(
     found = run_child(MODULE, "time", *words)
     case = case_name(rows, tokens)
     late = [f"{who} at {case}: open: over the time budget (by its time at a smaller size)" for who in found["late"]]
+    late += [f"{who} at {case}: open: it failed: {why}" for who, why in found["failed"].items()]
     if not found["pairs"]:
         return [], [], late
     series = list(time_series(found["pairs"], found["products"], case))
@@ -336,8 +351,9 @@ def measure(options: argparse.Namespace) -> Iterator[Result]:
     budget = Budget(options.seconds)
     series: list[Series] = []
     figures: list[Figure] = []
-    missing = [f"{who}: {NO_GPU}" if options.device == "cpu" else f"{who}: open: not installed" for who in (LIGER, CCE)]
-    missing = [each for each in missing if not _runs(each, options.device)]
+    is_cpu = options.device == "cpu"
+    absent = [who for who, package in FUSED.items() if is_cpu or not installed(package)]
+    missing = [f"{who}: {NO_GPU if is_cpu else 'open: not installed'}" for who in absent]
     cases = options.cases or CASES[options.size]
     known: dict[str, float] = {}
     last, last_work = 0.0, 1
@@ -363,11 +379,6 @@ def measure(options: argparse.Namespace) -> Iterator[Result]:
         budget.spent,
         options.seconds,
     )
-
-
-def _runs(reason: str, device: str) -> bool:
-    package = "liger_kernel" if reason.startswith(LIGER) else "cut_cross_entropy"
-    return device == "cuda" and installed(package)
 
 
 def size_of(text: str) -> tuple[int, int]:

@@ -3,7 +3,8 @@
 A checkpoint of random weights and a published size is made once, in bf16. Each program is a process that loads it in 4 bits
 (nf4, double quantization), shrinks it or not, calls `prepare_model_for_kbit_training`, puts LoRA on all linear layers, and
 takes steps with fused AdamW. What falls is to be what `estimate_memory` says of the same model: matrix, map, frozen rows, loss.
-On a CPU frozen rows are a mapped file, which anonymous memory does not count, and batches are smaller.
+On a CPU frozen rows are a mapped file, which anonymous memory does not count, and batches are smaller. `--device paper` counts
+the bytes of the same programs on a GPU.
 """
 
 import argparse
@@ -14,8 +15,9 @@ from typing import Any
 
 from benchmarks._command import About, finish, parser, read_options
 from benchmarks._models import SHAPES, kept_ids, make_model
+from benchmarks._paper import PAPER, in_four_bits, peak_of
 from benchmarks._peers import installed
-from benchmarks._results import OURS, Figure, Result, Series
+from benchmarks._results import OURS, Figure, Result, Series, versions
 from benchmarks._rounds import Budget, run_child, run_module
 
 ABOUT = About(
@@ -35,18 +37,15 @@ FROZEN, HOST, RESTRICTED = (
 PROGRAMS = {FULL: None, FROZEN: ("frozen", "device"), HOST: ("frozen", "host"), RESTRICTED: ("restricted", "device")}
 MODELS = {"full": ["gemma-3-1b", "qwen3-0.6b", "llama-3.2-1b"], "small": ["tiny-lm-64"]}
 WITHIN = 0.05  # of the drop that arithmetic says
-BATCH = {"cpu": (1, 64), "cuda": (4, 128)}  # rows, tokens each
+BATCH = {"cpu": (1, 64), "cuda": (4, 128), PAPER: (4, 128)}  # rows, tokens each
 # What is freed goes back to the system: glibc would keep it, more of it the longer a process runs.
 NOTHING_KEPT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
 def load(folder: str, ids: Any, who: str, device: str) -> Any:
     """A model in 4 bits with LoRA, ready to train."""
-    import peft
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-
-    import leanvocab as lv
 
     bits = BitsAndBytesConfig(
         load_in_4bit=True,
@@ -57,6 +56,15 @@ def load(folder: str, ids: Any, who: str, device: str) -> Any:
     model: Any = AutoModelForCausalLM.from_pretrained(
         folder, quantization_config=bits, dtype=torch.bfloat16, device_map={"": device}
     )
+    return with_lora(model, ids, who)
+
+
+def with_lora(model: Any, ids: Any, who: str) -> Any:
+    """A model in 4 bits, shrunk or not, prepared, and LoRA on all its linear layers."""
+    import peft
+
+    import leanvocab as lv
+
     if PROGRAMS[who] is not None:
         output, frozen_rows = PROGRAMS[who]  # type: ignore[misc]
         vocabulary = lv.PartialVocabulary(ids, model.get_input_embeddings().num_embeddings)
@@ -100,6 +108,33 @@ def _mapped_bytes(estimate: Any, who: str) -> int:
     return STREAMED_BYTES // 2 if who == HOST else int(estimate.partial.frozen_bytes)
 
 
+def counted(name: str, who: str, shape: tuple[int, int]) -> dict[str, int]:
+    """The same on paper."""
+    import torch
+
+    import leanvocab as lv
+
+    warnings.simplefilter("ignore")  # it says that restricted is another objective
+    ids = kept_ids(name)
+
+    def prepare(device: str) -> Any:
+        model = with_lora(in_four_bits(make_model(name, "bfloat16", device, filled=False)), ids, who)
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
+        tokens = shape[0] * (shape[1] - 1)
+        saved = 0 if PROGRAMS[who] is None else lv.estimate_memory(model, num_tokens=tokens).saved_bytes
+        drawn = torch.from_numpy(ids)[torch.randint(len(ids), shape)].to(device)
+
+        def step() -> int:
+            model(input_ids=drawn, labels=drawn).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            return int(saved)
+
+        return step
+
+    return dict(zip(("peak", "saved"), peak_of(prepare), strict=True))
+
+
 def bars(found: dict[str, dict[str, int]], at_size: bool) -> Iterator[Figure]:
     """Each mode's drop of the peak, and how far it is from what arithmetic says."""
     for who in (each for each in found if each != FULL):
@@ -117,23 +152,31 @@ def measure(options: argparse.Namespace) -> Iterator[Result]:
     if absent:
         yield Result(ABOUT.name, "QLoRA", "all models", options.device, open=(f"needs {' and '.join(absent)}",))
         return
+    is_counted = options.device == PAPER
     for name in options.models or MODELS[options.size]:
         start = budget.spent
-        with tempfile.TemporaryDirectory() as folder:
-            make_model(name, "bfloat16").save_pretrained(folder)
-            words = (batch_size, length, options.device)
-            found = {who: run_child(MODULE, name, folder, who, *words, environment=NOTHING_KEPT) for who in PROGRAMS}
-        series = tuple(Series("peak", "bytes", who, (float(each["peak"]),), "bytes") for who, each in found.items())
-        kept, rows = len(kept_ids(name)), SHAPES[name].rows
-        title = f"QLoRA, {name}: {kept:,} of {rows:,} rows, {batch_size} × {length} tokens"
-        figures = tuple(bars(found, options.size == "full"))
-        yield Result(
-            ABOUT.name, title, name, options.device, series, figures, (), budget.spent - start, options.seconds
+        words = (batch_size, length, options.device)
+        found = {who: counted(name, who, words[:2]) for who in PROGRAMS} if is_counted else measured(name, words)
+        how = ("counted: ", ", counted", {"machine": versions()}) if is_counted else ("", "", {})
+        series = tuple(
+            Series(f"{how[0]}peak", "bytes", who, (float(its["peak"]),), "bytes") for who, its in found.items()
         )
+        kept, rows = len(kept_ids(name)), SHAPES[name].rows
+        title = f"QLoRA, {name}{how[1]}: {kept:,} of {rows:,} rows, {batch_size} × {length} tokens"
+        figures = tuple(bars(found, options.size == "full"))
+        seconds = budget.spent - start
+        yield Result(ABOUT.name, title, name, options.device, series, figures, (), seconds, options.seconds, **how[2])
+
+
+def measured(name: str, words: tuple[Any, ...]) -> dict[str, dict[str, int]]:
+    """Peaks of programs that are processes of their own, by program."""
+    with tempfile.TemporaryDirectory() as folder:
+        make_model(name, "bfloat16").save_pretrained(folder)
+        return {who: run_child(MODULE, name, folder, who, *words, environment=NOTHING_KEPT) for who in PROGRAMS}
 
 
 def main(arguments: list[str] | None = None) -> list[Result]:
-    made = parser(ABOUT)
+    made = parser(ABOUT, counts=True)
     made.add_argument("--models", nargs="+", choices=SHAPES)
     made.add_argument("--batch-size", type=int, help="1 on a CPU, 4 on a GPU")
     made.add_argument("--length", type=int, help="64 on a CPU, 128 on a GPU")

@@ -5,7 +5,7 @@ the same batches (fused AdamW, gradients clipped to norm 1 as the Trainer does).
 after each step of a peer's, in turn, so that ratios are taken pair by pair. Full fine-tuning, leanvocab and the authors' code
 must give equal losses on CPU. Memory is taken over two further steps: on CPU the growth of the process beyond what it held
 before the model was loaded, on CUDA what torch allocated and reserved; weights, gradients and states are added up tensor by
-tensor, and activations are what is left of the peak.
+tensor, and activations are what is left of the peak. `--device paper` counts the bytes of the programs that are PyTorch alone.
 """
 
 import argparse
@@ -18,14 +18,15 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks._command import About, finish, parser, read_options
 from benchmarks._models import SHAPES, kept_ids, make_model, save_model
+from benchmarks._paper import PAPER, peak_of
 from benchmarks._peers import AUTHORS, NO_AUTHORS_CODE, NO_GPU, authors_module, installed
-from benchmarks._results import OURS, Figure, Result, Series, median_interval
+from benchmarks._results import OURS, Figure, Result, Series, median_interval, versions
 from benchmarks._rounds import Budget, Worker, answer, run_module, turns, worker
 
 ABOUT = About(
@@ -362,6 +363,52 @@ def measure_case(options: argparse.Namespace, size: str, budget: Budget) -> Resu
     )
 
 
+ON_PAPER = (OURS, FULL, FROZEN, TOKENS, LORA, LORA_LEAN)  # the others are kernels of their own, sparse, or on the host
+
+
+def count_case(options: argparse.Namespace, size: str) -> Result:
+    """Peaks of a step on paper and their split, where nothing takes time."""
+    budget, case = Budget(options.seconds), CASES.get(size, OTHER)
+    batch = options.batch_size or case.batch[0], options.length or case.batch[1]
+    settings = {"batch_size": batch[0], "length": batch[1], "kept": options.kept, "dtype": options.dtype}
+    names = [who for who in ON_PAPER if who == OURS or who in case.beside]
+    found = {who: Pairs(memory=counted(who, size, settings)) for who in names}
+    ours = found.pop(OURS).memory
+    trained = ours["trained"]
+    kept, rows = options.kept or SHAPES[size].kept, SHAPES[size].rows
+    title = (
+        f"A training step, counted: {size}, {kept:,} of {rows:,} rows, batch {batch[0]} × {batch[1]}, {options.dtype}"
+    )
+    series = [replace(each, measure=f"counted: {each.measure}") for each in memory_series(found, ours, trained)]
+    left_out = tuple(f"{who}: open: not on paper" for who in case.beside if who not in names)
+    return Result(
+        ABOUT.name, title, f"{size} {options.dtype}", PAPER, tuple(series), (), left_out, budget.spent, budget.seconds,
+        machine=versions(),
+    )  # fmt: skip
+
+
+def counted(who: str, size: str, settings: dict[str, Any]) -> dict[str, int]:
+    """The peak of one program's step, its split, and the number of parameters that train."""
+    warnings.simplefilter("ignore")
+    ids = kept_ids(size, settings["kept"])
+    split: dict[str, int] = {}
+
+    def prepare(device: str) -> Any:
+        options = settings | {"device": device}
+        program = MAKERS[who](make_model(size, settings["dtype"], device, filled=False), ids, options)
+        batches = make_batches(ids, options)
+        trained = sum(parameter.numel() for parameter in program.model.parameters() if parameter.requires_grad)
+
+        def step() -> int:
+            take_step(program, batches, split)
+            return trained
+
+        return step
+
+    peak, trained = peak_of(prepare)
+    return {"peak": peak, **split, "rest": peak - sum(split.values()), "trained": trained}
+
+
 def check_losses(found: dict[str, Pairs], losses: list[float], device: str) -> None:
     """Programs that are the same training must give the same numbers; leanvocab's first is before its memory steps."""
     same = [found[who].losses for who in (FULL, AUTHORS) if who in found]
@@ -412,13 +459,16 @@ def figures_of(
 def measure(options: argparse.Namespace) -> Iterator[Result]:
     budget = Budget(options.seconds)
     sizes = options.models or SIZES[options.size]
+    if options.device == PAPER:
+        yield from (count_case(options, size) for size in sizes)
+        return
     shares = [CASES.get(size, OTHER).share for size in sizes]
     for number, size in enumerate(sizes):
         yield measure_case(options, size, Budget(budget.left * shares[number] / sum(shares[number:])))
 
 
 def main(arguments: list[str] | None = None) -> list[Result]:
-    made = parser(ABOUT)
+    made = parser(ABOUT, counts=True)
     classifiers = [name for name, shape in SHAPES.items() if shape.task == "classifier"]
     made.add_argument("--models", nargs="+", choices=classifiers)
     made.add_argument("--kept", type=int, help="rows to keep")

@@ -1,4 +1,4 @@
-"""`python -m doors [--only TEXT] [--fast] [--json] [--list] [--table]`: run the combinations, and write the table."""
+"""`python -m doors [--only TEXT] [--fast] [--gpu] [--json] [--list] [--table]`: run the combinations, and write the table."""
 
 import argparse
 import contextlib
@@ -22,6 +22,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m doors", description=__doc__)
     parser.add_argument("--only", action="append", default=[], help="doors whose name contains this; repeatable")
     parser.add_argument("--fast", action="store_true", help="only those that `make test` runs")
+    parser.add_argument("--gpu", action="store_true", help="only those that need a GPU")
     parser.add_argument("--json", action="store_true", help="results as JSON lines")
     parser.add_argument("--list", action="store_true", help="names alone; run nothing")
     parser.add_argument(
@@ -32,6 +33,7 @@ def main(arguments: list[str]) -> int:
     doors = all_doors()
     chosen = [each for each in doors if not options.only or any(text in each.name for text in options.only)]
     chosen = [each for each in chosen if each.fast or not options.fast]
+    chosen = [each for each in chosen if each.gpu or not options.gpu]
     if options.list:
         print("\n".join(f"{each.name}  {each.combined}" for each in chosen))
         return 0

@@ -2,12 +2,15 @@
 
 import argparse
 import contextlib
+import gc
 import importlib
 import json
 import math
 import re
 
+import accelerator
 import pytest
+import torch
 
 from benchmarks import _report, fits, output_side, training_step
 from benchmarks.__main__ import LONG_ON_A_CPU, NAMES, abouts, main
@@ -141,11 +144,128 @@ def test_every_loss_of_the_output_side_gives_the_same_value_but_the_restricted_o
     assert restricted < found[output_side.PLAIN]
 
 
+def test_trls_fused_head_gives_the_loss_too():
+    pytest.importorskip("trl")
+    hidden, weight = torch.randn(12, 8, requires_grad=True), torch.randn(40, 8, requires_grad=True)
+    labels = torch.arange(12)
+    found = output_side.fused_loss(output_side.TRL)(hidden, weight, labels)
+    expected = torch.nn.functional.cross_entropy(hidden @ weight.T, labels)
+    torch.testing.assert_close(found, expected)
+    for theirs, ours in zip(
+        torch.autograd.grad(found, (hidden, weight)), torch.autograd.grad(expected, (hidden, weight)), strict=True
+    ):
+        torch.testing.assert_close(theirs, ours)
+
+
+def test_a_program_that_fails_costs_no_other(monkeypatch):
+    losses = output_side.losses
+
+    def with_one_that_fails(*words):
+        def fails():
+            raise RuntimeError("out of shared memory")
+
+        return losses(*words) | {output_side.PLAIN: fails}
+
+    monkeypatch.setattr(output_side, "losses", with_one_that_fails)
+    options = {"device": "cpu", "dtype": "float32", "dim": 16, "kept": 100, "seconds_per_logit": {}}
+    found = output_side.time_case("600", "32", "1", "5", json.dumps(options))
+    assert found["failed"] == {output_side.PLAIN: "RuntimeError: out of shared memory"}
+    assert output_side.RESTRICTED in found["pairs"]
+
+
 @pytest.mark.parametrize("limit", [0, 1, 2, 3, 7, 100, 5000])
 def test_the_largest_batch_is_found_to_within_an_eighth(limit):
     found = fits.largest_that_fits(lambda batch: batch <= limit)
     assert found <= min(limit, fits.LARGEST)
     assert found >= min(limit, fits.LARGEST) * 7 / 8 - 1
+
+
+@pytest.mark.parametrize("limit", [0, 1, 2, 3, 7, 100, 5000])
+@pytest.mark.parametrize("bend", [0, 5, 40])
+def test_the_largest_batch_by_peaks_is_found_to_the_row_in_few_tries(limit, bend):
+    """Peaks stay the same at first, where gradients and states are more than a batch takes."""
+    asked = []
+
+    def peak_of(batch):
+        asked.append(batch)
+        peak = 1000 + 10 * max(batch, bend)
+        return peak if peak <= memory and batch <= limit else None
+
+    memory = 1000 + 10 * max(limit, bend)
+    found = fits.largest_by_peaks(peak_of, memory)
+    assert found == min(limit, fits.LARGEST)
+    assert len(asked) <= 16
+
+
+# --- on paper ----------------------------------------------------------------------------------------------------------
+
+on_an_emulated_device = pytest.mark.skipif(not accelerator.can_be_emulated(), reason="from torch 2.13 on")
+
+
+def peak_of_a_step(name, who, precision, computes):
+    gc.collect()
+    with accelerator.in_use(computes=computes):
+        module = torch.get_device_module(accelerator.NAME)
+        start = module.memory_allocated()
+        training = fits.make_training(name, who, precision, accelerator.NAME, filled=computes)
+        for part in training.model.modules():
+            if isinstance(part, torch.nn.Dropout):
+                part.p = 0.0  # a CPU's attention holds scores where it has dropout
+        for _ in range(2):
+            module.reset_peak_memory_stats()
+            training.take_step(3, 16)
+        return module.max_memory_allocated() - start
+
+
+@on_an_emulated_device
+@pytest.mark.parametrize("who", [OURS, fits.FULL])
+@pytest.mark.parametrize(
+    ("name", "precision"), [("tiny", "mixed"), *(("tiny-lm-64", each) for each in fits.PRECISIONS)]
+)
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft, as above
+def test_the_counted_peak_is_that_of_a_device_that_computes(name, precision, who):
+    accelerator.know_four_bits()
+    peaks = [peak_of_a_step(name, who, precision, computes) for computes in (True, False)]
+    assert peaks[0] == pytest.approx(peaks[1], abs=1024)  # bitsandbytes keeps a table for all models
+
+
+@on_an_emulated_device
+def test_what_fits_is_counted_on_paper_and_says_so(capsys, tmp_path):
+    words = ["--models", "tiny-lm", "--device", "paper", "--precisions", "bf16", "--gibibytes", "0.001", "0.01"]
+    (result,) = fits.main([*words, "--length", "16", "--results", str(tmp_path)])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "counted: largest batch of 16 tokens a row, 0.01 GiB" in printed
+    assert "not measured" in printed
+    assert "Left out: workspaces of kernels" in printed
+    (written,) = tmp_path.glob("fits--tiny-lm--paper--*.json")
+    assert "not measured" in json.loads(written.read_text())["note"]
+    batches = {(each.measure, each.who): each.median for each in result.series if each.unit == "rows"}
+    assert len(batches) == 4
+    for memory in ("0.001", "0.01"):
+        measure = f"counted: largest batch of 16 tokens a row, {memory} GiB"
+        assert batches[measure, OURS] >= batches[measure, fits.FULL]
+    assert "Counted, not measured" in _report.render(abouts(), [result])
+    assert "Left out" in _report.plot(result, tmp_path).read_text()
+
+
+@on_an_emulated_device
+@pytest.mark.parametrize("name", ["language_step", "qlora_step", "training_step"])
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft, as above
+def test_a_step_is_counted_on_paper_and_takes_no_time(name, capsys):
+    (result,) = importlib.import_module(f"benchmarks.{name}").main(["--size", "small", "--device", "paper"])
+    assert "Counted, not measured" in capsys.readouterr().out
+    assert {each.unit for each in result.series} == {"bytes"}
+    assert all(each.measure.startswith("counted: ") for each in result.series)
+    assert "processor" not in result.machine
+    peaks = {each.who: each.median for each in result.series if each.case in ("peak", "bytes") and "peak" in str(each)}
+    full = min(value for who, value in peaks.items() if who in ("QLoRA", "full fine-tuning"))
+    assert all(value < full for who, value in peaks.items() if who.startswith(OURS))
+
+
+def test_a_benchmark_that_counts_nothing_takes_no_paper(capsys):
+    with pytest.raises(SystemExit):
+        output_side.main(["--device", "paper"])
+    assert "invalid choice: 'paper'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["tiny", "tiny-lm"])
@@ -248,11 +368,18 @@ def test_the_page_is_what_the_result_files_give(repository):
 
 
 def test_a_case_of_the_output_side_that_takes_too_long_is_open_and_costs_no_other(monkeypatch):
-    known = {"pairs": {}, "values": {}, "late": [output_side.PLAIN], "products": []}
+    known = {
+        "pairs": {},
+        "values": {},
+        "late": [output_side.PLAIN],
+        "failed": {output_side.CCE: "an error"},
+        "products": [],
+    }
     monkeypatch.setattr(output_side, "run_child", lambda *words: known)
     options = argparse.Namespace(device="cpu", dtype="float32", dim=16, kept=9, rounds=1)
     series, figures, late = output_side.run_case(options, 600, 32, Budget(1.0), {})
     assert (series, figures) == ([], [])
     assert late == [
-        "plain cross-entropy at 600 rows, 32 tokens: open: over the time budget (by its time at a smaller size)"
+        "plain cross-entropy at 600 rows, 32 tokens: open: over the time budget (by its time at a smaller size)",
+        "CCE at 600 rows, 32 tokens: open: it failed: an error",
     ]

@@ -80,6 +80,27 @@ def test_one_number_of_the_host_and_indices_of_the_host_are_taken() -> None:
     assert x[0].tolist() == [1, 1, 1]
 
 
+@pytest.mark.parametrize(
+    "action",
+    [
+        lambda x: x & 3,
+        lambda x: torch.bitwise_and(3, x),
+        lambda x: x.clone().bitwise_or_(1),
+        lambda x: (x > 2) & 1,
+        lambda x: x << 1,
+        lambda x: torch.remainder(7, x + 1),
+        lambda x: torch.copysign(x.double() / 3, -1 / 3),
+        lambda x: torch.special.xlogy(0.1, x.double()),
+        lambda x: torch.special.xlogy(0.1, x),
+    ],
+)
+def test_numbers_are_taken_where_tensors_are(action: Callable[[Tensor], Any]) -> None:
+    host = torch.arange(6, dtype=torch.uint8)
+    on_device, expected = action(host.to(DEVICE)), action(host)
+    assert on_device.dtype == expected.dtype
+    assert torch.equal(on_device.cpu(), expected)
+
+
 def test_numpy_asks_for_a_copy_on_the_host() -> None:
     with pytest.raises(TypeError, match=r"emulated:0 device type tensor to numpy\. Use Tensor\.cpu\(\)"):
         there(2).numpy()
@@ -491,25 +512,56 @@ def test_a_default_device_is_where_new_tensors_land() -> None:
     assert torch.zeros(2).device.type == "cpu"
 
 
+@pytest.mark.parametrize("mask", [None, torch.bool, torch.float32])
+def test_attention_is_the_cpus_and_holds_no_scores(mask: torch.dtype | None) -> None:
+    generator = torch.Generator().manual_seed(0)
+    queries, keys, values = (torch.randn(1, heads, 256, 8, generator=generator) for heads in (4, 2, 2))
+    bias = None if mask is None else (torch.rand(1, 1, 256, 256, generator=generator) > 0.2).to(mask)
+    found = []
+    for device in ("cpu", DEVICE):
+        inputs = [each.to(device).detach().clone().requires_grad_() for each in (queries, keys, values)]
+        there = None if bias is None else bias.to(device)
+        with accelerator.watch() as seen:
+            result = F.scaled_dot_product_attention(*inputs, attn_mask=there, is_causal=bias is None, enable_gqa=True)
+            result.sum().backward()
+        found.append([result, *(each.grad for each in inputs)])
+    assert all(torch.equal(first, second.cpu()) for first, second in zip(*found, strict=True))
+    scores_bytes = 4 * 256 * 256 * 4
+    assert seen.peak_bytes - seen.start_bytes < scores_bytes
+
+
 # --- a card on paper --------------------------------------------------------------------------------------------------
 
 
 def test_where_nothing_is_computed_bytes_and_waits_are_the_same() -> None:
+    """In a second step too, whose shapes are known from the first."""
     found = []
     for computes in (True, False):
         with accelerator.in_use(computes=computes):
             network = small_network().to(DEVICE)
             optimizer = torch.optim.AdamW(network.parameters(), lr=0.1)
-            with accelerator.watch() as seen:
-                loss = loss_of(network)
-                loss.backward()
-                optimizer.step()
-                loss.item()
-            found.append((seen.peak_bytes - seen.start_bytes, len(seen.waits), sum(seen.traffic.values())))
+            for _ in range(2):
+                with accelerator.watch() as seen:
+                    loss = loss_of(network)
+                    loss.backward()
+                    optimizer.step()
+                    loss.item()
+                    optimizer.zero_grad()
+                found.append((seen.peak_bytes - seen.start_bytes, len(seen.waits), sum(seen.traffic.values())))
             parts = accelerator.parts(network, optimizer)
-            assert parts["gradients"] == parts["weights"]
+            assert parts["states"] == 2 * parts["weights"]
             del network, optimizer, loss
-    assert found[0] == found[1]
+    assert found[:2] == found[2:]
+
+
+def test_where_nothing_is_computed_shapes_that_are_known_are_still_those_that_are_asked_for() -> None:
+    with accelerator.in_use(computes=False):
+        x = torch.zeros(3, dtype=torch.uint8, device=DEVICE)
+        for _ in range(2):
+            assert [(x + number).dtype for number in (1, 1.0, True)] == [torch.uint8, torch.float32, torch.uint8]
+            out = torch.empty(0, dtype=torch.uint8, device=DEVICE)
+            assert torch.bitwise_and(x, x, out=out).shape == out.shape == (3,)
+            assert [part.shape for part in torch.aminmax(x.view(1, 3), dim=1)] == [(1,), (1,)]
 
 
 def test_where_nothing_is_computed_a_large_model_takes_no_memory() -> None:

@@ -11,7 +11,7 @@ from unittest import mock
 import torch
 from torch.utils import _device, backend_registration
 
-from accelerator import autocast, kernels, module, streams
+from accelerator import attention, autocast, kernels, module, streams
 from accelerator.memory import NAME, allocate, device_memory, switches
 
 FACTORIES = (
@@ -50,7 +50,7 @@ def _make_known() -> list[Any]:
     importlib.import_module("torch._dynamo")
     _device._device_constructors()
     torch.UntypedStorage.__new__ = _new_storage
-    return [hooks, *kernels.register(), *autocast.register()]
+    return [hooks, *kernels.register(), *attention.register(), *autocast.register()]
 
 
 _plain_new = torch.UntypedStorage.__new__

@@ -3,12 +3,13 @@
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from numbers import Number
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from accelerator import streams
+from accelerator import shapes, streams
 from accelerator.memory import (
     NAME,
     Held,
@@ -58,6 +59,9 @@ class Form(NamedTuple):
     written: tuple[int | str, ...]  # arguments that are written to
     takes_scalars: bool
     is_random: bool
+    wants_tensors: tuple[
+        int | str, ...
+    ]  # arguments that are tensors and may be given as numbers, which torch has unwrapped
 
 
 _forms: dict[int, Form] = {}  # by id of the operation, which stays
@@ -84,7 +88,16 @@ def read_form(op: Any) -> Form:
     name = schema.name.removeprefix("aten::")
     takes_scalars = torch.Tag.pointwise in op.tags or name in TAKING_SCALARS
     is_random = torch.Tag.nondeterministic_seeded in op.tags
-    return Form(name, returned, tuple(written), takes_scalars, is_random)
+    tensors = () if torch._C._should_allow_numbers_as_tensors(name) else _tensor_arguments(schema)
+    return Form(name, returned, tuple(written), takes_scalars, is_random, tensors)
+
+
+def _tensor_arguments(schema: Any) -> tuple[int | str, ...]:
+    named = [
+        (argument.name if argument.kwarg_only else position, argument)
+        for position, argument in enumerate(schema.arguments)
+    ]
+    return tuple(where for where, argument in named if str(argument.type) == "Tensor")
 
 
 def tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
@@ -116,12 +129,33 @@ def run(op: Any, *args: Any, **kwargs: Any) -> Any:
     generator = kwargs.get("generator")
     if generator is not None:
         raise RuntimeError(f"Expected a '{NAME}' device type for generator but found '{generator.device.type}'")
-    inner_args = mapped(_inner, args)
-    inner_kwargs = {name: mapped(_inner, value) for name, value in kwargs.items()}
+    result = by_computing(op, form, args, kwargs) if switches.computes else by_shapes(op, form, args, kwargs)
+    note(form, args, kwargs, given, result)
+    return result
+
+
+def by_computing(op: Any, form: Form, args: Any, kwargs: Any) -> Any:
+    """The result of the operation on what is inside."""
+    inner_args, inner_kwargs = wrapped(
+        form, mapped(_inner, args), {name: mapped(_inner, value) for name, value in kwargs.items()}
+    )
     with randomness(form):
         raw = computed(op, form.name, inner_args, inner_kwargs)
-    result = outer(form, args, kwargs, (inner_args, inner_kwargs), raw)
-    note(form, args, kwargs, given, result)
+    return outer(form, args, kwargs, (inner_args, inner_kwargs), raw)
+
+
+def by_shapes(op: Any, form: Form, args: Any, kwargs: Any) -> Any:
+    """The same on paper; asked once for the same shapes, unless the operation gives both what it was given and something new."""
+    only_writes = bool(form.written) and None not in form.returned
+    key = shapes.key_of(op, args, kwargs) if only_writes or not form.written else None
+    if key is None or form.name in NOTHING_KNOWN:
+        return by_computing(op, form, args, kwargs)
+    if key in shapes.known:
+        raw = shapes.made(shapes.known[key])
+        return _results(form, args, kwargs, raw) if only_writes else raw
+    result = by_computing(op, form, args, kwargs)
+    if key == shapes.key_of(op, args, kwargs):  # it has made no room for what it writes
+        shapes.remember(key, None if only_writes else result)
     return result
 
 
@@ -152,6 +186,22 @@ def _inner(value: Any) -> Any:
     return torch.device(host()) if isinstance(value, torch.device) else value
 
 
+def wrapped(form: Form, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """Arguments in which numbers are tensors where the operation takes no numbers."""
+    if not any(isinstance(_argument(where, args, kwargs), Number) for where in form.wants_tensors):
+        return args, kwargs
+    is_wide = any(tensor.dtype == torch.float64 for tensor in tensors_in([*args, *kwargs.values()]))
+
+    def as_tensor(where: int | str, value: Any) -> Any:
+        if where not in form.wants_tensors or not isinstance(value, Number):
+            return value
+        dtype = torch.float64 if is_wide and isinstance(value, float) else None
+        return torch.tensor(value, dtype=dtype, device=host())
+
+    new = tuple(as_tensor(position, value) for position, value in enumerate(args))
+    return new, {name: as_tensor(name, value) for name, value in kwargs.items()}
+
+
 def outer(form: Form, args: Any, kwargs: Any, inner: tuple[Any, Any], raw: Any) -> Any:
     """The results as tensors of the device: arguments that were written to as they were given, others new."""
     for where in form.written:
@@ -159,8 +209,13 @@ def outer(form: Form, args: Any, kwargs: Any, inner: tuple[Any, Any], raw: Any) 
         for tensor, now in zip(tensors_in([given]), tensors_in([within]), strict=True):
             if tensor.shape != now.shape or tensor.stride() != now.stride():
                 set_(tensor, adopt(now.untyped_storage()), now.storage_offset(), now.size(), now.stride())
-    if isinstance(raw, tuple) and len(form.returned) > 1:
-        return tuple(_result(where, args, kwargs, value) for where, value in zip(form.returned, raw, strict=True))
+    return _results(form, args, kwargs, raw)
+
+
+def _results(form: Form, args: Any, kwargs: Any, raw: Any) -> Any:
+    if len(form.returned) > 1:
+        values = raw or [None] * len(form.returned)
+        return tuple(_result(where, args, kwargs, value) for where, value in zip(form.returned, values, strict=True))
     return _result(form.returned[0], args, kwargs, raw) if form.returned else raw
 
 
@@ -335,7 +390,6 @@ def register() -> list[torch.library.Library]:
         "copy_": copy_,
         "_to_copy": to_copy,
         "record_stream": lambda tensor, stream: None,
-        "_fused_sdp_choice": lambda *_, **__: 0,  # attention of plain operations
     }
     for name, kernel in own.items():
         library.impl(name, kernel, KEY)
