@@ -36,7 +36,6 @@ def test_bf16_takes_no_more_than_fp32(mode: str) -> None:
     assert peaks_of("bf16", mode).training <= peaks_of("fp32", mode).training
 
 
-@pytest.mark.xfail(strict=True, reason="the partial rows and states stay while the full ones are made")
 @pytest.mark.parametrize("mode", SHRUNK)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_merge_holds_no_full_matrix_beside_the_one_that_stays(dtype: str, mode: str) -> None:

@@ -54,6 +54,9 @@ class RemapLinear(PartialModule, nn.Linear):
         self.frozen_rows = frozen if frozen is not None and frozen.device == device else None
         self.num_calls = self.__dict__.get("num_calls", 0)
 
+    def drop_caches(self) -> None:
+        self.frozen_rows = None
+
     def forward(self, input: Tensor) -> Tensor:
         return self._computed(input) if torch.compiler.is_compiling() else self._lazy(input)
 
