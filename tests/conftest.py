@@ -62,8 +62,9 @@ def few_scores_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several chunks of tokens and several blocks of rows, as real sizes have them."""
     from models import EXACT, FULL_SIZE
 
-    from leanvocab.output import loss
+    from leanvocab.output import loss, scores
 
+    monkeypatch.setattr(scores, "SMALLEST_PIECE_BYTES", 0)
     for device in loss.CHUNK_BYTES:
         monkeypatch.setitem(loss.CHUNK_BYTES, device, 7 * 4 * FULL_SIZE)
     monkeypatch.setattr("leanvocab.output.projection.STREAMED_BYTES", 77 * EXACT.width * 4)

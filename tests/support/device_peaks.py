@@ -3,6 +3,7 @@ prints them: `python tests/support/device_peaks.py`. Counted, not measured: what
 
 import functools
 import gc
+from collections import Counter
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -78,18 +79,23 @@ def peaks_of(dtype: str, mode: str, *, computes: bool = False) -> Peaks:
 
 @functools.cache
 def loss_traffic(dtype: str, mode: str) -> dict[str, float]:
-    """Passes of the loss over its scores [tokens, columns], products aside: bytes moved over the scores' bytes, by operation."""
+    """Passes of the loss over its scores [tokens, columns], by operation: bytes that it reads and writes on the device, forward
+    and backward, over the scores' bytes. Aside are products, and the arrival of rows from the host."""
     with accelerator.in_use(computes=False):
         model: Any = shrink_(_model(dtype).to(accelerator.NAME).train(), kept_vocabulary(), **(MODES[mode] or {}))
         hidden = torch.zeros(NUM_TOKENS, DIM, dtype=model.dtype, device=accelerator.NAME, requires_grad=True)
         labels = torch.zeros(NUM_TOKENS, dtype=torch.int64, device=accelerator.NAME)
         for _ in range(2):  # the first brings the frozen rows
+            model.lm_head.weight.grad = hidden.grad = None  # what is added to them is no pass of the loss
             with accelerator.watch() as seen:
                 torch.nn.functional.cross_entropy(model.lm_head(hidden), labels).backward()
     columns = NUM_KEPT if mode == "restricted" else FULL_SIZE
     scores_bytes = NUM_TOKENS * columns * model.dtype.itemsize
-    passes = {name: num_bytes / scores_bytes for name, num_bytes in seen.traffic_by_operation().items()}
-    return {name: share for name, share in passes.items() if name not in ("mm", "addmm") and share > 0.05}
+    passes: Counter[str] = Counter()
+    for (name, line), num_bytes in seen.traffic.items():
+        is_aside = name in ("mm", "addmm") or line.startswith("devices.py")
+        passes[name] += 0 if is_aside else num_bytes / scores_bytes
+    return {name: share for name, share in passes.most_common() if share > 0.01}
 
 
 def _run(model: Any, dtype: str, mode: str) -> list[int]:

@@ -226,6 +226,40 @@ def test_a_default_device_changes_nothing(output: Any, during: str) -> None:
     assert all(torch.equal(first, second) for first, second in zip(*found, strict=True))
 
 
+# --- rows on the host -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])  # rows come once, or twice
+def test_rows_on_the_host_come_in_order_and_are_not_written_over(smoothing: float, few_scores_at_once: None) -> None:
+    """Blocks arrive on a stream of their own, from pinned memory and to memory that are used again."""
+    known = len(accelerator.hazards())
+    found = []
+    for device in ("cpu", DEVICE):
+        model = shrink_(small_lm("llama-tied").to(device).train(), lm_vocabulary(), frozen_rows="host")
+        for step in range(2):
+            inputs = {name: value.to(device) for name, value in lm_batch(step).items()}
+            logits, labels = model(input_ids=inputs["input_ids"]).logits.flatten(0, 1), inputs["labels"].flatten()
+            nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing).backward()
+        found.append([parameter.grad.cpu() for parameter in model.parameters()])
+    for there, here in zip(*found, strict=True):
+        torch.testing.assert_close(there, here, rtol=1e-4, atol=1e-6)
+    assert accelerator.hazards()[known:] == []
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_rows_on_the_host_come_once_where_the_hidden_states_alone_need_them(smoothing: float) -> None:
+    model, batch = lean_model("llama-tied", frozen_rows="host"), there()
+    for _ in range(2):
+        logits = model(input_ids=batch["input_ids"]).logits.flatten(0, 1)
+        with accelerator.watch() as seen:
+            nn.functional.cross_entropy(logits, batch["labels"].flatten(), label_smoothing=smoothing)
+    frozen = model.lm_head.frozen_rows.sizes
+    brought = {
+        line.split(":")[0]: num_bytes for line, num_bytes in seen.traffic_by_line().items() if line.endswith(" _send")
+    }
+    assert brought["devices.py"] == (2 if smoothing else 1) * frozen.frozen_rows * frozen.dim * 4
+
+
 # --- waits ------------------------------------------------------------------------------------------------------------
 
 MODES: dict[str, dict[str, Any]] = {

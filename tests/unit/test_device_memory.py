@@ -24,9 +24,6 @@ def test_a_shrunk_model_trains_in_less_memory_than_an_ordinary_one(dtype: str, m
     assert peaks_of(dtype, mode).training < 0.75 * peaks_of(dtype, "ordinary").training
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a block of this size is all of the rows, and scores of the kept ones are there twice"
-)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_frozen_rows_on_the_host_save_the_memory_that_they_would_take(dtype: str) -> None:
     frozen_bytes = (FULL_SIZE - NUM_KEPT) * DIM * (2 if "bf16" in dtype else 4)
@@ -39,7 +36,6 @@ def test_bf16_takes_no_more_than_fp32(mode: str) -> None:
     assert peaks_of("bf16", mode).training <= peaks_of("fp32", mode).training
 
 
-@pytest.mark.xfail(strict=True, reason="the partial rows and states stay while the full ones are made")
 @pytest.mark.parametrize("mode", SHRUNK)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_merge_holds_no_full_matrix_beside_the_one_that_stays(dtype: str, mode: str) -> None:
@@ -47,19 +43,14 @@ def test_a_merge_holds_no_full_matrix_beside_the_one_that_stays(dtype: str, mode
     assert peaks.merging <= 1.02 * peaks.merged
 
 
-_PASSES = pytest.mark.xfail(strict=True, reason="casts, softmax, gradient and sums are passes of their own")
-
-
-@pytest.mark.parametrize(
-    ("dtype", "mode"),
-    [
-        ("fp32", "frozen, device"),
-        pytest.param("bf16", "frozen, device", marks=_PASSES),
-        pytest.param("fp32", "frozen, host", marks=_PASSES),
-        pytest.param("bf16", "frozen, host", marks=_PASSES),
-        pytest.param("fp32", "restricted", marks=_PASSES),
-        pytest.param("bf16", "restricted", marks=_PASSES),
-    ],
+_WIDENING = pytest.mark.xfail(
+    strict=True,
+    reason="12.3, 14.8 and 14.3 passes: each of torch's operations that computes in fp32 what is there in bf16 is a pass of its "
+    "own, and moves twice the bytes; the kernels for CUDA pass three times",
 )
+
+
+@pytest.mark.parametrize("mode", SHRUNK)
+@pytest.mark.parametrize("dtype", ["fp32", pytest.param("bf16", marks=_WIDENING)])
 def test_the_loss_passes_over_its_scores_five_times_at_most(dtype: str, mode: str) -> None:
     assert sum(loss_traffic(dtype, mode).values()) <= 5

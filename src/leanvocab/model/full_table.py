@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from leanvocab.choices import OutputMode
 from leanvocab.files.row_store import put_rows, take_rows, zero_pages
@@ -63,15 +64,23 @@ def partial_weight(full: nn.Parameter, table: PartialTable) -> nn.Parameter:
     return partial
 
 
-def full_weight(module: PartialModule) -> nn.Parameter:
-    """All rows of a partial matrix, with the gradients of those that were kept."""
+def full_rows_of(module: PartialModule) -> tuple[Tensor, Tensor | None]:
+    """All rows of a partial matrix, and the gradients of those that were kept if there are any: on the CPU, in memory that
+    unused rows do not take."""
     partial, table = weight_of(module), module.table
-    full = nn.Parameter(table.full_rows(partial).to(partial.device), requires_grad=partial.requires_grad)
+    gradient = None
     if partial.grad is not None:
         gradient = zero_pages((table.full_size, partial.shape[1]), partial.dtype)
         put_rows(gradient, table.token_ids, partial.grad.to_dense() if partial.grad.is_sparse else partial.grad)
-        full.grad = gradient.to(partial.device)
-    full.__dict__.update(partial.__dict__)
+    return table.full_rows(partial), gradient
+
+
+def full_weight(partial: nn.Parameter, rows: Tensor, gradient: Tensor | None, device: torch.device) -> nn.Parameter:
+    """The parameter in the place of a partial one, on a device, of what `full_rows_of` gave."""
+    full = nn.Parameter(rows.to(device), requires_grad=partial.requires_grad)
+    if gradient is not None:
+        full.grad = gradient.to(device)
+    full.__dict__.update(partial.__dict__)  # attributes that libraries put on parameters
     give_hooks_back(partial, full)
     full.__dict__.pop("ds_shape", None)
     return full

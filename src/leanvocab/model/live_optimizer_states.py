@@ -1,6 +1,8 @@
 """States of live optimizers for a partial matrix: cut to its rows, given in full, handed over with the parameter."""
 
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,14 +124,48 @@ def give_full_states(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
 
 
 def full_states_of(optimizer: Optimizer | None, table: PartialTable, weight: Tensor) -> dict[str, Any] | None:
-    """The states of `weight` in full, each on the device that it is on; None where the optimizer has none."""
+    """The states of `weight` in full, those of each row on CPU; None where the optimizer has none."""
     if optimizer is None or weight not in optimizer.state:
         return None
-    state = optimizer.state[weight]
-    return {
-        key: value.to(state[key].device) if isinstance(value, Tensor) else value
-        for key, value in full_states(optimizer, table, weight, state).items()
-    }
+    return full_states(optimizer, table, weight, optimizer.state[weight])
+
+
+def state_devices(optimizer: Optimizer | None, weight: Tensor) -> dict[str, torch.device]:
+    """The device of each state of `weight`."""
+    states = {} if optimizer is None else optimizer.state.get(weight, {})
+    return {key: value.device for key, value in states.items() if isinstance(value, Tensor)}
+
+
+def states_on(devices: dict[str, torch.device], states: dict[str, Any] | None) -> dict[str, Any] | None:
+    """States of a parameter, each on its device."""
+    if states is None:
+        return None
+    return {key: value.to(devices[key]) if key in devices else value for key, value in states.items()}
+
+
+@contextmanager
+def out_of_the_way(optimizer: Optimizer | None, weight: nn.Parameter) -> Iterator[None]:
+    """Takes a parameter, its gradient and its states of each row to the CPU, so that full ones have room on its device. They come
+    back where the block raises."""
+    device, cpu = weight.device, torch.device("cpu")
+    states = optimizer.state.get(weight, {}) if optimizer is not None else {}
+    moved = [key for key, value in states.items() if has_rows(key, value) and value.device == device]
+    _move(weight, states, moved, cpu)
+    try:
+        yield
+    except BaseException:
+        _move(weight, states, moved, device)
+        raise
+
+
+def _move(weight: nn.Parameter, states: dict[str, Any], keys: list[str], device: torch.device) -> None:
+    if weight.device == device:
+        return
+    gradient, weight.grad = weight.grad, None
+    weight.data = weight.data.to(device)
+    weight.grad = None if gradient is None else gradient.to(device)
+    for key in keys:
+        states[key] = states[key].to(device)
 
 
 def full_states(optimizer: Optimizer, table: PartialTable, weight: Tensor, state: dict[str, Any]) -> dict[str, Any]:

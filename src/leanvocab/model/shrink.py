@@ -5,13 +5,14 @@ leave half shrunk.
 """
 
 import contextlib
+import traceback
 import types
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from leanvocab.choices import FrozenRowsOn, Ids, OnMissing, OutputMode
@@ -20,16 +21,23 @@ from leanvocab.files.row_store import RowStore
 from leanvocab.model import stand_ins
 from leanvocab.model.checks import check_gradient, check_inserted_ids_stay, check_modes, check_options, check_whole
 from leanvocab.model.find import find_tables
-from leanvocab.model.full_table import FullTable, full_weight, partial_weight, weight_of
+from leanvocab.model.full_table import FullTable, full_rows_of, full_weight, partial_weight, weight_of
 from leanvocab.model.guard import Guard
-from leanvocab.model.live_optimizer_states import full_states_of, hand_over, partial_states
+from leanvocab.model.live_optimizer_states import (
+    full_states_of,
+    hand_over,
+    out_of_the_way,
+    partial_states,
+    state_devices,
+    states_on,
+)
 from leanvocab.model.optimizer_steps import StepHook, step_hook
 from leanvocab.output import trl_losses
 from leanvocab.output.layer import RemapLinear
 from leanvocab.partial.attachments import put_attributes, take_off
 from leanvocab.partial.decay import DecayReplay
 from leanvocab.partial.embedding import RemapEmbedding
-from leanvocab.partial.module import partial_modules, restore_class, switch_class
+from leanvocab.partial.module import PartialModule, partial_modules, restore_class, switch_class
 from leanvocab.partial.optimizers import unwrapped_optimizer
 from leanvocab.partial.partial_table import PartialTable
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
@@ -100,12 +108,13 @@ def merge_(model: M, *, optimizer: Optimizer | None = None) -> M:
         module.check_length()
     optimizer, hook = unwrapped_optimizer(optimizer), step_hook()
     holders = {weight_of(module): module for module in modules}  # one of each that are tied
-    full = {weight: full_weight(module) for weight, module in holders.items()}
-    states = [full_states_of(optimizer, module.table, weight) for weight, module in holders.items()]
-    _restore(model, full)
-    for weight, its_states in zip(full, states, strict=True):
+    rows = {weight: full_rows_of(module) for weight, module in holders.items()}
+    states = {weight: full_states_of(optimizer, module.table, weight) for weight, module in holders.items()}
+    full = _on_their_devices(modules, optimizer, rows, states)
+    _restore(model, {weight: parameter for weight, (parameter, _) in full.items()})
+    for weight, (parameter, its_states) in full.items():
         hook.retire(weight, "the model was merged")
-        hand_over(optimizer, weight, full[weight], its_states)
+        hand_over(optimizer, weight, parameter, its_states)
     return model
 
 
@@ -185,6 +194,34 @@ def _put_in_place(
     for weight, its_states in zip(full, states, strict=True):
         hook.retire(full[weight], "the model was shrunk")
         hand_over(optimizer, full[weight], weight, its_states)
+
+
+def _on_their_devices(
+    modules: list[PartialModule],
+    optimizer: Optimizer | None,
+    rows: dict[nn.Parameter, tuple[Tensor, Tensor | None]],
+    states: dict[nn.Parameter, dict[str, Any] | None],
+) -> dict[nn.Parameter, tuple[nn.Parameter, dict[str, Any] | None]]:
+    """Full parameters and their states, from what is full on the CPU: each on the device of the partial one, which makes room
+    for it first. Nothing has happened where there is no room: frozen rows are brought again when they are needed."""
+    devices = {weight: (weight.device, state_devices(optimizer, weight)) for weight in rows}
+    for module in modules:
+        module.drop_caches()
+    full: dict[nn.Parameter, tuple[nn.Parameter, dict[str, Any] | None]] = {}
+    with contextlib.ExitStack() as back:
+        for weight in rows:
+            back.enter_context(out_of_the_way(optimizer, weight))
+        try:
+            for weight, (device, of_states) in devices.items():
+                full[weight] = (
+                    full_weight(weight, *rows.pop(weight), device),
+                    states_on(of_states, states.pop(weight)),
+                )
+        except BaseException as error:  # nothing that is full stays, so that what was there has its room again
+            full.clear()
+            traceback.clear_frames(error.__traceback__)
+            raise
+    return full
 
 
 def _rebind_forward(module: nn.Module) -> None:

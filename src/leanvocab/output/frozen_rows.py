@@ -7,9 +7,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from leanvocab.output.projection import CompactRows, MappedRows, Projection, rows_in_a_block
-from leanvocab.partial.devices import brought, device_module, has_streams, wait_for
+from leanvocab.output.projection import CompactRows, FrozenBlock, MappedRows, Projection, rows_in_a_block
+from leanvocab.partial.devices import Passage, brought, has_streams
 from leanvocab.partial.partial_table import PartialTable
+
+_BLOCKS = 16  # frozen rows are streamed in as many at least: of two on a device an eighth of the rows is there
 
 
 @dataclass(frozen=True)
@@ -32,28 +34,33 @@ class FrozenSizes:
         return self.computed if self.computed.itemsize <= self.stored.itemsize else self.stored
 
     @property
+    def frozen_rows(self) -> int:
+        """Rows that do not train."""
+        return self.full_rows - self.kept_rows
+
+    @property
     def block_rows(self) -> int:
         """Rows that are on their way to the product at once."""
-        return min(self.full_rows, rows_in_a_block(self.dim, self.computed))
+        rows = rows_in_a_block(self.dim, self.computed)
+        return max(1, min(rows, -(-self.frozen_rows // _BLOCKS) if self.on_host else self.frozen_rows))
 
     @property
     def columns_at_once(self) -> int:
         """Columns of one product."""
-        return self.block_rows if self.on_host else self.full_rows
+        return max(self.block_rows, self.kept_rows) if self.on_host else self.full_rows
 
     @property
     def held_bytes(self) -> int:
         """The rows on the device, and two int64 [full_rows]: the id of each column, the column of each id."""
-        num_values = (self.full_rows - self.kept_rows) * self.dim
+        num_values = self.frozen_rows * self.dim
         return 0 if self.on_host else num_values * self.held_dtype.itemsize + 2 * 8 * self.full_rows
 
     @property
     def moving_bytes(self) -> int:
-        """A block of rows that is cast; from the host, that block and the next one, and this as it comes where it is cast."""
+        """From the host two blocks of rows, as they are held; and a block that is cast, where rows are."""
         value_bytes, held_bytes = self.computed.itemsize, self.held_dtype.itemsize
-        is_cast = held_bytes < value_bytes
-        moving_bytes = 2 * value_bytes + is_cast * held_bytes if self.on_host else is_cast * value_bytes
-        return self.block_rows * self.dim * moving_bytes
+        cast_bytes = value_bytes if held_bytes < value_bytes else 0
+        return self.block_rows * self.dim * (cast_bytes + (2 * held_bytes if self.on_host else 0))
 
 
 class FrozenRows:
@@ -72,7 +79,7 @@ class FrozenRows:
         with torch.inference_mode(False):  # training goes on with what an evaluation made
             self._source = table.frozen_rows()
         self._store = table.store
-        self._rooms: list[tuple[Tensor, Any]] = []  # pinned, each with the event that it is free
+        self._passage: Passage | None = None
         self._whole: MappedRows | CompactRows | None = None
         on_host = table.frozen_rows_on == "host"
         full_rows, dim = self._source.shape
@@ -94,53 +101,49 @@ class FrozenRows:
     def whole(self) -> Projection:
         """All columns at once."""
         if self._whole is None:
-            mapped = MappedRows(self._source, self.table.token_ids, slice(0, self.table.num_rows))
+            mapped = MappedRows(self._source, self.table.token_ids)
             with torch.inference_mode(False):
                 self._whole = mapped if self.device.type in self.mapped_on else self._compact()
         return self._whole
 
-    def blocks(self) -> Iterator[MappedRows]:
-        """All columns, one block after the other."""
-        step = self.sizes.block_rows
-        ids = self.table.token_ids
-        ids_there = brought(ids, self.device)
-        for start in range(0, len(self._source), step):
-            rows = self._source[start : start + step]
-            first, last = (
-                int(index) for index in torch.searchsorted(ids, torch.tensor([start, start + len(rows)], device="cpu"))
-            )
-            here = ids_there[first:last] - start
-            number = start // step
-            yield MappedRows(self._brought(rows, number).to(self.dtype), here, slice(first, last), start)
+    def blocks(self, passing: bool) -> Iterator[FrozenBlock]:
+        """The frozen columns, block by block; where they are `passing`, a block has the memory of the next but one."""
+        step, num_rows = self.sizes.block_rows, self.sizes.frozen_rows
+        kept = self.table.token_ids
+        before, before_there = _frozen_before(kept), _frozen_before(brought(kept, self.device))
+        starts = range(0, num_rows, step)
 
-    def _brought(self, rows: Tensor, number: int) -> Tensor:
-        """A block of rows on the device, by one of two pieces of pinned memory: written to again once the copy was made."""
-        if not has_streams(self.device):
-            return rows.to(self.sizes.held_dtype).to(self.device)
-        module = device_module(self.device)
-        if not self._rooms:
-            shape, dtype = (self.sizes.block_rows, self.sizes.dim), self.sizes.held_dtype
-            with torch.inference_mode(False):
-                rooms = [torch.empty(shape, dtype=dtype, device="cpu", pin_memory=True) for _ in range(2)]
-            self._rooms = [(room, module.Event()) for room in rooms]
-        room, is_free = self._rooms[number % 2]
-        wait_for(is_free)
-        there = room[: len(rows)].copy_(rows).to(self.device, non_blocking=True)
-        is_free.record(module.current_stream(self.device))
-        return there
+        def gather(number: int, room: Tensor | None = None) -> Tensor:
+            ids = _frozen_ids(before, starts[number], min(starts[number] + step, num_rows))
+            return self._gathered(ids, None if room is None else room[: len(ids)])
+
+        if has_streams(self.device):
+            if self._passage is None:
+                self._passage = Passage((step, self.sizes.dim), self.sizes.held_dtype, self.device)
+            blocks = self._passage.of(len(starts), gather)
+        else:
+            blocks = (gather(number).to(self.device) for number in range(len(starts)))
+        for start, rows in zip(starts, blocks, strict=True):
+            ids, there = _frozen_ids(before_there, start, start + len(rows)), rows.to(self.dtype, copy=not passing)
+            yield FrozenBlock(ids, self.table.full_size, there)
+            del rows, there  # before the next ones come
+
+    def _gathered(self, ids: Tensor, room: Tensor | None = None) -> Tensor:
+        """Rows of ids as they are held, on the CPU, in `room` if given."""
+        if room is not None and room.dtype == self._source.dtype:
+            return torch.index_select(self._source, 0, ids, out=room)
+        rows = self._source.index_select(0, ids)
+        return rows.to(self.sizes.held_dtype) if room is None else room.copy_(rows)
 
     def _compact(self) -> CompactRows:
-        kept = torch.zeros(self.table.full_size, dtype=torch.bool, device="cpu")
-        kept[self.table.token_ids] = True
-        others = (~kept).nonzero()[:, 0]
+        others = _frozen_ids(_frozen_before(self.table.token_ids), 0, self.sizes.frozen_rows)
         id_of_column = torch.cat([self.table.token_ids, others])
         column_of_id = torch.empty_like(id_of_column)
         column_of_id[id_of_column] = torch.arange(len(id_of_column), device="cpu")
-        dtype = self.sizes.held_dtype
-        rows = torch.empty(len(others), self.sizes.dim, device=self.device, dtype=dtype)
+        rows = torch.empty(len(others), self.sizes.dim, device=self.device, dtype=self.sizes.held_dtype)
         step = rows_in_a_block(self.sizes.dim, self._source.dtype)
         for start in range(0, len(others), step):
-            rows[start : start + step].copy_(self._source[others[start : start + step]].to(dtype))
+            rows[start : start + step].copy_(self._gathered(others[start : start + step]))
         return CompactRows(rows, id_of_column.to(self.device), column_of_id.to(self.device))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "FrozenRows":
@@ -148,3 +151,14 @@ class FrozenRows:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(None), ()  # made anew from the table
+
+
+def _frozen_before(kept_ids: Tensor) -> Tensor:
+    """The number of frozen rows before each kept one."""
+    return kept_ids - torch.arange(len(kept_ids), device=kept_ids.device)
+
+
+def _frozen_ids(before: Tensor, start: int, stop: int) -> Tensor:
+    """Ids of frozen rows from one number to another, in their order: as many higher as kept rows come before them."""
+    numbers = torch.arange(start, stop, device=before.device)
+    return numbers + torch.searchsorted(before, numbers, right=True)

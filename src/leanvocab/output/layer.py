@@ -54,6 +54,9 @@ class RemapLinear(PartialModule, nn.Linear):
         self.frozen_rows = frozen if frozen is not None and frozen.device == device else None
         self.num_calls = self.__dict__.get("num_calls", 0)
 
+    def drop_caches(self) -> None:
+        self.frozen_rows = None
+
     def forward(self, input: Tensor) -> Tensor:
         return self._computed(input) if torch.compiler.is_compiling() else self._lazy(input)
 
@@ -82,11 +85,13 @@ class RemapLinear(PartialModule, nn.Linear):
     def _columns(self, hidden: Tensor) -> SoftmaxColumns:
         if self.table.output == "restricted":
             kept = self._kept_rows(hidden.device)
-            return SoftmaxColumns(lambda: kept, None, self.table.num_rows)
+            return SoftmaxColumns(lambda: kept, self.table.num_rows)
         frozen = self.frozen_rows
         if frozen is None or not frozen.fits(self.table, hidden.device, hidden.dtype):
             frozen = self.frozen_rows = FrozenRows(self.table, hidden.device, hidden.dtype, frozen)
-        return SoftmaxColumns(frozen.whole, frozen.blocks if frozen.sizes.on_host else None, self.table.full_size)
+        if not frozen.sizes.on_host:
+            return SoftmaxColumns(frozen.whole, self.table.full_size)
+        return SoftmaxColumns(frozen.whole, self.table.full_size, frozen.blocks, self._kept_rows(hidden.device))
 
     def _kept_rows(self, device: torch.device) -> KeptRows:
         if self._ids.device != device:  # some libraries move parameters one by one (FSDP)

@@ -174,11 +174,10 @@ class LazyLogits(torch.Tensor):
             flat = self._hidden.reshape(-1, self._hidden.shape[-1])
             rows = self._snapshot.rows.to(flat.dtype)
             with without_autocast(flat.device):
-                blocks = [
-                    projection.in_full_order(self._elementwise(project(projection, flat, rows), projection.arrange))
-                    for projection in self._snapshot.columns.in_order()
-                ]
-            self._value = (blocks[0] if len(blocks) == 1 else torch.cat(blocks, -1)).view(self.shape)
+                value = self._snapshot.columns.in_full_order(
+                    lambda part: self._elementwise(project(part, flat, rows), part.arrange)
+                )
+            self._value = value.view(self.shape)
         for hook in self._waiting.values() if self._value.requires_grad else ():
             self._value.register_hook(hook)
         return self._value

@@ -4,6 +4,7 @@ Scaling, soft-capping, casts and an added bias commute with cutting logits into 
 computed without ever holding all of them (docs/decisions/lazy-logits.md). Reshaping is done on the hidden states.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -65,6 +66,12 @@ class Elementwise:
     def only_casts(self) -> bool:
         """True where gradients pass through unchanged but for their dtype."""
         return all(function is Tensor.to for function, _ in self.steps)
+
+    def only_widens(self, dtype: torch.dtype) -> bool:
+        """True where scores of a dtype are cast alone, and none loses anything by it."""
+        casts = (operand for _, operands in self.steps for operand in operands if isinstance(operand, torch.dtype))
+        dtypes = [dtype, *casts]
+        return self.only_casts and all(torch.promote_types(*pair) == pair[1] for pair in itertools.pairwise(dtypes))
 
     def dtype(self, scores: Tensor) -> torch.dtype:
         """The dtype of the result for scores of the dtype and on the device of a tensor."""

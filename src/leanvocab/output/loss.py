@@ -6,7 +6,7 @@ ordinary training has three, since nothing is computed for the gradient of rows 
 ignored are left out from the start (docs/decisions/frozen-rows.md).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,7 +17,8 @@ from torch.autograd.function import once_differentiable
 from leanvocab.choices import IGNORE_INDEX
 from leanvocab.output.frozen_rows import FrozenSizes
 from leanvocab.output.logit_operations import Elementwise
-from leanvocab.output.projection import MappedRows, Projection
+from leanvocab.output.projection import FrozenBlock, KeptRows, Projection
+from leanvocab.output.scores import Scores, Statistics, Targets, in_pieces, tokens_in_a_piece, wide_dtype
 from leanvocab.partial.devices import OnItsWay, has_streams, without_autocast
 
 # Scores that are held at once. A product reads and rearranges all frozen rows for each chunk: at 262,144 × 640 on two CPU
@@ -37,28 +38,45 @@ def tokens_at_once(device: torch.device, value_bytes: int, num_columns: int) -> 
 def peak_bytes(num_tokens: int, kept_rows: int, dim: int, computed: torch.dtype, frozen: FrozenSizes | None) -> int:
     """Bytes that the loss holds at its peak on a GPU, beside the frozen rows: by arithmetic, for an estimate.
 
-    Scores of one chunk of tokens, in the dtype of the product and in fp32, those of kept rows among frozen ones a second time;
-    sums of gradients; frozen rows on their way to the product.
+    Scores of one chunk of tokens, in the dtype of the product, and where this is narrow those of a piece in fp32; the hidden
+    states, and the gradients of these and of the kept rows; frozen rows on their way to the product.
     """
     num_columns = kept_rows if frozen is None else frozen.columns_at_once
-    again = 0 if frozen is None else min(kept_rows, num_columns)
     step = min(tokens_at_once(torch.device("cuda"), computed.itemsize, num_columns), num_tokens)
-    score_bytes = _WIDE_BYTES + (computed.itemsize if computed.itemsize < _WIDE_BYTES else 0)
-    sums_bytes = (num_tokens + kept_rows) * dim * _WIDE_BYTES
-    return step * (num_columns + again) * score_bytes + sums_bytes + (0 if frozen is None else frozen.moving_bytes)
+    score_bytes = step * num_columns * computed.itemsize
+    if computed.itemsize < _WIDE_BYTES:
+        score_bytes += tokens_in_a_piece(step, num_columns) * num_columns * _WIDE_BYTES
+    num_sums = 2 * num_tokens + kept_rows
+    return score_bytes + num_sums * dim * computed.itemsize + (0 if frozen is None else frozen.moving_bytes)
 
 
 @dataclass(frozen=True)
 class SoftmaxColumns:
-    """The columns that the softmax is over: at once, or block by block where frozen rows are streamed to a device."""
+    """The columns that the softmax is over: at once, or in parts where frozen rows are streamed past a device."""
 
     whole: Callable[[], Projection]
-    blocks: Callable[[], Iterable[MappedRows]] | None
     num_columns: int
+    frozen_blocks: Callable[[bool], Iterator[FrozenBlock]] | None = None  # True: the memory of a block is used again
+    kept: KeptRows | None = None  # where there are blocks
 
-    def in_order(self) -> Iterable[Projection]:
-        """Projections of all columns, one after the other; where blocks are streamed, the whole never comes to the device."""
-        return [self.whole()] if self.blocks is None else self.blocks()
+    def parts(self, *, passing: bool) -> Iterator[FrozenBlock | KeptRows]:
+        """All columns where frozen rows are streamed, those of kept rows last."""
+        assert self.frozen_blocks is not None
+        assert self.kept is not None
+        yield from self.frozen_blocks(passing)
+        yield self.kept
+
+    def in_full_order(self, score: Callable[[Projection], Tensor]) -> Tensor:
+        """Scores [..., full_size] in the order of ids, of what `score` gives for each projection."""
+        if self.frozen_blocks is None:
+            projection = self.whole()
+            return projection.in_full_order(score(projection))
+        scores, ids = [], []
+        for part in self.parts(passing=False):
+            scores.append(score(part))
+            ids.append(part.token_ids)
+            del part  # before the next one comes, not after
+        return torch.cat(scores, -1).index_select(-1, torch.cat(ids).argsort())
 
 
 @dataclass(frozen=True)
@@ -122,7 +140,7 @@ class _CountedTokens:
     def hidden(self, hidden: Tensor) -> Tensor:
         """Hidden states in this order; zeros for those that do not count, so that nothing comes of them."""
         used = hidden.index_select(0, self.positions)
-        return used if self.is_ignored is None else used.masked_fill(self.is_ignored.unsqueeze(1), 0)
+        return used if self.is_ignored is None else used.masked_fill_(self.is_ignored.unsqueeze(1), 0)
 
     def chunks(self, num_tokens: int) -> Iterator[slice]:
         """As many tokens at once, until none is left that counts: asked after the first, while the device is at work on it."""
@@ -213,165 +231,162 @@ class _LossPass:
         [n, 1] (None: of all of them)."""
         with without_autocast(inputs.hidden.device):
             sums = _GradientSums(inputs, wanted.of_weight) if wanted.any else None
-            run = self._in_chunks if self.columns.blocks is None else self._in_blocks
+            run = self._in_chunks if self.columns.frozen_blocks is None else self._in_parts
             losses = self.counted.losses(run(inputs, self.counted.scale(scale, inputs.operands), sums))
             return losses, sums.gradients() if sums else ()
 
     def _in_chunks(self, inputs: _Inputs, scale: Tensor | None, sums: "_GradientSums | None") -> Tensor:
         projection, hidden = self.columns.whole(), inputs.hidden
-        label_columns = projection.columns_of(self.labels)
-        losses = hidden.new_empty(len(hidden), dtype=_wide(hidden.dtype))
+        targets = self._targets(projection)
+        losses = hidden.new_empty(len(hidden), dtype=wide_dtype(hidden.dtype))
         step = min(tokens_at_once(hidden.device, hidden.element_size(), self.columns.num_columns), len(hidden))
         # One piece of memory for all chunks: the system gives new pages for each otherwise.
-        room = None
-        if step and self.elementwise.only_casts:
-            room = hidden.new_empty(step, self.columns.num_columns)
+        room = hidden.new_empty(step, self.columns.num_columns)
         for tokens in self.counted.chunks(max(1, step)):
-            out = None if room is None else room[: tokens.stop - tokens.start]
-            scores = _Scores(projection, self.elementwise, inputs, tokens, sums is not None, out)
-            losses[tokens] = scores.turn_into_softmax(label_columns[tokens], self.smoothing)
+            raw = projection.project(hidden[tokens], inputs.weight, room[: tokens.stop - tokens.start])
+            for piece, scores in self._pieces(projection, raw, tokens, inputs, sums is not None):
+                numbers = scores.statistics(targets.at(piece))
+                losses[piece] = numbers.losses(targets.at(piece))
+                if sums is not None:
+                    of_operands = scores.turn_into_gradient(numbers.lse, targets.at(piece), _at(scale, piece))
+                    sums.add_operands(of_operands)
+                del scores  # before the next ones are made, not after
             if sums is not None:
-                sums.add(tokens, scores, self._gradient(scores, label_columns[tokens], _at(scale, tokens)))
-            del scores  # before the next ones are made, not after
+                sums.add(tokens, projection, raw)
         return losses
 
-    def _in_blocks(self, inputs: _Inputs, scale: Tensor | None, sums: "_GradientSums | None") -> Tensor:
-        """Twice over the blocks: the first time for the logsumexp, the second for the gradients."""
-        hidden = inputs.hidden
-        lse = hidden.new_full((len(hidden),), -torch.inf, dtype=_wide(hidden.dtype))
-        of_label, total = torch.full_like(lse, -torch.inf), torch.zeros_like(lse)
-        for projection, tokens, label_columns in self._blocks(hidden):
-            wide = _Scores(projection, self.elementwise, inputs, tokens, False).wide
-            of_label[tokens] = torch.maximum(of_label[tokens], _label_scores(wide, label_columns))
-            if self.smoothing:
-                total[tokens] += wide.sum(-1)
-            lse[tokens] = torch.logaddexp(lse[tokens], _logsumexp(wide))
-            del wide, projection, label_columns  # before the next block comes, not after
+    def _in_parts(self, inputs: _Inputs, scale: Tensor | None, sums: "_GradientSums | None") -> Tensor:
+        """Twice over the columns, the first time for the logsumexp, the second for the gradients, which are in need of it; or
+        once, where the hidden states alone are in need of it."""
+        if sums is not None and scale is None and self.elementwise.only_casts and not self.smoothing:
+            return self._in_one_pass(inputs, sums)
+        numbers = _no_numbers(inputs.hidden)
+        for projection, tokens, targets, raw in self._scored_parts(inputs):
+            for piece, scores in self._pieces(projection, raw, tokens, inputs, False):
+                _take_in(numbers, piece, scores.statistics(targets.at(piece)))
+                del scores
+            del projection, raw
         if sums is not None:
-            for projection, tokens, label_columns in self._blocks(hidden):
-                scores = _Scores(projection, self.elementwise, inputs, tokens, True)
-                scores.softmax = scores.wide.sub_(lse[tokens].unsqueeze(1)).exp_()
-                sums.add(tokens, scores, self._gradient(scores, label_columns, _at(scale, tokens)))
-                del scores, projection, label_columns
-        return _loss(lse, of_label, total / self.columns.num_columns, self.smoothing)
+            for projection, tokens, targets, raw in self._scored_parts(inputs):
+                for piece, scores in self._pieces(projection, raw, tokens, inputs, True):
+                    lse, scale_here = numbers.lse[piece], _at(scale, piece)
+                    sums.add_operands(scores.turn_into_gradient(lse, targets.at(piece), scale_here))
+                    del scores
+                sums.add(tokens, projection, raw)
+                del projection, raw
+        return numbers.losses(self._targets(None))
 
-    def _blocks(self, hidden: Tensor) -> Iterator[tuple[Projection, slice, Tensor]]:
-        assert self.columns.blocks is not None
-        for projection in self.columns.blocks():
-            label_columns = projection.columns_of(self.labels)
-            step = tokens_at_once(hidden.device, hidden.element_size(), len(projection.rows))
+    def _in_one_pass(self, inputs: _Inputs, sums: "_GradientSums") -> Tensor:
+        """The gradient of the hidden states is the mean of all rows by their softmax, less the label's row. Each part has such a
+        mean of its own, and the mean moves to it by its share of the softmax so far."""
+        numbers = _no_numbers(inputs.hidden)
+        label_rows = torch.zeros_like(inputs.hidden)
+        for projection, tokens, targets, raw in self._scored_parts(inputs):
+            lse_before = numbers.lse[tokens].clone()
+            own_lse = torch.empty_like(lse_before)
+            for piece, scores in self._pieces(projection, raw, tokens, inputs, False):
+                its = scores.statistics(targets.at(piece))
+                _take_in(numbers, piece, its)
+                own_lse[piece.start - tokens.start : piece.stop - tokens.start] = its.lse
+                if isinstance(projection, KeptRows):  # they are the last: the logsumexp is known
+                    scores.turn_into_gradient(numbers.lse[piece], targets.at(piece), None)
+                else:
+                    scores.turn_into_gradient(its.lse, None, None)
+                del scores
+            lse = numbers.lse[tokens]
+            if isinstance(projection, KeptRows):
+                sums.of_hidden[tokens].mul_((lse_before - lse).exp_().unsqueeze(1))
+                sums.add(tokens, projection, raw)
+            else:
+                mean, _ = projection.backproject(raw, None, inputs.weight)
+                sums.of_hidden[tokens].lerp_(mean.to(lse.dtype), (own_lse - lse).exp_().unsqueeze(1))
+                projection.add_rows_of(targets.columns[tokens], label_rows[tokens])
+            del projection, raw
+        sums.of_hidden.sub_(label_rows)
+        return numbers.losses(self._targets(None))
+
+    def _scored_parts(self, inputs: _Inputs) -> Iterator[tuple[FrozenBlock | KeptRows, slice, Targets, Tensor]]:
+        hidden = inputs.hidden
+        for projection in self.columns.parts(passing=True):
+            targets = self._targets(projection)
+            step = tokens_at_once(hidden.device, hidden.element_size(), len(projection.token_ids))
             for tokens in self.counted.chunks(step):
-                yield projection, tokens, label_columns[tokens]
-            del projection, label_columns
+                yield projection, tokens, targets, projection.project(hidden[tokens], inputs.weight)
+            del projection, targets
 
-    def _gradient(self, scores: "_Scores", label_columns: Tensor, scale: Tensor | None) -> Tensor:
-        """softmax − one-hot (smoothed), times the scale; overwrites the softmax."""
-        gradient = scores.softmax
-        here = label_columns >= 0
-        step = here.to(gradient.dtype).mul_(self.smoothing - 1)
-        gradient.scatter_add_(1, label_columns.clamp(min=0).unsqueeze(1), step.unsqueeze(1))
-        if self.smoothing:
-            gradient.sub_(self.smoothing / self.columns.num_columns)
-        return gradient if scale is None else gradient.mul_(scale)
+    def _targets(self, projection: Projection | None) -> Targets:
+        columns = self.labels if projection is None else projection.columns_of(self.labels)
+        return Targets(columns, self.smoothing, self.columns.num_columns)
+
+    def _pieces(
+        self, projection: Projection, raw: Tensor, tokens: slice, inputs: _Inputs, with_graph: bool
+    ) -> Iterator[tuple[slice, Scores]]:
+        elementwise = self.elementwise.with_operands(inputs.operands)
+        for piece, scores in in_pieces(raw, elementwise, projection.arrange, with_graph):
+            yield slice(tokens.start + piece.start, tokens.start + piece.stop), scores
+            del scores
 
 
 def _at(scale: Tensor | None, tokens: slice) -> Tensor | None:
     return None if scale is None else scale[tokens]
 
 
-class _Scores:
-    """Scores of a few tokens: as the projection gives them, and as the model's operations leave them."""
+def _no_numbers(hidden: Tensor) -> Statistics:
+    lse = hidden.new_full((len(hidden),), -torch.inf, dtype=wide_dtype(hidden.dtype))
+    return Statistics(lse, lse.clone(), torch.zeros_like(lse))
 
-    def __init__(
-        self,
-        projection: Projection,
-        elementwise: Elementwise,
-        inputs: _Inputs,
-        tokens: slice,
-        with_graph: bool,
-        out: Tensor | None = None,
-    ):
-        self.projection, self.hidden, self.weight = projection, inputs.hidden[tokens], inputs.weight
-        self._has_graph = with_graph and not elementwise.only_casts
-        self._raw = projection.project(self.hidden, self.weight, None if self._has_graph else out)
-        self._operands = list(inputs.operands)
-        if self._has_graph:
-            self._raw.requires_grad_()
-            self._operands = [each.detach().requires_grad_(each.is_floating_point()) for each in inputs.operands]
-        with torch.set_grad_enabled(self._has_graph):
-            self._final = elementwise.with_operands(self._operands)(self._raw, projection.arrange)
-        wide = self._final.detach().to(_wide(self._final.dtype))
-        self.wide = wide.clone() if self._has_graph and wide.data_ptr() == self._final.data_ptr() else wide
-        self.softmax = self.wide
 
-    def turn_into_softmax(self, label_columns: Tensor, smoothing: float) -> Tensor:
-        """Writes the softmax over the scores, and returns the losses of labels in `label_columns`."""
-        top = self.wide.amax(-1)
-        of_label = _label_scores(self.wide, label_columns)
-        mean = self.wide.mean(-1) if smoothing else torch.zeros_like(of_label)
-        self.softmax = torch.softmax(self.wide, -1, out=self.wide)
-        lse = top - self.softmax.amax(-1).log()
-        return _loss(lse, of_label, mean, smoothing)
-
-    def pull_back(self, gradient: Tensor) -> tuple[Tensor, list[Tensor | None]]:
-        """The gradient of the projection's scores and of the operands, from that of the final scores."""
-        if not self._has_graph:
-            # Where the scores have a dtype of their own, in their place: nobody needs them any more.
-            of_raw = gradient if gradient.dtype == self._raw.dtype else self._raw.copy_(gradient)
-            return of_raw, [None] * len(self._operands)
-        inputs = [self._raw, *(each for each in self._operands if each.requires_grad)]
-        gradients = iter(torch.autograd.grad(self._final, inputs, gradient.to(self._final.dtype), allow_unused=True))
-        of_raw = next(gradients)
-        return of_raw, [next(gradients) if each.requires_grad else None for each in self._operands]
+def _take_in(numbers: Statistics, tokens: slice, part: Statistics) -> None:
+    """Adds the numbers of some columns to those of all columns."""
+    numbers.lse[tokens] = torch.logaddexp(numbers.lse[tokens], part.lse)
+    numbers.of_label[tokens] = torch.maximum(numbers.of_label[tokens], part.of_label)
+    numbers.total[tokens] += part.total
 
 
 class _GradientSums:
-    """Gradients, added up over tokens and blocks."""
+    """Gradients, added up over tokens and columns: in fp32 where there is more than one to add."""
 
     def __init__(self, inputs: _Inputs, with_weight: bool):
-        self._inputs = inputs
-        self.of_hidden = _wide_zeros(inputs.hidden)
-        self.of_weight = _wide_zeros(inputs.weight) if with_weight else None
-        self.of_operands = [_wide_zeros(operand) for operand in inputs.operands]
+        self._inputs, self._with_weight = inputs, with_weight
+        self._of_hidden: Tensor | None = None
+        self._of_weight: Tensor | None = None
+        self._of_operands: list[Tensor | None] = [None] * len(inputs.operands)
 
-    def add(self, tokens: slice, scores: _Scores, gradient: Tensor) -> None:
-        of_raw, of_operands = scores.pull_back(gradient)
-        projection, hidden = scores.projection, None if self.of_weight is None else scores.hidden
-        of_hidden, of_weight = projection.backproject(of_raw, hidden, scores.weight)
-        self.of_hidden[tokens].add_(of_hidden)
-        if self.of_weight is not None and of_weight is not None:
-            self.of_weight[projection.kept].add_(of_weight)
-        for total, of_operand in zip(self.of_operands, of_operands, strict=True):
-            if of_operand is not None:
-                total += of_operand
+    def add(self, tokens: slice, projection: Projection, gradient: Tensor) -> None:
+        """Adds what flows back from the gradient of the scores of some tokens; overwrites it."""
+        hidden, weight, _ = self._inputs
+        of_hidden, of_weight = projection.backproject(gradient, hidden[tokens] if self._with_weight else None, weight)
+        if self._of_hidden is None and len(of_hidden) == len(hidden):
+            self._of_hidden = of_hidden
+        else:
+            self.of_hidden[tokens].add_(of_hidden)
+        self._of_weight = _plus(self._of_weight, of_weight)
+
+    @property
+    def of_hidden(self) -> Tensor:
+        """The gradient of the hidden states so far, to be written to."""
+        if self._of_hidden is None:
+            self._of_hidden = torch.zeros_like(self._inputs.hidden)
+        self._of_hidden = self._of_hidden.to(wide_dtype(self._of_hidden.dtype))
+        return self._of_hidden
+
+    def add_operands(self, gradients: Sequence[Tensor | None]) -> None:
+        """Adds gradients of the operands, none of which may mean that there are no operands."""
+        for number, gradient in enumerate(gradients):
+            self._of_operands[number] = _plus(self._of_operands[number], gradient)
 
     def gradients(self) -> Gradients:
+        """Those of the inputs, in order and in their dtypes."""
         hidden, weight, operands = self._inputs
-        of_operands = (total.to(operand.dtype) for total, operand in zip(self.of_operands, operands, strict=True))
-        of_weight = None if self.of_weight is None else self.of_weight.to(weight.dtype)
-        return self.of_hidden.to(hidden.dtype), of_weight, *of_operands
+        of_operands = (
+            torch.zeros_like(operand) if total is None else total.to(operand.dtype)
+            for total, operand in zip(self._of_operands, operands, strict=True)
+        )
+        of_weight = torch.zeros_like(weight) if self._of_weight is None else self._of_weight.to(weight.dtype)
+        return self.of_hidden.to(hidden.dtype), of_weight if self._with_weight else None, *of_operands
 
 
-def _wide_zeros(tensor: Tensor) -> Tensor:
-    return torch.zeros_like(tensor, dtype=_wide(tensor.dtype))
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32) if dtype.is_floating_point else torch.float32
-
-
-def _logsumexp(scores: Tensor) -> Tensor:
-    """`scores.logsumexp(-1)`, which would hold the exponentials beside the scores; here they are written over them."""
-    top = scores.amax(-1, keepdim=True)
-    top.masked_fill_(top.isinf(), 0)
-    return scores.sub_(top).exp_().sum(-1).log_().add_(top.squeeze(-1))
-
-
-def _label_scores(wide: Tensor, label_columns: Tensor) -> Tensor:
-    """Scores of the labels, −inf for those that have no column."""
-    scores = wide.gather(1, label_columns.clamp(min=0).unsqueeze(1)).squeeze(1)
-    return scores.masked_fill(label_columns < 0, -torch.inf)
-
-
-def _loss(lse: Tensor, of_label: Tensor, mean: Tensor, smoothing: float) -> Tensor:
-    return lse - of_label if not smoothing else lse - (1 - smoothing) * of_label - smoothing * mean
+def _plus(total: Tensor | None, part: Tensor | None) -> Tensor | None:
+    if total is None or part is None:
+        return total if part is None else part
+    return total.to(wide_dtype(total.dtype)).add_(part)

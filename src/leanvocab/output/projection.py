@@ -18,16 +18,12 @@ STREAMED_BYTES = 64 << 20  # one block of frozen rows on its way to a device, or
 class Projection(Protocol):
     """Scores of some columns, and what flows back from them."""
 
-    @property
-    def kept(self) -> slice:
-        """The kept rows that have columns here."""
-
     def project(self, hidden: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
         """Scores [n, columns] of hidden states [n, dim], in `out` if given; `weight` [len(vocabulary), dim] are all kept rows."""
 
     def backproject(self, gradient: Tensor, hidden: Tensor | None, weight: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Gradients of hidden states [n, dim] and of the kept rows here, of these where hidden states are given. Overwrites
-        `gradient` [n, columns]."""
+        """Gradients of hidden states [n, dim] and of the kept rows, of these where hidden states are given and they have
+        columns here. Overwrites `gradient` [n, columns]."""
 
     def columns_of(self, token_ids: Tensor) -> Tensor:
         """The column of each token id; -1 where there is none."""
@@ -36,22 +32,15 @@ class Projection(Protocol):
         """Values of all ids [full_size] in the order of the columns."""
 
     def in_full_order(self, scores: Tensor) -> Tensor:
-        """Scores [..., columns] as [..., full_size] in the order of ids."""
+        """Scores [..., columns] as [..., full_size] in the order of ids, -inf where there is no column."""
 
 
 @dataclass(frozen=True)
-class KeptRows:
-    """The kept rows alone: the softmax of the restricted objective."""
+class _SomeIds:
+    """Columns of some ids, in their order."""
 
-    token_ids: Tensor
+    token_ids: Tensor  # ascending
     full_size: int
-    kept = slice(None)
-
-    def project(self, hidden: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
-        return torch.mm(hidden, weight.t(), out=out)
-
-    def backproject(self, gradient: Tensor, hidden: Tensor | None, weight: Tensor) -> tuple[Tensor, Tensor | None]:
-        return gradient @ weight, _rows_gradient(gradient, hidden)
 
     def columns_of(self, token_ids: Tensor) -> Tensor:
         columns = torch.searchsorted(self.token_ids, token_ids).clamp_(max=len(self.token_ids) - 1)
@@ -66,34 +55,60 @@ class KeptRows:
 
 
 @dataclass(frozen=True)
+class KeptRows(_SomeIds):
+    """The kept rows alone: the softmax of the restricted objective, and the last part of one whose frozen rows are streamed."""
+
+    def project(self, hidden: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
+        return torch.mm(hidden, weight.t(), out=out)
+
+    def backproject(self, gradient: Tensor, hidden: Tensor | None, weight: Tensor) -> tuple[Tensor, Tensor | None]:
+        return gradient @ weight, _rows_gradient(gradient, hidden)
+
+
+@dataclass(frozen=True)
+class FrozenBlock(_SomeIds):
+    """Some of the frozen rows, on their way past a device."""
+
+    rows: Tensor  # [columns, dim], in the dtype of the product
+
+    def project(self, hidden: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
+        return torch.mm(hidden, self.rows.t(), out=out)
+
+    def backproject(self, gradient: Tensor, hidden: Tensor | None, weight: Tensor) -> tuple[Tensor, Tensor | None]:
+        return gradient @ self.rows, None
+
+    def add_rows_of(self, columns: Tensor, total: Tensor) -> None:
+        """Adds the rows of columns [n] to `total` [n, dim], where there are such columns."""
+        is_here = (columns >= 0).to(total.dtype).unsqueeze(1)
+        total.addcmul_(self.rows.index_select(0, columns.clamp(min=0)), is_here)
+
+
+@dataclass(frozen=True)
 class MappedRows:
-    """All rows from `start` on, in the order of ids, as the base has them; columns of kept rows are computed anew.
+    """All rows in the order of ids, as the base has them; columns of kept rows are computed anew.
 
     Nothing is copied, so that the rows may lie in a mapped file; scores of kept rows are computed twice.
     """
 
-    rows: Tensor  # [columns, dim], frozen, of any dtype; those of kept ids are stale
-    kept_columns: Tensor  # of the kept rows here, counted from `start`
-    kept: slice
-    start: int = 0
+    rows: Tensor  # [full_size, dim], frozen, of any dtype; those of kept ids are stale
+    kept_columns: Tensor
 
     def project(self, hidden: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
         scores = hidden.new_empty(len(hidden), len(self.rows)) if out is None else out
         _multiply(hidden, self.rows, scores)
-        return scores.index_copy_(1, self.kept_columns, hidden @ weight[self.kept].t())
+        return scores.index_copy_(1, self.kept_columns, hidden @ weight.t())
 
     def backproject(self, gradient: Tensor, hidden: Tensor | None, weight: Tensor) -> tuple[Tensor, Tensor | None]:
         of_kept = gradient.index_select(1, self.kept_columns)
         gradient.index_fill_(1, self.kept_columns, 0)
-        of_hidden = torch.addmm(_multiply_back(gradient, self.rows), of_kept, weight[self.kept])
+        of_hidden = torch.addmm(_multiply_back(gradient, self.rows), of_kept, weight)
         return of_hidden, _rows_gradient(of_kept, hidden)
 
     def columns_of(self, token_ids: Tensor) -> Tensor:
-        columns = token_ids - self.start
-        return torch.where((columns >= 0) & (columns < len(self.rows)), columns, -1)
+        return torch.where((token_ids >= 0) & (token_ids < len(self.rows)), token_ids, -1)
 
     def arrange(self, values: Tensor) -> Tensor:
-        return values[self.start : self.start + len(self.rows)]
+        return values
 
     def in_full_order(self, scores: Tensor) -> Tensor:
         return scores
@@ -106,7 +121,6 @@ class CompactRows:
     rows: Tensor  # [full_size - len(vocabulary), dim], of any dtype
     id_of_column: Tensor  # [full_size]
     column_of_id: Tensor  # [full_size]
-    kept = slice(None)
 
     def project(self, hidden: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
         scores = hidden.new_empty(len(hidden), len(self.id_of_column)) if out is None else out
@@ -178,11 +192,7 @@ class _Project(torch.autograd.Function):
         of_hidden, of_kept = ctx.projection.backproject(
             gradient.clone(), hidden if ctx.needs_input_grad[2] else None, weight
         )
-        if of_kept is None:
-            return None, of_hidden, None
-        of_weight = torch.zeros_like(weight)
-        of_weight[ctx.projection.kept] = of_kept
-        return None, of_hidden, of_weight
+        return None, of_hidden, of_kept
 
 
 def project(projection: Projection, hidden: Tensor, weight: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Devices by what they can, not by name: CUDA, XPU and others that torch is told of have streams, events and pinned memory."""
 
 import functools
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -44,6 +45,51 @@ def brought(tensor: Tensor, device: torch.device) -> Tensor:
     if tensor.device.type == "cpu" and has_streams(device):
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
+
+
+class Passage:
+    """Two rooms on a device that blocks of the host's go through: one is used while the next arrives, on a stream of its own.
+
+    Each comes out of pinned memory, which stays, and is written to again once the copy out of it was made.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device):
+        module = device_module(device)
+        self._device, self._stream = device, module.Stream(device)
+        with torch.inference_mode(False):
+            self._pinned = [torch.empty(shape, dtype=dtype, device="cpu", pin_memory=True) for _ in range(2)]
+        self._copied = [module.Event() for _ in self._pinned]
+
+    def of(self, num_blocks: int, fill: Callable[[int, Tensor], Tensor]) -> Iterator[Tensor]:
+        """The blocks on the device, each until the next one is asked for. `fill` writes one into a room, and returns it."""
+        module = device_module(self._device)
+        using = module.current_stream(self._device)
+        rooms = [torch.empty_like(room, device=self._device) for room in self._pinned[:num_blocks]]
+        used = [module.Event() for _ in rooms]
+        for event in used:
+            event.record(using)
+        try:
+            arriving = self._send(0, fill, rooms, used) if rooms else None
+            for number in range(num_blocks):
+                block, arriving = arriving, None
+                using.wait_event(self._copied[number % 2])
+                if number + 1 < num_blocks:
+                    arriving = self._send(number + 1, fill, rooms, used)
+                assert block is not None
+                yield block
+                used[number % 2].record(using)
+        finally:
+            using.wait_stream(self._stream)  # the rooms are let go of
+
+    def _send(self, number: int, fill: Callable[[int, Tensor], Tensor], rooms: list[Tensor], used: list[Any]) -> Tensor:
+        room_number = number % 2
+        wait_for(self._copied[room_number])
+        block = fill(number, self._pinned[room_number])
+        self._stream.wait_event(used[room_number])
+        with device_module(self._device).stream(self._stream):
+            there = rooms[room_number][: len(block)].copy_(block, non_blocking=True)
+            self._copied[room_number].record(self._stream)
+        return there
 
 
 class OnItsWay:

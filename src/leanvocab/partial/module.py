@@ -66,6 +66,9 @@ class PartialModule(nn.Module):
         noted = self.missing.take()
         return None if noted is None else self.error_of(*noted)
 
+    def drop_caches(self) -> None:
+        """Lets go of what is made again when it is needed."""
+
     def error_of(self, position: int, token_id: int) -> IndexError:
         """The error of a missing id at a flat position."""
         raise NotImplementedError
