@@ -134,9 +134,10 @@ def run_part(part: Part, run: Run) -> Done:
     start = time.perf_counter()
     code, said = run_within(run.seconds, [sys.executable, "-m", *words], run)
     done = Done(part.name, "done", seconds=time.perf_counter() - start, command="python -m " + " ".join(words))
-    lines = said.splitlines()
+    lines = said.replace(str(ROOT), ".").splitlines()
     done.results = [json.loads(line) for line in lines if line.startswith('{"benchmark"')]
-    done.last_words = "\n".join(line for line in lines if not line.startswith('{"benchmark"'))[-3000:]
+    if code != 0:
+        done.last_words = "\n".join(line for line in lines if not line.startswith('{"benchmark"'))[-3000:]
     if code is None:
         done.status, done.why = "over its limit", f"of {run.seconds:.0f} s"
     elif code:
