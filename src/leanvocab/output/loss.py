@@ -121,11 +121,8 @@ class _CountedTokens:
     """Tokens whose labels count, first, and then the others where the host does not wait to know how many these are."""
 
     def __init__(self, positions: Tensor, num: int | Tensor, is_ignored: Tensor | None = None):
-        self.positions, self.num, self.is_ignored = (
-            positions,
-            num,
-            is_ignored,
-        )  # is_ignored [n]: in the order of positions
+        self.positions, self.num = positions, num
+        self.is_ignored = is_ignored  # [n], in the order of positions
         self._num_ignored: OnItsWay | None = None
 
     @staticmethod
