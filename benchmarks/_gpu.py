@@ -240,7 +240,7 @@ def main(arguments: list[str], parts: Sequence[Part] = PARTS) -> int:
         print(f"{done[-1].name}: {done[-1].status} {done[-1].why} ({done[-1].seconds:.0f} s)", flush=True)
         if options.device == "paper":
             options.out.mkdir(parents=True, exist_ok=True)
-            content = {"parts": [asdict(each) for each in done if each.results]}
+            content = {"parts": [{**asdict(each), "last_words": ""} for each in done if each.results]}
             (options.out / COUNTED.name).write_text(json.dumps(content, indent=1) + "\n")
         else:
             write(options.out, Run(options.device, options.tiny), done, counted)

@@ -396,3 +396,14 @@ def test_tables_for_each_layer_are_made_partial_where_they_are_named() -> None:
         torch.testing.assert_close(found, expected[torch.tensor(ids)], rtol=1e-4, atol=1e-6)
     for first, second in zip(full.parameters(), merge_(lean).parameters(), strict=True):
         assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("mode", ["frozen", "restricted"])
+def test_zero3_is_refused_before_the_first_loss_with_what_to_do(mode: str) -> None:
+    """DeepSpeed puts `ds_status` on parameters whose rows it takes away; evaluation is left to it."""
+    model = shrunk_lm(output=mode).train()
+    model.lm_head.weight.ds_status = "NOT_AVAILABLE"
+    expected = rf'output="{mode}" does not train under DeepSpeed\'s ZeRO-3.*train with ZeRO-2 or FSDP2.*output="full"'
+    with pytest.raises(BypassError, match=expected):
+        model(**lm_batch())
+    assert model.eval()(**lm_batch()).loss.isfinite()

@@ -186,7 +186,7 @@ def _prepare(
 ) -> _Prepared:
     (task, encoded, reading_notes), tokenizer = examples, pretrained.tokenizer
     transformers.set_seed(settings.seed)  # the new head is the same with and without the full vocabulary
-    network, loading_notes = pretrained.load(task, few_bits=settings.qlora)
+    network, loading_notes = pretrained.load(task, few_bits=settings.qlora, on_cpu=settings.cpu)
     task.check_network(network, settings)
     vocabulary = None
     if not settings.full_vocabulary or task.draws_words:

@@ -33,8 +33,10 @@ class Pretrained:
     auto_class: Any
     notes: tuple[str, ...]
 
-    def load(self, task: Task, *, few_bits: bool = False) -> tuple[Any, tuple[str, ...]]:
-        """The model in fp32, on CPU (with `few_bits` in 4 bits), with a head for the task, and what a user should know of it.
+    def load(self, task: Task, *, few_bits: bool = False, on_cpu: bool = False) -> tuple[Any, tuple[str, ...]]:
+        """The model with a head for the task, and what a user should know of it.
+
+        It is in fp32 on CPU; with `few_bits` in 4 bits on the device that trains, which is the CPU if it is said so.
 
         A classification head is new where the checkpoint has none of that size, or one for something else. A language
         model's is the checkpoint's own; weights of it that are not there start anew, and are named.
@@ -47,7 +49,7 @@ class Pretrained:
             network, loading = self.auto_class.from_pretrained(
                 self.name,
                 config=self.config,
-                **(_in_four_bits() if few_bits else {"dtype": torch.float32}),
+                **(_in_four_bits(on_cpu) if few_bits else {"dtype": torch.float32}),
                 ignore_mismatched_sizes=task.has_new_head,
                 output_loading_info=True,
             )
@@ -79,7 +81,7 @@ class Pretrained:
                 loaded.copy_(new)
 
 
-def _in_four_bits() -> dict[str, Any]:
+def _in_four_bits(on_cpu: bool) -> dict[str, Any]:
     """Arguments that load a model for QLoRA: 4 bits (nf4, scales quantized too), computing in bf16, on the device that trains."""
     bits = BitsAndBytesConfig(
         load_in_4bit=True,
@@ -87,8 +89,9 @@ def _in_four_bits() -> dict[str, Any]:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
     )
-    device = {"": int(os.environ.get("LOCAL_RANK", "0"))} if accelerator_at_hand() is not None else "cpu"
-    return {"quantization_config": bits, "dtype": torch.bfloat16, "device_map": device}
+    is_cpu = on_cpu or accelerator_at_hand() is None
+    device = "cpu" if is_cpu else int(os.environ.get("LOCAL_RANK", "0"))
+    return {"quantization_config": bits, "dtype": torch.bfloat16, "device_map": {"": device}}
 
 
 def find_pretrained(name: str | Path, settings: DataSettings, dropout: float) -> Pretrained:

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from leanvocab.errors import RESIZE_FIRST, LeanVocabWarning, MissingTokenError
+from leanvocab.errors import RESIZE_FIRST, BypassError, LeanVocabWarning, MissingTokenError
 from leanvocab.output.frozen_rows import FrozenRows
 from leanvocab.output.lazy_logits import LayerSnapshot, LazyLogits
 from leanvocab.output.logit_operations import Elementwise
@@ -67,6 +67,7 @@ class RemapLinear(PartialModule, nn.Linear):
 
     def _lazy(self, input: Tensor) -> LazyLogits:
         self.begin()
+        self._refuse_zero3()
         self.num_calls += 1
         input = input.to(autocast_dtype(input.device) or input.dtype)
         elementwise = Elementwise(self.table.full_size)
@@ -76,6 +77,15 @@ class RemapLinear(PartialModule, nn.Linear):
             self.table.name, self.weight, self._columns(input), self._check_labels, torch.is_grad_enabled()
         )
         return LazyLogits(input, snapshot, elementwise)
+
+    def _refuse_zero3(self) -> None:
+        """ZeRO-3 takes the rows away after this forward, before the loss, and cuts lazy logits off from the graph."""
+        if self.training and torch.is_grad_enabled() and hasattr(self.weight, "ds_status"):
+            raise BypassError(
+                f'{self.table.name}: output="{self.table.output}" does not train under DeepSpeed\'s ZeRO-3, which takes an '
+                "output layer's rows away before the loss is computed from them; train with ZeRO-2 or FSDP2, or, where the "
+                'output layer is not tied to an input table, with shrink_(…, output="full")'
+            )
 
     def error_of(self, position: int, token_id: int) -> IndexError:
         if not 0 <= token_id < self.table.full_size:
