@@ -46,6 +46,7 @@ from leanvocab.reports.memory import estimate_memory
 from leanvocab.reports.memory_estimate import MemoryEstimate
 from leanvocab.reports.state_bytes import tensor_bytes
 from leanvocab.texts.data_files import load_splits
+from leanvocab.texts.fitting import check_known
 from leanvocab.vocabulary.counts import count_tokens
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
@@ -168,7 +169,9 @@ def _read(data: Any, pretrained: Pretrained, settings: FineTuneSettings, seconds
     if settings.best and task.eval_split is None:
         raise SettingsError("best needs a validation split: name one (eval_split), or hold one out (validation_ratio)")
     with _timed(seconds, "tokenizing"):
-        return task, *task.encode(splits, pretrained.tokenizer, settings)
+        encoded, notes = task.encode(splits, pretrained.tokenizer, settings)
+    check_known(task.train_split, encoded[task.train_split], pretrained.tokenizer)
+    return task, encoded, notes
 
 
 @dataclass(frozen=True)
