@@ -6,6 +6,7 @@ unless an output layer is frozen in part or restricted (`output`).
 """
 
 import json
+import math
 import shutil
 import sys
 import time
@@ -19,9 +20,11 @@ import transformers
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
 
 from leanvocab.adapters import add_lora
+from leanvocab.checkpoints.base_checkpoint import find_base
 from leanvocab.checkpoints.full_saving import save_full
-from leanvocab.errors import SettingsError
+from leanvocab.errors import CheckpointError, SettingsError
 from leanvocab.extras import require
+from leanvocab.files.free_space import check_free_space
 from leanvocab.finetune.classification import find_label_task
 from leanvocab.finetune.earlier_runs import (
     CHECKPOINTS_FOLDER,
@@ -121,6 +124,7 @@ def finetune(
     settings, output_dir = settings or FineTuneSettings(), Path(output_dir)
     _check_extras(settings)
     earlier = find_earlier_run(output_dir, Path(model), settings)
+    _check_room(output_dir, model, settings)
     pretrained = find_pretrained(model, settings, settings.dropout)
     seconds: dict[str, float] = {}
     examples = _read(data, pretrained, settings, seconds)
@@ -153,6 +157,20 @@ def _check_extras(settings: TrainingSettings) -> None:
         require("peft", extra="peft")
     if settings.qlora:
         require("bitsandbytes", extra="quantization")
+
+
+def _check_room(output_dir: Path, model: str | Path, settings: FineTuneSettings) -> None:
+    """Room for the model in fp32 and, in checkpoints, AdamW's two states; an adapter takes next to none."""
+    num_values = 0
+    if not settings.uses_lora:
+        with suppress(CheckpointError):  # no safetensors at hand: its size is not known before it is loaded
+            num_values = sum(math.prod(entry.shape) for _, entry in find_base(None, model).weights.tensors.values())
+    num_checkpoints = (
+        0 if settings.save_strategy == "no" else settings.save_total_limit + 1
+    )  # the next, before the last goes
+    num_bytes = num_values * 4 * (1 + 3 * num_checkpoints)
+    advice = "free some, name another folder, or keep fewer checkpoints (save_total_limit, save_strategy)"
+    check_free_space(output_dir, num_bytes, f"the model with {num_checkpoints} checkpoints", advice)
 
 
 Examples = tuple[Task, Any, tuple[str, ...]]
