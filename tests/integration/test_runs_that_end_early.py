@@ -228,3 +228,27 @@ def test_what_no_error_of_ours_foresaw_is_one_message_too(tmp_path: Path, monkey
         monkeypatch.setattr("leanvocab.cli.count.count_data", lambda *_, error=error: (_ for _ in ()).throw(error))
         assert message in run("count", "data.csv", code=1).stderr
         assert message in json.loads(run("count", "data.csv", "--json", code=1).stdout)["error"]["message"]
+
+
+def test_a_disk_that_is_too_small_is_said_before_anything_is_loaded(
+    base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6 - 10**5, 10**5))
+    monkeypatch.setattr("leanvocab.finetune.job.find_pretrained", pytest.fail)
+    with pytest.raises(
+        CheckpointError,
+        match=r"the model with 5 checkpoints will take about 0\.0 GB in .*out, and 0\.0 GB are free there; free",
+    ):
+        finetune(base, data, tmp_path / "out", settings())
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_anything_is_loaded(
+    base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("leanvocab.finetune.job.find_pretrained", pytest.fail)
+    monkeypatch.setattr(
+        "tempfile.TemporaryFile", lambda dir: (_ for _ in ()).throw(OSError(30, "Read-only file system"))
+    )
+    with pytest.raises(CheckpointError, match=r"cannot write to .*: Read-only file system; name another folder"):
+        finetune(base, data, tmp_path / "new/out", settings())
+    assert not (tmp_path / "new").exists()

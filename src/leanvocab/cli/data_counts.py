@@ -41,9 +41,10 @@ def count_data(data: str, options: DataOptions, tokenizer: Any) -> "dict[str, To
     """Counts of each split.
 
     Raises:
-        DataError: there are neither token ids nor text with a tokenizer.
+        DataError: there are neither token ids nor text with a tokenizer, or the tokenizer does not know the text.
     """
     from leanvocab.texts.data_files import load_splits
+    from leanvocab.texts.fitting import check_known
     from leanvocab.texts.text_columns import check_texts, find_text_columns, tokenize
     from leanvocab.vocabulary.counts import count_tokens
 
@@ -60,7 +61,9 @@ def count_data(data: str, options: DataOptions, tokenizer: Any) -> "dict[str, To
     counts = {}
     for name, split in splits.items():
         check_texts(name, split, text_columns)
-        counts[name] = count_tokens(tokenize(split, name, text_columns, tokenizer, options.max_length), "input_ids")
+        encoded = tokenize(split, name, text_columns, tokenizer, options.max_length)
+        check_known(name, encoded, tokenizer)
+        counts[name] = count_tokens(encoded, "input_ids")
     return counts
 
 
@@ -93,8 +96,11 @@ def keep(counts: "dict[str, TokenCounts]", tokenizer: Any, config: Any, **option
 
     Options go to `PartialVocabulary.from_counts`.
     """
+    from leanvocab.texts.fitting import check_sizes
     from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
+    if tokenizer is not None and config is not None:
+        check_sizes(tokenizer, config, tokenizer.name_or_path)
     return PartialVocabulary.from_counts(reduce(add, counts.values()), tokenizer=tokenizer, model=config, **options)
 
 

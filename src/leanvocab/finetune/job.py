@@ -6,6 +6,7 @@ unless an output layer is frozen in part or restricted (`output`).
 """
 
 import json
+import math
 import shutil
 import sys
 import time
@@ -19,9 +20,11 @@ import transformers
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
 
 from leanvocab.adapters import add_lora
+from leanvocab.checkpoints.base_checkpoint import find_base
 from leanvocab.checkpoints.full_saving import save_full
-from leanvocab.errors import SettingsError
+from leanvocab.errors import CheckpointError, SettingsError
 from leanvocab.extras import require
+from leanvocab.files.free_space import check_free_space
 from leanvocab.finetune.classification import find_label_task
 from leanvocab.finetune.earlier_runs import (
     CHECKPOINTS_FOLDER,
@@ -46,6 +49,7 @@ from leanvocab.reports.memory import estimate_memory
 from leanvocab.reports.memory_estimate import MemoryEstimate
 from leanvocab.reports.state_bytes import tensor_bytes
 from leanvocab.texts.data_files import load_splits
+from leanvocab.texts.fitting import check_known
 from leanvocab.vocabulary.counts import count_tokens
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
@@ -120,6 +124,7 @@ def finetune(
     settings, output_dir = settings or FineTuneSettings(), Path(output_dir)
     _check_extras(settings)
     earlier = find_earlier_run(output_dir, Path(model), settings)
+    _check_room(output_dir, model, settings)
     pretrained = find_pretrained(model, settings, settings.dropout)
     seconds: dict[str, float] = {}
     examples = _read(data, pretrained, settings, seconds)
@@ -154,6 +159,20 @@ def _check_extras(settings: TrainingSettings) -> None:
         require("bitsandbytes", extra="quantization")
 
 
+def _check_room(output_dir: Path, model: str | Path, settings: FineTuneSettings) -> None:
+    """Room for the model in fp32 and, in checkpoints, AdamW's two states; an adapter takes next to none."""
+    num_values = 0
+    if not settings.uses_lora:
+        with suppress(CheckpointError):  # no safetensors at hand: its size is not known before it is loaded
+            num_values = sum(math.prod(entry.shape) for _, entry in find_base(None, model).weights.tensors.values())
+    num_checkpoints = (
+        0 if settings.save_strategy == "no" else settings.save_total_limit + 1
+    )  # the next, before the last goes
+    num_bytes = num_values * 4 * (1 + 3 * num_checkpoints)
+    advice = "free some, name another folder, or keep fewer checkpoints (save_total_limit, save_strategy)"
+    check_free_space(output_dir, num_bytes, f"the model with {num_checkpoints} checkpoints", advice)
+
+
 Examples = tuple[Task, Any, tuple[str, ...]]
 """A task, its tokenized splits, and what a user should know of them."""
 
@@ -168,7 +187,9 @@ def _read(data: Any, pretrained: Pretrained, settings: FineTuneSettings, seconds
     if settings.best and task.eval_split is None:
         raise SettingsError("best needs a validation split: name one (eval_split), or hold one out (validation_ratio)")
     with _timed(seconds, "tokenizing"):
-        return task, *task.encode(splits, pretrained.tokenizer, settings)
+        encoded, notes = task.encode(splits, pretrained.tokenizer, settings)
+    check_known(task.train_split, encoded[task.train_split], pretrained.tokenizer)
+    return task, encoded, notes
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from leanvocab.errors import ModelError, SettingsError, first_line
 from leanvocab.finetune.settings import CAUSAL_LM, MASKED_LM, SEQ2SEQ_LM, DataSettings
 from leanvocab.finetune.tasks import Task
 from leanvocab.partial.devices import accelerator_at_hand
+from leanvocab.texts.fitting import check_sizes
 
 # Where configs keep the dropout of hidden states and of attention.
 _DROPOUT_NAMES = (
@@ -98,7 +99,7 @@ def find_pretrained(name: str | Path, settings: DataSettings, dropout: float) ->
     """Config and tokenizer of a model, made ready for fine-tuning; no weights.
 
     Raises:
-        ModelError: there is no such model, it has no tokenizer, or nothing to pad with.
+        ModelError: there is no such model, it has no tokenizer or one that is not its own, or nothing to pad with.
         SettingsError: texts may become longer than the model can take.
     """
     try:
@@ -107,6 +108,7 @@ def find_pretrained(name: str | Path, settings: DataSettings, dropout: float) ->
     except (OSError, ValueError, KeyError) as error:
         where = "is no folder here, and the hub did not give it" if not Path(name).is_dir() else "cannot be read"
         raise ModelError(f"the model {str(name)!r} {where}: {first_line(error)}") from error
+    check_sizes(tokenizer, config, str(name))
     auto_class = getattr(transformers, settings.kind.auto_class)
     if type(config) not in auto_class._model_mapping:
         raise ModelError(f"transformers has no {settings.kind.head} for models of the type {config.model_type!r}")
