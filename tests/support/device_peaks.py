@@ -30,14 +30,18 @@ DTYPES = ("fp32", "bf16", "autocast bf16")
 
 @dataclass(frozen=True)
 class Peaks:
-    """Bytes on the device: at the peak of each phase of the third step, and of the merge after it."""
+    """Bytes on the device: at the peak of each phase of the third step, of a batch more, and of the merge after it."""
 
     forward: int
     backward: int
     step: int
     merging: int
     merged: int
-    estimated: int  # by `estimate_memory`, for the step
+    accumulating: int  # in a batch whose gradients are added to those of another one
+    activations: int  # of the model below its output layer, when the loss is computed
+    copies: int  # of the weights of layers, that autocast makes and keeps while the model runs
+    between_steps: int  # weights, states, frozen rows, and what finds the rows
+    estimated: int  # by `estimate_memory`: weights, gradients, states, frozen rows and the loss at once
 
     @property
     def training(self) -> int:
@@ -74,7 +78,9 @@ def peaks_of(dtype: str, mode: str, *, computes: bool = False) -> Peaks:
         start_bytes = torch.get_device_module(accelerator.NAME).memory_allocated()
         peaks = _run(_model(dtype).to(accelerator.NAME).train(), dtype, mode)
     gc.collect()
-    return Peaks(*(num_bytes - start_bytes for num_bytes in peaks), estimated=_estimated(dtype, mode))
+    *peaks, activations, copies, between_steps = peaks
+    peaks = [num_bytes - start_bytes for num_bytes in (*peaks, between_steps)]
+    return Peaks(*peaks[:-1], activations, copies, peaks[-1], estimated=_estimated(dtype, mode))
 
 
 @functools.cache
@@ -117,11 +123,36 @@ def _run(model: Any, dtype: str, mode: str) -> list[int]:
             optimizer.step()
         del loss
         optimizer.zero_grad()
+    between_steps = _allocated()
+    for _ in range(2):
+        with accelerator.watch() as accumulating:
+            with autocast:
+                loss = model(input_ids=ids, labels=ids).loss
+            loss.backward()
+            del loss
+    optimizer.zero_grad()
+    activations, copies = _activations(model, ids, autocast)
     with accelerator.watch() as merging:
         if options is not None:
             merge_(model, optimizer=optimizer)
-    merged = torch.get_device_module(accelerator.NAME).memory_allocated()
-    return [*(seen.peak_bytes for seen in (forward, backward, step, merging)), merged]
+    peaks = [seen.peak_bytes for seen in (forward, backward, step, merging)]
+    return [*peaks, _allocated(), accumulating.peak_bytes, activations, copies, between_steps]
+
+
+def _allocated() -> int:
+    return int(torch.get_device_module(accelerator.NAME).memory_allocated())
+
+
+def _activations(model: Any, ids: torch.Tensor, autocast: Any) -> tuple[int, int]:
+    """What the model below its output layer holds for its backward, and autocast's copies of weights beside it."""
+    before = _allocated()
+    with autocast:
+        hidden = model.model(input_ids=ids)
+        layers = [module for module in model.model.modules() if isinstance(module, nn.Linear)]
+        copies = sum(2 * layer.weight.numel() for layer in layers) if not isinstance(autocast, nullcontext) else 0
+        held = _allocated() - before - copies
+    del hidden
+    return held, copies and copies + 2 * model.lm_head.weight.numel()
 
 
 if __name__ == "__main__":

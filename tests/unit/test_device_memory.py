@@ -2,7 +2,7 @@
 
 import accelerator
 import pytest
-from device_peaks import DIM, DTYPES, FULL_SIZE, MODES, NUM_KEPT, loss_traffic, peaks_of
+from device_peaks import DIM, DTYPES, FULL_SIZE, MODES, NUM_KEPT, NUM_TOKENS, loss_traffic, peaks_of
 
 pytestmark = [pytest.mark.filterwarnings("ignore:.*which is another objective:leanvocab.errors.LeanVocabWarning")]
 
@@ -34,6 +34,26 @@ def test_frozen_rows_on_the_host_save_the_memory_that_they_would_take(dtype: str
 @pytest.mark.parametrize("mode", SHRUNK)
 def test_bf16_takes_no_more_than_fp32(mode: str) -> None:
     assert peaks_of("bf16", mode).training <= peaks_of("fp32", mode).training
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_an_estimate_is_the_peak_without_activations(dtype: str, mode: str) -> None:
+    """In a batch whose gradients are added to those of another one: there all that is counted is there at once."""
+    peaks = peaks_of(dtype, mode)
+    assert peaks.estimated == pytest.approx(peaks.accumulating - peaks.activations, rel=0.02)
+
+
+@pytest.mark.parametrize("mode", SHRUNK)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_step_holds_one_chunk_of_scores_beside_what_training_holds(dtype: str, mode: str) -> None:
+    """Of narrow scores also those of an eighth of the tokens in fp32; of streamed rows scores of all are more than there are."""
+    peaks, is_narrow = peaks_of(dtype, mode), "bf16" in dtype
+    scores = NUM_TOKENS * (NUM_KEPT if mode == "restricted" else FULL_SIZE)
+    chunk_bytes = scores * 2 + scores * 4 // 8 if is_narrow else scores * 4
+    gradient_bytes = NUM_KEPT * DIM * (2 if is_narrow else 4)
+    activation_bytes = peaks.activations + peaks.copies
+    assert peaks.training <= 1.02 * (peaks.between_steps + gradient_bytes + activation_bytes + chunk_bytes)
 
 
 @pytest.mark.parametrize("mode", SHRUNK)

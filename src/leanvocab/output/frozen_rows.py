@@ -45,11 +45,6 @@ class FrozenSizes:
         return max(1, min(rows, -(-self.frozen_rows // _BLOCKS) if self.on_host else self.frozen_rows))
 
     @property
-    def columns_at_once(self) -> int:
-        """Columns of one product."""
-        return max(self.block_rows, self.kept_rows) if self.on_host else self.full_rows
-
-    @property
     def held_bytes(self) -> int:
         """The rows on the device, and two int64 [full_rows]: the id of each column, the column of each id."""
         num_values = self.frozen_rows * self.dim

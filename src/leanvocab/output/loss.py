@@ -38,16 +38,31 @@ def tokens_at_once(device: torch.device, value_bytes: int, num_columns: int) -> 
 def peak_bytes(num_tokens: int, kept_rows: int, dim: int, computed: torch.dtype, frozen: FrozenSizes | None) -> int:
     """Bytes that the loss holds at its peak on a GPU, beside the frozen rows: by arithmetic, for an estimate.
 
-    Scores of one chunk of tokens, in the dtype of the product, and where this is narrow those of a piece in fp32; the hidden
-    states, and the gradients of these and of the kept rows; frozen rows on their way to the product.
+    Frozen rows that are streamed are one part of it, and kept rows are another, after them: the larger one counts.
     """
-    num_columns = kept_rows if frozen is None else frozen.columns_at_once
-    step = min(tokens_at_once(torch.device("cuda"), computed.itemsize, num_columns), num_tokens)
-    score_bytes = step * num_columns * computed.itemsize
-    if computed.itemsize < _WIDE_BYTES:
-        score_bytes += tokens_in_a_piece(step, num_columns) * num_columns * _WIDE_BYTES
-    num_sums = 2 * num_tokens + kept_rows
-    return score_bytes + num_sums * dim * computed.itemsize + (0 if frozen is None else frozen.moving_bytes)
+    hidden_bytes = num_tokens * dim * computed.itemsize
+    if frozen is None or not frozen.on_host:
+        num_columns, moving_bytes = (kept_rows, 0) if frozen is None else (frozen.full_rows, frozen.moving_bytes)
+        return hidden_bytes + _bytes_of_columns(num_tokens, num_columns, kept_rows, dim, computed, moving_bytes)
+    sums_bytes = num_tokens * dim * (_WIDE_BYTES + computed.itemsize)  # of the hidden states, and the labels' rows
+    streamed = frozen.moving_bytes + _bytes_of_columns(num_tokens, frozen.block_rows, 0, dim, computed)
+    kept = _bytes_of_columns(num_tokens, kept_rows, kept_rows, dim, computed)
+    return hidden_bytes + sums_bytes + max(streamed, kept)
+
+
+def _bytes_of_columns(
+    num_tokens: int, num_columns: int, kept_rows: int, dim: int, computed: torch.dtype, moving_bytes: int = 0
+) -> int:
+    """Scores of a chunk of tokens in the dtype of the product, and then either those of a piece in fp32, where this is narrow, or
+    what they are multiplied to and with; sums of that in fp32 where there are several chunks."""
+    value_bytes = computed.itemsize
+    step = min(tokens_at_once(torch.device("cuda"), value_bytes, num_columns), num_tokens)
+    piece_bytes = 0
+    if value_bytes < _WIDE_BYTES:
+        piece_bytes = tokens_in_a_piece(step, num_columns) * num_columns * _WIDE_BYTES
+    products_bytes = (step + kept_rows) * dim * value_bytes
+    sums_bytes = 0 if step == num_tokens else (num_tokens + kept_rows) * dim * _WIDE_BYTES
+    return step * num_columns * value_bytes + max(piece_bytes, products_bytes + moving_bytes) + sums_bytes
 
 
 @dataclass(frozen=True)
