@@ -9,11 +9,12 @@ import pytest
 import torch
 from models import batch, small_model, used_vocabulary
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from leanvocab.model.shrink import merge_, shrink_
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
-WHY = r"what is exported \(torch\.export, torch\.jit, ONNX\) would be shrunk .*call merge_\(model\) first, then export"
+WHY = r"what is exported \(torch\.export, torch\.jit, torch\.fx, ONNX\) would be shrunk .*call merge_\(model\) first, then export"
 
 
 class Scores(nn.Module):
@@ -32,11 +33,16 @@ def to_onnx(model: nn.Module, ids: Tensor) -> None:
     torch.onnx.export(model, (ids,), io.BytesIO(), dynamo=False)
 
 
+def to_fx(model: nn.Module, ids: Tensor) -> None:
+    make_fx(lambda given: model(given))(ids)
+
+
 EXPORTERS: dict[str, Callable[[nn.Module, Tensor], Any]] = {
     "export": lambda model, ids: torch.export.export(model, (ids,), strict=False),
     "strict export": lambda model, ids: torch.export.export(model, (ids,), strict=True),
     "trace": lambda model, ids: torch.jit.trace(model, (ids,)),
     "onnx": to_onnx,
+    "fx": to_fx,
 }
 QUIET = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning",
@@ -76,3 +82,9 @@ def test_a_module_is_not_scripted() -> None:
     with pytest.raises(Exception, match=WHY):
         torch.jit.script(model)
     torch.jit.script(merge_(model))
+
+
+def test_a_module_is_not_traced_by_symbols() -> None:
+    model = shrink_(nn.Sequential(nn.Embedding(10, 4)), PartialVocabulary([1, 7], 10), embedding="0")
+    with pytest.raises(Exception, match=WHY):
+        torch.fx.symbolic_trace(model)

@@ -9,6 +9,7 @@ from comparing import differing, train
 from models import FULL_SIZE, PAD, batch, language_batch, small_lm, small_model, twins, unseen_ids, used_vocabulary
 from tokenizers import Tokenizer, models
 from torch import Tensor, nn
+from torch.nn.utils import prune
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
@@ -429,6 +430,32 @@ def test_a_table_that_shares_memory_without_being_the_same_parameter_is_refused(
     model["head"].weight.data = model["table"].weight.data
     with pytest.raises(TiedOutputError, match=r"table.weight is tied to the output layer head.weight"):
         shrink_(model, PartialVocabulary([3], 9), embedding="table")
+
+
+class Doubled(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return 2 * weight
+
+
+COMPUTED = {
+    "pruned": lambda table: prune.l1_unstructured(table, "weight", amount=0.2),
+    "weight norm": lambda table: nn.utils.parametrizations.weight_norm(table),
+    "parametrized": lambda table: nn.utils.parametrize.register_parametrization(table, "weight", Doubled()),
+}
+
+
+@pytest.mark.parametrize("then", ["forward", "state_dict", "merge"])
+@pytest.mark.parametrize("how", COMPUTED)
+def test_a_weight_that_is_computed_since_is_refused_before_it_is_used_or_saved(how: str, then: str) -> None:
+    model = shrink_(small_model(), used_vocabulary())
+    COMPUTED[how](model.get_input_embeddings())
+    uses: dict[str, Any] = {
+        "forward": lambda: model(**batch()), "state_dict": model.state_dict, "merge": lambda: merge_(model),
+    }  # fmt: skip
+    with pytest.raises(
+        BypassError, match=r"word_embeddings: its weight is computed now .*call merge_\(model\), and then"
+    ):
+        uses[then]()
 
 
 def test_a_quantized_or_parametrized_table_is_refused() -> None:

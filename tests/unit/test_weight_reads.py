@@ -388,3 +388,31 @@ def test_reading_again_and_again_says_nothing(recwarn: pytest.WarningsRecorder) 
     model = shrink_(Sometimes(), VOCABULARY, embedding="table")
     model(LOW)
     assert not [each for each in recwarn if issubclass(each.category, LeanVocabWarning)]
+
+
+class Scores(Base):
+    def score(self, hidden: Tensor) -> Tensor:
+        return hidden + self.table.weight[1]
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.score(self.table(ids))
+
+
+@pytest.mark.parametrize("kind", [Sometimes, Scores])
+def test_a_compiled_forward_that_may_read_is_refused_since_nothing_watches_it(kind: Any) -> None:
+    compiled = torch.compile(shrink_(kind(), VOCABULARY, embedding="table"), backend="eager")
+    with pytest.raises(
+        BypassError, match=f"{kind.__name__}.* reads the weight of table itself.*Compile the layers below"
+    ):
+        compiled(LOW)
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("keep", [lambda weight: weight, lambda weight: [weight], lambda weight: {"a": weight.data}])
+def test_a_reference_beside_the_module_would_not_train_and_is_refused(keep: Any) -> None:
+    model = Overridden()
+    model.__dict__["kept"] = keep(model.table.weight)
+    with pytest.raises(BypassError, match=r"kept of Overridden keeps table\.weight beside its module"):
+        shrink_(model, VOCABULARY, embedding="table")
+    del model.kept
+    shrink_(model, VOCABULARY, embedding="table")

@@ -24,6 +24,7 @@ def check_table(model: nn.Module, table: FullTable) -> None:
         check_module(path, module)
     _check_size(table)
     _check_ties(model, table)
+    _check_kept_elsewhere(model, table)
     _check_wrappers(model, table)
     _check_not_cast(model, table)
     _check_reads(model, table)
@@ -109,6 +110,20 @@ def _check_ties(model: nn.Module, table: FullTable) -> None:
             raise ModelError(
                 f"{table.name}.weight shares its memory with {where} ({type(owner).__name__}), which has to stay whole"
             )
+
+
+def _check_kept_elsewhere(model: nn.Module, table: FullTable) -> None:
+    """References that modules keep beside their parameters would stay as they are, while the partial matrix trains."""
+    for path, owner in model.named_modules():
+        for name, value in vars(owner).items():
+            kept = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
+            is_own = name in ("_parameters", "_buffers")
+            if not is_own and any(isinstance(each, Tensor) and _overlap(each, table.weight) for each in kept):
+                raise BypassError(
+                    f"{f'{path}.' if path else ''}{name} of {type(owner).__name__} keeps {table.name}.weight beside its module: "
+                    "it would stay as it is now while the partial matrix trains. Take that attribute away before shrinking, and "
+                    "call the embedding module instead"
+                )
 
 
 def _overlap(first: Tensor, second: Tensor) -> bool:

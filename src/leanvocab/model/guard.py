@@ -23,7 +23,7 @@ from leanvocab.output.logit_operations import QUESTIONS
 from leanvocab.partial.attachments import Weakly, keep_hooks
 from leanvocab.partial.embedding import RemapEmbedding
 from leanvocab.partial.missing import begin_forward, end_forward
-from leanvocab.partial.module import PartialModule, partial_modules, raise_missing, shrunk_modules
+from leanvocab.partial.module import PartialModule, partial_modules, raise_missing, refuse_computed, shrunk_modules
 
 # What else reads none of a parameter's rows.
 _HARMLESS = QUESTIONS | {
@@ -37,6 +37,8 @@ _MOVERS = {"deepspeed.runtime.zero.partition_parameters"}
 class _Watch(TorchFunctionMode):
     def __init__(self, modules: list[PartialModule]):
         super().__init__()
+        for module in modules:  # a weight that is made anew at each look has no id to know it by
+            refuse_computed(module)
         self.modules = {id(module.weight): module for module in modules}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -75,6 +77,14 @@ def _forward_of(module: nn.Module) -> tuple[Any, ...]:
     return module.training, getattr(getattr(forward, "__func__", forward), "__code__", None)
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _refuse_compiling(read: str) -> None:
+    raise BypassError(
+        f"{read} itself, where some forwards come to it, and a compiled forward cannot be watched: it would read wrong rows of "
+        "a partial vocabulary. Compile the layers below (each of model.layers, say), or do not compile"
+    )
+
+
 class Guard:
     """Watches the forwards of the modules above the shrunk tables until one has passed in each mode.
 
@@ -87,7 +97,10 @@ class Guard:
         self._watch: _Watch | None = None
         self._owner: nn.Module | None = None
         self._calls: dict[int, int] = {}
-        self._may_come_later = bool(reads_of(root, modules.values()))
+        reads = reads_of(root, modules.values())
+        self._may_come_later = bool(reads)
+        # Forwards of peft's adapters call the layer; their other methods read it to merge, which is refused by itself.
+        self._unseen_if_compiled = [f"{read} {', '.join(modules)}" for read in reads if read.library != "peft"]
         self._sites: list[tuple[Weakly[nn.Module], str, Weakly[nn.Module]]] = []  # (parent, name there, child)
         above: dict[nn.Module, None] = {}
         for path, module in modules.items():
@@ -111,6 +124,8 @@ class Guard:
 
     def _enter(self, module: nn.Module, args: Any) -> None:
         if torch.compiler.is_compiling():
+            if self._unseen_if_compiled:
+                _refuse_compiling(self._unseen_if_compiled[0])
             return
         if begin_forward(module):
             raise_missing({*self._held(), *(shrunk for shrunk in shrunk_modules() if shrunk.missing.model is module)})

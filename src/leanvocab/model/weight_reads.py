@@ -44,6 +44,7 @@ class Read:
     attributes: tuple[str, ...]
     asks: str  # the attribute of the weight that is used; "" where it is passed on
     is_certain: bool  # True where each forward of that module comes there
+    library: str = ""  # whose module it is
 
     def __str__(self) -> str:
         return f"{self.where} {f'calls {self.asks} on' if self.asks else 'reads'} the weight of"
@@ -82,7 +83,8 @@ def _reads_in_module(owner: "nn.Module", paths: list[tuple[str, ...]], wanted: s
         for function in _functions_from(value):
             is_forward = value is runs and function is inspect.unwrap(value)
             for read in _reads_in(function, where, owner, paths, wanted):
-                yield read if is_forward else replace(read, is_certain=False)
+                library = type(owner).__module__.split(".")[0]
+                yield replace(read, is_certain=read.is_certain and is_forward, library=library)
 
 
 def _functions_from(value: Any) -> list[types.FunctionType]:

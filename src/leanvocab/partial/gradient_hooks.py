@@ -93,7 +93,11 @@ class _OfAllRows:
 class _OnGradient(_OfAllRows):
     def __call__(self, gradient: Tensor) -> Tensor:
         full = _in_full(gradient, self.table)
-        returned = self.hook(full)
+        try:
+            returned = self.hook(full)
+        except (IndexError, RuntimeError) as error:
+            error.add_note(_gets_all_rows(self.table))
+            raise
         given = full if returned is None else returned
         if given.shape != full.shape:
             raise BypassError(
@@ -119,6 +123,13 @@ class _OnGradient(_OfAllRows):
         if len(outside):
             raise BypassError(_gave_to_others(self.table, outside))
         return rows
+
+
+def _gets_all_rows(table: PartialTable) -> str:
+    return (
+        f"a hook on the gradient of {table.name} gets that of all {table.full_size:,} rows, while the weight itself holds "
+        f"{table.num_rows:,} of them until merge_(model); what the hook needs of all rows, take from model.state_dict()"
+    )
 
 
 def _gave_to_others(table: PartialTable, outside: Tensor) -> str:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 
 from leanvocab.errors import BypassError, CheckpointError
 from leanvocab.files.row_store import take_rows
@@ -86,7 +87,7 @@ class PartialModule(nn.Module):
 
     def begin(self) -> None:
         """Begins a forward of the module: raises what an earlier one noted, where no model runs around it to do so."""
-        if torch.compiler.is_exporting() or torch.jit.is_tracing():  # type: ignore[attr-defined]
+        if torch.compiler.is_exporting() or torch.jit.is_tracing() or is_fx_symbolic_tracing():  # type: ignore[attr-defined]
             self.__prepare_scriptable__()
         self.check_length()
         if not torch.compiler.is_compiling():
@@ -98,8 +99,8 @@ class PartialModule(nn.Module):
     def __prepare_scriptable__(self) -> None:
         """Refuses to become a file that knows the kept rows alone; torch.jit.script asks by this name."""
         raise BypassError(
-            f"{self.table.name}: what is exported (torch.export, torch.jit, ONNX) would be shrunk to a partial vocabulary and "
-            "fail on ids outside it; call merge_(model) first, then export"
+            f"{self.table.name}: what is exported (torch.export, torch.jit, torch.fx, ONNX) would be shrunk to a partial "
+            "vocabulary and fail on ids outside it; call merge_(model) first, then export"
         )
 
     def check_length(self) -> None:
@@ -110,6 +111,7 @@ class PartialModule(nn.Module):
                 "notes of missing ids. Start one process a GPU (torchrun, accelerate launch), or let the process see one GPU: "
                 "CUDA_VISIBLE_DEVICES=0"
             )
+        refuse_computed(self)
         if self.weight.shape[0] != self.table.num_rows:
             raise BypassError(_wrong_length(self.table, self.weight.shape[0]))
 
@@ -191,6 +193,19 @@ def _new_module(kind: type[PartialModule], original: type[nn.Module]) -> Partial
     return cls.__new__(cls)
 
 
+def refuse_computed(module: PartialModule) -> None:
+    """Raises where the weight is computed of other parameters (pruning, weight norm, parametrizations), of kept rows alone."""
+    own = module._parameters
+    if "weight" not in own and (
+        "parametrizations" in module._modules or any(name.startswith("weight_") for name in own)
+    ):
+        raise BypassError(
+            f"{module.table.name}: its weight is computed now (torch.nn.utils.prune, weight_norm, parametrize), from the kept "
+            "rows alone, and what is saved would have those alone too. Undo that (prune.remove, remove_parametrizations), call "
+            "merge_(model), and then prune or parametrize the full weight"
+        )
+
+
 def _wrong_length(table: PartialTable, num_rows: int) -> str:
     return (
         f"{table.name}: the weight has {num_rows:,} rows, expected the {table.num_rows:,} of the partial vocabulary; something "
@@ -205,7 +220,10 @@ def _wrong_length(table: PartialTable, num_rows: int) -> str:
 def _give_full_rows(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]) -> None:
     """After `state_dict()`: the full rows in place of the partial ones."""
     key = f"{prefix}weight"
-    if not isinstance(module, PartialModule) or key not in state_dict:
+    if not isinstance(module, PartialModule):
+        return
+    refuse_computed(module)
+    if key not in state_dict:
         return
     table, weight = module.table, state_dict[key]
     if weight.numel() == 0 and _is_taken_away(module.weight):
