@@ -71,7 +71,8 @@ class LeanVocabCallback(TrainerCallback):
             what = (
                 "give it a vocabulary, or call shrink_(model, vocabulary) before the Trainer is made"
                 if self.vocabulary is None
-                else "the Trainer has made another model since (model_init): call shrink_(model, vocabulary) within model_init"
+                else "the Trainer has made another model since (model_init): call shrink_(model, vocabulary) within model_init; or "
+                "the callback came after the Trainer was made (add_callback): give it with callbacks="
             )
             raise NotShrunkError(f"{type(model).__name__} is not shrunk, though LeanVocabCallback is there: {what}")
         if id(model) != self._known:  # model_init has made another one, and shrunk it

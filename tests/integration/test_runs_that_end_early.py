@@ -237,6 +237,10 @@ def test_weights_that_are_not_finite_are_never_saved(
 def test_what_no_error_of_ours_foresaw_is_one_message_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for error, message in (
         (KeyError("text"), "KeyError: 'text'. No error of leanvocab's own foresaw this; --debug"),
+        (
+            RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 6144 vs 6036"),
+            "a file could not be written to its end, most likely because the disk is full ([enforce fail",
+        ),
         (OSError(28, "No space left on device", "/disk/file"), "No space left on device: /disk/file"),
     ):
         monkeypatch.setattr("leanvocab.cli.count.count_data", lambda *_, error=error: (_ for _ in ()).throw(error))
