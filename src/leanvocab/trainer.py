@@ -66,12 +66,12 @@ class LeanVocabCallback(TrainerCallback):
         optimizer = kwargs.get("optimizer")
         if model is None or optimizer is None:
             return
-        shrunk = list(partial_modules(model).values())
-        if not shrunk:
+        if not (shrunk := list(partial_modules(model).values())):
             what = (
                 "give it a vocabulary, or call shrink_(model, vocabulary) before the Trainer is made"
                 if self.vocabulary is None
-                else "the Trainer has made another model since (model_init): call shrink_(model, vocabulary) within model_init"
+                else "the Trainer has made another model since (model_init): call shrink_(model, vocabulary) within model_init; "
+                "or the callback came after the Trainer was made (add_callback): give it with callbacks="
             )
             raise NotShrunkError(f"{type(model).__name__} is not shrunk, though LeanVocabCallback is there: {what}")
         if id(model) != self._known:  # model_init has made another one, and shrunk it

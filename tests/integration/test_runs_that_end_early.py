@@ -88,6 +88,20 @@ def test_a_run_whose_last_step_is_done_comes_to_its_end(
     assert weights(tmp_path / "out") == weights(whole.output_dir)
 
 
+def test_the_last_checkpoint_stays_beside_the_best_one_where_one_is_kept(
+    base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    knobs: dict[str, Any] = {"best": "loss", "save_total_limit": 1}
+    whole = finetune(base, data, tmp_path / "whole", settings(**knobs))
+    at_step(monkeypatch, 9, lambda loss: (os.kill(os.getpid(), signal.SIGINT), loss)[1])
+    with pytest.raises(InterruptedRunError, match=r"after step 10 of 12; .*checkpoint-10 is whole"):
+        finetune(base, data, tmp_path / "out", settings(**knobs))
+    resumed = finetune(base, data, tmp_path / "out", settings(**knobs, resume=True))
+    assert weights(tmp_path / "out") == weights(whole.output_dir)
+    assert (resumed.losses, resumed.scores) == (whole.losses, whole.scores)
+    assert len(list((tmp_path / "out/checkpoints").glob("checkpoint-*"))) == 1
+
+
 def test_without_checkpoints_a_signal_says_that_the_run_starts_anew(
     base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,6 +237,10 @@ def test_weights_that_are_not_finite_are_never_saved(
 def test_what_no_error_of_ours_foresaw_is_one_message_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for error, message in (
         (KeyError("text"), "KeyError: 'text'. No error of leanvocab's own foresaw this; --debug"),
+        (
+            RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 6144 vs 6036"),
+            "a file could not be written to its end, most likely because the disk is full ([enforce fail",
+        ),
         (OSError(28, "No space left on device", "/disk/file"), "No space left on device: /disk/file"),
     ):
         monkeypatch.setattr("leanvocab.cli.count.count_data", lambda *_, error=error: (_ for _ in ()).throw(error))

@@ -213,6 +213,15 @@ def test_the_callback_says_where_to_shrink_a_model_that_the_trainer_makes_itself
         trainer.train()
 
 
+def test_a_callback_that_comes_after_the_trainer_was_made_is_told_so(tmp_path: Path) -> None:
+    trainer = Trainer(small_model(), arguments(tmp_path), train_dataset=rows())
+    trainer.add_callback(lv.LeanVocabCallback(used_vocabulary()))
+    with pytest.raises(
+        NotShrunkError, match=r"came after the Trainer was made \(add_callback\): give it with callbacks="
+    ):
+        trainer.train()
+
+
 def trainer_with(model: Any, folder: Path, *callbacks: Any, **options: Any) -> Trainer:
     return Trainer(model, arguments(folder), train_dataset=rows(), callbacks=list(callbacks), **options)
 

@@ -199,6 +199,52 @@ def test_numbers_without_names_are_ids_of_the_checkpoints_classes_and_that_is_sa
     )
 
 
+STARS = ("1 star", *(f"{number} stars" for number in range(2, 6)))
+
+
+@pytest.mark.parametrize(
+    ("names", "labels", "ids", "way"),
+    [
+        (STARS, [1, 2, 3, 4, 5], [0, 1, 2, 3, 4], "are the numbers in these names"),
+        (STARS, ["4", "1"], [3, 0], "are the numbers in these names"),  # no fifth star: not ids from 0
+        (STARS, [0, 4], [0, 4], "are taken for their ids"),
+        (("grade 2", "grade 1"), [1, 2], [1, 0], "are the numbers in these names"),
+        (("2 of 5", "1 of 5"), [0, 1], [0, 1], "are taken for their ids"),
+    ],
+)
+def test_numbers_that_stand_in_the_names_of_classes_are_these_classes(names, labels, ids, way):
+    task, (encoded,), (note,) = classes_of(checkpoint(*names), labels)
+    assert (task.label_names, encoded, task.replaces_head) == (names, ids, False)
+    assert way in note
+
+
+class CountedName(str):
+    comparisons = 0
+
+    def __eq__(self, other):
+        CountedName.comparisons += 1
+        return str.__eq__(self, other)
+
+    __hash__ = str.__hash__
+
+    def __str__(self):
+        return self
+
+    def casefold(self):
+        return CountedName(str.casefold(self))
+
+
+@pytest.mark.parametrize("spell", [str, str.upper])
+def test_a_head_of_many_classes_is_not_searched_for_each(spell):
+    names = tuple(CountedName(f"class {number}") for number in range(400))
+    config = checkpoint(*names)
+    config.id2label = dict(enumerate(names))
+    before = CountedName.comparisons
+    task, (encoded,), _ = classes_of(config, [spell(name) for name in names])
+    assert (encoded, task.label_names) == (list(range(400)), names)
+    assert CountedName.comparisons - before < 50 * len(names)
+
+
 @pytest.mark.parametrize(
     ("names", "labels", "replaces", "note"),
     [

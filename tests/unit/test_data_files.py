@@ -82,6 +82,7 @@ def test_class_names_in_a_parquet_file_are_kept(tmp_path):
         ("data.csv", "", "cannot be read as .csv: Empty CSV file"),
         ("data.csv", "text,label\n", "split 'train' is empty: expected at least one row"),
         ("data.csv", "text,label\na,1,2\n", r"cannot be read as .csv: CSV parse error: Expected 2 columns, got 3"),
+        ("data.csv", "text,text,label\na,b,1\n", "data.csv has the column 'text' more than once; give its columns"),
         ("data.jsonl", '[{"text": "a"}]', "cannot be read as .jsonl"),
         ("data.parquet", "no parquet", "cannot be read as .parquet"),
         ("data.xlsx", "", r"data.xlsx is of an unknown type; expected one of .csv, .jsonl, .json, .parquet, .txt"),

@@ -1,5 +1,7 @@
 """Texts for language models: columns found and checked, token ids with the labels that are learned."""
 
+import json
+
 import datasets
 import pytest
 from texts import CHAT_TEMPLATE, SPECIAL, WORDS, chats, ids_of, language_tokenizer, pairs, texts
@@ -293,6 +295,57 @@ def test_a_first_reply_that_cannot_be_found_is_an_error_that_says_what_to_do():
     without_question = CHAT_TEMPLATE.partition("{% if add_generation_prompt")[0]
     with pytest.raises(DataError, match=r"replies cannot be found in it; mark them in the template \({% generation %}"):
         learned(chat_of("word1", "word2", first="assistant"), without_question)
+
+
+def test_nulls_that_a_table_puts_into_calls_of_tools_are_not_written():
+    template = CHAT_TEMPLATE.replace(
+        "message['content'] +", "message['content'] + (message['arguments'] | tojson if message['arguments'] else '') +"
+    )
+    tokenizer = language_tokenizer()
+    tokenizer.chat_template = template
+    calls = [{"city": "Oslo", "days": [{"first": 1}, {"last": 2}]}, {"query": "x"}]
+    table = datasets.Dataset.from_list(
+        [{"messages": [*chat_of("w"), {"role": "assistant", "content": "", "arguments": call}]} for call in calls]
+    )
+    for chat, call in zip(table["messages"], calls, strict=True):
+        (before, _), (reply, is_learned), *_ = ChatWriter(tokenizer).spans(chat, 512)
+        assert (json.loads(reply.removesuffix(" [SEP] ")), is_learned) == (call, True)
+        assert before == "[CLS] word298 w [SEP] [CLS] word299 "
+
+
+@pytest.mark.parametrize("as_column", [list, json.dumps])
+@pytest.mark.parametrize("template", [CHAT_TEMPLATE, MARKING_TEMPLATE])
+@pytest.mark.parametrize("knobs", [{}, {"train_on_prompts": True}])
+def test_a_template_is_told_the_tools_that_a_chat_is_offered(as_column, template, knobs):
+    offering = "{% for tool in tools or [] %}{{ tool.name + ' ' + (tool.unit or 'word9') + ' ' }}{% endfor %}"
+    tokenizer = language_tokenizer()
+    tokenizer.chat_template = offering + template
+    tools = [{"name": "word5"}, {"name": "word6", "unit": "word7"}]
+    offers = [as_column(tools), as_column([]), None]
+    made, notes = encoded(
+        [{"messages": chat_of("word1", "word2"), "tools": offer} for offer in offers], tokenizer, **knobs
+    )
+    assert made[0]["input_ids"] == [*ids_of("word5 word9 word6 word7"), *made[1]["input_ids"]]
+    assert (made[1], notes) == (made[2], ())
+
+
+def test_tools_that_are_none_are_an_error():
+    tokenizer = language_tokenizer()
+    tokenizer.chat_template = CHAT_TEMPLATE
+    for wrong in ("weather", '{"name": "weather"}'):
+        with pytest.raises(
+            DataError, match=r"column 'tools' holds .*weather.*; expected a list of tools, or JSON of one"
+        ):
+            encoded([{"messages": chat_of("word1", "word2"), "tools": wrong}], tokenizer)
+
+
+def test_chats_whose_replies_have_another_role_are_an_error_that_names_the_roles():
+    chat = [{"role": "human", "content": "word1"}, {"role": "gpt", "content": "word2"}]
+    with pytest.raises(
+        DataError, match=r"role 'assistant', and column 'messages' has the roles gpt, human\. Rename the role"
+    ):
+        learned(chat, CHAT_TEMPLATE)
+    assert learned(chat, CHAT_TEMPLATE, train_on_prompts=True)[1]
 
 
 def test_a_chat_without_a_reply_has_nothing_to_learn():

@@ -16,6 +16,8 @@ from leanvocab.errors import CheckpointError, InterruptedRunError, LeanVocabErro
 
 DEBUG_VARIABLE = "LEANVOCAB_DEBUG"
 
+_TORCH_CANNOT_WRITE = "inline_container.cc"
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 
 
@@ -48,6 +50,8 @@ def _message(error: BaseException) -> str:
         return "interrupted"
     if isinstance(error, OSError) and error.strerror:  # a full disk, no permission: the system's words say it
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    if _TORCH_CANNOT_WRITE in str(error):  # torch has no word for a full disk
+        return f"a file could not be written to its end, most likely because the disk is full ({first_line(error)})"
     return (
         f"{type(error).__name__}: {first_line(error)}. No error of leanvocab's own foresaw this; --debug (leanvocab --debug …) "
         "shows where it comes from"

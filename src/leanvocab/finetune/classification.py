@@ -1,5 +1,6 @@
 """Classification and regression: which columns are texts, which is the label, and what the labels mean."""
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -267,10 +268,14 @@ class Head:
         spelled = tuple(name.casefold() for name in names)
         shown = f"The checkpoint's classes {_listed(names)} keep their names and order"
         if wanted <= set(names):
-            return names, {name: names.index(name) for name in names}, _SAME
+            return names, _positions(names), _SAME
         if len(set(spelled)) == self.size and {name.casefold() for name in wanted} <= set(spelled):
-            ids = {name: spelled.index(name.casefold()) for name in wanted}
+            by_spelling = _positions(spelled)
+            ids = {name: by_spelling[name.casefold()] for name in wanted}
             return names, ids, f"{shown}, which the data spell otherwise."
+        by_number = _positions(_numbers_in(names)) if self.names else {}  # "1 star", "2 stars"
+        if wanted <= set(by_number):
+            return names, by_number, f"{shown}: the data's labels are the numbers in these names."
         if wanted <= set(numbers):  # class ids
             way = f"{shown}: the data's labels are taken for their ids." if self.names else _SAME
             return self.names or numbers, {name: int(name) for name in numbers}, way
@@ -298,6 +303,17 @@ _MOST_SHOWN = 8
 
 def _unnamed(size: int) -> tuple[str, ...]:
     return tuple(f"LABEL_{number}" for number in range(size))
+
+
+def _positions(names: tuple[str, ...]) -> dict[str, int]:
+    return {name: position for position, name in enumerate(names)}
+
+
+def _numbers_in(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The number that stands in each name; none where a name has no one number of its own."""
+    numbers = [re.findall(r"\d+", name) for name in names]
+    alone = tuple(str(int(found[0])) for found in numbers if len(found) == 1)
+    return alone if len(set(alone)) == len(names) else ()
 
 
 def _listed(names: tuple[str, ...]) -> str:

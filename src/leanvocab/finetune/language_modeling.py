@@ -1,5 +1,6 @@
 """Language modeling: which columns hold texts, and their token ids with the labels that are learned."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +12,7 @@ import pyarrow as pa
 from transformers import DataCollatorForSeq2Seq
 
 from leanvocab.choices import IGNORE_INDEX
-from leanvocab.errors import DataError, ModelError
+from leanvocab.errors import DataError, ModelError, shortened
 from leanvocab.extras import require
 from leanvocab.finetune.causal_checks import check_causal, check_packed_examples_are_apart
 from leanvocab.finetune.collators import EpochCallback, MaskingCollator, PaddingCollator, mask_to_validate
@@ -36,6 +37,7 @@ datasets = require("datasets", extra="finetune")
 
 _PAIRS = (("prompt", "completion"), ("source", "target"))
 _TEXTS = (("text",), ("sentence",))
+_TOOLS = "tools"  # the column beside chats that has them in the data sets of tool calls
 _BLOCKS_AT_ONCE = 1000
 _FATES = {
     "cut": "were cut to {0} tokens.",
@@ -151,7 +153,7 @@ def find_language_task(splits: Any, settings: DataSettings) -> LanguageTask:
     source, columns = _find_columns(splits[train].column_names, settings)
     for name, split in splits.items():
         if source == "messages":
-            _check_messages(name, split, columns[0])
+            _check_messages(name, split, columns[0], settings)
         else:
             check_texts(name, split, columns)
     assert settings.task is not None
@@ -188,7 +190,7 @@ def _find_columns(names: list[str], settings: DataSettings) -> tuple[str, tuple[
     )
 
 
-def _check_messages(split_name: str, split: Any, column: str) -> None:
+def _check_messages(split_name: str, split: Any, column: str, settings: DataSettings) -> None:
     check_column(split_name, split, column, "messages")
     chats = values_of(split, column)
     check_no_gaps(split_name, column, [not chat for chat in chats], "messages")
@@ -198,6 +200,12 @@ def _check_messages(split_name: str, split: Any, column: str) -> None:
                 f"row {at} of split {split_name!r}: column {column!r} holds something else than messages; expected a list "
                 f"of {{'role': …, 'content': …}}"
             )
+    roles = sorted({str(message["role"]) for chat in chats for message in chat})
+    if not settings.train_on_prompts and "assistant" not in roles:
+        raise DataError(
+            f"nothing is left to learn of split {split_name!r}: replies are the messages of the role 'assistant', and column "
+            f"{column!r} has the roles {', '.join(roles)}. Rename the role, or learn the whole chats (train_on_prompts)"
+        )
 
 
 # --- token ids --------------------------------------------------------------------------------------------------------
@@ -241,11 +249,23 @@ def _pieces(
             yield [(prompt, settings.train_on_prompts), (completion, True)]
     else:
         writer = ChatWriter(tokenizer)
-        for chat in columns[0]:
+        for chat, tools in zip(columns[0], batch.get(_TOOLS) or [None] * len(columns[0]), strict=True):
+            writer.tools = _tools(tools)
             if settings.train_on_prompts:
                 yield [(writer.written(without_nones(chat)), True)]
             else:
                 yield writer.spans(chat, settings.max_length, tally)
+
+
+def _tools(value: Any) -> list[Any] | None:
+    """The tools that a chat is offered: a list, or JSON of one, since tools of different parameters have no one type."""
+    try:
+        tools = json.loads(value) if isinstance(value, str) and value else value
+    except ValueError:
+        tools = value
+    if tools and not isinstance(tools, list):
+        raise DataError(f"column {_TOOLS!r} holds {shortened(value)}; expected a list of tools, or JSON of one")
+    return without_nones(tools) or None
 
 
 def _joined(examples: list[list[Span]], tokenizer: Any, *, is_chat: bool) -> Iterator[tuple[list[int], list[int]]]:

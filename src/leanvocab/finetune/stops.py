@@ -50,6 +50,8 @@ class StopsEarly(TrainerCallback):
         self._check_loss(args, state, keeps=keeps, asks=control.should_log)
         if stops:
             control.should_training_stop = True
+            if args.load_best_model_at_end and args.save_total_limit == 1:
+                args.save_total_limit = 2  # or else the Trainer, as it ends, removes all but the best
             if not _ends_epoch(args, state):
                 control.should_save = self._saves
 

@@ -33,6 +33,7 @@ class ChatWriter:
     def __init__(self, tokenizer: Any):
         self.tokenizer = tokenizer
         self.template = tokenizer.get_chat_template()
+        self.tools: list[Any] | None = None  # those that the chats from here on are offered
 
     def spans(self, messages: list[dict[str, Any]], max_length: int, tally: Tally | None = None) -> list[Span]:
         """The parts of a chat; `max_length` bounds how many replies are looked for, `tally` notes the ways that are no plain one.
@@ -56,7 +57,7 @@ class ChatWriter:
     def written(self, messages: list[dict[str, Any]], **options: Any) -> str:
         """What the template writes, whole; raises DataError where it refuses the chat."""
         try:
-            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, **options))
+            return str(self.tokenizer.apply_chat_template(messages, self.tools, tokenize=False, **options))
         except Exception as error:  # whatever the template raises, and jinja of what it does not find
             raise DataError(
                 f"the tokenizer's chat template refuses a chat of the roles {', '.join(_roles(messages))} that begins with "
@@ -69,6 +70,7 @@ class ChatWriter:
             return []
         rendered: Any = render_jinja_template(  # texts, and what is marked in each
             conversations=[messages],
+            tools=self.tools,
             chat_template=template,
             return_assistant_tokens_mask=True,
             **self.tokenizer.special_tokens_map,
@@ -137,9 +139,11 @@ class ChatWriter:
         return [(before, False), (text[len(before) :], True)]
 
 
-def without_nones(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Messages without the keys that a table has filled with nulls, as the template is meant to see them."""
-    return [{key: value for key, value in message.items() if value is not None} for message in messages]
+def without_nones(value: Any) -> Any:
+    """Messages or tools without the keys that a table fills with nulls, at any depth, as templates are meant to see them."""
+    if isinstance(value, dict):
+        return {key: without_nones(inner) for key, inner in value.items() if inner is not None}
+    return [without_nones(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _roles(messages: list[dict[str, Any]]) -> list[str]:

@@ -86,9 +86,12 @@ def _read_table(path: Path) -> pa.Table:
     if not path.is_file():
         raise DataError(f"{path} does not exist")
     try:
-        return reader(path)
+        table = reader(path)
     except (pa.ArrowException, UnicodeError) as error:
         raise DataError(f"{path} cannot be read as {path.suffix}: {first_line(error)}") from error
+    if twice := next((name for name in table.column_names if table.column_names.count(name) > 1), None):
+        raise DataError(f"{path} has the column {twice!r} more than once; give its columns names of their own")
+    return table
 
 
 def _read_lines(path: Path) -> pa.Table:
