@@ -29,9 +29,9 @@ def text_of(*words: Any) -> str:
 
 
 def assert_same_run(full: Any, partial: Any) -> None:
-    """Losses, scores and files are equal, but for timings and paths."""
+    """Losses, scores and files are equal, but for timings, paths, and the settings that they were given."""
     assert full.losses == partial.losses
     assert full.scores == partial.scores
     for name in files_in(full.output_dir):
-        if not name.endswith(("finetune.json", "trainer_state.json", "training_args.bin")):
+        if not name.endswith(("finetune.json", "run.json", "trainer_state.json", "training_args.bin")):
             assert (full.output_dir / name).read_bytes() == (partial.output_dir / name).read_bytes(), name
