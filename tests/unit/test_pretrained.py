@@ -21,6 +21,6 @@ def test_four_bits_are_loaded_where_the_model_trains(
     auto_class = SimpleNamespace(from_pretrained=lambda name, **options: (given.update(options), {"missing_keys": []}))
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     monkeypatch.setattr(pretrained, "accelerator_at_hand", lambda: torch.device("cuda") if at_hand else None)
-    task: Any = SimpleNamespace(set_labels=lambda config: None, has_new_head=False)
+    task: Any = SimpleNamespace(set_labels=lambda config: None, has_new_head=False, replaces_head=False)
     Pretrained("a model", None, None, auto_class, ()).load(task, few_bits=True, on_cpu=on_cpu)
     assert given["device_map"] == {"": expected}
