@@ -6,6 +6,7 @@ import shutil
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +62,8 @@ def find_earlier_run(output_dir: Path, model: Path, settings: SavingSettings) ->
 
 def _to_go_on_from(output_dir: Path) -> EarlierRun:
     folder = output_dir / CHECKPOINTS_FOLDER
-    found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal()]
-    newest_first = sorted(found, key=_step, reverse=True)
-    last = next((path for path in newest_first if is_whole(path)), None)
-    halves = tuple(path for path in newest_first if last is None or _step(path) > _step(last))
+    last = last_whole(folder)
+    halves = tuple(path for path in _newest_first(folder) if last is None or _step(path) > _step(last))
     notes = tuple(f"{path} was cut off while it was written, and is left out." for path in halves)
     if last is not None:
         return EarlierRun(last, halves, notes)
@@ -76,6 +75,16 @@ def _to_go_on_from(output_dir: Path) -> EarlierRun:
     if others:
         raise CheckpointError(f"there is no checkpoint in {folder} to resume from, and {output_dir} holds {others[0]}")
     return EarlierRun(None, halves, (*notes, f"There is no checkpoint in {folder} yet: the run began anew."))
+
+
+def last_whole(folder: Path) -> Path | None:
+    """The newest of the Trainer's checkpoints in a folder that was written to its end, if any."""
+    return next(filter(is_whole, _newest_first(folder)), None)
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal()]
+    return sorted(found, key=_step, reverse=True)
 
 
 def _step(checkpoint: Path) -> int:
@@ -117,42 +126,44 @@ class RemovesHalves(TrainerCallback):
 _FREE = {"epochs", "max_steps", "cpu", "full_vocabulary", *(known.name for known in fields(SavingSettings))}
 
 
-def record_of(settings: FineTuneSettings, encoded: Mapping[str, Any]) -> dict[str, Any]:
+class RunRecord:
     """What a run is made of, to compare with one that goes on: its settings, and digests of its data."""
-    chosen = {known.name: getattr(settings, known.name) for known in fields(settings) if known.name not in _FREE}
-    return {
-        "settings": json.loads(json.dumps(chosen)),
-        "data": {name: digest_of(split) for name, split in encoded.items()},
-    }
 
+    def __init__(self, settings: FineTuneSettings, encoded: Mapping[str, Any]) -> None:
+        self._settings, self._encoded = settings, encoded
 
-def check_same_run(checkpoint: Path, record: Mapping[str, Any]) -> None:
-    """Raises `SettingsError` where a checkpoint is of a run with other settings or data, and names them."""
-    path = checkpoint.parent / _RUN_FILE
-    if not path.is_file():
-        return  # of a version that did not write it
-    earlier = json.loads(path.read_bytes())
-    settings = earlier["settings"]
-    changed = [
-        f"{name} is {value!r} and was {settings[name]!r}"
-        for name, value in record["settings"].items()
-        if name in settings and settings[name] != value
-    ]
-    names = sorted({*earlier["data"], *record["data"]})
-    changed += [
-        f"split {name!r} holds other data" for name in names if earlier["data"].get(name) != record["data"].get(name)
-    ]
-    if changed:
-        raise SettingsError(
-            f"{checkpoint} belongs to another run: {'; '.join(changed)}. To go on, give what that run was given; to train "
-            "anew, set overwrite, or name another output directory"
-        )
+    @cached_property
+    def content(self) -> dict[str, Any]:
+        """The record in plain values; the data are read for it."""
+        names = [known.name for known in fields(self._settings) if known.name not in _FREE]
+        chosen = {name: getattr(self._settings, name) for name in names}
+        data = {name: digest_of(split) for name, split in self._encoded.items()}
+        return {"settings": json.loads(json.dumps(chosen)), "data": data}
 
+    def check(self, checkpoint: Path | None) -> None:
+        """Raises `SettingsError` where a checkpoint is of a run with other settings or data, and names them."""
+        if checkpoint is None or not (path := checkpoint.parent / _RUN_FILE).is_file():
+            return  # nothing to go on from, or of a version that wrote no record
+        earlier, now = json.loads(path.read_bytes()), self.content
+        settings, data = earlier["settings"], earlier["data"]
+        changed = [
+            f"{name} is {value!r} and was {settings[name]!r}"
+            for name, value in now["settings"].items()
+            if name in settings and settings[name] != value
+        ]
+        names = sorted({*data, *now["data"]})
+        changed += [f"split {name!r} holds other data" for name in names if data.get(name) != now["data"].get(name)]
+        if changed:
+            raise SettingsError(
+                f"{checkpoint} belongs to another run: {'; '.join(changed)}. To go on, give what that run was given; to train "
+                "anew, set overwrite, or name another output directory"
+            )
 
-def write_record(folder: Path, record: Mapping[str, Any]) -> None:
-    """Leaves beside the checkpoints what the run is made of."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / _RUN_FILE).write_text(json.dumps(record, indent=2) + "\n")
+    def write(self, folder: Path) -> None:
+        """Leaves the record beside the checkpoints, where there will be any."""
+        if self._settings.save_strategy != "no":
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / _RUN_FILE).write_text(json.dumps(self.content, indent=2) + "\n")
 
 
 def digest_of(split: Any) -> str:

@@ -30,10 +30,8 @@ from leanvocab.finetune.earlier_runs import (
     CHECKPOINTS_FOLDER,
     RESULT_FILE,
     RemovesHalves,
-    check_same_run,
+    RunRecord,
     find_earlier_run,
-    record_of,
-    write_record,
 )
 from leanvocab.finetune.language_modeling import find_language_task
 from leanvocab.finetune.pretrained import Pretrained, find_pretrained
@@ -128,14 +126,13 @@ def finetune(
     pretrained = find_pretrained(model, settings, settings.dropout)
     seconds: dict[str, float] = {}
     examples = _read(data, pretrained, settings, seconds)
-    record = record_of(settings, examples[1])
-    if earlier.checkpoint is not None:
-        check_same_run(earlier.checkpoint, record)
+    record = RunRecord(settings, examples[1])
+    record.check(earlier.checkpoint)
     prepared = _prepare(pretrained, examples, settings, seconds)
     trainer = _make_trainer(prepared, output_dir, settings, progress)
     trainer.add_callback(RemovesHalves(earlier.halves))
-    if settings.save_strategy != "no" and trainer.is_world_process_zero():
-        write_record(output_dir / CHECKPOINTS_FOLDER, record)
+    if trainer.is_world_process_zero():
+        record.write(output_dir / CHECKPOINTS_FOLDER)
     stops = StopsEarly(trainer, saves=settings.save_strategy != "no")
     with _timed(seconds, "training"), stops.watching():
         trainer.train(resume_from_checkpoint=str(earlier.checkpoint) if earlier.checkpoint else None)

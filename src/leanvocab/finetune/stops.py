@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import Trainer, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from leanvocab.errors import InterruptedRunError, TrainingError
+from leanvocab.finetune.earlier_runs import last_whole
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -79,7 +79,7 @@ class StopsEarly(TrainerCallback):
             return
         step, steps = trainer.state.global_step, trainer.state.max_steps
         where = f"{signal.Signals(self._signal).name} stopped the run after step {step:,} of {steps:,}"
-        last = last_checkpoint(trainer.args.output_dir)
+        last = last_whole(Path(str(trainer.args.output_dir)))
         if last is None:
             raise InterruptedRunError(
                 f"{where}; no checkpoint was asked for (save_strategy 'no'), so it starts anew", self._signal
@@ -107,18 +107,13 @@ def _ends_epoch(args: Any, state: Any) -> bool:
     return "epoch" in (args.eval_strategy, args.save_strategy) and float(state.epoch).is_integer()
 
 
-def last_checkpoint(folder: str | None) -> str | None:
-    """The newest folder of a checkpoint, if any."""
-    return get_last_checkpoint(folder) if folder and Path(folder).is_dir() else None
-
-
 def _not_finite_weight(model: Any) -> str | None:
     trained = ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
     return next((name for name, parameter in trained if not torch.isfinite(parameter).all()), None)
 
 
 def _not_finite(what: str, args: Any) -> str:
-    last = last_checkpoint(args.output_dir)
+    last = last_whole(Path(args.output_dir))
     kept = "no checkpoint was written before" if last is None else f"the last checkpoint, {last}, is from before"
     return (
         f"{what}, so that the run ended and nothing of it was saved; {kept}. Try a lower learning_rate "

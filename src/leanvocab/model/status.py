@@ -83,9 +83,10 @@ def check_shrunk_as(model: nn.Module, vocabulary: Vocabularies | None, options: 
 
     `options` are those of `shrink_`; one that is left out, or None, asks for nothing, and so does no vocabulary.
     """
-    differences = [*_other_options(model, options)]
+    now = status(model)
+    differences = [*_other_options(now, partial_modules(model), options)]
     if vocabulary is not None:
-        differences += _other_tables(status(model), vocabulary)
+        differences += _other_tables(now, vocabulary)
     if differences:
         raise AlreadyShrunkError(
             f"{type(model).__name__} is shrunk already, and in another way than was asked for: {'; '.join(differences)}. Call "
@@ -93,10 +94,10 @@ def check_shrunk_as(model: nn.Module, vocabulary: Vocabularies | None, options: 
         )
 
 
-def _other_options(model: nn.Module, options: Mapping[str, Any]) -> Iterator[str]:
-    tables = [module.table for module in partial_modules(model).values()]
+def _other_options(now: Status, modules: Mapping[str, PartialModule], options: Mapping[str, Any]) -> Iterator[str]:
+    tables = [module.table for module in modules.values()]
     has: dict[str, set[Any]] = {
-        "output": {status(model).output or "full"},
+        "output": {now.output or "full"},
         "frozen_rows": {table.frozen_rows_on for table in tables if table.output == "frozen"},
         "on_missing": {table.on_missing for table in tables},
         "ids": {table.ids for table in tables},
@@ -110,7 +111,7 @@ def _other_options(model: nn.Module, options: Mapping[str, Any]) -> Iterator[str
     if embedding is not None:
         names = {embedding} if isinstance(embedding, str) else set(embedding)
         paths: dict[Any, list[str]] = {}
-        for path, module in partial_modules(model).items():
+        for path, module in modules.items():
             if isinstance(module, nn.Embedding):
                 paths.setdefault(module.table, []).append(path)
         named = [{name for name in names if any(_is_at(path, name) for path in held)} for held in paths.values()]
