@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from leanvocab.checkpoints.delta_format import CONFIG, is_delta, write_training_note
-from leanvocab.checkpoints.merge_plan import Changes, FilePlan, Plan, TensorPlan, make_plan, read_changes
-from leanvocab.checkpoints.side_files import copy_side_files, find_side_files, merged_config
+from leanvocab.checkpoints.merge_plan import Changes, FilePlan, Plan, TensorPlan, make_plan, merged_config, read_changes
 from leanvocab.checkpoints.verify import first_difference, is_merged_already
 from leanvocab.errors import CheckpointError
-from leanvocab.files.atomic_folders import clear_leftovers, written_whole
+from leanvocab.files.atomic_folders import check_apart, clear_leftovers, written_whole
 from leanvocab.files.copying import copy_range, sha256_of_range, sync, write_at
 from leanvocab.files.headers import INDEX, Located, all_opened, is_weights_file, read_weights
 from leanvocab.files.row_bytes import convert, first_nan_row, row_blocks, runs
+from leanvocab.files.side_files import copy_side_files, find_side_files
 from leanvocab.progress import ProgressBar
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
@@ -169,12 +169,9 @@ def _target(base: Path, delta: Path, output: str | os.PathLike[str] | None, in_p
     if output is None:
         raise CheckpointError("expected output=, a folder to make, or in_place=True")
     target = Path(os.path.realpath(output))
-    for role, folder in (("base", base), ("delta", delta)):
-        if target == folder or folder in target.parents or target in folder.parents:
-            hint = "; to replace it give in_place=True (--in-place)" if target == base else ""
-            raise CheckpointError(
-                f"output {target} and the {role} {folder} lie in one another; name another output{hint}"
-            )
+    if target == base:
+        raise CheckpointError(f"output {target} and the base lie in one another; to replace it give in_place=True (--in-place)")
+    check_apart(target, base=base, delta=delta)
     return target
 
 

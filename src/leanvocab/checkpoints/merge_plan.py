@@ -3,15 +3,24 @@
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from leanvocab.checkpoints.delta_format import DeltaTable, DeltaTensor, Description, is_delta, read_delta
+from leanvocab.checkpoints.delta_format import (
+    CONFIG,
+    MODEL_CONFIG,
+    DeltaTable,
+    DeltaTensor,
+    Description,
+    is_delta,
+    read_delta,
+)
 from leanvocab.errors import CheckpointError
 from leanvocab.files.headers import (
     DTYPE_BITS,
@@ -23,8 +32,11 @@ from leanvocab.files.headers import (
     read_weights,
 )
 from leanvocab.files.row_bytes import EXACT
-from leanvocab.files.untrusted_files import parse_object
+from leanvocab.files.untrusted_files import parse_object, read_json
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
+
+_CODE_KEYS = ("auto_map", "custom_pipelines")  # names of code that a loader may be asked to run
+_SAID_BY_THE_FILES = ("transformers_version", "_name_or_path", "dtype", "torch_dtype")
 
 
 @dataclass(frozen=True)
@@ -267,3 +279,37 @@ def _index(base: Weights, files: Iterable[FilePlan], changes: Changes) -> bytes:
         }
         metadata |= {key: value for key, value in numbers.items() if key in metadata}
     return (json.dumps(index, indent=2) + "\n").encode()
+
+
+def merged_config(base: Path, delta: Path) -> bytes | None:
+    """The model's config, where it says something else than the base's; None where the base's stays."""
+    if not os.path.lexists(delta / MODEL_CONFIG):
+        return None
+    _, wanted = read_json(delta, MODEL_CONFIG)
+    has_own = os.path.lexists(base / CONFIG)
+    own = read_json(base, CONFIG)[1] if has_own else {}
+    code_of_base = list(_code_in(own))
+    for key, value in _code_in(wanted):
+        if (key, value) not in code_of_base:
+            raise CheckpointError(
+                f"{delta / MODEL_CONFIG}: expected no code of its own, found {key} {value!r:.80}, which the base does not have"
+            )
+    if has_own and _without_notes(wanted) == _without_notes(own):
+        return None
+    wanted |= {key: own[key] for key in ("dtype", "torch_dtype") if key in own}  # the tensors' dtypes are the base's
+    return (json.dumps(wanted, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _code_in(value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, part in value.items():
+            if key in _CODE_KEYS:
+                yield key, part
+            yield from _code_in(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from _code_in(part)
+
+
+def _without_notes(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in _SAID_BY_THE_FILES}

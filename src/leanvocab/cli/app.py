@@ -7,6 +7,7 @@ import typer
 
 from leanvocab._version import __version__
 from leanvocab.cli.count import count_command
+from leanvocab.cli.delta import delta_command
 from leanvocab.cli.estimate import estimate_command
 from leanvocab.cli.finetune import finetune_command
 from leanvocab.cli.info import info_command
@@ -24,6 +25,7 @@ app.command("count")(count_command)
 app.command("estimate")(estimate_command)
 app.command("finetune")(finetune_command)
 app.command("merge")(merge_command)
+app.command("delta")(delta_command)
 app.command("info")(info_command)
 
 

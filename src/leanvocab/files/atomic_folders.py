@@ -59,6 +59,13 @@ def sibling(target: Path) -> Iterator[Path]:
         os.close(descriptor)
 
 
+def check_apart(output: Path, **others: Path) -> None:
+    """Raises `CheckpointError` where a folder to write and one that is read, given by its role, lie in one another."""
+    for role, folder in others.items():
+        if output == folder or folder in output.parents or output in folder.parents:
+            raise CheckpointError(f"output {output} and the {role} {folder} lie in one another; name another output")
+
+
 def _prefix(target: Path) -> str:
     return f".{target.name}.leanvocab-"
 
