@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from comparing import differing, train
+from disk import delta_of_base, listing
 from models import small_model, twins, used_vocabulary
 from safetensors.torch import load_file
 from torch import nn
@@ -18,10 +19,6 @@ from leanvocab.model.shrink import shrink_
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 SHARDED, WHOLE = "60KB", "5GB"
-
-
-def listing(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
 @pytest.mark.parametrize(("first", "second"), [(a, b) for a in (SHARDED, WHOLE) for b in (SHARDED, WHOLE)])
@@ -131,3 +128,10 @@ def test_a_shrunk_model_saves_what_an_unshrunk_one_saves(tmp_path: Path) -> None
     assert listing(tmp_path / "full") == listing(tmp_path / "shrunk")
     for name in listing(tmp_path / "full"):
         assert (tmp_path / "full" / name).read_bytes() == (tmp_path / "shrunk" / name).read_bytes()
+
+
+def test_a_delta_that_was_saved_there_before_gives_way(tmp_path: Path) -> None:
+    delta_of_base(tmp_path)
+    (tmp_path / "delta/notes.txt").write_text("mine")
+    save_full(small_model(), tmp_path / "delta")
+    assert listing(tmp_path / "delta") == ["config.json", "model.safetensors", "notes.txt"]

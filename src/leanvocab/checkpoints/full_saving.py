@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from leanvocab.checkpoints.delta_format import TRAINING_NOTE, write_training_note
+from leanvocab.checkpoints.delta_format import FILES, TRAINING_NOTE, is_delta, write_training_note
 from leanvocab.errors import CheckpointError
 from leanvocab.files.atomic_folders import written_whole
 from leanvocab.files.headers import SAVED_WEIGHTS, SINGLE
@@ -39,7 +39,8 @@ def save_full(model: nn.Module, directory: str | os.PathLike[str], **options: An
         )
     tables = [module.table for module in partial_modules(model).values()]
     restricted = {table.name: table.vocabulary for table in tables if table.output == "restricted"}
-    with written_whole(directory, keeps=lambda name: name != TRAINING_NOTE and not SAVED_WEIGHTS.fullmatch(name)) as (
+    stale = FILES if is_delta(Path(directory)) else (TRAINING_NOTE,)  # a delta's weights are an earlier save's too
+    with written_whole(directory, keeps=lambda name: name not in stale and not SAVED_WEIGHTS.fullmatch(name)) as (
         folder,
         target,
     ):

@@ -170,7 +170,9 @@ def _target(base: Path, delta: Path, output: str | os.PathLike[str] | None, in_p
         raise CheckpointError("expected output=, a folder to make, or in_place=True")
     target = Path(os.path.realpath(output))
     if target == base:
-        raise CheckpointError(f"output {target} and the base lie in one another; to replace it give in_place=True (--in-place)")
+        raise CheckpointError(
+            f"output {target} and the base lie in one another; to replace it give in_place=True (--in-place)"
+        )
     check_apart(target, base=base, delta=delta)
     return target
 

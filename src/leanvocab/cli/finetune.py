@@ -1,5 +1,7 @@
 """`leanvocab finetune`: the main job."""
 
+import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -50,7 +52,17 @@ def finetune_command(
     files = {name: file for name, file in (("validation", validation), ("test", test)) if file is not None}
     source = {**load_splits(data, settings.config_name), **files} if files else data
     result = finetune(model, source, output_dir, settings)
-    return Answer(result.to_dict(), lambda: _printed(result))
+    return Answer(result.to_dict(), lambda: [*_printed(result), _next_step(model, output_dir, settings)])
+
+
+def _next_step(model: str, output_dir: Path, settings: FineTuneSettings) -> str:
+    """The line that uses what the run left, to copy."""
+    if settings.save == "delta":
+        return f"to make the full model: {shlex.join(['leanvocab', 'merge', model, str(output_dir), 'OUTPUT'])}"
+    name, kind = json.dumps(str(output_dir)), settings.kind
+    if kind.pipeline is None:
+        return f"to use it: transformers.{kind.auto_class}.from_pretrained({name})"
+    return f'to use it: transformers.pipeline("{kind.pipeline}", {name})'
 
 
 def _printed(result: "FineTuneResult") -> "list[Table | str]":

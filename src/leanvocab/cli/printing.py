@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from leanvocab._version import __version__
 from leanvocab.errors import CheckpointError, InterruptedRunError, LeanVocabError, SettingsError, first_line
 
 DEBUG_VARIABLE = "LEANVOCAB_DEBUG"
@@ -81,13 +82,14 @@ def print_rich(*parts: Any) -> None:
 
     console = Console(markup=False)
     for part in parts:
-        console.print(part, highlight=False)
+        console.print(part, highlight=False, soft_wrap=isinstance(part, str))  # a line to copy is not cut
 
 
 def quiet_libraries() -> None:
     """transformers and datasets report what they load and save at length; a command has its own summary."""
     import logging as standard
 
+    typer.echo(f"leanvocab {__version__}: loading libraries …", err=True)  # they take seconds
     # torchao and bitsandbytes, where they are installed, which others import: of kernels that this machine has no use for.
     for name in ("torchao", "torch.utils._pytree", "bitsandbytes.backends.cpu"):
         standard.getLogger(name).setLevel(standard.ERROR)

@@ -8,7 +8,6 @@ unless an output layer is frozen in part or restricted (`output`).
 import json
 import math
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -16,15 +15,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import transformers
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from leanvocab.adapters import add_lora
 from leanvocab.checkpoints.base_checkpoint import find_base
+from leanvocab.checkpoints.delta_format import FILES, TENSORS, is_delta
+from leanvocab.checkpoints.delta_saving import write_delta
 from leanvocab.checkpoints.full_saving import save_full
-from leanvocab.errors import CheckpointError, SettingsError
+from leanvocab.errors import CheckpointError, DataError, SettingsError
 from leanvocab.extras import require
+from leanvocab.files.atomic_folders import written_whole
+from leanvocab.files.copying import share_bytes
 from leanvocab.files.free_space import check_free_space
+from leanvocab.files.headers import is_weights_file
+from leanvocab.finetune.callbacks import StoppableTrainer, StopsEarly, show_progress
 from leanvocab.finetune.classification import find_label_task
 from leanvocab.finetune.earlier_runs import (
     CHECKPOINTS_FOLDER,
@@ -32,13 +38,13 @@ from leanvocab.finetune.earlier_runs import (
     RemovesHalves,
     RunRecord,
     find_earlier_run,
+    last_whole,
 )
 from leanvocab.finetune.language_modeling import find_language_task
 from leanvocab.finetune.pretrained import Pretrained, find_pretrained
 from leanvocab.finetune.scores import TOKEN_LOSS, without_prefix
 from leanvocab.finetune.settings import FineTuneSettings, TrainingSettings
 from leanvocab.finetune.splits import select_samples
-from leanvocab.finetune.stops import StoppableTrainer, StopsEarly
 from leanvocab.finetune.tasks import Task
 from leanvocab.model.shrink import shrink_
 from leanvocab.model.status import status
@@ -48,6 +54,7 @@ from leanvocab.reports.memory_estimate import MemoryEstimate
 from leanvocab.reports.state_bytes import tensor_bytes
 from leanvocab.texts.data_files import load_splits
 from leanvocab.texts.fitting import check_known
+from leanvocab.trainer import LeanVocabCallback, resume_from_delta
 from leanvocab.vocabulary.counts import count_tokens
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
@@ -112,7 +119,7 @@ def finetune(
         data: whatever `leanvocab.texts.data_files.load_splits` takes. The tokens of all its splits are counted.
         output_dir: a folder that is empty, or not there yet.
         settings: the knobs; None: the paper's (Table 8), for classification and regression.
-        progress: whether to show progress bars; None: on a terminal.
+        progress: True: progress bars; False: nothing; None: bars on a terminal, and lines elsewhere.
 
     Raises:
         LeanVocabError: mostly before any long work (DataError, ModelError, SettingsError, CheckpointError).
@@ -135,7 +142,7 @@ def finetune(
         record.write(output_dir / CHECKPOINTS_FOLDER)
     stops = StopsEarly(trainer, saves=settings.save_strategy != "no")
     with _timed(seconds, "training"), stops.watching():
-        trainer.train(resume_from_checkpoint=str(earlier.checkpoint) if earlier.checkpoint else None)
+        _train(trainer, earlier.checkpoint)
     stops.raise_if_stopped()
     notes = (*prepared.outcome.pop("notes"), *earlier.notes_after(trainer.state.global_step))
     scores = without_prefix(trainer.evaluate()) if prepared.task.eval_split else {}
@@ -144,9 +151,16 @@ def finetune(
         output_dir, prepared.task, seconds=seconds, scores=scores, notes=notes, **prepared.outcome, **facts
     )
     if trainer.is_world_process_zero():
-        _save(prepared.network, pretrained.tokenizer, result)  # full while shrunk
+        _save(prepared.network, pretrained.tokenizer, result, settings.save)  # full while shrunk
     trainer.accelerator.wait_for_everyone()
     return result
+
+
+def _train(trainer: Trainer, checkpoint: Path | None) -> None:
+    if checkpoint is not None and is_delta(checkpoint):
+        resume_from_delta(trainer, checkpoint)
+    else:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
 
 def _check_extras(settings: TrainingSettings) -> None:
@@ -211,6 +225,8 @@ def _prepare(
         with _timed(seconds, "counting"):
             counts = count_tokens(encoded, task.token_columns)
             vocabulary = PartialVocabulary.from_counts(counts, tokenizer=tokenizer, model=network)
+            if settings.vocabulary:
+                vocabulary = _given_vocabulary(settings.vocabulary, vocabulary, tokenizer)
     collator, callbacks = task.batches(encoded, network, tokenizer, vocabulary, settings)
     kept = None if settings.full_vocabulary else vocabulary
     output = None if kept is None else _shrink(network, kept, settings, seconds)
@@ -231,6 +247,23 @@ def _prepare(
         **task.scoring(),
     }
     return _Prepared(network, task, for_trainer, outcome)
+
+
+def _given_vocabulary(path: str, needed: PartialVocabulary, tokenizer: Any) -> PartialVocabulary:
+    """The vocabulary of a file; raises `DataError` where it lacks rows that the data use, or tokenizer and model insert."""
+    given = PartialVocabulary.load(path)
+    if given.full_size != needed.full_size:
+        raise DataError(
+            f"{path} is of {given.full_size:,} rows, and the model has {needed.full_size:,}; count with its tokenizer"
+        )
+    lacking = np.setdiff1d(needed.token_ids, given.token_ids)
+    if len(lacking):
+        named = ", ".join(f"{i} ({tokenizer.convert_ids_to_tokens(i)})" for i in lacking[:3].tolist())
+        raise DataError(
+            f"{path} lacks {len(lacking):,} of the {len(needed):,} rows that this run needs, such as {named}: count these data, "
+            "with the same columns, or leave the vocabulary out, and it is counted"
+        )
+    return given
 
 
 def _shrink(
@@ -256,11 +289,10 @@ def _make_trainer(
     if settings.gradient_checkpointing:  # transformers is renaming it, and the Trainer's argument too
         getattr(network, "activation_checkpointing_enable", network.gradient_checkpointing_enable)()
     arguments = _training_arguments(prepared, output_dir / CHECKPOINTS_FOLDER, settings)
+    if settings.checkpoints == "delta":
+        prepared.for_trainer["callbacks"].append(LeanVocabCallback(checkpoints="delta"))
     trainer = StoppableTrainer(network, arguments, **prepared.for_trainer)
-    trainer.remove_callback(ProgressCallback)
-    trainer.remove_callback(PrinterCallback)
-    if sys.stderr.isatty() if progress is None else progress:
-        trainer.add_callback(_Progress)
+    show_progress(trainer, progress)
     return trainer
 
 
@@ -284,15 +316,6 @@ def _training_arguments(prepared: _Prepared, folder: Path, settings: FineTuneSet
     )
 
 
-class _Progress(ProgressCallback):
-    """One bar for training and one for validation; the loss stands beside the bar instead of on lines of its own."""
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        bar: Any = self.training_bar
-        if bar is not None and "loss" in (logs or {}):
-            bar.set_postfix(loss=f"{logs['loss']:.4f}")
-
-
 def _training_facts(trainer: Trainer, network: Any) -> dict[str, Any]:
     """Steps and logged losses, and the bytes that training held in parameters, gradients and optimizer states."""
     parameters = list(network.parameters())
@@ -308,17 +331,28 @@ def _training_facts(trainer: Trainer, network: Any) -> dict[str, Any]:
     }
 
 
-def _save(network: Any, tokenizer: Any, result: FineTuneResult) -> None:
-    if hasattr(network, "peft_config"):
-        network.save_pretrained(result.output_dir)
-    else:
-        save_full(network, result.output_dir)
-    tokenizer.save_pretrained(result.output_dir)
-    if result.vocabulary is not None:
-        result.vocabulary.save(result.output_dir / VOCABULARY_FILE)
-    (result.output_dir / RESULT_FILE).write_text(json.dumps(result.to_dict(), indent=2) + "\n")
+def _save(network: Any, tokenizer: Any, result: FineTuneResult, kind: str) -> None:
+    """Leaves model, tokenizer and the account of the run, all at once: nothing half-written counts as a result."""
+    with written_whole(result.output_dir, keeps=lambda name: not _is_of_a_result(name)) as (folder, target):
+        if hasattr(network, "peft_config"):
+            network.save_pretrained(folder)
+        elif kind == "delta":
+            write_delta(network, folder, find_base(network))
+            if (last := last_whole(target / CHECKPOINTS_FOLDER)) is not None:
+                share_bytes(last / TENSORS, folder / TENSORS)
+        else:
+            save_full(network, folder)
+        tokenizer.save_pretrained(folder)
+        if result.vocabulary is not None:
+            result.vocabulary.save(folder / VOCABULARY_FILE)
+        (folder / RESULT_FILE).write_text(json.dumps(result.to_dict(), indent=2) + "\n")
     with suppress(OSError):  # the Trainer makes the folder even where no checkpoint is asked for
         (result.output_dir / CHECKPOINTS_FOLDER).rmdir()
+
+
+def _is_of_a_result(name: str) -> bool:
+    """True for the files of a model that an earlier run may have left, as whatever it was saved, and of its account."""
+    return is_weights_file(name) or name.startswith("adapter_") or name in (*FILES, RESULT_FILE, VOCABULARY_FILE)
 
 
 def _remove_earlier_run(output_dir: Path) -> None:

@@ -28,19 +28,31 @@ class TaskKind(NamedTuple):
     max_length: int
     batch_size: int
     dropout: float
+    pipeline: str | None = "text-generation"  # of transformers; None where it has none for it
 
 
 # Classification: Table 8. Language models: what the field's own recipes take for training all weights with AdamW. 2e-5: TRL's
 # SFTTrainer, Alpaca, Vicuna. 5e-5: transformers' run_mlm and run_summarization. Batches of 8 as in all of these.
-_CLASSIFIER = TaskKind("AutoModelForSequenceClassification", "sequence classification", "SEQ_CLS", 2e-5, 128, 32, 0.1)
+_CLASSIFIER = TaskKind(
+    "AutoModelForSequenceClassification",
+    "sequence classification",
+    "SEQ_CLS",
+    2e-5,
+    128,
+    32,
+    0.1,
+    "text-classification",
+)
 TASKS = {
     CLASSIFICATION: _CLASSIFIER,
     REGRESSION: _CLASSIFIER,
     CAUSAL_LM: TaskKind("AutoModelForCausalLM", "causal language model", "CAUSAL_LM", 2e-5, 512, 8, -1.0),
     SEQ2SEQ_LM: TaskKind(
-        "AutoModelForSeq2SeqLM", "sequence-to-sequence language model", "SEQ_2_SEQ_LM", 5e-5, 512, 8, -1.0
+        "AutoModelForSeq2SeqLM", "sequence-to-sequence language model", "SEQ_2_SEQ_LM", 5e-5, 512, 8, -1.0, None
     ),
-    MASKED_LM: TaskKind("AutoModelForMaskedLM", "masked language model", "FEATURE_EXTRACTION", 5e-5, 512, 8, -1.0),
+    MASKED_LM: TaskKind(
+        "AutoModelForMaskedLM", "masked language model", "FEATURE_EXTRACTION", 5e-5, 512, 8, -1.0, "fill-mask"
+    ),
 }
 # Table 8: "2e-5 (7.5e-6 for XLM models)". XLM-R and XLM-V are both of the model type xlm-roberta.
 LEARNING_RATE_XLM = 7.5e-6
@@ -90,6 +102,9 @@ class VocabularySettings:
 
     full_vocabulary: bool = knob(
         False, "Train all rows, as ordinary fine-tuning does. Turns leanvocab off, for comparison."
+    )
+    vocabulary: str | None = knob(
+        None, "Partial vocabulary that `leanvocab count` wrote; checked against the data. By default they are counted."
     )
     output: str | None = knob(
         None,
@@ -231,6 +246,18 @@ class SavingSettings:
         "epoch", "Write checkpoints: no, steps or epoch.", one_of=STRATEGIES, argument="save_strategy"
     )
     save_steps: int = knob(500, "Steps between checkpoints (steps).", above=0, argument="save_steps")
+    checkpoints: str = knob(
+        "full",
+        "What checkpoints hold: full (any trainer resumes from them), delta (trained rows and states alone; resume here), "
+        "or none.",
+        one_of=("full", "delta", "none"),
+    )
+    save: str = knob(
+        "full",
+        "What the run leaves: full (a model that loads anywhere), or delta (what was trained; `leanvocab merge` makes it "
+        "full).",
+        one_of=("full", "delta"),
+    )
     save_total_limit: int = knob(1, "Checkpoints to keep.", above=0, argument="save_total_limit")
     best: str | None = knob(
         None, "Keep the model of the checkpoint with the best of this score: loss, f1, perplexity, …"
@@ -267,6 +294,8 @@ class FineTuneSettings(SavingSettings, TrainingSettings, DataSettings, Vocabular
         for turned in fields(self):
             if (value := getattr(self, turned.name)) != turned.default:
                 turned.metadata["about"].check(turned.name, value, self.task or CLASSIFICATION)
+        if self.checkpoints == "none":
+            object.__setattr__(self, "save_strategy", "no")
         self._check_checkpoints()
         self._check_columns()
         self._check_output()
@@ -292,8 +321,14 @@ class FineTuneSettings(SavingSettings, TrainingSettings, DataSettings, Vocabular
         if self.best and (self.save_strategy == "no" or self.save_strategy != self.eval_strategy):
             raise SettingsError(
                 "best needs a checkpoint at each validation: set eval_strategy and save_strategy to the same, "
-                f"steps or epoch; got {self.eval_strategy!r} and {self.save_strategy!r}"
+                f"steps or epoch; got {self.eval_strategy!r} and {self.save_strategy!r} (checkpoints={self.checkpoints!r})"
             )
+        for name in ("checkpoints", "save"):
+            if getattr(self, name) == "delta" and (self.full_vocabulary or self.uses_lora):
+                what = "LoRA saves adapters, which are small" if self.uses_lora else "full_vocabulary trains every row"
+                raise SettingsError(
+                    f"{name}='delta' holds the rows of a partial vocabulary; {what}: leave one of them out"
+                )
         if self.resume and self.overwrite:
             raise SettingsError("resume goes on with the earlier run, overwrite discards it; choose one")
 
@@ -313,7 +348,11 @@ class FineTuneSettings(SavingSettings, TrainingSettings, DataSettings, Vocabular
             raise SettingsError(f"{' and '.join(sources)} were given; examples come from one of them")
 
     def _check_output(self) -> None:
-        given = {"output": self.output, "frozen_rows": None if self.frozen_rows == "device" else self.frozen_rows}
+        given = {
+            "output": self.output,
+            "frozen_rows": None if self.frozen_rows == "device" else self.frozen_rows,
+            "vocabulary": self.vocabulary,
+        }
         for name, value in given.items():
             if self.full_vocabulary and value is not None:
                 raise SettingsError(

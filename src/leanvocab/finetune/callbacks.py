@@ -1,6 +1,10 @@
-"""Ends of a run before its time: a signal, or a loss that is not finite. Neither loses or spoils what was trained."""
+"""Callbacks that watch a run: what it shows, and what ends it before its time.
+
+A signal, or a loss that is not finite, neither loses nor spoils what was trained.
+"""
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,10 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Trainer, TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
 from leanvocab.errors import InterruptedRunError, TrainingError
 from leanvocab.finetune.earlier_runs import last_whole
+from leanvocab.finetune.scores import without_prefix
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -119,3 +124,47 @@ def _not_finite(what: str, args: Any) -> str:
         f"{what}, so that the run ended and nothing of it was saved; {kept}. Try a lower learning_rate "
         f"(it was {args.learning_rate}), warmup, or max_grad_norm, and look for rows whose labels are all ignored"
     )
+
+
+def show_progress(trainer: Trainer, progress: bool | None) -> None:
+    """Puts bars in the place of the Trainer's own; without a terminal lines; with False nothing."""
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+    if progress or (progress is None and sys.stderr.isatty()):
+        trainer.add_callback(_Bars)
+    elif progress is None:
+        trainer.add_callback(_Lines)
+
+
+class _Bars(ProgressCallback):
+    """One bar for training and one for validation; the loss stands beside the bar instead of on lines of its own."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        bar: Any = self.training_bar
+        if bar is not None and "loss" in (logs or {}):
+            bar.set_postfix(loss=f"{logs['loss']:.4f}")
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+        super().on_evaluate(args, state, control, **kwargs)
+        bar: Any = self.training_bar
+        if bar is not None:
+            bar.write(_scores(state, metrics), file=sys.stderr)
+
+
+class _Lines(TrainerCallback):
+    """A line for each logging and each validation: what a log file, or a batch queue, is read for."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if state.is_world_process_zero and "loss" in (logs or {}):
+            rate = f", learning rate {logs['learning_rate']:.3g}" if "learning_rate" in logs else ""
+            print(f"step {state.global_step:,} of {state.max_steps:,}: loss {logs['loss']:.4f}{rate}", file=sys.stderr)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            print(_scores(state, metrics), file=sys.stderr, flush=True)
+
+
+def _scores(state: Any, metrics: Any) -> str:
+    scores = {name: value for name, value in without_prefix(metrics or {}).items() if isinstance(value, float)}
+    said = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
+    return f"step {state.global_step:,} of {state.max_steps:,}: validation {said}"
