@@ -10,6 +10,7 @@ from leanvocab._version import __version__
 
 if TYPE_CHECKING:
     from leanvocab.checkpoints.delta_loading import load_delta
+    from leanvocab.checkpoints.delta_making import make_delta
     from leanvocab.checkpoints.delta_saving import save_delta
     from leanvocab.checkpoints.full_saving import save_full
     from leanvocab.checkpoints.merge import merge_checkpoint
@@ -31,6 +32,7 @@ _NAMES_BY_ROOM = {
     "checkpoints.full_saving": ("save_full",),
     "checkpoints.delta_saving": ("save_delta",),
     "checkpoints.delta_loading": ("load_delta",),
+    "checkpoints.delta_making": ("make_delta",),
     "checkpoints.merge": ("merge_checkpoint",),
     "trainer": ("LeanVocabCallback",),
 }
@@ -50,6 +52,7 @@ __all__ = [  # noqa: RUF022 (the order of the flow)
     "save_full",
     "save_delta",
     "load_delta",
+    "make_delta",
     "merge_checkpoint",
     "LeanVocabCallback",
     "__version__",

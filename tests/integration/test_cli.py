@@ -1,11 +1,13 @@
 """The commands: what they print, what they write, how they fail."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import fields
 
 import pytest
+from disk import tiny_folders
 from models import FULL_SIZE
 from runs import json_of, run, text_of
 from texts import SPECIAL, WORDS, files_in, pairs, rows, save_language_model, save_pretrained, write, write_splits
@@ -158,7 +160,7 @@ def test_a_second_run_is_refused_or_writes_over_the_first(base, data, tmp_path):
         ["config.json", "finetune.json", "model.safetensors", "partial_vocabulary.json", "tokenizer.json",
          "tokenizer_config.json"]
     )  # fmt: skip
-    assert "out is not empty; name another, or set overwrite" in run(*words, code=1).stderr
+    assert "out is not empty; name another, or set --overwrite" in run(*words, code=1).stderr
     run(*words, "--overwrite")
     assert files_in(tmp_path / "out") == files
 
@@ -241,16 +243,16 @@ def test_info_says_what_a_vocabulary_file_is(base, data, tmp_path):
     [
         (("finetune", "BASE", "nothing.csv", "-o", "out"), 1, "nothing.csv does not exist"),
         (("finetune", "no/such", "DATA", "-o", "out"), 1, "'no/such' is no folder here"),
-        (("finetune", "BASE", "DATA", "-o", "out", "--batch-size", "0"), 2, "batch_size must be above 0, got 0"),
+        (("finetune", "BASE", "DATA", "-o", "out", "--batch-size", "0"), 2, "--batch-size must be above 0, got 0"),
         (
             ("finetune", "BASE", "DATA", "-o", "out", "--output", "frozen"),
             2,
-            "output is for causal-lm and seq2seq-lm and",
+            "--output is for causal-lm and seq2seq-lm and",
         ),
         (
             ("finetune", "BASE", "DATA", "-o", "out", "--task", "causal-lm", "--prompt-column", "text"),
             2,
-            "prompt_column was given without completion_column",
+            "--prompt-column was given without --completion-column",
         ),
         (("count", "DATA", "--tokenizer", "no/such"), 1, "there is no tokenizer in 'no/such'"),
         (("count", "DATA", "--tokenizer", "BASE", "-o", "no/folder/v.json"), 1, "there is no folder no/folder"),
@@ -298,3 +300,36 @@ def test_a_missing_extra_is_an_error_with_the_pip_line(base, data):
     assert shown.stderr.splitlines()[-1] == (
         "error: this needs datasets, which is not installed: pip install 'leanvocab[finetune]'"
     )
+
+
+def test_info_knows_adapters_files_of_weights_and_data(base, data, tmp_path):
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    config = {"peft_type": "LORA", "base_model_name_or_path": "some/model", "r": 8, "target_modules": ["q", "v"]}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    shutil.copy(base + "/model.safetensors", adapter / "adapter_model.safetensors")
+    described = json_of("info", adapter)
+    assert (described["kind"], described["base"], described["rank"]) == ("adapter", "some/model", 8)
+    assert described["num_bytes"] == json_of("info", adapter / "adapter_model.safetensors")["num_bytes"] > 0
+    assert "q, v" in text_of("info", adapter)
+    (tmp_path / "some.csv").write_text("text,label\na,1\nb,0\n")
+    assert json_of("info", tmp_path / "some.csv")["columns"][0] == "text (string)"
+    assert json_of("info", data)["kind"] == "data"
+    for path, words in {
+        base + "/config.json": "is the config of a model: give its folder",
+        base + "/tokenizer.json": "is a tokenizer: give its folder",
+    }.items():
+        assert words in run("info", path, code=1).stderr
+    (tmp_path / "old.bin").write_bytes(b"")
+    assert "is a pickle" in run("info", tmp_path / "old.bin", code=1).stderr
+    assert "leave it out" in run("info", tmp_path / "some.csv", "--base", base, code=2).stderr
+
+
+def test_merge_says_when_its_folders_are_the_wrong_way_round(base, tmp_path):
+    tiny_folders(tmp_path)
+    single, delta, out = tmp_path / "single", tmp_path / "delta", tmp_path / "out"
+    assert "they are the wrong way round" in run("merge", delta, single, out, code=1).stderr
+    assert "is a delta, too: merge it first" in run("merge", delta, delta, out, code=1).stderr
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter/adapter_config.json").write_text("{}")
+    assert "merge_and_unload" in run("merge", single, tmp_path / "adapter", out, code=1).stderr

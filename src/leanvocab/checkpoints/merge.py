@@ -78,6 +78,7 @@ def merge_checkpoint(
     """
     started = time.perf_counter()
     base_folder, delta_folder = _folder(base, "base"), _folder(delta, "delta")
+    _check_roles(base_folder, delta_folder)
     target = _target(base_folder, delta_folder, output, in_place)
     clear_leftovers(target)
     weights = read_weights(base_folder)
@@ -157,6 +158,18 @@ def _folder(path: str | os.PathLike[str], role: str) -> Path:
             f"{role}: expected a folder, found {'a file' if folder.exists() else 'nothing'} at {path}"
         )
     return folder
+
+
+def _check_roles(base: Path, delta: Path) -> None:
+    """Raises `CheckpointError` where each folder is what the other should be, or one is something else."""
+    if is_delta(base):
+        others = "and the delta is none: they are the wrong way round" if not is_delta(delta) else "too: merge it first"
+        raise CheckpointError(f"the base {base} is a delta, {others}; expected the base first, then the delta")
+    if not is_delta(delta) and (delta / "adapter_config.json").exists():
+        raise CheckpointError(
+            f"{delta} is an adapter of peft, expected a delta: PeftModel.from_pretrained(base, adapter).merge_and_unload() gives "
+            "the whole model"
+        )
 
 
 def _target(base: Path, delta: Path, output: str | os.PathLike[str] | None, in_place: bool) -> Path:

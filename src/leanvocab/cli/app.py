@@ -12,21 +12,24 @@ from leanvocab.cli.estimate import estimate_command
 from leanvocab.cli.finetune import finetune_command
 from leanvocab.cli.info import info_command
 from leanvocab.cli.merge import merge_command
+from leanvocab.cli.options import ForgivingCommand
 from leanvocab.cli.printing import DEBUG_VARIABLE
 
 app = typer.Typer(
     name="leanvocab",
     help="Fine-tune language models with only the vocabulary rows that the data uses; get the whole model back.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command("count")(count_command)
-app.command("estimate")(estimate_command)
-app.command("finetune")(finetune_command)
-app.command("merge")(merge_command)
-app.command("delta")(delta_command)
-app.command("info")(info_command)
+for name, command in {
+    "count": count_command,
+    "estimate": estimate_command,
+    "finetune": finetune_command,
+    "merge": merge_command,
+    "delta": delta_command,
+    "info": info_command,
+}.items():
+    app.command(name, cls=ForgivingCommand)(command)
 
 
 def _print_version(wanted: bool) -> None:

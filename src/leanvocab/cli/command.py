@@ -7,11 +7,13 @@ from typing import Annotated, Any, NamedTuple, cast, get_type_hints
 
 import typer
 
+from leanvocab.cli.options import in_options
 from leanvocab.cli.printing import AsJson, clean_errors, print_json, print_rich
+from leanvocab.errors import SettingsError
 from leanvocab.finetune.settings import GROUPS
 
 # tuple[str, ...] is an option that may be given several times; its name is then better said in the singular.
-_SINGULAR = {"text_columns": "--text-column"}
+_SINGULAR = {"text_columns": "--text-column", "token_columns": "--token-column"}
 _HEADINGS = {field.name: heading for heading, group in GROUPS.items() for field in fields(group)}
 
 
@@ -30,8 +32,13 @@ def as_command(function: Callable[..., Answer]) -> Callable[..., None]:
     parameters = inspect.signature(function).parameters.values()
     groups: dict[str, Any] = {p.name: p.annotation for p in parameters if is_dataclass(p.annotation)}
 
+    options = list(_options(parameters))
+    flags = {option.name: _flag(option.name) for option in options}
+
     def run(*, as_json: bool, **values: Any) -> None:
-        with clean_errors(as_json):
+        with clean_errors(
+            as_json, lambda error: in_options(str(error), flags, is_setting=isinstance(error, SettingsError))
+        ):
             for name, group in groups.items():
                 values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
             answer = function(**values)
@@ -40,7 +47,6 @@ def as_command(function: Callable[..., Answer]) -> Callable[..., None]:
         else:
             print_rich(*answer.printed())
 
-    options = list(_options(parameters))
     run.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
     run.__annotations__ = {option.name: option.annotation for option in options}
     run.__doc__ = function.__doc__
@@ -64,10 +70,14 @@ def _options_of(group: Any) -> Iterator[inspect.Parameter]:
         if about := field.metadata.get("about"):
             if hint == tuple[str, ...]:
                 hint, default = list[str], list(default)
-            flag = _SINGULAR.get(field.name, "--" + field.name.replace("_", "-"))
+            flag = _flag(field.name)
             show, heading = default not in (None, []), _HEADINGS[field.name]
             hint = Annotated[hint, typer.Option(flag, help=about.help, rich_help_panel=heading, show_default=show)]
         yield _keyword(field.name, default, hint)
+
+
+def _flag(name: str) -> str:
+    return _SINGULAR.get(name, "--" + name.replace("_", "-"))
 
 
 def _keyword(name: str, default: Any, annotation: Any) -> inspect.Parameter:

@@ -1,26 +1,23 @@
-"""`leanvocab info`: what a checkpoint, a delta or a vocabulary file is."""
+"""`leanvocab info`: what a checkpoint, an adapter, a delta, a vocabulary or a data file is."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from leanvocab.cli.command import Answer, as_command
-from leanvocab.cli.data_counts import describe_vocabulary, load_tokenizer
-from leanvocab.errors import ModelError, SettingsError
+from leanvocab.cli.described import describe
 from leanvocab.reports.memory_estimate import format_bytes
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-_NUM_NAMED = 8
 
 
 @as_command
 def info_command(
     *,
     path: Annotated[
-        str, typer.Argument(help="Folder of a checkpoint or a delta, name on the hub, or vocabulary file (.json).")
+        str,
+        typer.Argument(help="Folder of a checkpoint, an adapter or a delta; name on the hub; or a file."),
     ],
     base: Annotated[
         str | None, typer.Option(help="Pretrained checkpoint to compare with: which rows were trained?")
@@ -29,64 +26,12 @@ def info_command(
         str | None, typer.Option(help="Tokenizer that names tokens. By default the checkpoint's own.")
     ] = None,
 ) -> Answer:
-    """Say what a checkpoint, a delta or a vocabulary file is, without loading weights.
+    """Say what a checkpoint, an adapter, a delta, a vocabulary or a data file is, without loading weights.
 
     Of a checkpoint, every vocabulary-sized tensor: its share, what it is tied to, and what becomes of it when it is shrunk.
     """
-    if Path(path).is_file() and Path(path).suffix == ".json":
-        described = _vocabulary(path, tokenizer)
-    elif (Path(path) / "leanvocab.json").is_file():
-        described = _delta(path, base, tokenizer)
-    else:
-        described = _checkpoint(path, base, tokenizer)
+    described = describe(path, base, tokenizer)
     return Answer(described, lambda: _printed(described))
-
-
-def _vocabulary(path: str, tokenizer: str | None) -> dict[str, Any]:
-    from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
-
-    vocabulary = PartialVocabulary.load(path)
-    named = {"first_tokens": _tokens(vocabulary.token_ids, tokenizer)} if tokenizer else {}
-    return {"kind": "vocabulary", "name": path, **describe_vocabulary(vocabulary), **named}
-
-
-def _checkpoint(path: str, base: str | None, tokenizer: str | None) -> dict[str, Any]:
-    from leanvocab.reports.inspection import inspect_checkpoint, trained_rows
-
-    checkpoint = inspect_checkpoint(path)
-    described: dict[str, Any] = {"kind": "checkpoint", **checkpoint.to_dict()}
-    if base is not None:
-        rows = trained_rows(checkpoint, inspect_checkpoint(base))
-        described["trained"] = {
-            "base": base,
-            "num_rows": len(rows),
-            "rows_ratio": len(rows) / checkpoint.full_size,
-            "token_ids": rows.tolist(),
-            "first_tokens": _tokens(rows, tokenizer or path),
-        }
-    return described
-
-
-def _delta(path: str, base: str | None, tokenizer: str | None) -> dict[str, Any]:
-    from leanvocab.checkpoints.delta_format import merge_command, read_description
-    from leanvocab.reports.inspection import inspect_delta
-
-    if base is not None:
-        raise SettingsError("a delta says by itself which rows were trained, and from which base: leave --base out")
-    delta = inspect_delta(Path(path))
-    described = {"kind": "delta", **delta.to_dict(), "to_merge": merge_command(delta.base)}
-    if tokenizer:
-        for name, table in read_description(Path(path)).tables.items():
-            described["tables"][name]["first_tokens"] = _tokens(table.vocabulary.token_ids, tokenizer)
-    return described
-
-
-def _tokens(token_ids: Any, tokenizer: str) -> list[str]:
-    try:
-        loaded = load_tokenizer(tokenizer)
-    except ModelError:
-        return []  # a checkpoint without a tokenizer: ids say enough
-    return [str(token) for token in loaded.convert_ids_to_tokens(token_ids[:_NUM_NAMED].tolist())]
 
 
 def _printed(described: dict[str, Any]) -> "list[Table]":
@@ -94,9 +39,21 @@ def _printed(described: dict[str, Any]) -> "list[Table]":
 
     grid = Table("", Column(overflow="fold"), title=described["name"], show_header=False)
     rows = {"vocabulary": _vocabulary_rows, "delta": _delta_rows, "checkpoint": _checkpoint_rows}
-    for row in rows[described["kind"]](described):
+    for row in rows.get(described["kind"], _plain_rows)(described):
         grid.add_row(*row)
     return [grid, *([_inventory(described["inventory"])] if described["kind"] == "checkpoint" else [])]
+
+
+def _plain_rows(described: dict[str, Any]) -> list[tuple[str, str]]:
+    """What has few facts, as they are."""
+    rows = []
+    for name, value in described.items():
+        if name != "name" and value not in (None, [], {}):
+            text = format_bytes(value) if name == "num_bytes" else f"{value:,}" if type(value) is int else value
+            rows.append(
+                (name.removeprefix("num_").replace("_", " "), ", ".join(text) if isinstance(text, list) else str(text))
+            )
+    return rows
 
 
 def _vocabulary_rows(described: dict[str, Any]) -> list[tuple[str, str]]:

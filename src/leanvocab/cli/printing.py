@@ -6,7 +6,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,11 +23,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for machines."
 
 
 @contextlib.contextmanager
-def clean_errors(as_json: bool) -> Iterator[None]:
+def clean_errors(as_json: bool, reworded: Callable[[LeanVocabError], str] = str) -> Iterator[None]:
     """Says an error in one message and ends with 1, or with 2 where the command was given wrongly, 130 after Ctrl-C.
 
     On stderr; as JSON on stdout with `--json`. With `--debug` (or LEANVOCAB_DEBUG=1) the traceback is shown. Everything
-    else that libraries print while a command runs goes to stderr: stdout is for results.
+    else that libraries print while a command runs goes to stderr: stdout is for results. `reworded` gives the words of an error
+    of leanvocab's own.
     """
     try:
         with contextlib.redirect_stdout(sys.stderr):
@@ -36,17 +37,17 @@ def clean_errors(as_json: bool) -> Iterator[None]:
         if os.environ.get(DEBUG_VARIABLE) or isinstance(error, typer.Exit):
             raise
         if as_json:
-            print_json({"error": {"type": type(error).__name__, "message": _message(error)}})
+            print_json({"error": {"type": type(error).__name__, "message": _message(error, reworded)}})
         else:
-            typer.echo(f"error: {_message(error)}", err=True)
+            typer.echo(f"error: {_message(error, reworded)}", err=True)
         raise typer.Exit(_exit_code(error)) from None
 
 
-def _message(error: BaseException) -> str:
+def _message(error: BaseException, reworded: Callable[[LeanVocabError], str]) -> str:
     if isinstance(error, InterruptedRunError):
-        return f"{error}\n  {shlex.join(['leanvocab', *_without_overwriting(sys.argv[1:])])}"
+        return f"{reworded(error)}\n  {shlex.join(['leanvocab', *_without_overwriting(sys.argv[1:])])}"
     if isinstance(error, LeanVocabError):
-        return str(error)
+        return reworded(error)
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
     if isinstance(error, OSError) and error.strerror:  # a full disk, no permission: the system's words say it
