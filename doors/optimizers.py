@@ -95,7 +95,7 @@ for optim, combined in {
     "rmsprop_bnb_8bit": "RMSprop in 8 bits (bitsandbytes)",
     "rmsprop_bnb_32bit": "RMSprop in 32 bits (bitsandbytes)",
 }.items():
-    named(combined, optim, needs=_BITS, **_SAVING)
+    named(combined, optim, needs=_BITS | {"fast": optim in ("adamw_8bit", "lion_8bit", "rmsprop_bnb")}, **_SAVING)
 named("AdamW in 8 bits (torchao)", "adamw_torch_8bit", "different", _BLOCKS, needs=_AO, **_SAVING)
 named("AdamW in 4 bits (torchao)", "adamw_torch_4bit", "different", _BLOCKS, needs=_AO, **_SAVING)
 for bits in (8, 4):  # the Trainer asks for blocks of 256 elements: a row of as many is one
@@ -234,7 +234,8 @@ for optim, combined in {
     "schedule_free_radam": "schedule-free RAdam",
     "schedule_free_sgd": "schedule-free SGD",
 }.items():
-    named(combined, optim, needs={"needs": "schedulefree"}, lr_scheduler_type="constant", **_SAVING)
+    fast = optim == "schedule_free_adamw"
+    named(combined, optim, needs={"needs": "schedulefree", "fast": fast}, lr_scheduler_type="constant", **_SAVING)
 
 
 def stacked(combined: str, optim: str) -> None:
@@ -244,7 +245,10 @@ def stacked(combined: str, optim: str) -> None:
         return pairs.refused(lambda: pair(folder, None, optim=optim))
 
     why = "two momenta are stacked in one tensor, which has no rows to take"
-    door(combined, expects="refused", refuses="keeps 2 matrices in one state", why=why, name=optim, **_BITS)(run)
+    fast = optim == "ademamix_8bit"
+    door(combined, expects="refused", refuses="keeps 2 matrices in one state", why=why, name=optim, fast=fast, **_BITS)(
+        run
+    )
 
 
 stacked("AdEMAMix (bitsandbytes)", "ademamix")

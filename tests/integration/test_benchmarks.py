@@ -249,7 +249,9 @@ def test_what_fits_is_counted_on_paper_and_says_so(capsys, tmp_path):
 
 
 @on_an_emulated_device
-@pytest.mark.parametrize("name", ["language_step", "qlora_step", "training_step"])
+@pytest.mark.parametrize(
+    "name", ["training_step", *(pytest.param(name, marks=pytest.mark.slow) for name in ("language_step", "qlora_step"))]
+)
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft, as above
 def test_a_step_is_counted_on_paper_and_takes_no_time(name, capsys):
     (result,) = importlib.import_module(f"benchmarks.{name}").main(["--size", "small", "--device", "paper"])

@@ -1,13 +1,11 @@
 """Every example runs as a user runs it, on a small model and a small file, and stays short enough to read."""
 
 import importlib.util
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from own_process import run_program
 from texts import language_model, language_tokenizer, pairs, rows, save_language_model, save_pretrained, write
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
@@ -54,21 +52,14 @@ def test_an_example_runs_and_saves(example: Path, tmp_path: Path) -> None:
     else:
         save_pretrained(tmp_path / "model")
     write(tmp_path / "data.csv", table_for(example.stem))
-    command = [
-        sys.executable,
-        *LAUNCHERS.get(example.stem, []),
-        str(example),
-        str(tmp_path / "model"),
-        str(tmp_path / "data.csv"),
-        str(tmp_path / "output"),
-    ]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+    words = [str(tmp_path / name) for name in ("model", "data.csv", "output")]
+    environment = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    code, printed = run_program(example, words, environment, LAUNCHERS.get(example.stem), tmp_path)
+    assert code == 0, printed[-2000:]
     saved = {path.name for path in (tmp_path / "output").iterdir()}
     assert saved & {"model.safetensors", "adapter_model.safetensors", "vocabulary.json"}
     if example.stem in LANGUAGE_MODELS:
-        assert "of 500 rows, output='frozen'" in done.stdout
+        assert "of 500 rows, output='frozen'" in printed
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)

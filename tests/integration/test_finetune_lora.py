@@ -1,13 +1,12 @@
 """`leanvocab finetune --lora` and `--qlora`: the adapter of an ordinary run, which loads on the whole pretrained model."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from own_process import run_program
 from texts import pairs, rows, save_language_model, save_pretrained, texts, write
 
 from leanvocab.errors import MissingExtraError
@@ -17,13 +16,13 @@ from leanvocab.finetune.settings import FineTuneSettings
 pytest.importorskip("peft")
 
 
-def run(folder: Path, name: str, *options: str, launcher: tuple[str, ...] = ("-m",)) -> dict[str, Any]:
-    command = [sys.executable, *launcher, "leanvocab", "finetune", str(folder / "model"), str(folder / "data.csv")]
-    command += ["-o", str(folder / name), "--max-steps", "4", "--logging-steps", "1", "--max-length", "32", "--cpu"]
-    command += ["--dropout", "-1", "--save-strategy", "no", "--json", *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+def run(folder: Path, name: str, *options: str, launcher: tuple[str, ...] | None = None) -> dict[str, Any]:
+    words = ["finetune", str(folder / "model"), str(folder / "data.csv")]
+    words += ["-o", str(folder / name), "--max-steps", "4", "--logging-steps", "1", "--max-length", "32", "--cpu"]
+    words += ["--dropout", "-1", "--save-strategy", "no", "--json", *options]
+    environment = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    code, printed = run_program("leanvocab", words, environment, None if launcher is None else list(launcher), folder)
+    assert code == 0, printed[-5000:]
     result: dict[str, Any] = json.loads((folder / name / "finetune.json").read_text())
     return result
 
@@ -61,7 +60,7 @@ def check_estimate(shrunk: dict[str, Any], full: dict[str, Any]) -> None:
         assert {name: shrunk["memory"][vocabulary][name] for name in held} == held
 
 
-TWO = ("--standalone", "--nproc-per-node", "2", "-m")
+TWO = ("--standalone", "--nproc-per-node", "2")
 
 
 def test_two_processes_of_torchrun_write_the_model_of_a_run_with_the_full_vocabulary(tmp_path: Path) -> None:
@@ -76,10 +75,11 @@ def test_two_processes_of_torchrun_write_the_model_of_a_run_with_the_full_vocabu
     assert (tmp_path / "shrunk" / name).read_bytes() == (tmp_path / "full" / name).read_bytes()
 
 
+@pytest.mark.slow  # torchrun, above, starts two processes too
 def test_accelerate_launch_trains_an_adapter_of_a_language_model_in_bf16(tmp_path: Path) -> None:
     save_language_model(tmp_path / "model", "llama", tied=False)
     write(tmp_path / "data.csv", pairs(24))
-    launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m")
+    launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2")
     options = ("--task", "causal-lm", "--lora", "--bf16")
     shrunk = run(tmp_path, "shrunk", *options, "--output", "full", launcher=launcher)
     full = run(tmp_path, "full", *options, "--full-vocabulary", launcher=launcher)

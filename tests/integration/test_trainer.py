@@ -2,9 +2,6 @@
 
 import concurrent.futures
 import json
-import os
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,14 +9,15 @@ from typing import Any
 import pytest
 import torch
 from models import FULL_SIZE, small_lm, small_model, used_vocabulary
+from own_process import in_own_process
 from references import lm_vocabulary
+from trainer_run import trainer_run
 from transformers import Trainer, TrainingArguments
 
 import leanvocab as lv
 from leanvocab.errors import AlreadyShrunkError, NotShrunkError, OptimizerError
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
-RUNNER = Path(__file__).parents[1] / "support" / "trainer_run.py"
 BYTE_IDENTICAL = {
     "model.safetensors",
     "config.json",
@@ -32,11 +30,7 @@ ALL_IDS = list(range(500))
 
 
 def run(**options: Any) -> dict[str, Any]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "error::UserWarning:leanvocab", str(RUNNER), json.dumps(options)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]  # a run that died of wrong shapes would show here
-    result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    result: dict[str, Any] = in_own_process(trainer_run, options)  # wrong shapes would end it
     return result
 
 

@@ -1,10 +1,9 @@
-"""One run of transformers' Trainer in a process of its own: `python trainer_run.py '{"output": …}'` prints its losses.
+"""One run of transformers' Trainer, for a process of its own.
 
 In a process of its own, because fused AdamW does not check the shapes of states: a wrong resume would end this process.
 With "library": false the run proves that leanvocab is not needed: it cannot be imported.
 """
 
-import json
 import sys
 import warnings
 from typing import Any
@@ -16,7 +15,8 @@ class _NotInstalled:
             raise ModuleNotFoundError(name)
 
 
-def main(options: dict[str, Any]) -> None:
+def trainer_run(options: dict[str, Any]) -> dict[str, Any]:
+    """Losses and norms of gradients of a run, or the error that it ended in."""
     if not options.get("library", True):
         sys.meta_path.insert(0, _NotInstalled())  # type: ignore[arg-type]
     import torch
@@ -72,12 +72,11 @@ def main(options: dict[str, Any]) -> None:
         else:
             trainer.train(resume_from_checkpoint=options.get("resume"))
     except Exception as error:
-        print(json.dumps({"error": type(error).__name__, "message": str(error)}))
-        return
+        return {"error": type(error).__name__, "message": str(error)}
     trainer.save_model(options["output"] + "/final")
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     norms = [entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry]
-    print(json.dumps({"losses": losses, "norms": norms}))
+    return {"losses": losses, "norms": norms}
 
 
 def _Interrupt(step: int) -> Any:  # noqa: N802 (makes an object of a class that needs transformers)
@@ -88,7 +87,3 @@ def _Interrupt(step: int) -> Any:  # noqa: N802 (makes an object of a class that
             control.should_training_stop = state.global_step >= step
 
     return Interrupt()
-
-
-if __name__ == "__main__":
-    main(json.loads(sys.argv[1]))

@@ -8,16 +8,19 @@ from pathlib import Path
 import accelerator
 import pytest
 
-SUITES = {
-    "test_missing": (), "test_partial_module": (),
-    **dict.fromkeys(
-        ("test_shrink", "test_output_layer", "test_lazy_logits", "test_optimizer_steps", "test_full_saving"), pytest.mark.slow
-    ),
-}  # fmt: skip
+SLOW = (
+    "test_partial_module",
+    "test_shrink",
+    "test_output_layer",
+    "test_lazy_logits",
+    "test_optimizer_steps",
+    "test_full_saving",
+)
+SUITES = ["test_missing", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("suite", [pytest.param(name, marks=marks) for name, marks in SUITES.items()])
+@pytest.mark.parametrize("suite", SUITES)
 def test_a_suite_passes_on_the_device(suite: str, repository: Path) -> None:
     if not accelerator.can_be_emulated():
         pytest.skip("torch can emulate a device from 2.13 on")
