@@ -4,6 +4,7 @@ For classification and regression the defaults are those of the paper's Table 8 
 language models, of which it has none, those of `TASKS`. Loads nothing heavy: the command line is built from these classes.
 """
 
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
@@ -81,6 +82,8 @@ class About(NamedTuple):
         """Raises SettingsError where a knob that was turned has no meaning for the task, or its value is out of range."""
         if self.tasks and task not in self.tasks:
             raise SettingsError(f"{name} is for {' and '.join(self.tasks)}; the task is {task}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise SettingsError(f"{name} must be a finite number, got {value}")
         if self.above is not None and value <= self.above:
             raise SettingsError(f"{name} must be above {self.above}, got {value}")
         if self.at_least is not None and value < self.at_least:
