@@ -51,6 +51,7 @@ from leanvocab.model.status import status
 from leanvocab.partial.devices import accelerator_at_hand
 from leanvocab.reports.memory import estimate_memory
 from leanvocab.reports.memory_estimate import MemoryEstimate
+from leanvocab.reports.peak import PeakMemory, record_peak
 from leanvocab.reports.state_bytes import tensor_bytes
 from leanvocab.texts.data_files import load_splits
 from leanvocab.texts.fitting import check_known
@@ -60,6 +61,7 @@ from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 require("accelerate", extra="finetune")  # the Trainer needs it
 
+_SECONDS_BETWEEN_LOOKS = 0.02
 VOCABULARY_FILE = "partial_vocabulary.json"
 RESTRICTED_NOTE = (
     "The output layer was restricted: the softmax knew the kept rows alone, which is another objective than that of the full "
@@ -76,7 +78,8 @@ class FineTuneResult:
     """Result of a run. `vocabulary` and `memory` are None with the full vocabulary.
 
     `output` is what became of a language model's output layer: "full", "frozen" or "restricted"; None where it is that of
-    ordinary training. The bytes are what this run's training held; `losses` are (step, loss) as logged, `scores` those of
+    ordinary training. The bytes are what this run's training held, `peak` is the memory of the process and of the GPU meanwhile,
+    beside which `memory` has the estimate of a step's peak; `losses` are (step, loss) as logged, `scores` those of
     validation.
     """
 
@@ -89,6 +92,7 @@ class FineTuneResult:
     weights_bytes: int
     gradients_bytes: int
     optimizer_bytes: int
+    peak: PeakMemory
     num_steps: int
     seconds: Mapping[str, float]
     losses: tuple[tuple[int, float], ...]
@@ -98,6 +102,7 @@ class FineTuneResult:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
         plain = vars(self) | {"output_dir": str(self.output_dir), "memory": self.memory and self.memory.to_dict()}
+        plain["peak"] = self.peak.to_dict()
         plain["task"] = {name: value for name, value in vars(self.task).items() if not name.startswith("_")}
         if (kept := self.vocabulary) is not None:
             plain["vocabulary"] = {"kept_rows": len(kept), "full_rows": kept.full_size, "digest": kept.digest}
@@ -141,14 +146,14 @@ def finetune(
     if trainer.is_world_process_zero():
         record.write(output_dir / CHECKPOINTS_FOLDER)
     stops = StopsEarly(trainer, saves=settings.save_strategy != "no")
-    with _timed(seconds, "training"), stops.watching():
+    with _timed(seconds, "training"), record_peak(_SECONDS_BETWEEN_LOOKS) as peak, stops.watching():
         _train(trainer, earlier.checkpoint)
     stops.raise_if_stopped()
     notes = (*prepared.outcome.pop("notes"), *earlier.notes_after(trainer.state.global_step))
     scores = without_prefix(trainer.evaluate()) if prepared.task.eval_split else {}
     facts = _training_facts(trainer, prepared.network)
     result = FineTuneResult(
-        output_dir, prepared.task, seconds=seconds, scores=scores, notes=notes, **prepared.outcome, **facts
+        output_dir, prepared.task, seconds=seconds, peak=peak, scores=scores, notes=notes, **prepared.outcome, **facts
     )
     if trainer.is_world_process_zero():
         _save(prepared.network, pretrained.tokenizer, result, settings.save)  # full while shrunk
@@ -234,7 +239,7 @@ def _prepare(
     if settings.uses_lora:
         network = add_lora(network, settings.kind.adapter_type, settings.lora_rank, few_bits=settings.qlora)
         notes.append(ADAPTER_NOTE)
-    memory = None if kept is None else estimate_memory(network, precision="mixed" if settings.bf16 else None)
+    memory = None if kept is None else _estimated(network, pretrained, kept, settings)
     if output == "restricted":
         notes.append(RESTRICTED_NOTE)
     outcome = {"output": output, "vocabulary": kept, "memory": memory, "notes": tuple(notes)}
@@ -264,6 +269,16 @@ def _given_vocabulary(path: str, needed: PartialVocabulary, tokenizer: Any) -> P
             "with the same columns, or leave the vocabulary out, and it is counted"
         )
     return given
+
+
+def _estimated(
+    network: Any, pretrained: Pretrained, kept: PartialVocabulary, settings: FineTuneSettings
+) -> MemoryEstimate:
+    """The bytes of the network that is there, and the peak of a step, found on a twin of it that has no values."""
+    memory = estimate_memory(network, precision="mixed" if settings.bf16 else None)
+    on_cpu = settings.cpu or accelerator_at_hand() is None
+    twin = estimate_run(pretrained.config, kept, settings, longest_step(settings, on_cpu=on_cpu))
+    return replace(memory, step=twin.step, no_peak=twin.no_peak, full=memory.full) 
 
 
 def _shrink(

@@ -118,12 +118,17 @@ def find_pretrained(name: str | Path, settings: DataSettings, dropout: float) ->
     if settings.task == SEQ2SEQ_LM:
         _check_length(config, tokenizer, "max_target_length", settings.max_target_length)
     notes = () if settings.task == CAUSAL_LM else _set_padding(config, tokenizer, str(name), settings.is_language_model)
+    set_dropout(config, dropout)
+    return Pretrained(str(name), config, tokenizer, auto_class, notes)
+
+
+def set_dropout(config: Any, dropout: float) -> None:
+    """Sets the dropout of hidden states and of attention; below 0 leaves them as they are."""
     if dropout >= 0:
         for part in (config, config.get_text_config()):
             for field in _DROPOUT_NAMES:
                 if isinstance(getattr(part, field, None), float | int):
                     setattr(part, field, dropout)
-    return Pretrained(str(name), config, tokenizer, auto_class, notes)
 
 
 def _with_names_of_classes(config: Any, name: str | Path) -> Any:
