@@ -1,7 +1,6 @@
 """`leanvocab estimate`: what training holds in memory, with the full and with a partial vocabulary."""
 
 from dataclasses import dataclass, field, fields, make_dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,8 +10,7 @@ from leanvocab.cli.command import Answer, as_command
 from leanvocab.cli.data_counts import DATA_HELP, DataOptions, config_beside, count_data, keep, load_tokenizer
 from leanvocab.cli.printing import quiet_libraries
 from leanvocab.errors import ModelError, SettingsError
-from leanvocab.finetune.settings import SEQ2SEQ_LM, FineTuneSettings
-from leanvocab.reports.memory_estimate import TrainingStep
+from leanvocab.finetune.settings import FineTuneSettings
 
 _KNOBS = (
     "config_name", "text_columns", "task", "max_length", "max_target_length", "batch_size", "dropout", "bf16", "output",
@@ -98,38 +96,19 @@ def estimate_command(
 
 
 def _estimate(model: str, config: Any, kept: Any, settings: FineTuneSettings, others: OtherOptions) -> Any:
-    from leanvocab.finetune.pretrained import set_dropout
-    from leanvocab.reports.memory import estimate_memory
+    from leanvocab.finetune.pretrained import estimate_run, set_dropout, training_step
 
     if settings.qlora:
         raise SettingsError("--qlora is not estimated: weights of 4 bits are known once they are there; --lora is")
     set_dropout(config, settings.dropout)
-    adapt = None
-    if settings.lora:
-        from leanvocab.adapters import add_lora
-
-        adapt = partial(add_lora, adapter_type=settings.kind.adapter_type, rank=settings.lora_rank)
-    estimated = estimate_memory(
+    given = {"precision": others.precision, "auto_class": others.auto_class}
+    estimated = estimate_run(
         config,
         kept,
+        settings,
+        training_step(settings, on_cpu=settings.cpu),
         optimizer=others.optimizer,
-        precision=others.precision or ("mixed" if settings.bf16 else "fp32"),
-        auto_class=others.auto_class or settings.kind.auto_class,
-        output=settings.output,
-        frozen_rows=settings.frozen_rows,
         num_tokens=others.num_tokens,
-        step=training_step(settings),
-        adapt=adapt,
+        **{name: value for name, value in given.items() if value is not None},
     )
     return replace(estimated, model=Path(model).name if Path(model).is_dir() else model)
-
-
-def training_step(settings: FineTuneSettings) -> TrainingStep:
-    """The step of a run with the longest batch that it may meet, on an accelerator unless a CPU is asked for."""
-    return TrainingStep(
-        batch_size=settings.batch_size,
-        length=settings.max_length,
-        target_length=settings.max_target_length if settings.task == SEQ2SEQ_LM else None,
-        gradient_checkpointing=settings.gradient_checkpointing,
-        on_cpu=settings.cpu,
-    )

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from leanvocab.finetune.job import FineTuneResult
+    from leanvocab.reports.peak import PeakMemory
 
 _OUTPUTS = {
     "full": "full: stays whole",
@@ -80,9 +81,14 @@ def _printed(result: "FineTuneResult") -> "list[Table | str]":
         grid.add_row("parameters trained", f"{result.num_parameters:,} of {of}")
         if result.output is not None:
             grid.add_row("output layer", _OUTPUTS[result.output])
-        grid.add_row("parameters saved", f"{full - partial:,} ({1 - partial / full:.1%})")
+        if not memory.saves_little:
+            grid.add_row("parameters saved", f"{full - partial:,} ({1 - partial / full:.1%})")
         saved, total = format_bytes(memory.saved_bytes), format_bytes(memory.full.total_bytes)
         grid.add_row("memory saved", f"{saved} of {total} ({memory.saved_ratio:.1%})")
+        if memory.no_peak is None:
+            grid.add_row("peak of a step, estimated", format_bytes(memory.partial.peak_bytes))
+            grid.add_row("with the full vocabulary", format_bytes(memory.full.peak_bytes))
+    grid.add_row("peak, measured", _measured(result.peak))
     grid.add_section()
     for name, seconds in result.seconds.items():
         grid.add_row(name, f"{seconds:,.2f} s")
@@ -90,4 +96,11 @@ def _printed(result: "FineTuneResult") -> "list[Table | str]":
     grid.add_row("steps", f"{result.num_steps:,}")
     for name, score in result.scores.items():
         grid.add_row(f"validation {name}", f"{score:.4f}")
-    return [grid, *result.notes]
+    notes = result.memory.notes if result.memory is not None else ()
+    return [grid, *notes, *result.notes]
+
+
+def _measured(peak: "PeakMemory") -> str:
+    """What the device allocated, where there is one; what of this process was resident, libraries included."""
+    allocated = f"{format_bytes(peak.peak_cuda_allocated_bytes)} allocated, " if peak.peak_cuda_allocated_bytes else ""
+    return f"{allocated}{format_bytes(peak.peak_rss_bytes)} resident"

@@ -5,17 +5,19 @@ leaves in the output directory is full, and bit for bit the one that the same ru
 unless an output layer is frozen in part or restricted (`output`).
 """
 
+import copy
 import json
 import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import transformers
 from transformers import Trainer, TrainingArguments
 
@@ -41,7 +43,7 @@ from leanvocab.finetune.earlier_runs import (
     last_whole,
 )
 from leanvocab.finetune.language_modeling import find_language_task
-from leanvocab.finetune.pretrained import Pretrained, find_pretrained
+from leanvocab.finetune.pretrained import Pretrained, estimate_run, find_pretrained, training_step
 from leanvocab.finetune.scores import TOKEN_LOSS, without_prefix
 from leanvocab.finetune.settings import FineTuneSettings, TrainingSettings
 from leanvocab.finetune.splits import select_samples
@@ -239,7 +241,7 @@ def _prepare(
     if settings.uses_lora:
         network = add_lora(network, settings.kind.adapter_type, settings.lora_rank, few_bits=settings.qlora)
         notes.append(ADAPTER_NOTE)
-    memory = None if kept is None else _estimated(network, pretrained, kept, settings)
+    memory = None if kept is None else _estimated(network, pretrained.config, kept, encoded[task.train_split], settings)
     if output == "restricted":
         notes.append(RESTRICTED_NOTE)
     outcome = {"output": output, "vocabulary": kept, "memory": memory, "notes": tuple(notes)}
@@ -272,13 +274,22 @@ def _given_vocabulary(path: str, needed: PartialVocabulary, tokenizer: Any) -> P
 
 
 def _estimated(
-    network: Any, pretrained: Pretrained, kept: PartialVocabulary, settings: FineTuneSettings
+    network: Any, config: Any, kept: PartialVocabulary, rows: Any, settings: FineTuneSettings
 ) -> MemoryEstimate:
-    """The bytes of the network that is there, and the peak of a step, found on a twin of it that has no values."""
+    """Bytes of the network that is there, and the peak of the step with the longest rows, as `leanvocab estimate` finds it."""
     memory = estimate_memory(network, precision="mixed" if settings.bf16 else None)
-    on_cpu = settings.cpu or accelerator_at_hand() is None
-    twin = estimate_run(pretrained.config, kept, settings, longest_step(settings, on_cpu=on_cpu))
-    return replace(memory, step=twin.step, no_peak=twin.no_peak, full=memory.full) 
+    length = pc.max(pc.list_value_length(rows.data.column("input_ids"))).as_py()
+    step = replace(
+        training_step(settings, on_cpu=settings.cpu or accelerator_at_hand() is None),
+        batch_size=min(settings.batch_size, len(rows)),
+        length=length,
+    )
+    twin = estimate_run(copy.deepcopy(config), kept, settings, step)
+    full, partial = (
+        replace(held, peak_bytes=its.peak_bytes)
+        for held, its in ((memory.full, twin.full), (memory.partial, twin.partial))
+    )
+    return replace(memory, step=twin.step, no_peak=twin.no_peak, full=full, partial=partial)
 
 
 def _shrink(

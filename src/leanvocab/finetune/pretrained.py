@@ -2,7 +2,8 @@
 
 import copy
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,13 @@ import transformers
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, PreTrainedConfig
 
+from leanvocab.adapters import add_lora
 from leanvocab.errors import ModelError, SettingsError, first_line
-from leanvocab.finetune.settings import CAUSAL_LM, MASKED_LM, SEQ2SEQ_LM, DataSettings
+from leanvocab.finetune.settings import CAUSAL_LM, MASKED_LM, SEQ2SEQ_LM, DataSettings, FineTuneSettings
 from leanvocab.finetune.tasks import Task
 from leanvocab.partial.devices import accelerator_at_hand
+from leanvocab.reports.memory import estimate_memory
+from leanvocab.reports.memory_estimate import MemoryEstimate, TrainingStep
 from leanvocab.texts.fitting import check_sizes
 
 # Where configs keep the dropout of hidden states and of attention.
@@ -129,6 +133,36 @@ def set_dropout(config: Any, dropout: float) -> None:
             for field in _DROPOUT_NAMES:
                 if isinstance(getattr(part, field, None), float | int):
                     setattr(part, field, dropout)
+
+
+def training_step(settings: FineTuneSettings, *, on_cpu: bool) -> TrainingStep:
+    """The step of a run with the longest batch that it may meet."""
+    return TrainingStep(
+        batch_size=settings.batch_size,
+        length=settings.max_length,
+        target_length=settings.max_target_length if settings.task == SEQ2SEQ_LM else None,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        on_cpu=on_cpu,
+    )
+
+
+def estimate_run(
+    config: Any, kept: Any, settings: FineTuneSettings, step: TrainingStep, **others: Any
+) -> MemoryEstimate:
+    """Estimates what training with these settings holds, of a model that is loaded as `Pretrained.load` does, but for QLoRA's
+    4 bits; `others` are arguments of `estimate_memory` for training of another kind."""
+    adapt = partial(add_lora, adapter_type=settings.kind.adapter_type, rank=settings.lora_rank)
+    arguments: dict[str, Any] = {
+        "precision": "mixed" if settings.bf16 else "fp32",
+        "auto_class": settings.kind.auto_class,
+        "output": settings.output,
+        "frozen_rows": settings.frozen_rows,
+        "adapt": adapt if settings.uses_lora else None,
+    }
+    if settings.qlora:
+        estimate = estimate_memory(config, kept, **arguments | others)
+        return replace(estimate, step=step, no_peak="weights of 4 bits are not known before they are loaded")
+    return estimate_memory(config, kept, step=step, **arguments | others)
 
 
 def _with_names_of_classes(config: Any, name: str | Path) -> Any:

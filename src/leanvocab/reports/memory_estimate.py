@@ -238,7 +238,9 @@ class MemoryEstimate:
             missing = None if self.no_peak is None else ("missing", "missing", "")
             printed.add_row("peak of a step", *(missing or _bytes_row("", full.peak_bytes, partial.peak_bytes)[1:]))
         for size, fits in self.cards.items():
-            printed.add_row(f"a card of {size} GB", *("yes" if fits[name] else "no" for name in ("full", "partial")), "")
+            printed.add_row(
+                f"a card of {size} GB", *("yes" if fits[name] else "no" for name in ("full", "partial")), ""
+            )
         return printed
 
     def __str__(self) -> str:

@@ -1,7 +1,7 @@
 """The peak of a training step, activations included: found by a step on tensors that have shapes and no memory.
 
-The model itself runs, so that every architecture is answered by its own code, in a second or so. What PyTorch's operations allocate
-is counted by storages that are alive; what kernels take inside is not (docs/decisions/a-step-without-memory.md).
+The model itself runs, so that every architecture is answered by its own code, in a second or so. What PyTorch's operations
+allocate is counted by storages that are alive; what kernels take inside is not (docs/decisions/a-step-without-memory.md).
 """
 
 import contextlib
@@ -55,7 +55,9 @@ def peak_above_weights(
     try:
         with FakeTensorMode(), live, contextlib.ExitStack() as stack:
             twin, twins = _twin(module, dtype_of, rows or {}, live)
-            stack.enter_context(warnings.catch_warnings(action="ignore"))  # of the model's code: it will say them in earnest
+            stack.enter_context(
+                warnings.catch_warnings(action="ignore")
+            )  # of the model's code: it will say them in earnest
             _set_up(twin, step)
             if not step.on_cpu:
                 stack.enter_context(_accelerator_kernels())
@@ -115,7 +117,9 @@ def _accelerator_kernels() -> Iterator[None]:
     """
     attend, drop = F.scaled_dot_product_attention, F.dropout
 
-    def fused(query: Tensor, key: Tensor, value: Tensor, attn_mask: Any = None, dropout_p: float = 0.0, **rest: Any) -> Any:
+    def fused(
+        query: Tensor, key: Tensor, value: Tensor, attn_mask: Any = None, dropout_p: float = 0.0, **rest: Any
+    ) -> Any:
         return attend(query, key, value, attn_mask, 0.0, **rest)
 
     def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
@@ -157,7 +161,7 @@ def _set_up(twin: Any, step: TrainingStep) -> None:
         getattr(twin, "activation_checkpointing_enable", twin.gradient_checkpointing_enable)()
 
 
-class _HiddenStates(Exception):
+class _HiddenStates(Exception):  # noqa: N818 (no error: it ends a forward)
     """What went into an output layer that is partial: the loss is computed from it."""
 
     def __init__(self, hidden: Tensor, loss_bytes: Callable[[int], int], weight: Any):
