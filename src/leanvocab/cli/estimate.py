@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,17 +16,20 @@ _KNOBS = (
     "config_name", "text_columns", "task", "max_length", "max_target_length", "batch_size", "dropout", "bf16", "output",
     "frozen_rows", "lora", "qlora", "lora_rank", "gradient_checkpointing", "cpu",
 )  # fmt: skip
-RunOptions = make_dataclass(
-    "RunOptions",
-    [
-        (knob.name, knob.type, field(default=knob.default, metadata=knob.metadata))
-        for knob in fields(FineTuneSettings)
-        if knob.name in _KNOBS
-    ],
-    frozen=True,
-    kw_only=True,
-    namespace={"__doc__": "Options of `leanvocab finetune` on which its memory depends, in its words."},
-)
+if TYPE_CHECKING:
+    RunOptions = FineTuneSettings
+else:
+    RunOptions = make_dataclass(
+        "RunOptions",
+        [
+            (knob.name, knob.type, field(default=knob.default, metadata=knob.metadata))
+            for knob in fields(FineTuneSettings)
+            if knob.name in _KNOBS
+        ],
+        frozen=True,
+        kw_only=True,
+        namespace={"__doc__": "Options of `leanvocab finetune` on which its memory depends, in its words."},
+    )
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ the libraries hold besides is not counted.
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -190,7 +191,7 @@ def _with_peaks(
         return replace(estimate, step=step, no_peak="the model is shrunk already; give its config")
     options: dict[str, Any] = {"mixed": precision == "mixed"}
     outputs = tuple(
-        PartialOutput(layer, lambda num_tokens, its=table: its.loss_bytes(num_tokens, precision, step))
+        PartialOutput(layer, partial(table.loss_bytes, precision=precision, step=step))
         for table in tables
         if table.output is not None
         for layer in table.modules
@@ -202,15 +203,15 @@ def _with_peaks(
         return _trained_dtype(weight, precision)
 
     try:
-        full = peak_above_weights(module, step, dtype_of, **options)
-        partial = peak_above_weights(module, step, dtype_of, rows=rows, outputs=outputs, **options)
+        in_full = peak_above_weights(module, step, dtype_of, **options)
+        in_part = peak_above_weights(module, step, dtype_of, rows=rows, outputs=outputs, **options)
     except UnknownPeakError as error:
         return replace(estimate, step=step, no_peak=str(error))
     return replace(
         estimate,
         step=step,
-        full=estimate.full.with_peak(full, on_cpu=step.on_cpu),
-        partial=estimate.partial.with_peak(partial, on_cpu=step.on_cpu),
+        full=estimate.full.with_peak(in_full, on_cpu=step.on_cpu),
+        partial=estimate.partial.with_peak(in_part, on_cpu=step.on_cpu),
     )
 
 

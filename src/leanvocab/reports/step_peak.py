@@ -129,7 +129,7 @@ def _accelerator_kernels() -> Iterator[None]:
     try:
         yield
     finally:
-        F.scaled_dot_product_attention, F.dropout = attend, drop  # type: ignore[assignment]
+        F.scaled_dot_product_attention, F.dropout = attend, drop
 
 
 def _twin(
