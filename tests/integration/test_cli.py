@@ -125,6 +125,9 @@ def test_an_estimate_is_of_a_vocabulary_of_data_or_of_rows(base, data, tmp_path)
     assert json_of("estimate", base, "--rows", 50, "--optimizer", "sgd")["full"]["optimizer_bytes"] == 0
 
 
+@pytest.mark.filterwarnings(
+    "ignore:.*is_gradient_checkpointing.*:FutureWarning"  # peft 0.21 reads a name that transformers 5.23 has deprecated
+)
 @pytest.mark.parametrize("words", [(), ("--lora", "--lora-rank", "4")], ids=["all weights", "LoRA"])
 def test_an_estimate_and_a_run_with_the_same_options_say_the_same_bytes(base, data, tmp_path, words):
     if words:

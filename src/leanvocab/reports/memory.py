@@ -44,7 +44,7 @@ from leanvocab.reports.memory_estimate import (
     plain_loss_bytes,
 )
 from leanvocab.reports.state_bytes import AnyOptimizer, check_optimizer, optimizer_name, shared_bytes, state_bytes
-from leanvocab.reports.step_peak import PartialOutput, UnknownPeakError, peak_above_weights
+from leanvocab.reports.step_peak import PartialOutput, peak_above_weights
 from leanvocab.vocabulary.counts import TokenCounts
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
@@ -205,7 +205,7 @@ def _with_peaks(
     try:
         in_full = peak_above_weights(module, step, dtype_of, **options)
         in_part = peak_above_weights(module, step, dtype_of, rows=rows, outputs=outputs, **options)
-    except UnknownPeakError as error:
+    except ModelError as error:
         return replace(estimate, step=step, no_peak=str(error))
     return replace(
         estimate,

@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from leanvocab.errors import first_line
+from leanvocab.errors import ModelError, first_line
 from leanvocab.reports.memory_estimate import TrainingStep
 
 
@@ -29,10 +29,6 @@ class PartialOutput:
 
     layer: nn.Module
     loss_bytes: Callable[[int], int]  # of a number of tokens: what the loss holds at its peak
-
-
-class UnknownPeakError(Exception):
-    """The reason why a model's step cannot be taken without values."""
 
 
 def peak_above_weights(
@@ -49,7 +45,7 @@ def peak_above_weights(
     `rows` are those of matrices that are partial. The model is copied without its values, and stays as it is.
 
     Raises:
-        UnknownPeakError: the model asks for values that nobody knows, or wants other inputs.
+        ModelError: the model asks for values that nobody knows, or wants other inputs.
     """
     live = _LiveBytes()
     try:
@@ -64,7 +60,7 @@ def peak_above_weights(
             context = torch.autocast("cpu", torch.bfloat16) if mixed else contextlib.nullcontext()
             return _run(twin, step, context, live, [(twins[id(each.layer)], each.loss_bytes) for each in outputs])
     except Exception as error:  # whatever a model's code raises that meets tensors without values
-        raise UnknownPeakError(f"{type(error).__name__}: {first_line(error)}") from error
+        raise ModelError(f"{type(error).__name__}: {first_line(error)}") from error
 
 
 class _LiveBytes(TorchDispatchMode):
