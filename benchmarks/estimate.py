@@ -5,6 +5,7 @@ torch's profiler. Models are small and of published architectures, with random w
 """
 
 import argparse
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -124,7 +125,9 @@ def measure(options: argparse.Namespace) -> Iterator[Result]:
     for name in QUICK[:1] if options.size == "small" else MODELS:
         for lora in (False, True):
             case = f"{name}, {'LoRA' if lora else 'all weights'}"
-            for who, its in ratios(name, lora=lora).items():
+            with warnings.catch_warnings(action="ignore"):  # peft's, of GPT-2's layers and of names that are deprecated
+                compared = ratios(name, lora=lora)
+            for who, its in compared.items():
                 series += [Series(f"{what}: estimated over measured", case, who, (its[what],), "×") for what in its]
                 figures += [
                     Figure(f"{case}, {who}: {what}, off by", abs(its[what] - 1), "", bar=bar)
