@@ -8,8 +8,8 @@ from texts import files_in, rows, small_tokenizer
 
 from leanvocab.errors import DataError
 from leanvocab.finetune.classification import find_label_task
+from leanvocab.finetune.reading import select_samples
 from leanvocab.finetune.settings import FineTuneSettings
-from leanvocab.finetune.splits import select_samples
 
 
 def splits_of(train, **others):

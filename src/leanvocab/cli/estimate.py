@@ -25,7 +25,6 @@ class TrainingOptions:
     auto_class: Annotated[
         str | None, typer.Option(help="What the model becomes. By default AutoModelForSequenceClassification.")
     ] = None
-    task: Annotated[str | None, typer.Option(help=f"Or the task that it becomes: {', '.join(TASKS)}.")] = None
     output: Annotated[
         str | None,
         typer.Option(
@@ -37,17 +36,17 @@ class TrainingOptions:
         int | None, typer.Option(min=1, help="Tokens in a batch, to count what a language model's loss holds too.")
     ] = None
 
-    def arguments(self) -> dict[str, Any]:
-        """Arguments of `estimate_memory`; raises SettingsError where they contradict each other."""
+    def arguments(self, task: str | None) -> dict[str, Any]:
+        """Arguments of `estimate_memory` for a task; raises SettingsError where they contradict each other."""
+        given = {**vars(self), "task": task}
         for name, allowed in (("task", TASKS), ("output", OUTPUT_MODES), ("frozen_rows", FROZEN_ROWS_ON)):
-            if (value := getattr(self, name)) is not None and value not in allowed:
+            if given[name] is not None and given[name] not in allowed:
                 option = name.replace("_", "-")
-                raise SettingsError(f"--{option} {value}: expected one of {', '.join(allowed)}")
-        if self.task is not None and self.auto_class is not None:
+                raise SettingsError(f"--{option} {given[name]}: expected one of {', '.join(allowed)}")
+        if task is not None and self.auto_class is not None:
             raise SettingsError("--task and --auto-class both say what the model becomes: give one of them")
-        given = dict(vars(self))
-        if (task := given.pop("task")) is not None:
-            given["auto_class"] = TASKS[task].auto_class
+        if given.pop("task") is not None:
+            given["auto_class"] = TASKS[str(task)].auto_class
         return given
 
 
@@ -67,7 +66,7 @@ def estimate_command(
     """Estimate bytes of weights, gradients and optimizer states, full beside partial, before any weight is loaded."""
     if sum(given is not None for given in (vocabulary, data, rows)) != 1:
         raise SettingsError("say what is kept by one of --vocabulary, --data and --rows")
-    arguments = training.arguments()
+    arguments = training.arguments(reading.task)
     quiet_libraries()
     from leanvocab.reports.memory import estimate_memory
     from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary

@@ -12,8 +12,7 @@ from leanvocab.errors import DataError
 from leanvocab.extras import require
 from leanvocab.finetune.scores import classification_scores, logits_of, regression_scores
 from leanvocab.finetune.settings import DataSettings
-from leanvocab.finetune.splits import find_eval_split
-from leanvocab.finetune.tasks import Task
+from leanvocab.finetune.tasks import Task, find_eval_split
 from leanvocab.texts.text_columns import (
     check_column,
     check_no_gaps,

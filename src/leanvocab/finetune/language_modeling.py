@@ -18,8 +18,7 @@ from leanvocab.finetune.causal_checks import check_causal, check_packed_examples
 from leanvocab.finetune.collators import EpochCallback, MaskingCollator, PaddingCollator, mask_to_validate
 from leanvocab.finetune.scores import TokenScores, logits_of, sums_by_example
 from leanvocab.finetune.settings import CAUSAL_LM, MASKED_LM, SEQ2SEQ_LM, DataSettings, FineTuneSettings
-from leanvocab.finetune.splits import find_eval_split
-from leanvocab.finetune.tasks import Task
+from leanvocab.finetune.tasks import Task, find_eval_split
 from leanvocab.texts.chats import ChatWriter, Span, Tally, without_nones
 from leanvocab.texts.packing import join_and_cut, lay_side_by_side, num_learned
 from leanvocab.texts.text_columns import (

@@ -2,6 +2,7 @@
 
 from typing import Any, ClassVar, Protocol
 
+from leanvocab.errors import DataError
 from leanvocab.finetune.settings import DataSettings, FineTuneSettings
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
@@ -48,3 +49,19 @@ class Task(Protocol):
 
     def scoring(self) -> dict[str, Any]:
         """A Trainer's arguments that make scores of what the model gives."""
+
+
+def find_eval_split(splits: Any, settings: DataSettings) -> str | None:
+    """The split to validate on: the one that is named, or the first whose name begins with validation; else None.
+
+    Raises:
+        DataError: there is no split of the name that was given.
+    """
+    if settings.eval_split is None:
+        return next((name for name in sorted(splits) if name.startswith("validation")), None)
+    if settings.eval_split not in splits:
+        raise DataError(
+            f"there is no split {settings.eval_split!r} to validate on (eval_split); the data set has "
+            f"{', '.join(splits)}"
+        )
+    return settings.eval_split
