@@ -45,3 +45,32 @@ def test_what_a_run_trains_on_is_what_is_counted(tmp_path, entries, options):
 def test_a_split_of_any_name_is_counted(tmp_path):
     write(tmp_path / "test.jsonl", chats(3))
     assert list(count_data(str(tmp_path), DataOptions(task="causal-lm"), tokenizer())) == ["test"]
+
+
+@pytest.mark.parametrize(
+    ("header", "knobs"),
+    [
+        ("text", {}),
+        ("body", {"text_columns": ("body",)}),
+        ("prompt,completion", {"task": "causal-lm"}),
+        ("source,target", {"task": "seq2seq-lm"}),
+        ("a,b", {"task": "causal-lm", "prompt_column": "a", "completion_column": "b"}),
+    ],
+)
+def test_texts_of_digits_are_read_as_they_are_written(tmp_path, header, knobs):
+    names = header.split(",")
+    values = ["1.50", "2.50"] if len(names) == 1 else ["1.50,007", "2.50,8"]
+    (tmp_path / "a.csv").write_text(f"{header},label\n" + "".join(f"{v},{at}\n" for at, v in enumerate(values)))
+    seen = []
+
+    class Tokenizer:
+        unk_token_id, all_special_ids, eos_token_id, is_fast = None, [], None, True
+
+        def __call__(self, *texts, text_target=None, **options):
+            given = [*texts, *([text_target] if text_target else [])]
+            seen.extend(text for column in given for text in column)
+            ids = [[1, 2, 3] for _ in given[0]]
+            return {"input_ids": ids, "special_tokens_mask": [[0, 0, 0] for _ in ids]}
+
+    read_examples(tmp_path / "a.csv", Tokenizer(), FineTuneSettings(**knobs))
+    assert sorted(seen) == sorted(word for value in values for word in value.split(","))

@@ -74,7 +74,7 @@ def count_data(data: Any, options: DataOptions, tokenizer: Any) -> "dict[str, To
     from leanvocab.texts.data_files import load_splits
     from leanvocab.vocabulary.counts import count_tokens
 
-    splits = load_splits(data, options.config_name)
+    splits = load_splits(data, options.config_name, settings.texts)
     first = next(iter(splits.values()))
     if options.token_columns or (not options.text_columns and "input_ids" in first.column_names):
         return {name: count_tokens(split, options.token_columns or None) for name, split in splits.items()}

@@ -50,7 +50,7 @@ def finetune_command(
     from leanvocab.texts.data_files import load_splits
 
     files = {name: file for name, file in (("validation", validation), ("test", test)) if file is not None}
-    source = {**load_splits(data, settings.config_name), **files} if files else data
+    source = {**load_splits(data, settings.config_name, settings.texts), **files} if files else data
     result = finetune(model, source, output_dir, settings)
     return Answer(result.to_dict(), lambda: [*_printed(result), _next_step(model, output_dir, settings)])
 

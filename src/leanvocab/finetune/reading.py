@@ -38,7 +38,7 @@ def read_examples(data: Any, tokenizer: Any, settings: FineTuneSettings, config:
         ModelError: the tokenizer cannot write such data.
         SettingsError: the settings need a split that is not there.
     """
-    splits = select_samples(load_splits(data, settings.config_name), settings, settings.seed)
+    splits = select_samples(load_splits(data, settings.config_name, settings.texts), settings, settings.seed)
     is_language = settings.is_language_model
     task: Task = find_language_task(splits, settings) if is_language else find_label_task(splits, settings, config)
     if settings.best and task.eval_split is None:

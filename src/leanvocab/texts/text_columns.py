@@ -18,6 +18,8 @@ _TEXT_COLUMNS = (
     ("sentence",),
     ("text",),
 )
+USUAL_TEXTS = tuple(dict.fromkeys(name for names in _TEXT_COLUMNS for name in names))
+"""Names of columns that hold texts in any file."""
 _STRINGS = ("string", "large_string", "string_view")
 
 
