@@ -42,6 +42,24 @@ def test_what_a_run_trains_on_is_what_is_counted(tmp_path, entries, options):
     assert same(reduce(add, counted.values()), count_tokens(examples.encoded, examples.task.token_columns))
 
 
+def test_what_was_understood_is_plain(tmp_path):
+    file = write(tmp_path / "a.jsonl", rows(12, kind="str"))
+    data = {"train": file, "validation": write(tmp_path / "b.jsonl", rows(4, kind="str"))}
+    assert read_examples(data, tokenizer(), FineTuneSettings()).understood == {
+        "task": "classification",
+        "columns": {"text": ["text"], "label": ["label"]},
+        "classes": ["bad", "good"],
+        "left_out": {},
+        "rows": {"train": 12, "validation": 4},
+    }
+    asked = write(tmp_path / "c.jsonl", pairs(5))
+    assert read_examples(asked, tokenizer(), FineTuneSettings(task="causal-lm")).understood == {
+        "task": "causal-lm",
+        "columns": {"prompt": ["prompt"], "completion": ["completion"]},
+        "rows": {"train": 5},
+    }
+
+
 def test_a_split_of_any_name_is_counted(tmp_path):
     write(tmp_path / "test.jsonl", chats(3))
     assert list(count_data(str(tmp_path), DataOptions(task="causal-lm"), tokenizer())) == ["test"]

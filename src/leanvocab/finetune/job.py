@@ -71,6 +71,7 @@ ADAPTER_NOTE = (
 class FineTuneResult:
     """Result of a run. `vocabulary` and `memory` are None with the full vocabulary.
 
+    `understood` is what was read: the task, its columns and classes, and the rows of each split, in plain values.
     `output` is what became of a language model's output layer: "full", "frozen" or "restricted"; None where it is that of
     ordinary training. The bytes are what this run's training held; `losses` are (step, loss) as logged, `scores` those of
     validation.
@@ -78,6 +79,7 @@ class FineTuneResult:
 
     output_dir: Path
     task: Task
+    understood: Mapping[str, Any]
     output: str | None
     vocabulary: PartialVocabulary | None
     memory: MemoryEstimate | None
@@ -214,7 +216,13 @@ def _prepare(
     memory = None if kept is None else estimate_memory(network, precision="mixed" if settings.bf16 else None)
     if output == "restricted":
         notes.append(RESTRICTED_NOTE)
-    outcome = {"output": output, "vocabulary": kept, "memory": memory, "notes": tuple(notes)}
+    outcome = {
+        "understood": examples.understood,
+        "output": output,
+        "vocabulary": kept,
+        "memory": memory,
+        "notes": tuple(notes),
+    }
     for_trainer = {
         "train_dataset": encoded[task.train_split],
         "eval_dataset": encoded[task.eval_split] if task.eval_split else None,

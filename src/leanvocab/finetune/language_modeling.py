@@ -62,6 +62,14 @@ class LanguageTask(Task):
     eval_split: str | None
 
     @property
+    def understood(self) -> dict[str, Any]:
+        names = {"prompts": ("prompt", "completion"), "messages": ("messages",), "text": ("text",)}[self.source]
+        return {
+            "task": self.kind,
+            "columns": {name: [column] for name, column in zip(names, self.columns, strict=True)},
+        }
+
+    @property
     def token_columns(self) -> tuple[str, ...]:
         """Columns of the encoded data with ids to count. The labels of the other kinds are input ids."""
         return ("input_ids", "labels") if self.kind == SEQ2SEQ_LM else ("input_ids",)

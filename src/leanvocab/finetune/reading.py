@@ -20,12 +20,17 @@ datasets = require("datasets", extra="finetune")
 
 @dataclass(frozen=True)
 class Examples:
-    """A task, its tokenized splits, what a user should know of them, and the seconds that tokenizing took."""
+    """A task, its tokenized splits, and the seconds that tokenizing took.
+
+    `understood` are plain values that a summary opens with: the task, its columns and classes, and the rows of each split;
+    `notes` are what else a user should know.
+    """
 
     task: Task
     encoded: Any
     notes: tuple[str, ...]
     seconds: float
+    understood: dict[str, Any]
 
 
 def read_examples(data: Any, tokenizer: Any, settings: FineTuneSettings, config: Any = None) -> Examples:
@@ -47,7 +52,8 @@ def read_examples(data: Any, tokenizer: Any, settings: FineTuneSettings, config:
     encoded, notes = task.encode(splits, tokenizer, settings)
     seconds = time.perf_counter() - start
     check_known(task.train_split, encoded[task.train_split], tokenizer)
-    return Examples(task, encoded, notes, seconds)
+    understood = {**task.understood, "rows": {name: len(split) for name, split in splits.items()}}
+    return Examples(task, encoded, notes, seconds, understood)
 
 
 def select_samples(splits: Any, settings: DataSettings, seed: int) -> Any:

@@ -17,6 +17,10 @@ class Task(Protocol):
     """True where a head is new if the checkpoint has none of that size; else what is missing of it is announced."""
 
     @property
+    def understood(self) -> dict[str, Any]:
+        """What was understood of the data, in plain values: the task, its columns by what they hold, and names of classes."""
+
+    @property
     def token_columns(self) -> tuple[str, ...]:
         """Columns of the encoded data with ids to count."""
         return ("input_ids",)
