@@ -114,6 +114,23 @@ def test_a_class_for_each_row_is_a_matter_of_the_task_where_it_is_said():
     assert task_of(labelled(*range(11)), task="regression").is_regression
 
 
+@pytest.mark.parametrize("names", [("Text", "Label"), ("TEXT", "LABELS"), ("Sentence", "label")])
+def test_columns_are_found_in_any_letter_case(names):
+    text, label = names
+    task = task_of([{text: "a", label: 0}, {text: "b", label: 1}])
+    assert (task.text_columns, task.label_column) == ((text,), label)
+
+
+@pytest.mark.parametrize(
+    "names", [("messages",), ("conversations",), ("Prompt", "Completion"), ("instruction", "output")]
+)
+def test_what_is_for_language_models_is_said_to_be(names):
+    with pytest.raises(
+        DataError, match=r"found no text column: .*; or learn .* with a language model \(task: causal-lm\)"
+    ):
+        task_of([dict.fromkeys(names, "a")])
+
+
 def test_integers_are_scores_where_it_is_said():
     assert task_of(labelled(-1, 4, 2), task="regression").is_regression
 

@@ -61,7 +61,7 @@ def read_table(path: Path) -> pa.Table:
 def with_numbers(table: pa.Table, texts: Collection[str] = ()) -> pa.Table:
     """A table of strings, of which columns became numbers where each value is one in its usual writing, but for `texts`."""
     for at, name in enumerate(table.column_names):
-        if name not in texts:
+        if name not in texts and name.casefold() not in texts:
             table = table.set_column(at, name, _numbers(table.column(name)))
     return table
 
