@@ -160,6 +160,8 @@ def test_class_names_of_the_data_set_keep_their_order():
         (labelled(0, 1), {"label_column": "y"}, "there is no label column 'y'"),
         ([{"text": 1, "label": 0}], {}, "text column 'text' of split 'train' holds int64; expected strings"),
         ([{"text": "a", "label": 0}, {"text": None, "label": 1}], {}, "1 of 2 rows of split 'train' have no text"),
+        (labelled(-1, -1), {}, "2 of 2 rows of split 'train' have no label in column 'label', the first is row 0"),
+        (labelled(-1.0, None), {}, "1 of 1 rows of split 'train' have no label in column 'label'"),
         (labelled(0, -1, -1), {}, "2 of 3 rows of split 'train' have no label in column 'label', the first is row 1"),
         (labelled(None, None), {}, "2 of 2 rows of split 'train' have no label"),
         (labelled("", ""), {}, "2 of 2 rows of split 'train' have no label"),

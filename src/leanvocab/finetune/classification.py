@@ -136,19 +136,17 @@ def find_label_task(splits: Any, settings: DataSettings, config: Any = None) -> 
     else:
         if settings.task is None and _is_float(features[train]):
             notes += (f"The labels in column {label_column!r} are whole numbers: they are classes (regression: task).",)
+        used = _used_names(labels_of, features, label_column)
         classes = _classes(features[train], label_column, labels_of[train])
-        fate = _fate_of(classes, head, labels_of, features, label_column)
+        fate = _fate_of(classes, head, used, label_column)
         if settings.task is None and not _declared(features[train]) and not fate.is_known:
             _check_classes_recur(classes, label_column, len(labels_of[train]))
         task = replace(task, label_names=fate.names, _ids=fate.ids, _declared=_declared(features[train]))
     return replace(task, _replaces_head=fate.is_replaced, _notes=(*notes, *fate.notes))
 
 
-def _fate_of(
-    classes: tuple[str, ...], head: "Head", labels_of: dict[str, list[Any]], features: dict[str, Any], label_column: str
-) -> "Fate":
+def _fate_of(classes: tuple[str, ...], head: "Head", used: dict[str, dict[str, Any]], label_column: str) -> "Fate":
     """The fate of the head; raises DataError where a split holds a class that is not among those to train on."""
-    used = _used_names(labels_of, features, label_column)
     fate = head.for_classes(classes, set().union(*used.values()))
     for name, shown in used.items():
         if unknown := [label for class_name, label in shown.items() if class_name not in fate.ids]:
