@@ -216,7 +216,7 @@ def _find_columns(names: list[str], settings: DataSettings) -> tuple[str, tuple[
 
 def _usual(settings: DataSettings) -> dict[str, tuple[tuple[str, ...], ...]]:
     """Groups of usual names by what they hold, those first that are taken first."""
-    prompts = {"prompts": (*_PAIRS, *_INSTRUCTIONS)}
+    prompts: dict[str, tuple[tuple[str, ...], ...]] = {"prompts": (*_PAIRS, *_INSTRUCTIONS)}
     return prompts if settings.task == SEQ2SEQ_LM else {**prompts, "messages": _CHATS, "text": _TEXTS}
 
 
