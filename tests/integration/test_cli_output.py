@@ -3,6 +3,7 @@
 import pytest
 import transformers
 from runs import json_of, run, text_of
+from texts import pairs, save_language_model, write_language_splits
 
 pytestmark = pytest.mark.usefixtures("loud_libraries_afterwards")
 
@@ -52,6 +53,17 @@ def test_an_estimate_is_of_a_task_and_an_output_mode(tmp_path):
 def test_an_estimate_that_cannot_be_is_an_error(tmp_path, words, code, message):
     base = save_llama(tmp_path / "base", tie_word_embeddings=True)
     assert message in run("estimate", base, "--rows", KEPT, *words, code=code).stderr
+
+
+@pytest.mark.parametrize(("task", "family"), [("causal-lm", "llama"), ("seq2seq-lm", "t5")])
+def test_an_estimate_and_a_run_read_the_same_prompts_and_completions(tmp_path, task, family):
+    base = save_language_model(tmp_path / "base", family)
+    data = write_language_splits(tmp_path / "data", pairs)
+    options = ("--task", task, "--max-length", "32", "--batch-size", "6", "--cpu")
+    ran = json_of("finetune", base, data, "-o", tmp_path / "out", "--epochs", "1", *options)
+    estimated = json_of("estimate", base, "--data", data, *options)
+    assert estimated["tables"][0]["partial_rows"] == ran["vocabulary"]["kept_rows"]
+    assert estimated["partial"]["total_bytes"] == ran["memory"]["partial"]["total_bytes"]
 
 
 # --- info ------------------------------------------------------------------------------------------------------------

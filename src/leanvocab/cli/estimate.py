@@ -13,8 +13,9 @@ from leanvocab.errors import ModelError, SettingsError
 from leanvocab.finetune.settings import FineTuneSettings
 
 _KNOBS = (
-    "config_name", "text_columns", "task", "max_length", "max_target_length", "batch_size", "dropout", "bf16", "output",
-    "frozen_rows", "lora", "qlora", "lora_rank", "gradient_checkpointing", "cpu",
+    "config_name", "text_columns", "prompt_column", "completion_column", "messages_column", "task", "max_length",
+    "max_target_length", "packing", "batch_size", "dropout", "bf16", "output", "frozen_rows", "lora", "qlora", "lora_rank",
+    "gradient_checkpointing", "cpu",
 )  # fmt: skip
 if TYPE_CHECKING:
     RunOptions = FineTuneSettings
@@ -90,9 +91,8 @@ def estimate_command(
         kept = PartialVocabulary.load(vocabulary)
     elif data is not None:
         loaded = load_tokenizer(tokenizer or model)
-        reading = DataOptions(
-            settings.config_name, list(settings.text_columns), others.token_columns, settings.max_length
-        )
+        given = {**vars(settings), "text_columns": list(settings.text_columns), "token_columns": others.token_columns}
+        reading = DataOptions(**{option.name: given[option.name] for option in fields(DataOptions)})
         kept = keep(count_data(data, reading, loaded), loaded, config)
     estimated = _estimate(model, config, kept, settings, others)
     return Answer(estimated.to_dict(), lambda: [estimated, *estimated.notes])

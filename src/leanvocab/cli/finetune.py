@@ -2,8 +2,9 @@
 
 import json
 import shlex
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from leanvocab.finetune.job import FineTuneResult
     from leanvocab.reports.peak import PeakMemory
 
+_MOST_SHOWN = 8  # classes
 _OUTPUTS = {
     "full": "full: stays whole",
     "frozen": "frozen: unused rows stay in the softmax",
@@ -51,7 +53,7 @@ def finetune_command(
     from leanvocab.texts.data_files import load_splits
 
     files = {name: file for name, file in (("validation", validation), ("test", test)) if file is not None}
-    source = {**load_splits(data, settings.config_name), **files} if files else data
+    source = {**load_splits(data, settings.config_name, settings.texts), **files} if files else data
     result = finetune(model, source, output_dir, settings)
     return Answer(result.to_dict(), lambda: [*_printed(result), _next_step(model, output_dir, settings)])
 
@@ -66,10 +68,25 @@ def _next_step(model: str, output_dir: Path, settings: FineTuneSettings) -> str:
     return f'to use it: transformers.pipeline("{kind.pipeline}", {name})'
 
 
+def _understood(understood: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What was read, in lines: a person sees first whether it is what they meant."""
+    classes, left_out = understood.get("classes", ()), understood.get("left_out", {})
+    more = f", … ({len(classes):,})" if len(classes) > _MOST_SHOWN else ""
+    yield "task", understood["task"] + (f": {', '.join(classes[:_MOST_SHOWN])}{more}" if classes else "")
+    for name, columns in understood["columns"].items():
+        yield f"{name} column{'s' * (len(columns) > 1)}", ", ".join(columns)
+    for name, number in understood["rows"].items():
+        without = f" ({left_out[name]:,} left out, without a label)" if name in left_out else ""
+        yield f"rows of {name}", f"{number:,}{without}"
+
+
 def _printed(result: "FineTuneResult") -> "list[Table | str]":
     from rich.table import Column, Table
 
     grid = Table("", Column(justify="right"), title=str(result.output_dir), show_header=False)
+    for name, value in _understood(result.understood):
+        grid.add_row(name, value)
+    grid.add_section()
     if result.vocabulary is None or result.memory is None:
         grid.add_row("vocabulary", "full")
         grid.add_row("parameters trained", f"{result.num_parameters:,}")

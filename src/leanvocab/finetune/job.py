@@ -26,14 +26,13 @@ from leanvocab.checkpoints.base_checkpoint import find_base
 from leanvocab.checkpoints.delta_format import FILES, TENSORS, is_delta
 from leanvocab.checkpoints.delta_saving import write_delta
 from leanvocab.checkpoints.full_saving import save_full
-from leanvocab.errors import CheckpointError, DataError, SettingsError
+from leanvocab.errors import CheckpointError, DataError
 from leanvocab.extras import require
 from leanvocab.files.atomic_folders import written_whole
 from leanvocab.files.copying import share_bytes
 from leanvocab.files.free_space import check_free_space
 from leanvocab.files.headers import is_weights_file
 from leanvocab.finetune.callbacks import StoppableTrainer, StopsEarly, show_progress
-from leanvocab.finetune.classification import find_label_task
 from leanvocab.finetune.earlier_runs import (
     CHECKPOINTS_FOLDER,
     RESULT_FILE,
@@ -42,11 +41,10 @@ from leanvocab.finetune.earlier_runs import (
     find_earlier_run,
     last_whole,
 )
-from leanvocab.finetune.language_modeling import find_language_task
 from leanvocab.finetune.pretrained import Pretrained, estimate_run, find_pretrained, training_step
+from leanvocab.finetune.reading import Examples, read_examples
 from leanvocab.finetune.scores import TOKEN_LOSS, without_prefix
 from leanvocab.finetune.settings import FineTuneSettings, TrainingSettings
-from leanvocab.finetune.splits import select_samples
 from leanvocab.finetune.tasks import Task
 from leanvocab.model.shrink import shrink_
 from leanvocab.model.status import status
@@ -55,8 +53,6 @@ from leanvocab.reports.memory import estimate_memory
 from leanvocab.reports.memory_estimate import MemoryEstimate
 from leanvocab.reports.peak import PeakMemory, record_peak
 from leanvocab.reports.state_bytes import tensor_bytes
-from leanvocab.texts.data_files import load_splits
-from leanvocab.texts.fitting import check_known
 from leanvocab.trainer import LeanVocabCallback, resume_from_delta
 from leanvocab.vocabulary.counts import count_tokens
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
@@ -79,6 +75,7 @@ ADAPTER_NOTE = (
 class FineTuneResult:
     """Result of a run. `vocabulary` and `memory` are None with the full vocabulary.
 
+    `understood` is what was read: the task, its columns and classes, and the rows of each split, in plain values.
     `output` is what became of a language model's output layer: "full", "frozen" or "restricted"; None where it is that of
     ordinary training. The bytes are what this run's training held, `peak` is the memory of the process and of the GPU meanwhile,
     beside which `memory` has the estimate of a step's peak; `losses` are (step, loss) as logged, `scores` those of
@@ -87,6 +84,7 @@ class FineTuneResult:
 
     output_dir: Path
     task: Task
+    understood: Mapping[str, Any]
     output: str | None
     vocabulary: PartialVocabulary | None
     memory: MemoryEstimate | None
@@ -138,9 +136,9 @@ def finetune(
     earlier = find_earlier_run(output_dir, Path(model), settings)
     _check_room(output_dir, model, settings)
     pretrained = find_pretrained(model, settings, settings.dropout)
-    seconds: dict[str, float] = {}
-    examples = _read(data, pretrained, settings, seconds)
-    record = RunRecord(settings, examples[1])
+    examples = read_examples(data, pretrained.tokenizer, settings, pretrained.config)
+    seconds = {"tokenizing": examples.seconds}
+    record = RunRecord(settings, examples.encoded)
     record.check(earlier.checkpoint)
     prepared = _prepare(pretrained, examples, settings, seconds)
     trainer = _make_trainer(prepared, output_dir, settings, progress)
@@ -191,25 +189,6 @@ def _check_room(output_dir: Path, model: str | Path, settings: FineTuneSettings)
     check_free_space(output_dir, num_bytes, f"the model with {num_checkpoints} checkpoints", advice)
 
 
-Examples = tuple[Task, Any, tuple[str, ...]]
-"""A task, its tokenized splits, and what a user should know of them."""
-
-
-def _read(data: Any, pretrained: Pretrained, settings: FineTuneSettings, seconds: dict[str, float]) -> Examples:
-    splits = select_samples(load_splits(data, settings.config_name), settings, settings.seed)
-    task: Task
-    if settings.is_language_model:
-        task = find_language_task(splits, settings)
-    else:
-        task = find_label_task(splits, settings, pretrained.config)
-    if settings.best and task.eval_split is None:
-        raise SettingsError("best needs a validation split: name one (eval_split), or hold one out (validation_ratio)")
-    with _timed(seconds, "tokenizing"):
-        encoded, notes = task.encode(splits, pretrained.tokenizer, settings)
-    check_known(task.train_split, encoded[task.train_split], pretrained.tokenizer)
-    return task, encoded, notes
-
-
 @dataclass(frozen=True)
 class _Prepared:
     """A model that is ready to train, a Trainer's arguments for it, and what was done to it: fields of the result."""
@@ -223,7 +202,7 @@ class _Prepared:
 def _prepare(
     pretrained: Pretrained, examples: Examples, settings: FineTuneSettings, seconds: dict[str, float]
 ) -> _Prepared:
-    (task, encoded, reading_notes), tokenizer = examples, pretrained.tokenizer
+    task, encoded, tokenizer = examples.task, examples.encoded, pretrained.tokenizer
     transformers.set_seed(settings.seed)  # the new head is the same with and without the full vocabulary
     network, loading_notes = pretrained.load(task, few_bits=settings.qlora, on_cpu=settings.cpu)
     task.check_network(network, settings)
@@ -237,14 +216,20 @@ def _prepare(
     collator, callbacks = task.batches(encoded, network, tokenizer, vocabulary, settings)
     kept = None if settings.full_vocabulary else vocabulary
     output = None if kept is None else _shrink(network, kept, settings, seconds)
-    notes = [*pretrained.notes, *loading_notes, *reading_notes]
+    notes = [*pretrained.notes, *loading_notes, *examples.notes]
     if settings.uses_lora:
         network = add_lora(network, settings.kind.adapter_type, settings.lora_rank, few_bits=settings.qlora)
         notes.append(ADAPTER_NOTE)
     memory = None if kept is None else _estimated(network, pretrained.config, kept, encoded[task.train_split], settings)
     if output == "restricted":
         notes.append(RESTRICTED_NOTE)
-    outcome = {"output": output, "vocabulary": kept, "memory": memory, "notes": tuple(notes)}
+    outcome = {
+        "understood": examples.understood,
+        "output": output,
+        "vocabulary": kept,
+        "memory": memory,
+        "notes": tuple(notes),
+    }
     for_trainer = {
         "train_dataset": encoded[task.train_split],
         "eval_dataset": encoded[task.eval_split] if task.eval_split else None,

@@ -118,9 +118,10 @@ def find_pretrained(name: str | Path, settings: DataSettings, dropout: float) ->
         raise ModelError(f"transformers has no {settings.kind.head} for models of the type {config.model_type!r}")
     if settings.task == MASKED_LM and tokenizer.mask_token is None:
         raise ModelError(f"the tokenizer of {str(name)!r} has no mask token, which masked-lm needs")
-    _check_length(config, tokenizer, "max_length", settings.max_length)
+    limits = _limits(config, tokenizer, auto_class, settings.max_length)
+    _check_length(limits, "max_length", settings.max_length)
     if settings.task == SEQ2SEQ_LM:
-        _check_length(config, tokenizer, "max_target_length", settings.max_target_length)
+        _check_length(limits, "max_target_length", settings.max_target_length)
     notes = () if settings.task == CAUSAL_LM else _set_padding(config, tokenizer, str(name), settings.is_language_model)
     set_dropout(config, dropout)
     return Pretrained(str(name), config, tokenizer, auto_class, notes)
@@ -196,8 +197,21 @@ def _set_padding(config: Any, tokenizer: Any, name: str, is_language_model: bool
     return notes
 
 
-def _check_length(config: Any, tokenizer: Any, name: str, max_length: int) -> None:
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    limits = [limit for limit in (tokenizer.model_max_length, positions) if isinstance(limit, int) and limit > 0]
+def _limits(config: Any, tokenizer: Any, auto_class: Any, max_length: int) -> list[int]:
+    """Tokens that a tokenizer and the positions of a model allow at most."""
+    text_config = config.get_text_config()
+    positions, pad_id = (getattr(text_config, name, None) for name in ("max_position_embeddings", "pad_token_id"))
+    if isinstance(positions, int) and isinstance(pad_id, int) and positions - pad_id - 1 < max_length <= positions:
+        with torch.device("meta"):
+            network = auto_class.from_config(config)
+        tables = [module for module in network.modules() if isinstance(module, nn.Embedding)]
+        # Positions are counted from behind padding_idx where their own table has one (RoBERTa and its kin).
+        offsets = [t.padding_idx + 1 for t in tables if t.num_embeddings == positions and t.padding_idx is not None]
+        has_vocabulary = positions == getattr(text_config, "vocab_size", None)
+        positions -= 0 if has_vocabulary else max(offsets, default=0)
+    return [limit for limit in (tokenizer.model_max_length, positions) if isinstance(limit, int) and limit > 0]
+
+
+def _check_length(limits: list[int], name: str, max_length: int) -> None:
     if limits and max_length > min(limits):
         raise SettingsError(f"{name} is {max_length}, but the model takes {min(limits)} tokens at most")
