@@ -24,6 +24,7 @@ NAMES = (
     "language_step",
     "qlora_step",
     "fits",
+    "estimate",
 )
 
 LONG_ON_A_CPU = ("qlora_step",)  # models of a published size: with the rest they would not fit into half an hour

@@ -11,6 +11,7 @@ from disk import tiny_folders
 from models import FULL_SIZE
 from runs import json_of, run, text_of
 from texts import SPECIAL, WORDS, files_in, pairs, rows, save_language_model, save_pretrained, write, write_splits
+from transformers import AutoModelForSequenceClassification
 from typer.main import get_command
 
 from leanvocab import PartialVocabulary, count_tokens
@@ -122,6 +123,35 @@ def test_an_estimate_is_of_a_vocabulary_of_data_or_of_rows(base, data, tmp_path)
     assert by_rows["full"]["num_parameters"] - by_rows["partial"]["num_parameters"] == (FULL_SIZE - kept) * 16
     assert f"{kept} of {FULL_SIZE} rows" in text_of("estimate", base, "--rows", kept)
     assert json_of("estimate", base, "--rows", 50, "--optimizer", "sgd")["full"]["optimizer_bytes"] == 0
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.*is_gradient_checkpointing.*:FutureWarning"  # peft 0.21 reads a name that transformers 5.23 has deprecated
+)
+@pytest.mark.parametrize("words", [(), ("--lora", "--lora-rank", "4")], ids=["all weights", "LoRA"])
+def test_an_estimate_and_a_run_with_the_same_options_say_the_same_bytes(base, data, tmp_path, words):
+    if words:
+        pytest.importorskip("peft")
+    half = tmp_path / "half"  # which finetune loads in fp32
+    shutil.copytree(base, half)
+    AutoModelForSequenceClassification.from_pretrained(base, dtype="bfloat16").save_pretrained(half)
+    options = ("--cpu", "--max-length", "16", "--batch-size", "8", *words)
+    ran = json_of("finetune", half, data, "-o", tmp_path / "out", "--epochs", "1", *options)
+    estimated = json_of("estimate", half, "--rows", ran["vocabulary"]["kept_rows"], *options)
+    for vocabulary in ("full", "partial"):
+        names = ("num_parameters", "weights_bytes", "gradients_bytes", "optimizer_bytes", "total_bytes")
+        assert {name: ran["memory"][vocabulary][name] for name in names} == {
+            name: estimated[vocabulary][name] for name in names
+        }
+    for name in ("weights_bytes", "gradients_bytes", "optimizer_bytes"):
+        assert estimated["partial"][name] == ran[name]
+    assert 0 < ran["memory"]["partial"]["peak_bytes"] <= estimated["partial"]["peak_bytes"]  # its rows are no longer
+    assert ran["peak"]["peak_rss_bytes"] > 0
+    assert json.loads((tmp_path / "out" / "finetune.json").read_text())["peak"] == ran["peak"]
+
+
+def test_an_estimate_of_qlora_says_that_there_is_none(base):
+    assert "--qlora is not estimated" in run("estimate", base, "--rows", 5, "--qlora", code=2).stderr
 
 
 def test_an_estimate_needs_exactly_one_of_them(base):

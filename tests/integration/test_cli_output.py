@@ -3,6 +3,7 @@
 import pytest
 import transformers
 from runs import json_of, run, text_of
+from texts import pairs, save_language_model, write_language_splits
 
 pytestmark = pytest.mark.usefixtures("loud_libraries_afterwards")
 
@@ -33,7 +34,7 @@ def test_an_estimate_is_of_a_task_and_an_output_mode(tmp_path):
     assert (restricted["output"], restricted["partial"]["frozen_bytes"]) == ("restricted", 0)
     assert frozen["full"]["loss_bytes"] == 0
     assert json_of(*of_lm, "--num-tokens", 100)["full"]["loss_bytes"] == 3 * 4 * 100 * ROWS
-    assert "40 of 320 rows, adamw, float32, output frozen" in text_of(*of_lm)
+    assert "40 of 320 rows, adamw, fp32, output frozen" in text_of(*of_lm)
     assert "frozen rows" in text_of(*of_lm)
     assert json_of("estimate", base, "--rows", KEPT)["output"] is None
 
@@ -41,17 +42,28 @@ def test_an_estimate_is_of_a_task_and_an_output_mode(tmp_path):
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (("--task", "chatting"), 2, "--task chatting: expected one of classification, regression, causal-lm"),
-        (("--output", "small"), 2, "--output small: expected one of full, frozen, restricted"),
-        (("--frozen-rows", "disk"), 2, "--frozen-rows disk: expected one of device, host"),
+        (("--task", "chatting"), 2, "--task must be one of classification, regression, causal-lm"),
+        (("--task", "causal-lm", "--output", "small"), 2, "--output must be one of full, frozen, restricted"),
+        (("--task", "causal-lm", "--frozen-rows", "disk"), 2, "--frozen-rows must be one of device, host"),
         (("--task", "causal-lm", "--auto-class", "AutoModelForCausalLM"), 2, "give one of them"),
-        (("--task", "causal-lm", "--output", "full"), 1, 'output="full" needs an untied model'),
-        (("--output", "restricted"), 1, "has no output layer over the vocabulary"),
+        (("--task", "causal-lm", "--output", "full"), 1, "--output full needs an untied model"),
+        (("--output", "restricted"), 2, "--output is for causal-lm and seq2seq-lm and masked-lm"),
     ],
 )
 def test_an_estimate_that_cannot_be_is_an_error(tmp_path, words, code, message):
     base = save_llama(tmp_path / "base", tie_word_embeddings=True)
     assert message in run("estimate", base, "--rows", KEPT, *words, code=code).stderr
+
+
+@pytest.mark.parametrize(("task", "family"), [("causal-lm", "llama"), ("seq2seq-lm", "t5")])
+def test_an_estimate_and_a_run_read_the_same_prompts_and_completions(tmp_path, task, family):
+    base = save_language_model(tmp_path / "base", family)
+    data = write_language_splits(tmp_path / "data", pairs)
+    options = ("--task", task, "--max-length", "32", "--batch-size", "6", "--cpu")
+    ran = json_of("finetune", base, data, "-o", tmp_path / "out", "--epochs", "1", *options)
+    estimated = json_of("estimate", base, "--data", data, *options)
+    assert estimated["tables"][0]["partial_rows"] == ran["vocabulary"]["kept_rows"]
+    assert estimated["partial"]["total_bytes"] == ran["memory"]["partial"]["total_bytes"]
 
 
 # --- info ------------------------------------------------------------------------------------------------------------

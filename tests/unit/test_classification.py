@@ -8,8 +8,8 @@ from texts import files_in, rows, small_tokenizer
 
 from leanvocab.errors import DataError
 from leanvocab.finetune.classification import find_label_task
+from leanvocab.finetune.reading import select_samples
 from leanvocab.finetune.settings import FineTuneSettings
-from leanvocab.finetune.splits import select_samples
 
 
 def splits_of(train, **others):
@@ -72,6 +72,65 @@ def test_floats_are_scores_unless_they_are_said_to_be_classes():
     assert (classes.label_names, classes.label_ids([2.0, 1.0]).tolist()) == (("1", "2"), [1, 0])
 
 
+@pytest.mark.parametrize("absent", [None, float("nan")])
+def test_whole_floats_are_classes_and_rows_without_a_label_are_left_out_and_both_is_said(absent):
+    """What pandas writes where a label is missing."""
+    splits = splits_of(labelled(0.0, 1.0, absent, 1.0), validation=labelled(1.0, 0.0), test=labelled(absent))
+    task = find_label_task(splits, FineTuneSettings())
+    encoded, notes = task.encode(splits, small_tokenizer(), FineTuneSettings())
+    assert (task.label_names, encoded["train"]["labels"][:], encoded["validation"]["labels"][:]) == (
+        ("0", "1"),
+        [0, 1, 1],
+        [1, 0],
+    )
+    ids = [small_tokenizer()(f"word{at}")["input_ids"] for at in (0, 1, 3)]
+    assert (encoded["train"]["input_ids"][:], len(encoded["test"])) == (ids, 1)
+    assert notes == (
+        "1 of 4 rows of split 'train' were left out: they have no label in column 'label'.",
+        "The labels in column 'label' are whole numbers: they are classes (regression: task).",
+    )
+    assert task.understood == {
+        "task": "classification",
+        "columns": {"text": ["text"], "label": ["label"]},
+        "classes": ["0", "1"],
+        "left_out": {"train": 1},
+    }
+    assert task_of(labelled(0.0, 1.0, absent), task="regression").understood["task"] == "regression"
+    assert task_of(labelled(0.0, 1.0), labelled(0.5)).is_regression
+
+
+@pytest.mark.parametrize(
+    "labels", [["a", "b", ""], ["a", None, "b"], [1, None, 0], [0.25, None, 1.0], [True, None, False]]
+)
+def test_rows_without_a_label_are_left_out_of_every_kind(labels):
+    splits = splits_of(labelled(*labels))
+    encoded, notes = find_label_task(splits, FineTuneSettings()).encode(splits, small_tokenizer(), FineTuneSettings())
+    assert len(encoded["train"]) == 2
+    assert "1 of 3 rows of split 'train' were left out" in notes[0]
+
+
+def test_a_class_for_each_row_is_a_matter_of_the_task_where_it_is_said():
+    assert task_of(labelled(*range(11)), task="classification").num_labels == 11
+    assert task_of(labelled(*range(11)), task="regression").is_regression
+
+
+@pytest.mark.parametrize("names", [("Text", "Label"), ("TEXT", "LABELS"), ("Sentence", "label")])
+def test_columns_are_found_in_any_letter_case(names):
+    text, label = names
+    task = task_of([{text: "a", label: 0}, {text: "b", label: 1}])
+    assert (task.text_columns, task.label_column) == ((text,), label)
+
+
+@pytest.mark.parametrize(
+    "names", [("messages",), ("conversations",), ("Prompt", "Completion"), ("instruction", "output")]
+)
+def test_what_is_for_language_models_is_said_to_be(names):
+    with pytest.raises(
+        DataError, match=r"found no text column: .*; or learn .* with a language model \(task: causal-lm\)"
+    ):
+        task_of([dict.fromkeys(names, "a")])
+
+
 def test_integers_are_scores_where_it_is_said():
     assert task_of(labelled(-1, 4, 2), task="regression").is_regression
 
@@ -101,10 +160,15 @@ def test_class_names_of_the_data_set_keep_their_order():
         (labelled(0, 1), {"label_column": "y"}, "there is no label column 'y'"),
         ([{"text": 1, "label": 0}], {}, "text column 'text' of split 'train' holds int64; expected strings"),
         ([{"text": "a", "label": 0}, {"text": None, "label": 1}], {}, "1 of 2 rows of split 'train' have no text"),
+        (labelled(-1, -1), {}, "2 of 2 rows of split 'train' have no label in column 'label', the first is row 0"),
+        (labelled(-1.0, None), {}, "1 of 1 rows of split 'train' have no label in column 'label'"),
         (labelled(0, -1, -1), {}, "2 of 3 rows of split 'train' have no label in column 'label', the first is row 1"),
-        (labelled("a", None), {}, "1 of 2 rows of split 'train' have no label"),
-        (labelled("a", ""), {}, "1 of 2 rows of split 'train' have no label"),
-        (labelled(0.5, float("nan")), {}, "1 of 2 rows of split 'train' have no label"),
+        (labelled(None, None), {}, "2 of 2 rows of split 'train' have no label"),
+        (labelled("", ""), {}, "2 of 2 rows of split 'train' have no label"),
+        (labelled(float("nan")), {}, "1 of 1 rows of split 'train' have no label"),
+        (labelled(*range(11)), {}, "holds another label in each of the 11 rows to train on .*label_column.*task"),
+        (labelled(*map(str, range(11))), {}, "holds another label in each of the 11 rows to train on"),
+        (labelled(*map(float, range(11))), {}, "holds another label in each of the 11 rows to train on"),
         (labelled(0.5, float("inf")), {}, "holds an infinite number"),
         (labelled(1, 1), {}, "holds 1 in all 2 rows to train on; expected at least two classes"),
         (labelled(0.5, 1.0), {"task": "classification"}, "classes are strings or whole numbers; .* holds 0.5"),

@@ -1,5 +1,8 @@
 """Files, folders and data sets → splits; nothing is written beside them."""
 
+import gzip
+import json
+
 import datasets
 import pyarrow as pa
 import pyarrow.parquet
@@ -79,13 +82,17 @@ def test_class_names_in_a_parquet_file_are_kept(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("data.csv", "", "cannot be read as .csv: Empty CSV file"),
+        ("data.csv", "", "cannot be read as .csv: it is empty"),
         ("data.csv", "text,label\n", "split 'train' is empty: expected at least one row"),
         ("data.csv", "text,label\na,1,2\n", r"cannot be read as .csv: CSV parse error: Expected 2 columns, got 3"),
         ("data.csv", "text,text,label\na,b,1\n", "data.csv has the column 'text' more than once; give its columns"),
-        ("data.jsonl", '[{"text": "a"}]', "cannot be read as .jsonl"),
+        ("data.jsonl", "[1]", "cannot be read as .jsonl"),
         ("data.parquet", "no parquet", "cannot be read as .parquet"),
-        ("data.xlsx", "", r"data.xlsx is of an unknown type; expected one of .csv, .jsonl, .json, .parquet, .txt"),
+        (
+            "data.xlsx",
+            "",
+            r"data.xlsx is of an unknown type; expected one of .csv, .tsv, .jsonl, .json, .parquet, .txt",
+        ),
     ],
 )
 def test_a_file_that_cannot_be_read_is_an_error_that_names_it(tmp_path, name, content, message):
@@ -142,3 +149,150 @@ def test_a_column_that_some_shards_lack_is_empty_there(tmp_path):
     tables = [pa.table({"text": ["a"]}), pa.table({"text": ["b"], "label": [1]}), pa.table({"text": ["c"]})]
     train = load_splits(shards(tmp_path, tables))["train"]
     assert train.to_dict() == {"text": ["a", "b", "c"], "label": [None, 1, None]}
+
+
+# --- nothing is changed in reading ------------------------------------------------------------------------------------
+
+
+def as_read(path, content, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return load_splits(path, **options)["train"].to_dict()
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (["01", "02"], ["01", "02"]),
+        (["007", "7"], ["007", "7"]),
+        (["1", "-2"], [1, -2]),
+        (["1", "+2"], [1.0, 2.0]),
+        (["0", "10", ""], [0, 10, None]),
+        (["0.50", "1e-3", "3"], [0.5, 1e-3, 3.0]),
+        (["0.5", "00.5"], ["0.5", "00.5"]),
+        (["1", "NA"], [1, None]),
+        (["NA", ""], ["NA", ""]),
+        (["yes", "1"], ["yes", "1"]),
+        (["2024-01-01", "2024-01-02"], ["2024-01-01", "2024-01-02"]),
+        (["true", "false"], ["true", "false"]),
+        (["12345678901234567890", "1"], ["12345678901234567890", "1"]),
+    ],
+)
+def test_a_column_of_csv_is_numbers_only_where_each_value_is_written_as_one(tmp_path, values, expected):
+    rows = "".join(f"word{at},{value}\n" for at, value in enumerate(values))
+    assert as_read(tmp_path / "a.csv", "words,label\n" + rows)["label"] == expected
+
+
+@pytest.mark.parametrize("value", ["7", "1.50", '"007"', '"7"', "NA", "2024-01-01", "true"])
+def test_a_column_of_texts_is_text_whatever_stands_in_it(tmp_path, value):
+    meant = value.strip('"')
+    assert as_read(tmp_path / "a.csv", f"text,label\n{value},1\n") == {"text": [meant], "label": [1]}
+    assert as_read(tmp_path / "a.csv", f"body,label\n{value},1\n", texts=("body",))["body"] == [meant]
+
+
+def test_shards_of_csv_are_read_as_one(tmp_path):
+    (tmp_path / "train_0.csv").write_text("a,label\nx,1\n")
+    (tmp_path / "train_1.csv").write_text("a,label\ny,01\n")
+    assert load_splits(tmp_path)["train"]["label"][:] == ["1", "01"]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json"])
+def test_strings_of_json_that_look_like_times_are_strings(tmp_path, suffix):
+    row = {"text": "2024-01-01", "tags": [{"at": "2024-01-01T10:00:00Z"}], "label": 1}
+    assert as_read(tmp_path / f"a{suffix}", json.dumps(row) + "\n") == {name: [value] for name, value in row.items()}
+
+
+# --- valid files are read ---------------------------------------------------------------------------------------------
+
+
+def test_a_list_of_rows_is_read_as_rows_in_lines_are(tmp_path):
+    table = rows(5)
+    for name, content in (("a.json", json.dumps(table, indent=2)), ("b.jsonl", json.dumps(table))):
+        assert as_read(tmp_path / name, content) == {key: [row[key] for row in table] for key in table[0]}
+
+
+def test_a_row_of_json_may_be_long(tmp_path):
+    table = [{"text": "a" * 100, "label": 0}, {"text": "b" * 17_000_000, "label": 1}]
+    assert as_read(tmp_path / "a.jsonl", "".join(json.dumps(row) + "\n" for row in table))["text"][1][-1] == "b"
+
+
+def test_a_column_of_mixed_types_leaves_the_others_as_they_are(tmp_path):
+    table = [{"text": "a", "extra": 1}, {"text": "b", "extra": "é"}, {"text": "c", "extra": {"d": [1]}}, {"text": "e"}]
+    read = as_read(tmp_path / "a.jsonl", "".join(json.dumps(row) + "\n" for row in table))
+    assert read == {"text": ["a", "b", "c", "e"], "extra": ["1", "é", '{"d": [1]}', None]}
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+def test_a_csv_may_have_other_separators(tmp_path, separator, ending):
+    content = ending.join([f"text{separator}label", f'"a, b; c\td"{separator}1', ""])
+    assert as_read(tmp_path / "a.csv", content) == {"text": ["a, b; c\td"], "label": [1]}
+    if separator == "\t":
+        assert as_read(tmp_path / "a.tsv", content) == {"text": ["a, b; c\td"], "label": [1]}
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet", ".txt"])
+def test_files_may_be_compressed(tmp_path, suffix):
+    if suffix == ".txt":
+        plain = tmp_path / "a.txt"
+        plain.write_text("one\r\ntwo\n")
+    else:
+        plain = write(tmp_path / f"a{suffix}", rows(3))
+    meant = load_splits(plain)["train"].to_dict()
+    assert as_read(tmp_path / f"b{suffix}.gz", gzip.compress(plain.read_bytes())) == meant
+
+
+@pytest.mark.parametrize(
+    ("names", "splits"),
+    [
+        (("data/train-00000-of-00002.csv", "data/train-00001-of-00002.csv", "data/test-00000-of-00001.csv"), (2, 1)),
+        (("train/a.csv", "train/b.csv", "test/a.csv"), (2, 1)),
+        (("data/train/0.csv", "data/train/1.csv", "data/test/0.csv"), (2, 1)),
+        (("Train.csv", "TEST.csv"), (1, 1)),
+        (("train_0.csv", "train_1.csv", "test_0.csv"), (2, 1)),
+        (("training.csv", "testing.csv"), (1, 1)),
+        (("part-0.csv", "part-1.csv", "part-10.csv"), (3,)),
+        (("reviews.csv",), (1,)),
+    ],
+)
+def test_folders_are_read_as_datasets_takes_them(tmp_path, names, splits):
+    for name in names:
+        write(tmp_path / name, rows(4))
+    assert {name: len(split) for name, split in load_splits(tmp_path).items()} == {
+        name: 4 * number for name, number in zip(("train", "test"), splits, strict=False)
+    }
+
+
+def test_shards_may_differ_in_the_width_of_their_types(tmp_path):
+    tables = [
+        pa.table({"text": pa.array(["a"], pa.string()), "label": pa.array([1], pa.int32())}),
+        pa.table({"text": pa.array(["b"], pa.large_string()), "label": pa.array([2], pa.int64())}),
+    ]
+    assert load_splits(shards(tmp_path, tables))["train"].to_dict() == {"text": ["a", "b"], "label": [1, 2]}
+    shards(tmp_path, [tables[0], pa.table({"text": ["b"], "label": ["x"]})])
+    with pytest.raises(DataError, match="hold other columns than one another: "):
+        load_splits(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "a.csv",
+            "text,label\ncafé,1\n".encode("latin-1"),
+            r"a.csv is not in UTF-8 \(byte 0xe9 in line 2\): save it as UTF-8",
+        ),
+        ("a.jsonl", '{"text": "café"}\n'.encode("latin-1"), "is not in UTF-8 .* iconv -f LATIN1 -t UTF-8 a.jsonl"),
+        ("a.txt", "one\n\ncafé\n".encode("latin-1"), "byte 0xe9 in line 3"),
+        ("a.csv", "text,label\na,1\n".encode("utf-16"), "it begins as UTF-16 does.* iconv -f UTF-16"),
+        ("a.jsonl", b"", "cannot be read as .jsonl: it is empty; expected a row in each line"),
+        ("a.jsonl", b"[]", "cannot be read as|is empty"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": \n', "line 2 is no JSON"),
+        ("a.jsonl", b'{"text": "a"}\n5\n', "row 1 is a int; expected an object"),
+        ("a.jsonl", b'{"text": "a", "text": "b"}\n', "an object has a key twice: text, text"),
+        ("a.csv.gz", b"text,label\n", "cannot be read as .csv: Not a gzipped file"),
+    ],
+)
+def test_what_lies_beneath_is_said_with_the_way_out(tmp_path, name, content, message):
+    with pytest.raises(DataError, match=message):
+        as_read(tmp_path / name, content)

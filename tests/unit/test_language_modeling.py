@@ -45,6 +45,12 @@ def found(train, validation=None, **knobs):
         ({"prompt": "a", "completion": "b", "text": "c"}, "prompts", ("prompt", "completion")),
         ({"source": "a", "target": "b"}, "prompts", ("source", "target")),
         (chats(1)[0], "messages", ("messages",)),
+        ({"conversations": chats(1)[0]["messages"], "id": 1}, "messages", ("conversations",)),
+        ({"Text": "a", "Id": "b"}, "text", ("Text",)),
+        ({"TEXT": "a", "text": "b"}, "text", ("text",)),
+        ({"Prompt": "a", "Completion": "b"}, "prompts", ("Prompt", "Completion")),
+        ({"instruction": "a", "input": "b", "output": "c"}, "prompts", ("instruction", "input", "output")),
+        ({"instruction": "a", "output": "c"}, "prompts", ("instruction", "output")),
     ],
 )
 def test_columns_are_found_by_the_usual_names(row, source, columns):
@@ -71,9 +77,11 @@ def test_columns_may_be_named(knobs, source, columns):
 @pytest.mark.parametrize(
     ("train", "knobs", "message"),
     [
-        ([{"words": "a"}], {}, r"found nothing to learn from: looked for prompt \+ completion, source \+ target, messages, "
-         "text, sentence; the columns are words. Name them with prompt_column and completion_column, or text_columns"),
-        ([{"text": "a"}], {"task": "seq2seq-lm"}, r"looked for prompt \+ completion, source \+ target; the columns are text"),
+        ([{"words": "a"}], {}, r"found nothing to learn from: looked for prompt \+ completion, source \+ target, "
+         r"instruction \+ input \+ output, instruction \+ output, messages, conversations, text, sentence; the columns are "
+         "words. Name them with prompt_column and completion_column, or text_columns"),
+        ([{"text": "a"}], {"task": "seq2seq-lm"}, r"looked for prompt \+ completion, "
+         r"source \+ target, instruction \+ input \+ output, instruction \+ output; the columns are text"),
         ([{"words": "a"}], {"task": "masked-lm"}, "found no text column: looked for text, sentence; the columns are words"),
         ([{"prompt": "a", "answer": "b"}], {}, "there is a column 'prompt' without 'completion'; the columns are prompt, "
          "answer. Name both with prompt_column and completion_column"),
@@ -100,6 +108,63 @@ def test_validation_is_checked_as_training_is():
         found(texts(2), [{"words": "a"}])
     with pytest.raises(DataError, match="split 'validation' has no messages column 'messages'; its columns are text"):
         found(chats(2), texts(1))
+
+
+def test_what_is_learned_where_several_columns_could_be_is_said():
+    _, notes = encoded([{**pairs(1)[0], **chats(1)[0]}])
+    assert notes == ("Of the columns, prompt + completion are learned, and not messages: name others to learn.",)
+    assert encoded([{**pairs(1)[0], **texts(1)[0]}], text_columns=("text",))[1] == ()
+
+
+def test_speakers_and_their_values_are_messages():
+    chat = [
+        {"from": "system", "value": "word3"},
+        {"from": "human", "value": "word1"},
+        {"from": "gpt", "value": "word2"},
+    ]
+    roles = [
+        {"role": role, "content": turn["value"]}
+        for role, turn in zip(("system", "user", "assistant"), chat, strict=True)
+    ]
+    tokenizer = language_tokenizer()
+    tokenizer.chat_template = CHAT_TEMPLATE
+    assert encoded([{"conversations": chat}], tokenizer) == encoded([{"messages": roles}], tokenizer)
+
+
+def test_instructions_are_prompts_with_their_inputs_where_they_have_any():
+    rows = [
+        {"instruction": "word1", "input": "word2", "output": "word3"},
+        {"instruction": "word1", "input": "", "output": "word3"},
+        {"instruction": "word1", "input": None, "output": "word3"},
+    ]
+    plain = [{"prompt": prompt, "completion": "word3"} for prompt in ("word1\n\nword2\n\n", "word1\n\n", "word1\n\n")]
+    made, notes = encoded(rows)
+    assert made == encoded(plain)[0]
+    assert notes == ("A prompt is instruction and input, with a blank line after each.",)
+    assert encoded(rows, task="seq2seq-lm")[0] == encoded(plain, task="seq2seq-lm")[0]
+
+
+@pytest.mark.parametrize("knobs", [{}, {"train_on_prompts": True}])
+def test_a_chat_that_cannot_be_written_is_named_by_its_row(knobs):
+    tokenizer = language_tokenizer()
+    refusal = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    tokenizer.chat_template = refusal + CHAT_TEMPLATE
+    table = chats(8)
+    table[6] = {"messages": [{"role": "system", "content": "word1"}, *table[6]["messages"]]}
+    with pytest.raises(
+        DataError, match=r"^row 6 of split 'train': .*System role not supported; change that chat, leave"
+    ):
+        encoded(table, tokenizer, **knobs)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    offers = [{**row, "tools": "[]"} for row in chats(3)] + [{**chats(1)[0], "tools": '{"name": "a"}'}]
+    with pytest.raises(DataError, match=r"^row 3 of split 'train': column 'tools' holds .*; expected a list of tools"):
+        encoded(offers, tokenizer, **knobs)
+
+
+@pytest.mark.parametrize("value", ["hello", 3, {"role": "user", "content": "a"}])
+def test_a_column_of_messages_that_are_no_lists_is_an_error(value):
+    with pytest.raises(DataError, match=r"column 'messages' of split 'train' holds .*; expected lists of messages"):
+        found([{"messages": value}])
 
 
 # --- causal language models -------------------------------------------------------------------------------------------

@@ -1,13 +1,18 @@
-"""Where a model that trains in few bits is loaded."""
+"""Where a model that trains in few bits is loaded, and how long its texts may be."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import transformers
+from texts import small_tokenizer
 
+from leanvocab.errors import SettingsError
 from leanvocab.finetune import pretrained
-from leanvocab.finetune.pretrained import Pretrained
+from leanvocab.finetune.pretrained import Pretrained, find_pretrained
+from leanvocab.finetune.settings import FineTuneSettings
 
 
 @pytest.mark.parametrize(
@@ -24,3 +29,30 @@ def test_four_bits_are_loaded_where_the_model_trains(
     task: Any = SimpleNamespace(set_labels=lambda config: None, has_new_head=False, replaces_head=False)
     Pretrained("a model", None, None, auto_class, ()).load(task, few_bits=True, on_cpu=on_cpu)
     assert given["device_map"] == {"": expected}
+
+
+@pytest.mark.parametrize(
+    ("family", "most"),
+    [("Roberta", 18), ("XLMRoberta", 18), ("Camembert", 18), ("MPNet", 18), ("Bert", 20), ("DistilBert", 20)],
+)
+def test_the_longest_text_is_one_that_the_model_takes(family: str, most: int, tmp_path: Path) -> None:
+    """Positions of RoBERTa's kin begin behind the padding's."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = getattr(transformers, f"{family}Config")(
+        vocab_size=400,
+        max_position_embeddings=20,
+        pad_token_id=1,
+        **sizes,
+        **({"dim": 16, "n_layers": 1, "n_heads": 2} if family == "DistilBert" else {}),
+    )
+    config.save_pretrained(tmp_path)
+    tokenizer = small_tokenizer()
+    tokenizer.model_max_length = 1000
+    tokenizer.save_pretrained(tmp_path)
+    network = transformers.AutoModel.from_config(config)
+    network(torch.full((1, most), 7))
+    with pytest.raises((IndexError, RuntimeError)):
+        network(torch.full((1, most + 1), 7))
+    assert find_pretrained(tmp_path, FineTuneSettings(max_length=most), -1).config.model_type == config.model_type
+    with pytest.raises(SettingsError, match=f"max_length is {most + 1}, but the model takes {most} tokens at most"):
+        find_pretrained(tmp_path, FineTuneSettings(max_length=most + 1), -1)

@@ -1,6 +1,6 @@
 """Data on the command line, tokenized or as text → counts, and the vocabulary to keep."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import reduce
 from operator import add
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from leanvocab.errors import DataError, ModelError, first_line
+from leanvocab.finetune.settings import FineTuneSettings
 
 if TYPE_CHECKING:
     from leanvocab.vocabulary.counts import TokenCounts
@@ -33,22 +34,47 @@ class DataOptions:
         typer.Option("--token-column", help="Column with token ids of tokenized data; several if given so."),
     ] = None
     max_length: Annotated[
-        int | None, typer.Option(min=1, help="Tokens to which a text, or a pair, is cut. By default none is cut.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Tokens to which a text, or a pair, is cut. By default none is cut; for language models as finetune does.",
+        ),
     ] = None
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="Task that the text is for: causal-lm (chats, prompts with completions, texts), seq2seq-lm or masked-lm. "
+            "By default single texts or pairs are counted, whatever their labels."
+        ),
+    ] = None
+    prompt_column: Annotated[str | None, typer.Option(help="Column with prompts, or sources (seq2seq-lm).")] = None
+    completion_column: Annotated[str | None, typer.Option(help="Column with completions, or targets.")] = None
+    messages_column: Annotated[str | None, typer.Option(help="Column with chats.")] = None
+    max_target_length: Annotated[
+        int | None, typer.Option(min=1, help="Tokens to which a target is cut (seq2seq-lm), as finetune does.")
+    ] = None
+    packing: Annotated[bool, typer.Option("--packing", help="Join and cut texts, as finetune does (causal-lm).")] = (
+        False
+    )
+
+    def settings(self) -> FineTuneSettings:
+        """The same options, as a run has them; raises SettingsError where they contradict each other."""
+        of_runs = {field.name for field in fields(FineTuneSettings)}
+        return FineTuneSettings(**{name: value for name, value in vars(self).items() if name in of_runs and value})
 
 
-def count_data(data: str, options: DataOptions, tokenizer: Any) -> "dict[str, TokenCounts]":
+def count_data(data: Any, options: DataOptions, tokenizer: Any) -> "dict[str, TokenCounts]":
     """Counts of each split.
 
     Raises:
         DataError: there are neither token ids nor text with a tokenizer, or the tokenizer does not know the text.
+        SettingsError: the options contradict each other.
     """
+    settings = options.settings()
     from leanvocab.texts.data_files import load_splits
-    from leanvocab.texts.fitting import check_known
-    from leanvocab.texts.text_columns import check_texts, find_text_columns, tokenize
     from leanvocab.vocabulary.counts import count_tokens
 
-    splits = load_splits(data, options.config_name)
+    splits = load_splits(data, options.config_name, settings.texts)
     first = next(iter(splits.values()))
     if options.token_columns or (not options.text_columns and "input_ids" in first.column_names):
         return {name: count_tokens(split, options.token_columns or None) for name, split in splits.items()}
@@ -57,11 +83,28 @@ def count_data(data: str, options: DataOptions, tokenizer: Any) -> "dict[str, To
             f"{data} holds no column input_ids but {', '.join(first.column_names)}: name the columns of token ids "
             "(--token-column), or the tokenizer of its text (--tokenizer)"
         )
-    text_columns = find_text_columns(first, tuple(options.text_columns or ()))
+    if not settings.is_language_model:
+        return _count_texts(splits, settings.text_columns, tokenizer, options.max_length)
+    from leanvocab.finetune.reading import read_examples
+
+    train = settings.train_split if settings.train_split in splits else next(iter(splits))
+    examples = read_examples(splits, tokenizer, replace(settings, train_split=train))
+    return {name: count_tokens(split, examples.task.token_columns) for name, split in examples.encoded.items()}
+
+
+def _count_texts(
+    splits: Any, wanted: tuple[str, ...], tokenizer: Any, max_length: int | None
+) -> "dict[str, TokenCounts]":
+    """Counts of texts and pairs, whatever their labels; nothing of a run is loaded for it."""
+    from leanvocab.texts.fitting import check_known
+    from leanvocab.texts.text_columns import check_texts, find_text_columns, tokenize
+    from leanvocab.vocabulary.counts import count_tokens
+
+    text_columns = find_text_columns(next(iter(splits.values())), wanted)
     counts = {}
     for name, split in splits.items():
         check_texts(name, split, text_columns)
-        encoded = tokenize(split, name, text_columns, tokenizer, options.max_length)
+        encoded = tokenize(split, name, text_columns, tokenizer, max_length)
         check_known(name, encoded, tokenizer)
         counts[name] = count_tokens(encoded, "input_ids")
     return counts

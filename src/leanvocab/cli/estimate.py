@@ -1,54 +1,59 @@
 """`leanvocab estimate`: what training holds in memory, with the full and with a partial vocabulary."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from leanvocab.choices import FROZEN_ROWS_ON, OUTPUT_MODES
 from leanvocab.cli.command import Answer, as_command
 from leanvocab.cli.data_counts import DATA_HELP, DataOptions, config_beside, count_data, keep, load_tokenizer
 from leanvocab.cli.printing import quiet_libraries
 from leanvocab.errors import ModelError, SettingsError
-from leanvocab.finetune.settings import TASKS
+from leanvocab.finetune.settings import FineTuneSettings
+
+_KNOBS = (
+    "config_name", "text_columns", "prompt_column", "completion_column", "messages_column", "task", "max_length",
+    "max_target_length", "packing", "batch_size", "dropout", "bf16", "output", "frozen_rows", "lora", "qlora", "lora_rank",
+    "gradient_checkpointing", "cpu",
+)  # fmt: skip
+if TYPE_CHECKING:
+    RunOptions = FineTuneSettings
+else:
+    RunOptions = make_dataclass(
+        "RunOptions",
+        [
+            (knob.name, knob.type, field(default=knob.default, metadata=knob.metadata))
+            for knob in fields(FineTuneSettings)
+            if knob.name in _KNOBS
+        ],
+        frozen=True,
+        kw_only=True,
+        namespace={"__doc__": "Options of `leanvocab finetune` on which its memory depends, in its words."},
+    )
 
 
 @dataclass(frozen=True)
-class TrainingOptions:
-    """Options that say how the model would be trained."""
+class OtherOptions:
+    """Options for training that is not `leanvocab finetune`."""
 
+    token_columns: Annotated[
+        list[str] | None,
+        typer.Option("--token-column", help="Column with token ids of tokenized data; several if given so."),
+    ] = None
     optimizer: Annotated[
         str, typer.Option(help="adamw, sgd, sgd_momentum, adafactor, torch_adafactor or adamw_8bit.")
     ] = "adamw"
-    precision: Annotated[str | None, typer.Option(help="fp32, bf16 or mixed. By default as the config says.")] = None
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, bf16 or mixed. By default as finetune: fp32, mixed with --bf16.")
+    ] = None
     auto_class: Annotated[
-        str | None, typer.Option(help="What the model becomes. By default AutoModelForSequenceClassification.")
+        str | None, typer.Option(help="What the model becomes. By default the class of the task.")
     ] = None
-    task: Annotated[str | None, typer.Option(help=f"Or the task that it becomes: {', '.join(TASKS)}.")] = None
-    output: Annotated[
-        str | None,
-        typer.Option(
-            help="Output layer of a language model: full, frozen or restricted. By default full, or frozen where it is tied."
-        ),
-    ] = None
-    frozen_rows: Annotated[str, typer.Option(help="Where frozen rows are: device or host.")] = "device"
     num_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Tokens in a batch, to count what a language model's loss holds too.")
+        int | None,
+        typer.Option(min=1, help="Tokens in a batch, to count a language model's loss among what training holds."),
     ] = None
-
-    def arguments(self) -> dict[str, Any]:
-        """Arguments of `estimate_memory`; raises SettingsError where they contradict each other."""
-        for name, allowed in (("task", TASKS), ("output", OUTPUT_MODES), ("frozen_rows", FROZEN_ROWS_ON)):
-            if (value := getattr(self, name)) is not None and value not in allowed:
-                option = name.replace("_", "-")
-                raise SettingsError(f"--{option} {value}: expected one of {', '.join(allowed)}")
-        if self.task is not None and self.auto_class is not None:
-            raise SettingsError("--task and --auto-class both say what the model becomes: give one of them")
-        given = dict(vars(self))
-        if (task := given.pop("task")) is not None:
-            given["auto_class"] = TASKS[task].auto_class
-        return given
 
 
 @as_command
@@ -61,15 +66,21 @@ def estimate_command(
     data: Annotated[str | None, typer.Option(help="Count this instead. " + DATA_HELP)] = None,
     rows: Annotated[int | None, typer.Option(min=1, help="Or only say how many rows to keep.")] = None,
     tokenizer: Annotated[str | None, typer.Option(help="Tokenizer of the text. By default the model's.")] = None,
-    reading: DataOptions,
-    training: TrainingOptions,
+    options: RunOptions,
+    others: OtherOptions,
 ) -> Answer:
-    """Estimate bytes of weights, gradients and optimizer states, full beside partial, before any weight is loaded."""
+    """Estimate what `leanvocab finetune` holds with the same options, full beside partial, before any weight is loaded.
+
+    Bytes of weights, gradients and optimizer states; the peak of a step, activations included; and the cards that it fits on.
+    With LoRA the vocabulary does not train: where the output layer is tied, a partial vocabulary then saves next to nothing but
+    a smaller loss.
+    """
     if sum(given is not None for given in (vocabulary, data, rows)) != 1:
         raise SettingsError("say what is kept by one of --vocabulary, --data and --rows")
-    arguments = training.arguments()
+    if options.task is not None and others.auto_class is not None:
+        raise SettingsError("--task and --auto-class both say what the model becomes: give one of them")
+    settings = FineTuneSettings(**vars(options))
     quiet_libraries()
-    from leanvocab.reports.memory import estimate_memory
     from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
     config = config_beside(model)
@@ -80,6 +91,27 @@ def estimate_command(
         kept = PartialVocabulary.load(vocabulary)
     elif data is not None:
         loaded = load_tokenizer(tokenizer or model)
+        given = {**vars(settings), "text_columns": list(settings.text_columns), "token_columns": others.token_columns}
+        reading = DataOptions(**{option.name: given[option.name] for option in fields(DataOptions)})
         kept = keep(count_data(data, reading, loaded), loaded, config)
-    estimated = estimate_memory(model, kept, **arguments)
-    return Answer(estimated.to_dict(), lambda: [estimated])
+    estimated = _estimate(model, config, kept, settings, others)
+    return Answer(estimated.to_dict(), lambda: [estimated, *estimated.notes])
+
+
+def _estimate(model: str, config: Any, kept: Any, settings: FineTuneSettings, others: OtherOptions) -> Any:
+    from leanvocab.finetune.pretrained import estimate_run, set_dropout, training_step
+
+    if settings.qlora:
+        raise SettingsError("--qlora is not estimated: weights of 4 bits are known once they are there; --lora is")
+    set_dropout(config, settings.dropout)
+    given = {"precision": others.precision, "auto_class": others.auto_class}
+    estimated = estimate_run(
+        config,
+        kept,
+        settings,
+        training_step(settings, on_cpu=settings.cpu),
+        optimizer=others.optimizer,
+        num_tokens=others.num_tokens,
+        **{name: value for name, value in given.items() if value is not None},
+    )
+    return replace(estimated, model=Path(model).name if Path(model).is_dir() else model)

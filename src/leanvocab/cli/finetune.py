@@ -2,8 +2,9 @@
 
 import json
 import shlex
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from leanvocab.finetune.job import FineTuneResult
+    from leanvocab.reports.peak import PeakMemory
 
+_MOST_SHOWN = 8  # classes
 _OUTPUTS = {
     "full": "full: stays whole",
     "frozen": "frozen: unused rows stay in the softmax",
@@ -50,7 +53,7 @@ def finetune_command(
     from leanvocab.texts.data_files import load_splits
 
     files = {name: file for name, file in (("validation", validation), ("test", test)) if file is not None}
-    source = {**load_splits(data, settings.config_name), **files} if files else data
+    source = {**load_splits(data, settings.config_name, settings.texts), **files} if files else data
     result = finetune(model, source, output_dir, settings)
     return Answer(result.to_dict(), lambda: [*_printed(result), _next_step(model, output_dir, settings)])
 
@@ -65,10 +68,25 @@ def _next_step(model: str, output_dir: Path, settings: FineTuneSettings) -> str:
     return f'to use it: transformers.pipeline("{kind.pipeline}", {name})'
 
 
+def _understood(understood: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What was read, in lines: a person sees first whether it is what they meant."""
+    classes, left_out = understood.get("classes", ()), understood.get("left_out", {})
+    more = f", … ({len(classes):,})" if len(classes) > _MOST_SHOWN else ""
+    yield "task", understood["task"] + (f": {', '.join(classes[:_MOST_SHOWN])}{more}" if classes else "")
+    for name, columns in understood["columns"].items():
+        yield f"{name} column{'s' * (len(columns) > 1)}", ", ".join(columns)
+    for name, number in understood["rows"].items():
+        without = f" ({left_out[name]:,} left out, without a label)" if name in left_out else ""
+        yield f"rows of {name}", f"{number:,}{without}"
+
+
 def _printed(result: "FineTuneResult") -> "list[Table | str]":
     from rich.table import Column, Table
 
     grid = Table("", Column(justify="right"), title=str(result.output_dir), show_header=False)
+    for name, value in _understood(result.understood):
+        grid.add_row(name, value)
+    grid.add_section()
     if result.vocabulary is None or result.memory is None:
         grid.add_row("vocabulary", "full")
         grid.add_row("parameters trained", f"{result.num_parameters:,}")
@@ -80,9 +98,14 @@ def _printed(result: "FineTuneResult") -> "list[Table | str]":
         grid.add_row("parameters trained", f"{result.num_parameters:,} of {of}")
         if result.output is not None:
             grid.add_row("output layer", _OUTPUTS[result.output])
-        grid.add_row("parameters saved", f"{full - partial:,} ({1 - partial / full:.1%})")
+        if not memory.saves_little:
+            grid.add_row("parameters saved", f"{full - partial:,} ({1 - partial / full:.1%})")
         saved, total = format_bytes(memory.saved_bytes), format_bytes(memory.full.total_bytes)
         grid.add_row("memory saved", f"{saved} of {total} ({memory.saved_ratio:.1%})")
+        if memory.no_peak is None:
+            grid.add_row("peak of a step, estimated", format_bytes(memory.partial.peak_bytes))
+            grid.add_row("with the full vocabulary", format_bytes(memory.full.peak_bytes))
+    grid.add_row("peak, measured", _measured(result.peak))
     grid.add_section()
     for name, seconds in result.seconds.items():
         grid.add_row(name, f"{seconds:,.2f} s")
@@ -90,4 +113,11 @@ def _printed(result: "FineTuneResult") -> "list[Table | str]":
     grid.add_row("steps", f"{result.num_steps:,}")
     for name, score in result.scores.items():
         grid.add_row(f"validation {name}", f"{score:.4f}")
-    return [grid, *result.notes]
+    notes = result.memory.notes if result.memory is not None else ()
+    return [grid, *notes, *result.notes]
+
+
+def _measured(peak: "PeakMemory") -> str:
+    """What the device allocated, where there is one; what of this process was resident, libraries included."""
+    allocated = f"{format_bytes(peak.peak_cuda_allocated_bytes)} allocated, " if peak.peak_cuda_allocated_bytes else ""
+    return f"{allocated}{format_bytes(peak.peak_rss_bytes)} resident"

@@ -11,9 +11,8 @@ from transformers import DataCollatorWithPadding
 from leanvocab.errors import DataError
 from leanvocab.extras import require
 from leanvocab.finetune.scores import classification_scores, logits_of, regression_scores
-from leanvocab.finetune.settings import DataSettings
-from leanvocab.finetune.splits import find_eval_split
-from leanvocab.finetune.tasks import Task
+from leanvocab.finetune.settings import CLASSIFICATION, REGRESSION, DataSettings
+from leanvocab.finetune.tasks import Task, find_eval_split
 from leanvocab.texts.text_columns import (
     check_column,
     check_no_gaps,
@@ -27,6 +26,7 @@ from leanvocab.texts.text_columns import (
 datasets = require("datasets", extra="finetune")
 
 _LABEL_COLUMNS = (("label",), ("labels",))
+_FEW_ROWS = 10  # so few may well have a class each
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class LabelTask(Task):
     label_names: tuple[str, ...]
     train_split: str
     eval_split: str | None
+    left_out: Mapping[str, int] = field(default_factory=dict)  # rows without a label, by split
     _ids: Mapping[str, int] = field(default_factory=dict)  # class ids by the names that the data have
     _declared: tuple[str, ...] = ()  # names of the training split's own class ids
     _replaces_head: bool = False
@@ -52,6 +53,12 @@ class LabelTask(Task):
     @property
     def is_regression(self) -> bool:
         return not self.label_names
+
+    @property
+    def understood(self) -> dict[str, Any]:
+        columns = {"text": list(self.text_columns), "label": [self.label_column]}
+        task = REGRESSION if self.is_regression else CLASSIFICATION
+        return {"task": task, "columns": columns, "classes": list(self.label_names), "left_out": dict(self.left_out)}
 
     @property
     def num_labels(self) -> int:
@@ -80,6 +87,9 @@ class LabelTask(Task):
         """Token ids of every split, and `labels` of those to train and to validate on."""
         encoded = datasets.DatasetDict()
         for name, split in splits.items():
+            if name in self.left_out:
+                has_label = np.flatnonzero(~np.asarray(_gaps(values_of(split, self.label_column))))
+                split = split.select(has_label, keep_in_memory=True)
             encoded[name] = tokenize(split, name, self.text_columns, tokenizer, settings.max_length)
             if name in (self.train_split, self.eval_split):
                 declared = _declared(split.features[self.label_column])
@@ -113,45 +123,86 @@ def find_label_task(splits: Any, settings: DataSettings, config: Any = None) -> 
     for name, split in splits.items():
         check_texts(name, split, text_columns)
     labels_of = {name: _labels(name, splits[name], label_column) for name in (train, evaluation) if name is not None}
-    head = Head.of(config)
-    if _is_regression(splits[train].features[label_column], label_column, settings.task):
+    gaps = {name: len(splits[name]) - len(labels) for name, labels in labels_of.items()}
+    left_out = {name: number for name, number in gaps.items() if number}
+    head, notes = Head.of(config), _notes_of(left_out, splits, label_column)
+    task = LabelTask(text_columns, label_column, (), train, evaluation, left_out)
+    features = {name: splits[name].features[label_column] for name in labels_of}
+    if _is_regression(features[train], label_column, settings.task, labels_of):
         for name, labels in labels_of.items():
             if not np.isfinite(np.asarray(labels, np.float64)).all():
                 raise DataError(f"label column {label_column!r} of split {name!r} holds an infinite number")
         fate = head.for_numbers()
-        task = LabelTask(text_columns, label_column, (), train, evaluation)
     else:
-        features = {name: splits[name].features[label_column] for name in labels_of}
+        if settings.task is None and _is_float(features[train]):
+            notes += (f"The labels in column {label_column!r} are whole numbers: they are classes (regression: task).",)
         used = _used_names(labels_of, features, label_column)
         classes = _classes(features[train], label_column, labels_of[train])
-        fate = head.for_classes(classes, set().union(*used.values()))
-        for name, shown in used.items():
-            if unknown := [label for class_name, label in shown.items() if class_name not in fate.ids]:
-                raise DataError(
-                    f"label {unknown[0]!r} in column {label_column!r} of split {name!r} is none of the classes to train "
-                    f"on: {', '.join(map(repr, classes))}"
-                )
-        declared = _declared(features[train])
-        task = LabelTask(text_columns, label_column, fate.names, train, evaluation, fate.ids, declared)
-    return replace(task, _replaces_head=fate.is_replaced, _notes=fate.notes)
+        fate = _fate_of(classes, head, used, label_column)
+        if settings.task is None and not _declared(features[train]) and not fate.is_known:
+            _check_classes_recur(classes, label_column, len(labels_of[train]))
+        task = replace(task, label_names=fate.names, _ids=fate.ids, _declared=_declared(features[train]))
+    return replace(task, _replaces_head=fate.is_replaced, _notes=(*notes, *fate.notes))
+
+
+def _fate_of(classes: tuple[str, ...], head: "Head", used: dict[str, dict[str, Any]], label_column: str) -> "Fate":
+    """The fate of the head; raises DataError where a split holds a class that is not among those to train on."""
+    fate = head.for_classes(classes, set().union(*used.values()))
+    for name, shown in used.items():
+        if unknown := [label for class_name, label in shown.items() if class_name not in fate.ids]:
+            raise DataError(
+                f"label {unknown[0]!r} in column {label_column!r} of split {name!r} is none of the classes to train "
+                f"on: {', '.join(map(repr, classes))}"
+            )
+    return fate
 
 
 def _labels(split_name: str, split: Any, label_column: str) -> list[Any]:
-    """The labels of a split, none of them null, NaN or empty."""
+    """The labels of a split that are not null, NaN or empty; raises DataError where there are none."""
     check_column(split_name, split, label_column, "label")
-    labels = values_of(split, label_column)
-    gaps = [label is None or label == "" or label != label for label in labels]  # NaN is not itself
-    check_no_gaps(split_name, label_column, gaps, "label")
+    values = values_of(split, label_column)
+    gaps = _gaps(values)
+    labels = [value for value, is_gap in zip(values, gaps, strict=True) if not is_gap]
+    if not labels:
+        check_no_gaps(split_name, label_column, gaps, "label")
     return labels
 
 
-def _is_regression(feature: Any, label_column: str, task: str | None) -> bool:
+def _gaps(labels: list[Any]) -> list[bool]:
+    return [label is None or label == "" or label != label for label in labels]  # NaN is not itself
+
+
+def _notes_of(left_out: Mapping[str, int], splits: Any, label_column: str) -> tuple[str, ...]:
+    return tuple(
+        f"{number:,} of {len(splits[name]):,} rows of split {name!r} were left out: they have no label in column "
+        f"{label_column!r}."
+        for name, number in left_out.items()
+    )
+
+
+def _is_float(feature: Any) -> bool:
+    return str(feature.dtype).startswith(("float", "double", "decimal"))
+
+
+def _check_classes_recur(classes: tuple[str, ...], label_column: str, num_rows: int) -> None:
+    """Raises DataError where no class has two rows: then it is an identifier, a text or a number that was taken for a label."""
+    if len(classes) == num_rows > _FEW_ROWS:
+        shown = ", ".join(map(repr, classes[:3]))
+        raise DataError(
+            f"label column {label_column!r} holds another label in each of the {num_rows:,} rows to train on ({shown}, …): "
+            "name the column of the labels (label_column), or say what they are (task: classification or regression)"
+        )
+
+
+def _is_regression(feature: Any, label_column: str, task: str | None, labels_of: dict[str, list[Any]]) -> bool:
     if not isinstance(feature, datasets.Value | datasets.ClassLabel):
         raise DataError(f"label column {label_column!r} holds {feature}; expected one string, integer or float a row")
     is_number = feature.dtype.startswith(("float", "double", "decimal", "int", "uint"))
     if task == "regression" and (not is_number or isinstance(feature, datasets.ClassLabel)):
         raise DataError(f"regression needs numbers; label column {label_column!r} holds {feature}")
-    return task == "regression" or (task is None and feature.dtype.startswith(("float", "double", "decimal")))
+    if task is not None or not _is_float(feature):
+        return task == REGRESSION
+    return any(label != label // 1 for labels in labels_of.values() for label in labels)
 
 
 def _used_names(
@@ -205,6 +256,7 @@ class Fate:
     ids: Mapping[str, int] = field(default_factory=dict)
     is_replaced: bool = False
     notes: tuple[str, ...] = ()
+    is_known: bool = False  # the classes are the checkpoint's own
 
 
 @dataclass(frozen=True)
@@ -244,7 +296,7 @@ class Head:
         if ids:
             rest = f" {_listed(classes)} are some of them." if len({ids[name] for name in classes}) < len(names) else ""
             said = (f"{way}{rest}",) if self.kind and (rest or way != _SAME) else ()
-            return Fate(names, ids, notes=said)
+            return Fate(names, ids, is_known=True, notes=said)
         if self.kind is None:
             return Fate(classes, own)
         if self.names or self.size != len(classes):

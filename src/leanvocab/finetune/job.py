@@ -5,17 +5,19 @@ leaves in the output directory is full, and bit for bit the one that the same ru
 unless an output layer is frozen in part or restricted (`output`).
 """
 
+import copy
 import json
 import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import transformers
 from transformers import Trainer, TrainingArguments
 
@@ -24,14 +26,13 @@ from leanvocab.checkpoints.base_checkpoint import find_base
 from leanvocab.checkpoints.delta_format import FILES, TENSORS, is_delta
 from leanvocab.checkpoints.delta_saving import write_delta
 from leanvocab.checkpoints.full_saving import save_full
-from leanvocab.errors import CheckpointError, DataError, SettingsError
+from leanvocab.errors import CheckpointError, DataError
 from leanvocab.extras import require
 from leanvocab.files.atomic_folders import written_whole
 from leanvocab.files.copying import share_bytes
 from leanvocab.files.free_space import check_free_space
 from leanvocab.files.headers import is_weights_file
 from leanvocab.finetune.callbacks import StoppableTrainer, StopsEarly, show_progress
-from leanvocab.finetune.classification import find_label_task
 from leanvocab.finetune.earlier_runs import (
     CHECKPOINTS_FOLDER,
     RESULT_FILE,
@@ -40,26 +41,25 @@ from leanvocab.finetune.earlier_runs import (
     find_earlier_run,
     last_whole,
 )
-from leanvocab.finetune.language_modeling import find_language_task
-from leanvocab.finetune.pretrained import Pretrained, find_pretrained
+from leanvocab.finetune.pretrained import Pretrained, estimate_run, find_pretrained, training_step
+from leanvocab.finetune.reading import Examples, read_examples
 from leanvocab.finetune.scores import TOKEN_LOSS, without_prefix
 from leanvocab.finetune.settings import FineTuneSettings, TrainingSettings
-from leanvocab.finetune.splits import select_samples
 from leanvocab.finetune.tasks import Task
 from leanvocab.model.shrink import shrink_
 from leanvocab.model.status import status
 from leanvocab.partial.devices import accelerator_at_hand
 from leanvocab.reports.memory import estimate_memory
 from leanvocab.reports.memory_estimate import MemoryEstimate
+from leanvocab.reports.peak import PeakMemory, record_peak
 from leanvocab.reports.state_bytes import tensor_bytes
-from leanvocab.texts.data_files import load_splits
-from leanvocab.texts.fitting import check_known
 from leanvocab.trainer import LeanVocabCallback, resume_from_delta
 from leanvocab.vocabulary.counts import count_tokens
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 require("accelerate", extra="finetune")  # the Trainer needs it
 
+_SECONDS_BETWEEN_LOOKS = 0.02
 VOCABULARY_FILE = "partial_vocabulary.json"
 RESTRICTED_NOTE = (
     "The output layer was restricted: the softmax knew the kept rows alone, which is another objective than that of the full "
@@ -75,13 +75,16 @@ ADAPTER_NOTE = (
 class FineTuneResult:
     """Result of a run. `vocabulary` and `memory` are None with the full vocabulary.
 
+    `understood` is what was read: the task, its columns and classes, and the rows of each split, in plain values.
     `output` is what became of a language model's output layer: "full", "frozen" or "restricted"; None where it is that of
-    ordinary training. The bytes are what this run's training held; `losses` are (step, loss) as logged, `scores` those of
+    ordinary training. The bytes are what this run's training held, `peak` is the memory of the process and of the GPU meanwhile,
+    beside which `memory` has the estimate of a step's peak; `losses` are (step, loss) as logged, `scores` those of
     validation.
     """
 
     output_dir: Path
     task: Task
+    understood: Mapping[str, Any]
     output: str | None
     vocabulary: PartialVocabulary | None
     memory: MemoryEstimate | None
@@ -89,6 +92,7 @@ class FineTuneResult:
     weights_bytes: int
     gradients_bytes: int
     optimizer_bytes: int
+    peak: PeakMemory
     num_steps: int
     seconds: Mapping[str, float]
     losses: tuple[tuple[int, float], ...]
@@ -98,6 +102,7 @@ class FineTuneResult:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
         plain = vars(self) | {"output_dir": str(self.output_dir), "memory": self.memory and self.memory.to_dict()}
+        plain["peak"] = self.peak.to_dict()
         plain["task"] = {name: value for name, value in vars(self.task).items() if not name.startswith("_")}
         if (kept := self.vocabulary) is not None:
             plain["vocabulary"] = {"kept_rows": len(kept), "full_rows": kept.full_size, "digest": kept.digest}
@@ -131,9 +136,9 @@ def finetune(
     earlier = find_earlier_run(output_dir, Path(model), settings)
     _check_room(output_dir, model, settings)
     pretrained = find_pretrained(model, settings, settings.dropout)
-    seconds: dict[str, float] = {}
-    examples = _read(data, pretrained, settings, seconds)
-    record = RunRecord(settings, examples[1])
+    examples = read_examples(data, pretrained.tokenizer, settings, pretrained.config)
+    seconds = {"tokenizing": examples.seconds}
+    record = RunRecord(settings, examples.encoded)
     record.check(earlier.checkpoint)
     prepared = _prepare(pretrained, examples, settings, seconds)
     trainer = _make_trainer(prepared, output_dir, settings, progress)
@@ -141,14 +146,14 @@ def finetune(
     if trainer.is_world_process_zero():
         record.write(output_dir / CHECKPOINTS_FOLDER)
     stops = StopsEarly(trainer, saves=settings.save_strategy != "no")
-    with _timed(seconds, "training"), stops.watching():
+    with _timed(seconds, "training"), record_peak(_SECONDS_BETWEEN_LOOKS) as peak, stops.watching():
         _train(trainer, earlier.checkpoint)
     stops.raise_if_stopped()
     notes = (*prepared.outcome.pop("notes"), *earlier.notes_after(trainer.state.global_step))
     scores = without_prefix(trainer.evaluate()) if prepared.task.eval_split else {}
     facts = _training_facts(trainer, prepared.network)
     result = FineTuneResult(
-        output_dir, prepared.task, seconds=seconds, scores=scores, notes=notes, **prepared.outcome, **facts
+        output_dir, prepared.task, seconds=seconds, peak=peak, scores=scores, notes=notes, **prepared.outcome, **facts
     )
     if trainer.is_world_process_zero():
         _save(prepared.network, pretrained.tokenizer, result, settings.save)  # full while shrunk
@@ -184,25 +189,6 @@ def _check_room(output_dir: Path, model: str | Path, settings: FineTuneSettings)
     check_free_space(output_dir, num_bytes, f"the model with {num_checkpoints} checkpoints", advice)
 
 
-Examples = tuple[Task, Any, tuple[str, ...]]
-"""A task, its tokenized splits, and what a user should know of them."""
-
-
-def _read(data: Any, pretrained: Pretrained, settings: FineTuneSettings, seconds: dict[str, float]) -> Examples:
-    splits = select_samples(load_splits(data, settings.config_name), settings, settings.seed)
-    task: Task
-    if settings.is_language_model:
-        task = find_language_task(splits, settings)
-    else:
-        task = find_label_task(splits, settings, pretrained.config)
-    if settings.best and task.eval_split is None:
-        raise SettingsError("best needs a validation split: name one (eval_split), or hold one out (validation_ratio)")
-    with _timed(seconds, "tokenizing"):
-        encoded, notes = task.encode(splits, pretrained.tokenizer, settings)
-    check_known(task.train_split, encoded[task.train_split], pretrained.tokenizer)
-    return task, encoded, notes
-
-
 @dataclass(frozen=True)
 class _Prepared:
     """A model that is ready to train, a Trainer's arguments for it, and what was done to it: fields of the result."""
@@ -216,7 +202,7 @@ class _Prepared:
 def _prepare(
     pretrained: Pretrained, examples: Examples, settings: FineTuneSettings, seconds: dict[str, float]
 ) -> _Prepared:
-    (task, encoded, reading_notes), tokenizer = examples, pretrained.tokenizer
+    task, encoded, tokenizer = examples.task, examples.encoded, pretrained.tokenizer
     transformers.set_seed(settings.seed)  # the new head is the same with and without the full vocabulary
     network, loading_notes = pretrained.load(task, few_bits=settings.qlora, on_cpu=settings.cpu)
     task.check_network(network, settings)
@@ -230,14 +216,20 @@ def _prepare(
     collator, callbacks = task.batches(encoded, network, tokenizer, vocabulary, settings)
     kept = None if settings.full_vocabulary else vocabulary
     output = None if kept is None else _shrink(network, kept, settings, seconds)
-    notes = [*pretrained.notes, *loading_notes, *reading_notes]
+    notes = [*pretrained.notes, *loading_notes, *examples.notes]
     if settings.uses_lora:
         network = add_lora(network, settings.kind.adapter_type, settings.lora_rank, few_bits=settings.qlora)
         notes.append(ADAPTER_NOTE)
-    memory = None if kept is None else estimate_memory(network, precision="mixed" if settings.bf16 else None)
+    memory = None if kept is None else _estimated(network, pretrained.config, kept, encoded[task.train_split], settings)
     if output == "restricted":
         notes.append(RESTRICTED_NOTE)
-    outcome = {"output": output, "vocabulary": kept, "memory": memory, "notes": tuple(notes)}
+    outcome = {
+        "understood": examples.understood,
+        "output": output,
+        "vocabulary": kept,
+        "memory": memory,
+        "notes": tuple(notes),
+    }
     for_trainer = {
         "train_dataset": encoded[task.train_split],
         "eval_dataset": encoded[task.eval_split] if task.eval_split else None,
@@ -264,6 +256,25 @@ def _given_vocabulary(path: str, needed: PartialVocabulary, tokenizer: Any) -> P
             "with the same columns, or leave the vocabulary out, and it is counted"
         )
     return given
+
+
+def _estimated(
+    network: Any, config: Any, kept: PartialVocabulary, rows: Any, settings: FineTuneSettings
+) -> MemoryEstimate:
+    """Bytes of the network that is there, and the peak of the step with the longest rows, as `leanvocab estimate` finds it."""
+    memory = estimate_memory(network, precision="mixed" if settings.bf16 else None)
+    length = pc.max(pc.list_value_length(rows.data.column("input_ids"))).as_py()
+    step = replace(
+        training_step(settings, on_cpu=settings.cpu or accelerator_at_hand() is None),
+        batch_size=min(settings.batch_size, len(rows)),
+        length=length,
+    )
+    twin = estimate_run(copy.deepcopy(config), kept, settings, step)
+    full, partial = (
+        replace(held, peak_bytes=its.peak_bytes)
+        for held, its in ((memory.full, twin.full), (memory.partial, twin.partial))
+    )
+    return replace(memory, step=twin.step, no_peak=twin.no_peak, full=full, partial=partial)
 
 
 def _shrink(

@@ -18,9 +18,8 @@ from leanvocab.finetune.causal_checks import check_causal, check_packed_examples
 from leanvocab.finetune.collators import EpochCallback, MaskingCollator, PaddingCollator, mask_to_validate
 from leanvocab.finetune.scores import TokenScores, logits_of, sums_by_example
 from leanvocab.finetune.settings import CAUSAL_LM, MASKED_LM, SEQ2SEQ_LM, DataSettings, FineTuneSettings
-from leanvocab.finetune.splits import find_eval_split
-from leanvocab.finetune.tasks import Task
-from leanvocab.texts.chats import ChatWriter, Span, Tally, without_nones
+from leanvocab.finetune.tasks import Task, find_eval_split
+from leanvocab.texts.chats import ChatWriter, Span, Tally, as_messages, without_nones
 from leanvocab.texts.packing import join_and_cut, lay_side_by_side, num_learned
 from leanvocab.texts.text_columns import (
     check_column,
@@ -29,6 +28,7 @@ from leanvocab.texts.text_columns import (
     choose_text_columns,
     in_memory,
     map_in_memory,
+    spelled,
     values_of,
 )
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
@@ -36,8 +36,11 @@ from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 datasets = require("datasets", extra="finetune")
 
 _PAIRS = (("prompt", "completion"), ("source", "target"))
+_INSTRUCTIONS = (("instruction", "input", "output"), ("instruction", "output"))
+_CHATS = (("messages",), ("conversations",))
 _TEXTS = (("text",), ("sentence",))
 _TOOLS = "tools"  # the column beside chats that has them in the data sets of tool calls
+_ROW = "row"  # beside the columns of a batch: where each row stands
 _BLOCKS_AT_ONCE = 1000
 _FATES = {
     "cut": "were cut to {0} tokens.",
@@ -46,6 +49,10 @@ _FATES = {
     "last reply": "are chats of which the last reply alone is learned: the tokenizer's chat template writes a chat in "
     "another way as it goes on, and marks no reply ({{% generation %}}).",
 }
+
+
+Columns = dict[str, list[Any]]
+"""A batch of rows."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,20 @@ class LanguageTask(Task):
     columns: tuple[str, ...]
     train_split: str
     eval_split: str | None
+    _notes: tuple[str, ...] = ()
+
+    @property
+    def optional(self) -> str | None:
+        """The column that may have gaps: the input of an instruction, which not every one needs."""
+        return self.columns[1] if len(self.columns) == len(_INSTRUCTIONS[0]) else None
+
+    @property
+    def understood(self) -> dict[str, Any]:
+        if self.source == "prompts":
+            columns = {"prompt": [*self.columns[:-1]], "completion": [self.columns[-1]]}
+        else:
+            columns = {self.source: [*self.columns]}
+        return {"task": self.kind, "columns": columns}
 
     @property
     def token_columns(self) -> tuple[str, ...]:
@@ -91,14 +112,14 @@ class LanguageTask(Task):
                 "the tokenizer has no chat template, which a column of messages needs; set tokenizer.chat_template and "
                 "save it, or give prompt and completion columns"
             )
-        encoded, notes = datasets.DatasetDict(), []
+        encoded, notes = datasets.DatasetDict(), [*self._notes]
         if self.kind == CAUSAL_LM and self.source != "messages" and tokenizer.eos_token_id is None:
             notes.append("The tokenizer has no end-of-sequence token: the texts are learned without an end.")
         if settings.packing and self.source == "text":
             notes.append("Texts are joined and cut into blocks (packing): those in one block see one another.")
         for name, split in splits.items():
             tally = dict.fromkeys(_FATES, 0)
-            to_rows = partial(_TO_ROWS[self.kind], tally=tally, task=self, tokenizer=tokenizer, settings=settings)
+            to_rows = partial(self._to_rows, name=name, tally=tally, tokenizer=tokenizer, settings=settings)
             rows = map_in_memory(split, name, to_rows, _features(self.kind))
             if len(rows) == 0:
                 raise DataError(
@@ -111,6 +132,11 @@ class LanguageTask(Task):
                     rows_of_split = f"{num_rows:,} of {len(split):,} rows of split {name!r}"
                     notes.append(f"{rows_of_split} {_FATES[fate].format(settings.max_length)}")
         return encoded, tuple(notes)
+
+    def _to_rows(self, batch: Columns, numbers: list[int], *, name: str, **options: Any) -> Columns:
+        wanted = {column: batch[column] for column in (*self.columns, _TOOLS) if column in batch}
+        wanted[_ROW] = [f"row {number} of split {name!r}" for number in numbers]
+        return _TO_ROWS[self.kind](wanted, task=self, **options)
 
     def batches(
         self, encoded: Any, network: Any, tokenizer: Any, kept: PartialVocabulary | None, settings: FineTuneSettings
@@ -151,13 +177,15 @@ def find_language_task(splits: Any, settings: DataSettings) -> LanguageTask:
     """
     train, evaluation = settings.train_split, find_eval_split(splits, settings)
     source, columns = _find_columns(splits[train].column_names, settings)
+    assert settings.task is not None
+    notes = _notes_of(splits[train].column_names, columns, settings)
+    task = LanguageTask(settings.task, source, columns, train, evaluation, notes)
     for name, split in splits.items():
         if source == "messages":
             _check_messages(name, split, columns[0], settings)
         else:
-            check_texts(name, split, columns)
-    assert settings.task is not None
-    return LanguageTask(settings.task, source, columns, train, evaluation)
+            check_texts(name, split, columns, task.optional)
+    return task
 
 
 def _find_columns(names: list[str], settings: DataSettings) -> tuple[str, tuple[str, ...]]:
@@ -169,13 +197,9 @@ def _find_columns(names: list[str], settings: DataSettings) -> tuple[str, tuple[
         return "prompts", (prompt, completion)
     if settings.messages_column:
         return "messages", choose_text_columns("messages", (settings.messages_column,), (), names)
-    usual: dict[str, tuple[tuple[str, ...], ...]] = {"prompts": _PAIRS}
-    if settings.task != SEQ2SEQ_LM:
-        usual |= {"messages": (("messages",),), "text": _TEXTS}
-    for source, groups in usual.items():
-        for columns in groups:
-            if set(columns) <= set(names):
-                return source, columns
+    usual = _usual(settings)
+    if there := _all_usual(names, settings):
+        return there[0]
     for pair in _PAIRS:
         for present, absent in (pair, pair[::-1]):
             if present in names:
@@ -190,10 +214,42 @@ def _find_columns(names: list[str], settings: DataSettings) -> tuple[str, tuple[
     )
 
 
+def _usual(settings: DataSettings) -> dict[str, tuple[tuple[str, ...], ...]]:
+    """Groups of usual names by what they hold, those first that are taken first."""
+    prompts: dict[str, tuple[tuple[str, ...], ...]] = {"prompts": (*_PAIRS, *_INSTRUCTIONS)}
+    return prompts if settings.task == SEQ2SEQ_LM else {**prompts, "messages": _CHATS, "text": _TEXTS}
+
+
+def _all_usual(names: list[str], settings: DataSettings) -> list[tuple[str, tuple[str, ...]]]:
+    of_all = ((source, spelled(group, names)) for source, groups in _usual(settings).items() for group in groups)
+    return [(source, columns) for source, columns in of_all if columns]
+
+
+def _notes_of(names: list[str], taken: tuple[str, ...], settings: DataSettings) -> tuple[str, ...]:
+    """What was chosen where the settings name nothing: of several columns that could be learned, and for instructions."""
+    if settings.task == MASKED_LM or settings.text_columns or settings.prompt_column or settings.messages_column:
+        return ()
+    notes = []
+    others = [" + ".join(columns) for _, columns in _all_usual(names, settings) if not set(columns) & set(taken)]
+    if others:
+        notes.append(
+            f"Of the columns, {' + '.join(taken)} are learned, and not {' or '.join(others)}: name others to learn."
+        )
+    if spelled(_INSTRUCTIONS[1], taken):
+        notes.append(f"A prompt is {' and '.join(taken[:-1])}, with a blank line after each.")
+    return tuple(notes)
+
+
 def _check_messages(split_name: str, split: Any, column: str, settings: DataSettings) -> None:
     check_column(split_name, split, column, "messages")
     chats = values_of(split, column)
     check_no_gaps(split_name, column, [not chat for chat in chats], "messages")
+    if not all(isinstance(chat, list) for chat in chats):
+        raise DataError(
+            f"column {column!r} of split {split_name!r} holds {split.features[column]}; expected lists of messages, "
+            f"{{'role': …, 'content': …}}"
+        )
+    chats = [as_messages(chat) for chat in chats]
     for at, chat in enumerate(chats):
         if not all(isinstance(message, dict) and {"role", "content"} <= set(message) for message in chat):
             raise DataError(
@@ -209,10 +265,6 @@ def _check_messages(split_name: str, split: Any, column: str, settings: DataSett
 
 
 # --- token ids --------------------------------------------------------------------------------------------------------
-
-
-Columns = dict[str, list[Any]]
-"""A batch of rows."""
 
 
 def _features(kind: str) -> Any:
@@ -241,20 +293,33 @@ def _causal_rows(batch: Columns, tally: Tally, task: LanguageTask, tokenizer: An
 def _pieces(
     batch: Columns, tally: Tally, task: LanguageTask, tokenizer: Any, settings: DataSettings
 ) -> Iterator[list[Span]]:
-    columns = [batch[column] for column in task.columns]
     if task.source == "text":
-        yield from ([(text, True)] for text in columns[0])
+        yield from ([(text, True)] for text in batch[task.columns[0]])
     elif task.source == "prompts":
-        for prompt, completion in zip(*columns, strict=True):
+        for prompt, completion in zip(_prompts(batch, task), batch[task.columns[-1]], strict=True):
             yield [(prompt, settings.train_on_prompts), (completion, True)]
     else:
-        writer = ChatWriter(tokenizer)
-        for chat, tools in zip(columns[0], batch.get(_TOOLS) or [None] * len(columns[0]), strict=True):
-            writer.tools = _tools(tools)
-            if settings.train_on_prompts:
-                yield [(writer.written(without_nones(chat)), True)]
-            else:
-                yield writer.spans(chat, settings.max_length, tally)
+        writer, chats = ChatWriter(tokenizer), batch[task.columns[0]]
+        for row, chat, tools in zip(batch[_ROW], chats, batch.get(_TOOLS) or [None] * len(chats), strict=True):
+            try:
+                writer.tools = _tools(tools)
+                yield _chat_pieces(writer, as_messages(chat), settings, tally)
+            except DataError as error:
+                raise DataError(f"{row}: {error}; change that chat, leave it out, or give another template") from error
+
+
+def _chat_pieces(writer: ChatWriter, chat: list[Any], settings: DataSettings, tally: Tally) -> list[Span]:
+    if settings.train_on_prompts:
+        return [(writer.written(without_nones(chat)), True)]
+    return writer.spans(chat, settings.max_length, tally)
+
+
+def _prompts(batch: Columns, task: LanguageTask) -> list[str]:
+    """Prompts; those of instructions are made of two columns, with a blank line after each that is not empty."""
+    columns = [batch[column] for column in task.columns[:-1]]
+    if not spelled(_INSTRUCTIONS[1], task.columns):
+        return columns[0]
+    return ["".join(f"{part}\n\n" for part in parts if part) for parts in zip(*columns, strict=True)]
 
 
 def _tools(value: Any) -> list[Any] | None:
@@ -294,7 +359,7 @@ def _joined(examples: list[list[Span]], tokenizer: Any, *, is_chat: bool) -> Ite
 
 
 def _seq2seq_rows(batch: Columns, tally: Tally, task: LanguageTask, tokenizer: Any, settings: DataSettings) -> Columns:
-    sources, targets = (batch[column] for column in task.columns)
+    sources, targets = _prompts(batch, task), batch[task.columns[-1]]
     inputs = tokenizer(sources, truncation=True, max_length=settings.max_length)["input_ids"]
     labels = tokenizer(text_target=targets, truncation=True, max_length=settings.max_target_length)["input_ids"]
     kept = [at for at, ids in enumerate(labels) if ids and inputs[at]]

@@ -2,7 +2,8 @@
 
 import copy
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,13 @@ import transformers
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, PreTrainedConfig
 
+from leanvocab.adapters import add_lora
 from leanvocab.errors import ModelError, SettingsError, first_line
-from leanvocab.finetune.settings import CAUSAL_LM, MASKED_LM, SEQ2SEQ_LM, DataSettings
+from leanvocab.finetune.settings import CAUSAL_LM, MASKED_LM, SEQ2SEQ_LM, DataSettings, FineTuneSettings
 from leanvocab.finetune.tasks import Task
 from leanvocab.partial.devices import accelerator_at_hand
+from leanvocab.reports.memory import estimate_memory
+from leanvocab.reports.memory_estimate import MemoryEstimate, TrainingStep
 from leanvocab.texts.fitting import check_sizes
 
 # Where configs keep the dropout of hidden states and of attention.
@@ -114,16 +118,52 @@ def find_pretrained(name: str | Path, settings: DataSettings, dropout: float) ->
         raise ModelError(f"transformers has no {settings.kind.head} for models of the type {config.model_type!r}")
     if settings.task == MASKED_LM and tokenizer.mask_token is None:
         raise ModelError(f"the tokenizer of {str(name)!r} has no mask token, which masked-lm needs")
-    _check_length(config, tokenizer, "max_length", settings.max_length)
+    limits = _limits(config, tokenizer, auto_class, settings.max_length)
+    _check_length(limits, "max_length", settings.max_length)
     if settings.task == SEQ2SEQ_LM:
-        _check_length(config, tokenizer, "max_target_length", settings.max_target_length)
+        _check_length(limits, "max_target_length", settings.max_target_length)
     notes = () if settings.task == CAUSAL_LM else _set_padding(config, tokenizer, str(name), settings.is_language_model)
+    set_dropout(config, dropout)
+    return Pretrained(str(name), config, tokenizer, auto_class, notes)
+
+
+def set_dropout(config: Any, dropout: float) -> None:
+    """Sets the dropout of hidden states and of attention; below 0 leaves them as they are."""
     if dropout >= 0:
         for part in (config, config.get_text_config()):
             for field in _DROPOUT_NAMES:
                 if isinstance(getattr(part, field, None), float | int):
                     setattr(part, field, dropout)
-    return Pretrained(str(name), config, tokenizer, auto_class, notes)
+
+
+def training_step(settings: FineTuneSettings, *, on_cpu: bool) -> TrainingStep:
+    """The step of a run with the longest batch that it may meet."""
+    return TrainingStep(
+        batch_size=settings.batch_size,
+        length=settings.max_length,
+        target_length=settings.max_target_length if settings.task == SEQ2SEQ_LM else None,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        on_cpu=on_cpu,
+    )
+
+
+def estimate_run(
+    config: Any, kept: Any, settings: FineTuneSettings, step: TrainingStep, **others: Any
+) -> MemoryEstimate:
+    """Estimates what training with these settings holds, of a model that is loaded as `Pretrained.load` does, but for QLoRA's
+    4 bits; `others` are arguments of `estimate_memory` for training of another kind."""
+    adapt = partial(add_lora, adapter_type=settings.kind.adapter_type, rank=settings.lora_rank)
+    arguments: dict[str, Any] = {
+        "precision": "mixed" if settings.bf16 else "fp32",
+        "auto_class": settings.kind.auto_class,
+        "output": settings.output,
+        "frozen_rows": settings.frozen_rows,
+        "adapt": adapt if settings.uses_lora else None,
+    }
+    if settings.qlora:
+        estimate = estimate_memory(config, kept, **arguments | others)
+        return replace(estimate, step=step, no_peak="weights of 4 bits are not known before they are loaded")
+    return estimate_memory(config, kept, step=step, **arguments | others)
 
 
 def _with_names_of_classes(config: Any, name: str | Path) -> Any:
@@ -157,8 +197,21 @@ def _set_padding(config: Any, tokenizer: Any, name: str, is_language_model: bool
     return notes
 
 
-def _check_length(config: Any, tokenizer: Any, name: str, max_length: int) -> None:
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    limits = [limit for limit in (tokenizer.model_max_length, positions) if isinstance(limit, int) and limit > 0]
+def _limits(config: Any, tokenizer: Any, auto_class: Any, max_length: int) -> list[int]:
+    """Tokens that a tokenizer and the positions of a model allow at most."""
+    text_config = config.get_text_config()
+    positions, pad_id = (getattr(text_config, name, None) for name in ("max_position_embeddings", "pad_token_id"))
+    if isinstance(positions, int) and isinstance(pad_id, int) and positions - pad_id - 1 < max_length <= positions:
+        with torch.device("meta"):
+            network = auto_class.from_config(config)
+        tables = [module for module in network.modules() if isinstance(module, nn.Embedding)]
+        # Positions are counted from behind padding_idx where their own table has one (RoBERTa and its kin).
+        offsets = [t.padding_idx + 1 for t in tables if t.num_embeddings == positions and t.padding_idx is not None]
+        has_vocabulary = positions == getattr(text_config, "vocab_size", None)
+        positions -= 0 if has_vocabulary else max(offsets, default=0)
+    return [limit for limit in (tokenizer.model_max_length, positions) if isinstance(limit, int) and limit > 0]
+
+
+def _check_length(limits: list[int], name: str, max_length: int) -> None:
     if limits and max_length > min(limits):
         raise SettingsError(f"{name} is {max_length}, but the model takes {min(limits)} tokens at most")

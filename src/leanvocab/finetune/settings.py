@@ -180,6 +180,13 @@ class DataSettings:
         return self.task in LANGUAGE_TASKS
 
     @property
+    def texts(self) -> tuple[str, ...]:
+        """Columns that hold texts, where they are there, beside those that are called so in any file."""
+        usual = ("prompt", "completion", "source", "target", "instruction", "input", "output")
+        named = (*self.text_columns, self.prompt_column, self.completion_column)
+        return tuple(name for name in (*named, *(usual if self.is_language_model else ())) if name)
+
+    @property
     def kind(self) -> TaskKind:
         """Everything that depends on the task alone."""
         return TASKS[self.task or CLASSIFICATION]

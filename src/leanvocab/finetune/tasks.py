@@ -2,6 +2,7 @@
 
 from typing import Any, ClassVar, Protocol
 
+from leanvocab.errors import DataError
 from leanvocab.finetune.settings import DataSettings, FineTuneSettings
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
@@ -14,6 +15,10 @@ class Task(Protocol):
 
     has_new_head: ClassVar[bool] = False
     """True where a head is new if the checkpoint has none of that size; else what is missing of it is announced."""
+
+    @property
+    def understood(self) -> dict[str, Any]:
+        """What was understood of the data, in plain values: the task, its columns by what they hold, and names of classes."""
 
     @property
     def token_columns(self) -> tuple[str, ...]:
@@ -48,3 +53,19 @@ class Task(Protocol):
 
     def scoring(self) -> dict[str, Any]:
         """A Trainer's arguments that make scores of what the model gives."""
+
+
+def find_eval_split(splits: Any, settings: DataSettings) -> str | None:
+    """The split to validate on: the one that is named, or the first whose name begins with validation; else None.
+
+    Raises:
+        DataError: there is no split of the name that was given.
+    """
+    if settings.eval_split is None:
+        return next((name for name in sorted(splits) if name.startswith("validation")), None)
+    if settings.eval_split not in splits:
+        raise DataError(
+            f"there is no split {settings.eval_split!r} to validate on (eval_split); the data set has "
+            f"{', '.join(splits)}"
+        )
+    return settings.eval_split

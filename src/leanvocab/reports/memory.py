@@ -14,12 +14,14 @@ Counted (docs/decisions/what-an-estimate-counts.md), for each parameter of the m
 - the loss of a language model at its peak, where a number of tokens is given: of logits that are scores alone, without the
   copies that soft-capping keeps for its gradient, and of a chunk as large as on a GPU.
 
-Not counted: activations, temporary tensors of a step, what the allocator and the libraries hold besides.
+Beside these, where a step is given, its peak: what is there at once, activations included (`step_peak`). What the allocator and
+the libraries hold besides is not counted.
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -37,10 +39,12 @@ from leanvocab.reports.memory_estimate import (
     MemoryEstimate,
     Parameter,
     TableRows,
+    TrainingStep,
     make_footprint,
     plain_loss_bytes,
 )
 from leanvocab.reports.state_bytes import AnyOptimizer, check_optimizer, optimizer_name, shared_bytes, state_bytes
+from leanvocab.reports.step_peak import PartialOutput, peak_above_weights
 from leanvocab.vocabulary.counts import TokenCounts
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
@@ -59,6 +63,8 @@ def estimate_memory(
     output: OutputMode | None = None,
     frozen_rows: FrozenRowsOn = "device",
     num_tokens: int | None = None,
+    step: TrainingStep | None = None,
+    adapt: Callable[[nn.Module], Any] | None = None,
 ) -> MemoryEstimate:
     """Bytes of weights, gradients and optimizer states, full beside partial, without loading a weight.
 
@@ -79,6 +85,8 @@ def estimate_memory(
         output: what becomes of the output layer, as for `shrink_`: by default "full", or "frozen" where it is tied.
         frozen_rows: where the frozen rows are. With "host" none are counted: they lie in host memory, or a mapped file.
         num_tokens: tokens in a batch (sequences × length), for the loss of a language model. None: the loss is not counted.
+        step: a batch, and how it is computed, for the peak with activations. None: no peak.
+        adapt: what puts adapters into the model, in place, after its tables were found: LoRA.
 
     Raises:
         VocabularyError: the vocabulary is not of the table's size.
@@ -90,7 +98,10 @@ def estimate_memory(
     _check_settings(optimizer, precision, num_tokens)
     module, name = _as_module(model, auto_class)
     tables = _estimated_tables(module, vocabulary, embedding, output, frozen_rows)
-    return _estimate(module, name, tables, optimizer, precision, num_tokens)
+    if adapt is not None:
+        adapt(module)
+    estimate = _estimate(module, name, tables, optimizer, precision, num_tokens)
+    return estimate if step is None else _with_peaks(estimate, module, tables, step, precision)
 
 
 def _check_settings(optimizer: AnyOptimizer, precision: str | None, num_tokens: int | None) -> None:
@@ -165,6 +176,42 @@ def _estimate(
             frozen_bytes=sum(sizes.held_bytes for table in tables if (sizes := table.frozen_sizes(precision))),
             loss_bytes=partial_loss,
         ),
+    )
+
+
+def _with_peaks(
+    estimate: MemoryEstimate,
+    module: nn.Module,
+    tables: "list[_EstimatedTable]",
+    step: TrainingStep,
+    precision: Precision | None,
+) -> MemoryEstimate:
+    """The estimate with the peaks of a step, or the reason why they are not known."""
+    if partial_modules(module):
+        return replace(estimate, step=step, no_peak="the model is shrunk already; give its config")
+    options: dict[str, Any] = {"mixed": precision == "mixed"}
+    outputs = tuple(
+        PartialOutput(layer, partial(table.loss_bytes, precision=precision, step=step))
+        for table in tables
+        if table.output is not None
+        for layer in table.modules
+        if not isinstance(layer, nn.Embedding)
+    )
+    rows = {table.weight: table.rows.partial_rows for table in tables}
+
+    def dtype_of(weight: Tensor) -> torch.dtype:
+        return _trained_dtype(weight, precision)
+
+    try:
+        in_full = peak_above_weights(module, step, dtype_of, **options)
+        in_part = peak_above_weights(module, step, dtype_of, rows=rows, outputs=outputs, **options)
+    except ModelError as error:
+        return replace(estimate, step=step, no_peak=str(error))
+    return replace(
+        estimate,
+        step=step,
+        full=estimate.full.with_peak(in_full, on_cpu=step.on_cpu),
+        partial=estimate.partial.with_peak(in_part, on_cpu=step.on_cpu),
     )
 
 
@@ -249,6 +296,13 @@ class _EstimatedTable:
         full_rows, kept_rows, dim = self.rows.full_rows, self.rows.partial_rows, self.weight.shape[1]
         return FrozenSizes(full_rows, kept_rows, dim, self.stored or computed, computed, on_host)
 
+    def loss_bytes(self, num_tokens: int, precision: Precision | None, step: TrainingStep | None = None) -> int:
+        """The peak of the loss over this table. On a CPU, frozen rows are mapped, and scores of kept ones are there twice."""
+        rows, computed = self.rows.partial_rows, _computed_dtype(self.weight, precision)
+        frozen = self.frozen_sizes(precision)
+        twice = num_tokens * rows * computed.itemsize if frozen and step is not None and step.on_cpu else 0
+        return peak_bytes(num_tokens, rows, self.weight.shape[1], computed, frozen) + twice
+
 
 def _loss_bytes(
     weight: Tensor, table: _EstimatedTable | None, num_tokens: int, precision: Precision | None
@@ -256,9 +310,7 @@ def _loss_bytes(
     """Peaks of an ordinary loss, and of the one that training with a partial vocabulary has."""
     if table is None:
         return (plain_loss_bytes(num_tokens, weight.shape[0]),) * 2
-    rows, computed = table.rows, _computed_dtype(weight, precision)
-    lean = peak_bytes(num_tokens, rows.partial_rows, weight.shape[1], computed, table.frozen_sizes(precision))
-    return plain_loss_bytes(num_tokens, rows.full_rows), lean
+    return plain_loss_bytes(num_tokens, table.rows.full_rows), table.loss_bytes(num_tokens, precision)
 
 
 def _estimated_outputs(module: nn.Module, tables: list[_EstimatedTable]) -> list[tuple[Tensor, _EstimatedTable | None]]:

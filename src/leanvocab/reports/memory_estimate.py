@@ -5,7 +5,7 @@ Imports no torch.
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,6 +13,33 @@ if TYPE_CHECKING:
 
 FP32_BYTES = 4
 BF16_BYTES = 2
+
+CARDS = (8, 12, 16, 24)  # GiB
+# Of a card's memory: the driver's context, workspaces of kernels, and the allocator's rounding. An estimate.
+_TAKEN_BYTES = 3 << 28
+_LITTLE = 0.05  # of all bytes: less than that saved is said to be next to nothing
+SAVES_LITTLE = (
+    "The output layer is tied: rows that are not kept stay in memory, frozen, for the softmax. Where the vocabulary does not "
+    "train (LoRA), a partial vocabulary saves next to nothing of weights, gradients and states; what it saves is the loss."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingStep:
+    """A batch, and the way in which it is computed.
+
+    `on_cpu`: with a CPU's kernels. Elsewhere attention with dropout is fused, and the masks of dropout are bytes.
+    """
+
+    batch_size: int
+    length: int
+    target_length: int | None = None  # of an encoder-decoder; None: as long as the input
+    gradient_checkpointing: bool = False
+    on_cpu: bool = False
+
+    def __str__(self) -> str:
+        checkpointing = ", gradient checkpointing" if self.gradient_checkpointing else ""
+        return f"batch {self.batch_size} × {self.length}{checkpointing}, on a {'CPU' if self.on_cpu else 'GPU'}"
 
 
 @dataclass(frozen=True)
@@ -52,6 +79,8 @@ class Footprint:
     """Rows that do not train and are in the softmax, with their order."""
     loss_bytes: int = 0
     """What the loss holds at its peak; 0 where no number of tokens was given."""
+    peak_bytes: int = 0
+    """What is there at once at the peak of a step, activations included; 0 where no step was given, or it is not known."""
     vocabulary_bytes: int
     """Of the weights, gradients, states and frozen rows above, those of the vocabulary matrices."""
 
@@ -59,6 +88,11 @@ class Footprint:
     def total_bytes(self) -> int:
         """Everything above, of which the vocabulary's bytes are a part."""
         return sum(getattr(self, part) for part in _LABELS)
+
+    def with_peak(self, above_weights: int, *, on_cpu: bool) -> "Footprint":
+        """The same with a peak: `above_weights` are activations and gradients. Frozen rows on a CPU are a mapped file."""
+        held = self.weights_bytes + self.optimizer_bytes + self.buffers_bytes + self.remap_bytes
+        return replace(self, peak_bytes=held + (0 if on_cpu else self.frozen_bytes) + above_weights)
 
     def to_dict(self) -> dict[str, int]:
         """Every part and their sum, as plain values."""
@@ -120,6 +154,10 @@ class MemoryEstimate:
     tables: tuple[TableRows, ...]
     full: Footprint
     partial: Footprint
+    step: TrainingStep | None = None
+    """The step whose peak was asked for."""
+    no_peak: str | None = None
+    """Reason why the peak of that step is not known."""
 
     @property
     def saved_bytes(self) -> int:
@@ -136,9 +174,38 @@ class MemoryEstimate:
         """Share of the full model's bytes that the vocabulary tables hold, 0–1."""
         return self.full.vocabulary_bytes / self.full.total_bytes
 
+    @property
+    def saves_little(self) -> bool:
+        """True where rows that are not kept stay for the softmax, and next to nothing is saved beside the loss."""
+        return self.partial.frozen_bytes > 0 and self.saved_ratio < _LITTLE
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences that belong below the figures."""
+        notes = [SAVES_LITTLE] if self.saves_little else []
+        if self.step is not None:
+            notes.append(f"The step: {self.step}.")
+        if self.no_peak is not None:
+            notes.append(f"Its peak is missing: the model cannot be run without values ({self.no_peak}).")
+        if self.cards:
+            notes.append(f"Cards: an estimate, with {format_bytes(_TAKEN_BYTES)} of each for the driver and its like.")
+        return tuple(notes)
+
+    @property
+    def cards(self) -> dict[int, dict[str, bool]]:
+        """GiB of a card → does the step fit, full and partial: an estimate. Empty where no peak on a GPU is known."""
+        if self.step is None or self.step.on_cpu or self.no_peak is not None:
+            return {}
+        usable = {size: (size << 30) - _TAKEN_BYTES for size in CARDS}
+        return {
+            size: {"full": self.full.peak_bytes <= bytes_, "partial": self.partial.peak_bytes <= bytes_}
+            for size, bytes_ in usable.items()
+        }
+
     def to_dict(self) -> dict[str, Any]:
         """Everything above as plain values, ready for JSON."""
         return asdict(self) | {
+            "cards": self.cards,
             "tables": [asdict(table) for table in self.tables],
             "full": self.full.to_dict(),
             "partial": self.partial.to_dict(),
@@ -158,13 +225,22 @@ class MemoryEstimate:
             printed.add_column(heading, justify="right")
         full, partial = self.full, self.partial
         counts = (full.num_parameters, partial.num_parameters)
-        printed.add_row("parameters", *(f"{count / 1e6:.1f} M" for count in counts), _saved(*counts), end_section=True)
+        saved = "" if self.saves_little else _saved(*counts)
+        printed.add_row("parameters", *(f"{count / 1e6:.1f} M" for count in counts), saved, end_section=True)
         for field, label in _LABELS.items():
             if getattr(full, field) or getattr(partial, field):
                 printed.add_row(*_bytes_row(label, getattr(full, field), getattr(partial, field)))
         printed.add_section()
         printed.add_row(*_bytes_row("total", full.total_bytes, partial.total_bytes), style="bold", end_section=True)
         printed.add_row(*_bytes_row("vocabulary's part", full.vocabulary_bytes, partial.vocabulary_bytes))
+        if self.step is not None:
+            printed.add_section()
+            missing = None if self.no_peak is None else ("missing", "missing", "")
+            printed.add_row("peak of a step", *(missing or _bytes_row("", full.peak_bytes, partial.peak_bytes)[1:]))
+        for size, fits in self.cards.items():
+            printed.add_row(
+                f"a card of {size} GB", *("yes" if fits[name] else "no" for name in ("full", "partial")), ""
+            )
         return printed
 
     def __str__(self) -> str:
@@ -172,7 +248,7 @@ class MemoryEstimate:
 
         console = Console(width=100, color_system=None)
         with console.capture() as capture:
-            console.print(self)
+            console.print(self, *self.notes, sep="\n", soft_wrap=True)
         return capture.get().rstrip()
 
 

@@ -16,6 +16,8 @@ Span = tuple[str, bool]
 Tally = dict[str, int]
 """How many rows had which of the fates."""
 
+_ROLES = {"human": "user", "gpt": "assistant"}
+
 Reply = tuple[int, int]
 """Start and end of a reply in the text of a chat."""
 _MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -144,6 +146,18 @@ def without_nones(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: without_nones(inner) for key, inner in value.items() if inner is not None}
     return [without_nones(inner) for inner in value] if isinstance(value, list) else value
+
+
+def as_messages(chat: list[Any]) -> list[Any]:
+    """A chat as messages of roles and contents, where it is one of speakers and values (ShareGPT's form)."""
+    return [_as_message(message) for message in chat]
+
+
+def _as_message(message: Any) -> Any:
+    if not isinstance(message, dict) or message.get("role") is not None or not {"from", "value"} <= set(message):
+        return message
+    others = {key: value for key, value in message.items() if key not in ("from", "value")}
+    return others | {"role": _ROLES.get(message["from"], message["from"]), "content": message["value"]}
 
 
 def _roles(messages: list[dict[str, Any]]) -> list[str]:

@@ -4,20 +4,17 @@ Files are read into memory as they are: nothing is written beside them, and no c
 """
 
 import re
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Collection, Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.json
-import pyarrow.parquet
 
 from leanvocab.errors import DataError, first_line
 from leanvocab.extras import require
-from leanvocab.texts.text_columns import in_memory
+from leanvocab.texts.formats import FORMATS, format_of, read_table, with_numbers
+from leanvocab.texts.text_columns import USUAL_TEXTS, in_memory
 
 if TYPE_CHECKING:
     import datasets
@@ -25,12 +22,18 @@ else:
     datasets = require("datasets", extra="finetune")
 
 # What split a file holds stands in its name: train.csv, cola.train.parquet, test-00000-of-00001.parquet.
-_SPLIT = re.compile(r"(?:^|[._-])(train|validation|valid|val|dev|test)(?=$|[._-])(_matched|_mismatched)?")
-_SHARD = re.compile(r"-\d{5}-of-\d{5}")
+_SPLIT = re.compile(
+    r"(?:^|[._-])(training|train|validation|valid|val|dev|eval|evaluation|testing|test)(?=$|[._-])(_matched|_mismatched)?"
+)
+_SPLITS = {"training": "train", "testing": "test"} | dict.fromkeys(
+    ("valid", "val", "dev", "eval", "evaluation"), "validation"
+)
+_SHARD = re.compile(r"[._-]\d+(-of-\d+)?$")
 _HUB_NAMES = {"glue": "nyu-mll/glue", "xnli": "facebook/xnli"}
+_UNTYPED = (".csv", ".tsv")
 
 
-def load_splits(source: Any, config_name: str | None = None) -> "datasets.DatasetDict":
+def load_splits(source: Any, config_name: str | None = None, texts: Collection[str] = ()) -> "datasets.DatasetDict":
     """The splits of a data set, by name.
 
     Args:
@@ -38,11 +41,12 @@ def load_splits(source: Any, config_name: str | None = None) -> "datasets.Datase
             wrote; a name on the hub; a Dataset or a DatasetDict; or a mapping from split to file or Dataset.
         config_name: which configuration of the data set: a subfolder or a prefix of the file names in a folder (cola in
             cola.train.parquet), a configuration on the hub.
+        texts: columns of CSV files that are text, whatever stands in them, as those of the usual names are.
 
     Raises:
         DataError: nothing is there, of an unknown type, cannot be read, or a split is empty.
     """
-    splits = datasets.DatasetDict(_splits(source, config_name))
+    splits = datasets.DatasetDict(_splits(source, config_name, texts))
     for name, split in splits.items():
         if not isinstance(split, datasets.Dataset):
             raise DataError(f"split {name!r} is a {type(split).__name__}; expected a datasets.Dataset")
@@ -51,10 +55,10 @@ def load_splits(source: Any, config_name: str | None = None) -> "datasets.Datase
     return splits
 
 
-def _splits(source: Any, config_name: str | None) -> dict[str, Any]:
+def _splits(source: Any, config_name: str | None, texts: Collection[str]) -> dict[str, Any]:
     if isinstance(source, Mapping):
         parts = {str(name): part for name, part in source.items()}
-        return {name: read_data_file(Path(p)) if isinstance(p, str | Path) else p for name, p in parts.items()}
+        return {name: read_data_file(Path(p), texts) if isinstance(p, str | Path) else p for name, p in parts.items()}
     if isinstance(source, datasets.Dataset):
         return {"train": source}
     if not isinstance(source, str | Path):
@@ -64,98 +68,116 @@ def _splits(source: Any, config_name: str | None) -> dict[str, Any]:
         )
     path = Path(source)
     if path.is_dir():
-        return _from_folder(path, config_name)
-    if path.is_file() or path.suffix.lower() in _READERS:
-        return {"train": read_data_file(path)}
+        return _from_folder(path, config_name, texts)
+    if path.is_file() or format_of(path):
+        return {"train": read_data_file(path, texts)}
     return _from_hub(str(source), config_name)
 
 
-def read_data_file(path: Path) -> "datasets.Dataset":
-    """One CSV, JSON lines or Parquet file, or lines of text, as a Dataset in memory.
+def read_data_file(path: Path, texts: Collection[str] = ()) -> "datasets.Dataset":
+    """One file as a Dataset in memory; columns of `texts`, and of the usual names, are read as text.
 
     Raises:
         DataError: the file is missing, of another type, or cannot be read.
     """
-    return in_memory(_read_table(path))
+    return _data_set([path], texts)
 
 
-def _read_table(path: Path) -> pa.Table:
-    reader = _READERS.get(path.suffix.lower())
-    if reader is None:
-        raise DataError(f"{path} is of an unknown type; expected one of {', '.join(_READERS)}")
-    if not path.is_file():
-        raise DataError(f"{path} does not exist")
+def _data_set(files: list[Path], texts: Collection[str], split: str = "train") -> "datasets.Dataset":
+    """Files of one split as a Dataset. Their types may differ in width (string and large_string, int32 and int64)."""
+    tables = [read_table(file) for file in files]
     try:
-        table = reader(path)
-    except (pa.ArrowException, UnicodeError) as error:
-        raise DataError(f"{path} cannot be read as {path.suffix}: {first_line(error)}") from error
-    if twice := next((name for name in table.column_names if table.column_names.count(name) > 1), None):
-        raise DataError(f"{path} has the column {twice!r} more than once; give its columns names of their own")
-    return table
+        # Tables of one form are one data set: making a data set of each of thousands takes longer than reading them.
+        alike = [pa.concat_tables(group) for _, group in groupby(_widened(tables), _form)]
+        if format_of(files[0]) in _UNTYPED:
+            alike = [with_numbers(table, {*texts, *USUAL_TEXTS}) for table in alike]
+        return datasets.concatenate_datasets([in_memory(table) for table in alike])
+    except (ValueError, pa.ArrowException) as error:
+        raise DataError(
+            f"the files of split {split!r} hold other columns than one another: {first_line(error)}"
+        ) from error
 
 
-def _read_lines(path: Path) -> pa.Table:
-    return pa.table({"text": [line for line in path.read_text("utf-8").split("\n") if line.strip()]})
+def _widened(tables: list[pa.Table]) -> list[pa.Table]:
+    """The tables, in which columns of one name are of one type: the narrowest that holds what stands in all of them."""
+    schemas = list({table.schema.remove_metadata(): None for table in tables})
+    if len(schemas) == 1:
+        return tables
+    common = pa.unify_schemas(schemas, promote_options="permissive")
+    wide = []
+    for table in tables:
+        meant = pa.schema([common.field(name) for name in table.column_names], table.schema.metadata)
+        wide.append(table if table.schema.equals(meant) else table.cast(meant))
+    return wide
 
 
-_READERS = {
-    # A text may hold line breaks, and the word null or NA is a text.
-    ".csv": partial(pyarrow.csv.read_csv, parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True)),
-    ".jsonl": pyarrow.json.read_json,
-    ".json": pyarrow.json.read_json,
-    ".parquet": pyarrow.parquet.read_table,
-    ".txt": _read_lines,
-}
+def _form(table: pa.Table) -> tuple[pa.Schema, Any]:
+    """Columns and their types, and what datasets has noted of them (names of classes)."""
+    return table.schema.remove_metadata(), datasets.Features.from_arrow_schema(table.schema)
 
 
-def _from_folder(folder: Path, config_name: str | None) -> dict[str, Any]:
+def _from_folder(folder: Path, config_name: str | None, texts: Collection[str]) -> dict[str, Any]:
     if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
         saved = datasets.load_from_disk(folder)
         return {"train": saved} if isinstance(saved, datasets.Dataset) else dict(saved)
     files = _files_of(folder, config_name)
     by_split: dict[str, list[Path]] = {}
     for file in files:
-        if named := _SPLIT.search(_SHARD.sub("", file.stem)):
-            split = "validation" if named[1] in ("valid", "val", "dev") else named[1]
-            by_split.setdefault(split + (named[2] or ""), []).append(file)
-    if not by_split and len(files) == 1:
+        if split := _split_of(file, folder):
+            by_split.setdefault(split, []).append(file)
+    if not by_split and len({_unnumbered(file) for file in files}) == 1:
         by_split["train"] = files
     if not by_split:
         what = f"of the configuration {config_name!r} " if config_name else ""
         raise DataError(
             f"{folder} holds no file {what}with a split in its name; expected such as train.csv or "
-            f"cola.train.parquet, got {_some(files) or 'no ' + ', '.join(_READERS)}"
+            f"cola.train.parquet, got {_some(files) or 'no ' + ', '.join(FORMATS)}"
         )
-    return {split: _concatenated(split, parts) for split, parts in by_split.items()}
+    for split, parts in by_split.items():
+        if len({_unnumbered(file) for file in parts}) > 1 and not (
+            parts[0].parent != folder and _split_in(parts[0].parent.name)
+        ):
+            raise DataError(
+                f"several files claim the split {split!r}: {_some(parts)}; name one configuration of them (config_name), "
+                "or the files themselves"
+            )
+    return {split: _data_set(parts, texts, split) for split, parts in by_split.items()}
 
 
 def _files_of(folder: Path, config_name: str | None) -> list[Path]:
+    """The data files of a folder; where it has none, those of its folders data, train, validation, …"""
     inside = config_name is not None and (folder / config_name).is_dir()
-    files = sorted((folder / str(config_name) if inside else folder).iterdir())
+    folder = folder / str(config_name) if inside else folder
     prefix = re.compile("" if config_name is None or inside else re.escape(config_name) + r"[._-]")
-    return [file for file in files if file.suffix.lower() in _READERS and prefix.match(file.name)]
+    files = [
+        file for file in sorted(folder.iterdir()) if file.is_file() and format_of(file) and prefix.match(file.name)
+    ]
+    if files:
+        return files
+    below = [
+        inner
+        for inner in sorted(folder.iterdir())
+        if inner.is_dir() and (inner.name == "data" or _split_in(inner.name))
+    ]
+    return [file for inner in below for file in _files_of(inner, None)]
 
 
-def _concatenated(split: str, files: list[Path]) -> "datasets.Dataset":
-    if len(files) > 1 and not all(_SHARD.search(file.stem) for file in files):
-        raise DataError(
-            f"several files claim the split {split!r}: {_some(files)}; name one configuration of them (config_name), or "
-            "the files themselves"
-        )
-    # Tables of one form are one data set: making a data set of each of thousands takes longer than reading them.
-    alike = groupby((_read_table(file) for file in files), _form)
-    parts = [in_memory(pa.concat_tables(tables)) for _, tables in alike]
-    try:
-        return datasets.concatenate_datasets(parts)
-    except ValueError as error:
-        raise DataError(
-            f"the files of split {split!r} hold other columns than one another: {first_line(error)}"
-        ) from error
+def _split_of(file: Path, folder: Path) -> str | None:
+    """The split that a file's name says, or else that of the folders around it."""
+    around = file.relative_to(folder).parts[:-1]
+    return next((split for name in (_unnumbered(file), *reversed(around)) if (split := _split_in(name))), None)
 
 
-def _form(table: pa.Table) -> tuple[pa.Schema, Any]:
-    """Columns and their types, and what datasets has noted of them (names of classes)."""
-    return table.schema.remove_metadata(), datasets.Features.from_arrow_schema(table.schema)
+def _split_in(name: str) -> str | None:
+    if (named := _SPLIT.search(name.lower())) is None:
+        return None
+    return _SPLITS.get(named[1], named[1]) + (named[2] or "")
+
+
+def _unnumbered(file: Path) -> str:
+    """A file's name without its number among shards, and without suffixes."""
+    name = file.name.lower().removesuffix(".gz")
+    return _SHARD.sub("", name.removesuffix(format_of(file)))
 
 
 def _from_hub(name: str, config_name: str | None) -> dict[str, Any]:
@@ -172,6 +194,3 @@ def _from_hub(name: str, config_name: str | None) -> dict[str, Any]:
 def _some(files: list[Path], most: int = 5) -> str:
     more = f" and {len(files) - most} more" if len(files) > most else ""
     return ", ".join(file.name for file in files[:most]) + more
-
-
-# --- samples of them ---------------------------------------------------------------------------------------------------

@@ -18,6 +18,9 @@ _TEXT_COLUMNS = (
     ("sentence",),
     ("text",),
 )
+USUAL_TEXTS = tuple(dict.fromkeys(name for names in _TEXT_COLUMNS for name in names))
+"""Names of columns that hold texts in any file."""
+_FOR_LANGUAGE_MODELS = (("messages",), ("conversations",), ("prompt", "completion"), ("instruction", "output"))
 _STRINGS = ("string", "large_string", "string_view")
 
 
@@ -27,11 +30,20 @@ def find_text_columns(split: Any, wanted: tuple[str, ...] = ()) -> tuple[str, ..
     Raises:
         DataError: there is no such column.
     """
-    return choose_text_columns("text", wanted, _TEXT_COLUMNS, split.column_names)
+    columns = split.column_names
+    for_generating = next(filter(None, (spelled(names, columns) for names in _FOR_LANGUAGE_MODELS)), ())
+    hint = f"; or learn {' + '.join(for_generating)} with a language model (task: causal-lm)" if for_generating else ""
+    return choose_text_columns("text", wanted, _TEXT_COLUMNS, columns, hint)
+
+
+def spelled(names: Sequence[str], columns: Sequence[str]) -> tuple[str, ...]:
+    """The columns of these names, as they are spelled or in other letter case; none where one of them is missing."""
+    by_name = {column.casefold(): column for column in reversed(columns)} | {column: column for column in columns}
+    return tuple(by_name[name] for name in names) if set(names) <= set(by_name) else ()
 
 
 def choose_text_columns(
-    what: str, wanted: tuple[str, ...], usual: tuple[tuple[str, ...], ...], columns: Sequence[str]
+    what: str, wanted: tuple[str, ...], usual: tuple[tuple[str, ...], ...], columns: Sequence[str], hint: str = ""
 ) -> tuple[str, ...]:
     """The wanted columns, or the first of the usual groups that is there; raises DataError where there are none."""
     if missing := [name for name in wanted if name not in columns]:
@@ -39,22 +51,23 @@ def choose_text_columns(
     if wanted:
         return wanted
     for names in usual:
-        if set(names) <= set(columns):
-            return names
+        if there := spelled(names, columns):
+            return there
     raise DataError(
         f"found no {what} column: looked for {', '.join(' + '.join(names) for names in usual)}; the columns are "
-        f"{', '.join(columns)}. Name it with {what}_column{'s' if what == 'text' else ''}"
+        f"{', '.join(columns)}. Name it with {what}_column{'s' if what == 'text' else ''}{hint}"
     )
 
 
-def check_texts(split_name: str, split: Any, text_columns: tuple[str, ...]) -> None:
-    """Raises DataError where a text column is missing, holds no strings, or has gaps."""
+def check_texts(split_name: str, split: Any, text_columns: tuple[str, ...], optional: str | None = None) -> None:
+    """Raises DataError where a text column is missing, holds no strings, or has gaps, which the optional one may have."""
     for name in text_columns:
         check_column(split_name, split, name, "text")
         kind = getattr(split.features[name], "dtype", split.features[name])
         if kind not in _STRINGS:
             raise DataError(f"text column {name!r} of split {split_name!r} holds {kind}; expected strings")
-        check_no_gaps(split_name, name, [text is None for text in values_of(split, name)], "text")
+        if name != optional:
+            check_no_gaps(split_name, name, [text is None for text in values_of(split, name)], "text")
 
 
 def check_column(split_name: str, split: Any, column: str, what: str) -> None:
@@ -93,18 +106,21 @@ def tokenize(
 ) -> Any:
     """A new data set with the token ids of each row."""
 
-    def to_ids(batch: dict[str, list[str]]) -> Any:
+    def to_ids(batch: dict[str, list[str]], numbers: list[int]) -> Any:
         texts = (batch[column] for column in text_columns)
         return tokenizer(*texts, truncation=max_length is not None, max_length=max_length)
 
     return map_in_memory(split, name, to_ids)
 
 
-def map_in_memory(split: Any, name: str, to_rows: Callable[[dict[str, list[Any]]], Any], features: Any = None) -> Any:
-    """A new data set of the rows that are made of each batch: nothing is cached on disk or written to the split."""
+def map_in_memory(
+    split: Any, name: str, to_rows: Callable[[dict[str, list[Any]], list[int]], Any], features: Any = None
+) -> Any:
+    """A new data set of the rows that are made of each batch and its rows' numbers: nothing is cached or written to the split."""
     return split.with_format(None).map(
         to_rows,
         batched=True,
+        with_indices=True,
         remove_columns=split.column_names,
         features=features,
         keep_in_memory=True,

@@ -1,0 +1,218 @@
+"""Formats of files with rows: CSV, JSON and Parquet → Arrow tables, in which nothing stands that the file does not say
+
+Numbers are made of a CSV's column only where each value is written as numbers are: 01 is a string, and so are texts of digits
+in a column that is known to hold texts. JSON that Arrow's own reader refuses (long rows, arrays, mixed types) is read by
+Python's; of a column of mixed types the strings stay, and the rest is JSON.
+"""
+
+import csv
+import gzip
+import io
+import json
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.csv
+import pyarrow.json
+import pyarrow.parquet
+
+from leanvocab.errors import DataError, first_line
+
+_INTEGER = r"^(0|-?[1-9][0-9]*)$"
+_NUMBER = r"^[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?$|^[-+]?inf$"
+_ABSENT = ("", "NA", "N/A", "n/a", "NULL", "null", "NaN", "nan", "-nan", "None")  # in columns of numbers
+_SEPARATORS = (",", ";", "\t")
+_BLOCK = 1 << 24  # bytes that Arrow reads of JSON at once: no row may be longer
+
+
+def format_of(path: Path) -> str:
+    """The suffix by which a file is read, .gz left out; empty where it is none of `FORMATS`."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    suffix = suffixes[-2] if len(suffixes) > 1 and suffixes[-1] == ".gz" else "".join(suffixes[-1:])
+    return suffix if suffix in FORMATS else ""
+
+
+def read_table(path: Path) -> pa.Table:
+    """The rows of a file; those of a CSV are all strings (`with_numbers`).
+
+    Raises:
+        DataError: the file is missing, of another type, cannot be read, or has a column twice.
+    """
+    suffix = format_of(path)
+    if not suffix:
+        raise DataError(f"{path} is of an unknown type; expected one of {', '.join(FORMATS)}, or such with .gz")
+    if not path.is_file():
+        raise DataError(f"{path} does not exist")
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix.lower() == ".gz" else _bytes_of(path, suffix)
+        if FORMATS[suffix].is_text:
+            _check_encoding(path, content)
+        table = FORMATS[suffix].read(content)
+    except (pa.ArrowException, OSError, EOFError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as {suffix}: {first_line(error)}") from error
+    if twice := next((name for name in table.column_names if table.column_names.count(name) > 1), None):
+        raise DataError(f"{path} has the column {twice!r} more than once; give its columns names of their own")
+    return table
+
+
+def with_numbers(table: pa.Table, texts: Collection[str] = ()) -> pa.Table:
+    """A table of strings, of which columns became numbers where each value is one in its usual writing, but for `texts`."""
+    for at, name in enumerate(table.column_names):
+        if name not in texts and name.casefold() not in texts:
+            table = table.set_column(at, name, _numbers(table.column(name)))
+    return table
+
+
+def _numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    is_absent = pa.compute.is_in(column, pa.array(_ABSENT))
+    values = pa.compute.if_else(is_absent, None, column)
+    if values.null_count < len(values):
+        for pattern, kind in ((_INTEGER, pa.int64()), (_NUMBER, pa.float64())):
+            if pa.compute.all(pa.compute.match_substring_regex(values, pattern)).as_py():
+                try:
+                    return values.cast(kind)
+                except pa.ArrowInvalid:  # beyond 64 bits: an identifier
+                    return column
+    return column
+
+
+# --- bytes ------------------------------------------------------------------------------------------------------------
+
+
+def _bytes_of(path: Path, suffix: str) -> Any:
+    """The bytes of a file; those of Parquet are not read ahead."""
+    return path if suffix == ".parquet" else path.read_bytes()
+
+
+def _check_encoding(path: Path, content: bytes) -> None:
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise DataError(_not_utf8(path, "it begins as UTF-16 does", "UTF-16"))
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DataError(_not_utf8(path, f"byte 0x{content[error.start]:02x} in line {line}", "LATIN1")) from error
+
+
+def _not_utf8(path: Path, sign: str, encoding: str) -> str:
+    return (
+        f"{path} is not in UTF-8 ({sign}): save it as UTF-8, for example by "
+        f"iconv -f {encoding} -t UTF-8 {path.name} > utf8-{path.name}"
+    )
+
+
+# --- formats ----------------------------------------------------------------------------------------------------------
+
+
+def _read_csv(content: bytes, separator: str | None = None) -> pa.Table:
+    if not content.strip():
+        raise ValueError("it is empty; expected a line with the names of columns, and rows")
+    header = content.removeprefix(b"\xef\xbb\xbf").lstrip(b"\r\n").split(b"\n", 1)[0].decode("utf-8")
+    columns = {known: next(csv.reader([header.rstrip("\r")], delimiter=known)) for known in _SEPARATORS}
+    separator = separator or max(columns, key=lambda known: len(columns[known]))
+    return pyarrow.csv.read_csv(
+        io.BytesIO(content),
+        # A text may hold line breaks, and the word null or NA is a text.
+        parse_options=pyarrow.csv.ParseOptions(delimiter=separator, newlines_in_values=True),
+        convert_options=pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(columns[separator], pa.string())),
+    )
+
+
+def _read_tsv(content: bytes) -> pa.Table:
+    return _read_csv(content, "\t")
+
+
+def _read_json(content: bytes) -> pa.Table:
+    if not content.strip():
+        raise ValueError("it is empty; expected a row in each line, {…}, or a list of rows")
+    options = pyarrow.json.ReadOptions(block_size=_BLOCK)
+    try:
+        table = pyarrow.json.read_json(io.BytesIO(content), options)
+    except pa.ArrowInvalid:
+        return _table_of(_rows_of(content.decode("utf-8-sig")))
+    found = pa.struct(list(table.schema))
+    if (meant := _without_times(found)) != found:
+        parsing = pyarrow.json.ParseOptions(explicit_schema=pa.schema(list(meant)))
+        table = pyarrow.json.read_json(io.BytesIO(content), options, parsing)
+    return table
+
+
+def _without_times(kind: pa.DataType) -> pa.DataType:
+    """The same type, in which strings that look like times are strings."""
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_without_times(field.type)) for field in kind])
+    if pa.types.is_list(kind):
+        return pa.list_(_without_times(kind.value_type))
+    return pa.string() if pa.types.is_temporal(kind) else kind
+
+
+def _rows_of(text: str) -> list[dict[str, Any]]:
+    """Rows of a list, or of one row in each line."""
+    rows: list[Any] = []
+    if text.lstrip().startswith("["):
+        rows = _loads(text)
+    else:
+        for number, line in enumerate(text.split("\n"), 1):
+            try:
+                rows += [_loads(line)] if line.strip() else []
+            except ValueError as error:
+                raise ValueError(f"line {number} is no JSON ({error}); expected a row in each line, {{…}}") from error
+    wrong = next((number for number, row in enumerate(rows) if not isinstance(row, dict)), None)
+    if wrong is not None:
+        raise ValueError(f"row {wrong} is a {type(rows[wrong]).__name__}; expected an object, {{…}}")
+    return rows
+
+
+def _loads(text: str) -> Any:
+    return json.loads(text, object_pairs_hook=_object)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise ValueError(f"an object has a key twice: {', '.join(name for name, _ in pairs)}")
+    return made
+
+
+def _table_of(rows: list[dict[str, Any]]) -> pa.Table:
+    columns = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        values = [row.get(name) for row in rows]
+        try:
+            columns[name] = pa.array(values)
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+            columns[name] = pa.array([_written(value) for value in values], pa.string())
+    return pa.table(columns)
+
+
+def _written(value: Any) -> str | None:
+    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _read_lines(content: bytes) -> pa.Table:
+    lines = content.decode("utf-8-sig").replace("\r\n", "\n").split("\n")
+    return pa.table({"text": pa.array([line for line in lines if line.strip()], pa.string())})
+
+
+def _read_parquet(content: Any) -> pa.Table:
+    return pyarrow.parquet.read_table(io.BytesIO(content) if isinstance(content, bytes) else content)
+
+
+class Format(NamedTuple):
+    """A format's reader, of bytes (or of a path, where it is no text)."""
+
+    read: Callable[[Any], pa.Table]
+    is_text: bool = True
+
+
+FORMATS = {
+    ".csv": Format(_read_csv),
+    ".tsv": Format(_read_tsv),
+    ".jsonl": Format(_read_json),
+    ".json": Format(_read_json),
+    ".parquet": Format(_read_parquet, is_text=False),
+    ".txt": Format(_read_lines),
+}
