@@ -63,14 +63,27 @@ def test_a_merge_holds_no_full_matrix_beside_the_one_that_stays(dtype: str, mode
     assert peaks.merging <= 1.02 * peaks.merged
 
 
+_STREAMED = pytest.mark.xfail(
+    strict=True,
+    reason="5.3 passes: three over the scores, and the others over the hidden states' gradient, which has a share of every block "
+    "added to it in fp32, and over the labels' rows",
+)
+_KERNELS = [(dtype, mode) for dtype in ("fp32", "bf16") for mode in SHRUNK if (dtype, mode) != ("bf16", "frozen, host")]
+
+
+@pytest.mark.parametrize(("dtype", "mode"), [*_KERNELS, pytest.param("bf16", "frozen, host", marks=_STREAMED)])
+def test_by_kernels_the_loss_passes_over_its_scores_five_times_at_most(dtype: str, mode: str) -> None:
+    assert sum(loss_traffic(dtype, mode, by_kernels=True).values()) <= 5
+
+
 _WIDENING = pytest.mark.xfail(
     strict=True,
-    reason="12.3, 14.8 and 14.3 passes: each of torch's operations that computes in fp32 what is there in bf16 is a pass of its "
-    "own, and moves twice the bytes; the kernels for CUDA pass three times",
+    reason="11.2, 13.8 and 12.9 passes: none of torch's operations adds up exponentials of narrow scores in fp32, so that a wide "
+    "copy of them is written (3) and made a softmax (4): more than five before the gradient is written. Triton's kernels do it",
 )
 
 
 @pytest.mark.parametrize("mode", SHRUNK)
 @pytest.mark.parametrize("dtype", ["fp32", pytest.param("bf16", marks=_WIDENING)])
-def test_the_loss_passes_over_its_scores_five_times_at_most(dtype: str, mode: str) -> None:
+def test_by_torchs_operations_the_loss_passes_over_its_scores_five_times_at_most(dtype: str, mode: str) -> None:
     assert sum(loss_traffic(dtype, mode).values()) <= 5

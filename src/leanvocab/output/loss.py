@@ -395,7 +395,8 @@ class _GradientSums:
             for total, operand in zip(self._of_operands, operands, strict=True)
         )
         of_weight = torch.zeros_like(weight) if self._of_weight is None else self._of_weight.to(weight.dtype)
-        return self.of_hidden.to(hidden.dtype), of_weight if self._with_weight else None, *of_operands
+        of_hidden = torch.zeros_like(hidden) if self._of_hidden is None else self._of_hidden.to(hidden.dtype)
+        return of_hidden, of_weight if self._with_weight else None, *of_operands
 
 
 def _plus(total: Tensor | None, part: Tensor | None) -> Tensor | None:
