@@ -86,8 +86,8 @@ def _fits(run: Run) -> list[str]:
 
 PARTS = (
     Part("tests", _tests, 240, ("torch", "transformers", "pytest", "accelerate")),
-    Part("loss, Gemma-2-2B's shape", _loss(256_000, 2304), 150),
-    Part("loss, Qwen3-1.7B's shape", _loss(151_936, 2048), 120),
+    Part("loss, Gemma-2-2B's shape", _loss(256_000, 2304), 150, is_counted=True),
+    Part("loss, Qwen3-1.7B's shape", _loss(151_936, 2048), 120, is_counted=True),
     Part("language_step", _language, 180, is_counted=True),
     Part(
         "qlora_step",

@@ -52,6 +52,13 @@ def peak_of(prepare: Callable[[str], Callable[[], Any]]) -> tuple[int, Any]:
         return int(module.max_memory_allocated()) - start, given
 
 
+def allocated(device: str) -> int:
+    """Bytes that are on the device now."""
+    import torch
+
+    return int(torch.get_device_module(device).memory_allocated())
+
+
 def set_total_memory(num_bytes: int | None) -> None:
     """Makes the card one of so many bytes."""
     import accelerator

@@ -5,6 +5,7 @@ weights. Full losses: torch's plain cross-entropy, and its chunked one with seve
 chunks of a quarter, of 128 rows, and of its own choice). Gradients of the hidden states and of the matrix are made by all;
 leanvocab's have the kept rows alone. Programs take turns in one process; memory is the peak of a fresh process in one
 forward and backward. Liger, CCE and TRL's fused head run on CUDA only. Cases go from small to large while the budget lasts.
+`--device paper` counts that memory on a GPU, of torch's operations alone: kernels in Triton hold less.
 """
 
 import argparse
@@ -21,8 +22,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks._command import About, finish, parser, read_options
+from benchmarks._paper import PAPER, allocated, peak_of, why_not
 from benchmarks._peers import NO_GPU, installed
-from benchmarks._results import OURS, Figure, Result, Series
+from benchmarks._results import OURS, Figure, Result, Series, versions
 from benchmarks._rounds import Budget, run_child, run_module, take_turns
 
 ABOUT = About(
@@ -53,6 +55,7 @@ CASES = {
     "full": [_BY_WORK[0], BAR_CASE, *_BY_WORK[1:]],  # the smallest first, which tells what would take too long
     "small": [(600, 32)],
 }
+MEMORY = "memory of a loss beyond the layer's"
 
 
 def make_layer(rows: int, options: dict[str, Any], mode: Any = None, frozen_rows: Any = "device") -> Any:
@@ -160,6 +163,7 @@ class Program:
 
     forward: Callable[[], float]
     step: Callable[[], None]
+    let_go: Callable[[], None]  # of the gradients
     device: str
 
     def take(self) -> tuple[float, float]:
@@ -181,12 +185,15 @@ def program(
         value.backward()
         return float(value.detach())
 
-    def step() -> None:
-        optimizer.step()
+    def let_go() -> None:
         optimizer.zero_grad()
         hidden.grad = None
 
-    return Program(forward, step, options["device"])
+    def step() -> None:
+        optimizer.step()
+        let_go()
+
+    return Program(forward, step, let_go, options["device"])
 
 
 def matrix_products(rows: int, tokens: int, options: dict[str, Any]) -> Callable[[], Any]:
@@ -284,6 +291,52 @@ def memory_of(rows: str, tokens: str, given: str, who: str) -> int:
     return int(peak.anonymous_growth_bytes)
 
 
+def counted(rows: int, tokens: int, options: dict[str, Any], who: str) -> int:
+    """The same on paper, in a second forward and backward: frozen rows that the device holds are part of it too."""
+
+    def prepare(device: str) -> Callable[[], int]:
+        here, before = options | {"device": device}, allocated(device)
+        made = program(losses(rows, tokens, here)[who], rows, tokens, here)
+        held = allocated(device) - before
+
+        def step() -> int:
+            made.forward()
+            made.let_go()
+            return held
+
+        return step
+
+    peak, held = peak_of(prepare)
+    return peak - int(held)
+
+
+def on_paper(options: argparse.Namespace) -> Iterator[Result]:
+    """Memory of every program at each size."""
+    start, subject = time.perf_counter(), f"tied dim {options.dim} {options.dtype}"
+    title = f"The output side, counted: dim {options.dim}, {options.kept:,} rows kept, {options.dtype}"
+    reason = why_not()
+    if reason:
+        yield Result(ABOUT.name, title, subject, PAPER, open=(f"every size: {reason}",))
+        return
+    given = {name: getattr(options, name) for name in ("device", "dtype", "dim", "kept")}
+    series = []
+    for rows, tokens in options.cases or CASES[options.size]:
+        for who in losses(rows, tokens, given):
+            peak = float(counted(rows, tokens, given, who))
+            series.append(Series(f"counted: {MEMORY}", case_name(rows, tokens), who, (peak,), "bytes"))
+    seconds = time.perf_counter() - start
+    yield Result(
+        ABOUT.name,
+        title,
+        subject,
+        PAPER,
+        tuple(series),
+        seconds=seconds,
+        budget_seconds=options.seconds,
+        machine=versions(),
+    )
+
+
 def child(what: str, *rest: str) -> Any:
     return time_case(*rest) if what == "time" else memory_of(*rest)
 
@@ -312,7 +365,7 @@ def run_case(
             late.append(f"{who} at {case}, memory: open: over the time budget")
             continue
         grown = run_child(MODULE, "memory", rows, tokens, json.dumps(given), who)
-        series.append(Series("memory of a loss beyond the layer's", case, who, (float(grown),), "bytes"))
+        series.append(Series(MEMORY, case, who, (float(grown),), "bytes"))
     return series, list(bars(found, case, (rows, tokens) == BAR_CASE)), late
 
 
@@ -387,13 +440,13 @@ def size_of(text: str) -> tuple[int, int]:
 
 
 def main(arguments: list[str] | None = None) -> list[Result]:
-    made = parser(ABOUT)
+    made = parser(ABOUT, counts=True)
     made.add_argument("--cases", type=size_of, nargs="+", help="ROWSxTOKENS, such as 262144x512")
     made.add_argument("--dim", type=int)
     made.add_argument("--kept", type=int, default=KEPT)
     options = read_options(made, arguments)
     options.dim = options.dim or (DIM if options.size == "full" else 16)
-    return finish(measure(options), options)
+    return finish(on_paper(options) if options.device == PAPER else measure(options), options)
 
 
 if __name__ == "__main__":

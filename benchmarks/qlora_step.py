@@ -88,7 +88,8 @@ def child(name: str, folder: str, who: str, batch: str, length: str, device: str
     saved = 0
     if PROGRAMS[who] is not None:
         estimate = lv.estimate_memory(model, num_tokens=int(batch) * (int(length) - 1))
-        saved = estimate.saved_bytes + (_mapped_bytes(estimate, who) if device == "cpu" else 0)
+        dim = model.get_input_embeddings().weight.shape[1]
+        saved = estimate.saved_bytes + (_mapped_bytes(estimate, who, dim) if device == "cpu" else 0)
     if device == "cuda":
         torch.cuda.empty_cache()
     with record_peak() as peak:
@@ -101,11 +102,17 @@ def child(name: str, folder: str, who: str, batch: str, length: str, device: str
     return {"peak": int(measured or 0), "saved": int(saved)}
 
 
-def _mapped_bytes(estimate: Any, who: str) -> int:
-    """Bytes that a card would hold, mapped on a CPU: frozen rows, or a block of them on its way, in bf16 for fp32."""
-    from leanvocab.output.projection import STREAMED_BYTES
+def _mapped_bytes(estimate: Any, who: str, dim: int) -> int:
+    """Bytes that a card would hold and a CPU has mapped: frozen rows with what finds them; of streamed ones the second block."""
+    import torch
 
-    return STREAMED_BYTES // 2 if who == HOST else int(estimate.partial.frozen_bytes)
+    from leanvocab.output.frozen_rows import FrozenSizes
+
+    if who != HOST:
+        return int(estimate.partial.frozen_bytes)
+    (table,) = estimate.tables
+    sizes = FrozenSizes(table.full_rows, table.partial_rows, dim, torch.bfloat16, torch.float32, on_host=True)
+    return sizes.block_rows * dim * sizes.held_dtype.itemsize
 
 
 def counted(name: str, who: str, shape: tuple[int, int]) -> dict[str, int]:

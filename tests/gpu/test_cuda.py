@@ -22,11 +22,8 @@ from references import (
     lm_vocabulary,
     reference,
 )
-from texts import pairs, save_language_model, write
 
 from leanvocab.errors import MissingTokenError
-from leanvocab.finetune.job import finetune
-from leanvocab.finetune.settings import FineTuneSettings
 from leanvocab.model.shrink import merge_, shrink_
 
 pytestmark = [*QUIET, pytest.mark.usefixtures("few_scores_at_once")]
@@ -112,6 +109,12 @@ def test_under_autocast_gradients_are_those_of_the_full_model_within_its_roundin
 
 
 def test_finetune_leaves_the_model_of_the_run_with_the_full_vocabulary(tmp_path: Path) -> None:
+    pytest.importorskip("datasets", reason="finetune reads its data with it")
+    from texts import pairs, save_language_model, write
+
+    from leanvocab.finetune.job import finetune
+    from leanvocab.finetune.settings import FineTuneSettings
+
     save_language_model(tmp_path / "model", "llama", tied=False)
     write(tmp_path / "data.csv", pairs(24))
     given: dict[str, Any] = {

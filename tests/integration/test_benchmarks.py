@@ -12,7 +12,7 @@ import accelerator
 import pytest
 import torch
 
-from benchmarks import _report, fits, output_side, training_step
+from benchmarks import _report, epoch, fits, output_side, training_step
 from benchmarks.__main__ import LONG_ON_A_CPU, NAMES, abouts, main
 from benchmarks._models import SHAPES, kept_ids, make_model
 from benchmarks._results import FOLDER, OURS, Figure, Result, Series, beside_ours, median_interval
@@ -264,9 +264,25 @@ def test_a_step_is_counted_on_paper_and_takes_no_time(name, capsys):
     assert all(value < full for who, value in peaks.items() if who.startswith(OURS))
 
 
+@on_an_emulated_device
+def test_a_loss_is_counted_on_paper_beside_those_that_hold_all_logits(capsys):
+    words = ["--size", "small", "--device", "paper", "--dtype", "bfloat16", "--cases", "4000x512"]
+    (result,) = output_side.main(words)
+    assert "Counted, not measured" in capsys.readouterr().out
+    assert {(each.measure, each.unit) for each in result.series} == {
+        ("counted: memory of a loss beyond the layer's", "bytes")
+    }
+    held = {each.who: each.median for each in result.series}
+    assert {output_side.FROZEN, output_side.HOST, output_side.RESTRICTED, output_side.PLAIN} <= held.keys()
+    logits_bytes = 4_000 * 512 * 2
+    assert held[output_side.PLAIN] > 3 * logits_bytes  # theirs, and their log-probabilities in fp32
+    assert held[output_side.RESTRICTED] < held[output_side.HOST] < held[output_side.FROZEN] < held[output_side.PLAIN]
+    assert logits_bytes < held[output_side.FROZEN] < 2 * logits_bytes  # scores once, and a piece of them in fp32
+
+
 def test_a_benchmark_that_counts_nothing_takes_no_paper(capsys):
     with pytest.raises(SystemExit):
-        output_side.main(["--device", "paper"])
+        epoch.main(["--device", "paper"])
     assert "invalid choice: 'paper'" in capsys.readouterr().err
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
+from triton_stand_in import kernels_run
 
 from leanvocab.model.shrink import merge_, shrink_
 from leanvocab.reports.memory import estimate_memory
@@ -84,15 +85,18 @@ def peaks_of(dtype: str, mode: str, *, computes: bool = False) -> Peaks:
 
 
 @functools.cache
-def loss_traffic(dtype: str, mode: str) -> dict[str, float]:
+def loss_traffic(dtype: str, mode: str, *, by_kernels: bool = False) -> dict[str, float]:
     """Passes of the loss over its scores [tokens, columns], by operation: bytes that it reads and writes on the device, forward
-    and backward, over the scores' bytes. Aside are products, and the arrival of rows from the host."""
-    with accelerator.in_use(computes=False):
+    and backward, over the scores' bytes. Aside are products, and the arrival of rows from the host. `by_kernels`: those in
+    Triton do what they can, run by a stand-in, for which the device has to compute."""
+    run_kernels = kernels_run() if by_kernels else nullcontext(Counter[str]())
+    with accelerator.in_use(computes=by_kernels), run_kernels as moved:
         model: Any = shrink_(_model(dtype).to(accelerator.NAME).train(), kept_vocabulary(), **(MODES[mode] or {}))
         hidden = torch.zeros(NUM_TOKENS, DIM, dtype=model.dtype, device=accelerator.NAME, requires_grad=True)
         labels = torch.zeros(NUM_TOKENS, dtype=torch.int64, device=accelerator.NAME)
         for _ in range(2):  # the first brings the frozen rows
             model.lm_head.weight.grad = hidden.grad = None  # what is added to them is no pass of the loss
+            moved.clear()
             with accelerator.watch() as seen:
                 torch.nn.functional.cross_entropy(model.lm_head(hidden), labels).backward()
     columns = NUM_KEPT if mode == "restricted" else FULL_SIZE
@@ -101,6 +105,7 @@ def loss_traffic(dtype: str, mode: str) -> dict[str, float]:
     for (name, line), num_bytes in seen.traffic.items():
         is_aside = name in ("mm", "addmm") or line.startswith("devices.py")
         passes[name] += 0 if is_aside else num_bytes / scores_bytes
+    passes.update({name: num_bytes / scores_bytes for name, num_bytes in moved.items()})
     return {name: share for name, share in passes.most_common() if share > 0.01}
 
 
@@ -161,9 +166,9 @@ if __name__ == "__main__":
             found = peaks_of(dtype, mode)
             parts = " · ".join(f"{name} {value / 1e6:.1f}" for name, value in vars(found).items())
             if mode != "ordinary" and not dtype.startswith("autocast"):
-                passes = loss_traffic(dtype, mode)
-                print(
-                    f"{dtype:14} {mode:15} passes {sum(passes.values()):.1f}",
-                    {k: round(v, 1) for k, v in passes.items()},
-                )
+                for by_kernels in (False, True):
+                    passes = loss_traffic(dtype, mode, by_kernels=by_kernels)
+                    shares = {name: round(share, 1) for name, share in passes.items()}
+                    how = " by kernels" if by_kernels else ""
+                    print(f"{dtype:14} {mode:15} passes{how} {sum(passes.values()):.1f}", shares)
             print(f"{dtype:14} {mode:15} peak {found.training / 1e6:6.1f} MB ({parts})", flush=True)

@@ -15,7 +15,7 @@ from torch import nn
 from leanvocab.checkpoints.full_saving import save_full
 from leanvocab.errors import CheckpointError
 from leanvocab.files import atomic_folders
-from leanvocab.model.shrink import shrink_
+from leanvocab.model.shrink import partial_state_dicts, shrink_
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 SHARDED, WHOLE = "60KB", "5GB"
@@ -104,12 +104,35 @@ def test_saving_through_a_link_writes_where_the_link_points(tmp_path: Path) -> N
 
 def test_any_module_is_saved_as_one_file_with_its_full_rows(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Embedding(9, 4))
-    expected = model[0].weight.detach().clone()
+    expected = model[0].weight.detach().cpu().clone()
     save_full(shrink_(model, PartialVocabulary([3, 8], 9)), tmp_path / "saved")
     assert torch.equal(load_file(tmp_path / "saved" / "model.safetensors")["0.weight"], expected)
     with pytest.raises(CheckpointError, match="has no save_pretrained to take the options max_shard_size"):
         save_full(model, tmp_path / "other", max_shard_size="1GB")
     assert not (tmp_path / "other").exists()
+
+
+def test_what_was_collected_from_the_parameters_themselves_is_saved_in_full_by_a_model_of_its_vocabulary(
+    tmp_path: Path,
+) -> None:
+    """So does DeepSpeed collect it in `engine.save_16bit_model`, and in `zero_to_fp32.py`."""
+    base, trained = twins()
+    train(shrink_(trained, used_vocabulary()))
+    collected = {
+        f"{path}.{name}": value.detach().clone()
+        for path, module in trained.named_modules()
+        for name, value in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+        if name not in module._non_persistent_buffers_set
+    }
+    other = shrink_(base, used_vocabulary())
+    with pytest.raises(CheckpointError, match=r"load them within partial_state_dicts\(model\)"):
+        other.load_state_dict(collected)
+    with partial_state_dicts(other):
+        other.load_state_dict(collected)
+    for model, name in ((trained, "trained"), (other, "loaded")):
+        save_full(model, tmp_path / name)
+    written = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("trained", "loaded")]
+    assert written[0] == written[1]
 
 
 def test_a_file_in_the_place_of_the_folder_is_an_error(tmp_path: Path) -> None:

@@ -217,13 +217,14 @@ def test_what_is_written_over_keeps_its_dtype() -> None:
 def test_what_asks_about_the_logits_does_not_make_them(monkeypatch: pytest.MonkeyPatch) -> None:
     _, lean = heads()
     monkeypatch.setattr(LazyLogits, "compute", None)
-    logits = lean(hidden_states(2, 9))
+    hidden = hidden_states(2, 9)
+    logits, device = lean(hidden), hidden.device
     assert isinstance(logits, Tensor)
     assert (logits.shape, logits.size(-1), logits.ndim, len(logits)) == ((2, 9, FULL_SIZE), FULL_SIZE, 3, 2)
-    assert (logits.dtype, logits.device.type, logits.numel()) == (torch.float32, "cpu", 18 * FULL_SIZE)
+    assert (logits.dtype, logits.device, logits.numel()) == (torch.float32, device, 18 * FULL_SIZE)
     assert logits.requires_grad
     assert not logits.detach().requires_grad
-    assert logits.to("cpu") is logits
+    assert logits.to(device) is logits
     assert logits.contiguous() is logits
     assert logits.bfloat16().dtype == torch.bfloat16
 
@@ -337,7 +338,7 @@ def test_autocast_computes_in_its_dtype_and_takes_the_loss_in_fp32() -> None:
     losses = []
     for model in (full, lean):
         hidden = hidden_states(2, 9)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(hidden.device.type, torch.bfloat16):
             logits = model(hidden)
             assert logits.dtype == torch.bfloat16
             losses.append(F.cross_entropy(logits.view(-1, FULL_SIZE), torch.arange(18)))

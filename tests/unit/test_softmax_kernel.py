@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from triton_stand_in import kernels_run
 
 from leanvocab.errors import LeanVocabWarning
 from leanvocab.output import softmax_kernel
@@ -18,7 +19,7 @@ if importlib.util.find_spec("triton") is None:
 else:
     _TRITON = pytest.mark.filterwarnings("ignore")
 
-_INTERPRETED = """
+_VALUES = """
 import torch
 from leanvocab.output import triton_kernels
 from leanvocab.output.logit_operations import Elementwise
@@ -86,10 +87,31 @@ def _run(program: str, **environment: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_the_kernels_give_what_torchs_operations_give() -> None:
+    """By a stand-in for Triton's language, which is there on every machine."""
+    with kernels_run() as moved:
+        exec(compile(_VALUES, "kernels", "exec"), {})
+    assert len(moved) == 2  # both kernels ran
+
+
 @_TRITON
-def test_the_kernels_give_what_torchs_operations_give(tmp_path: Path) -> None:
-    # the interpreter reads a function's source, which has to be in a file
-    _run(_INTERPRETED, TRITON_INTERPRET="1")
+def test_the_kernels_give_the_same_in_tritons_interpreter() -> None:
+    _run(_VALUES, TRITON_INTERPRET="1")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_kernels_read_scores_twice_and_write_them_once(dtype: torch.dtype) -> None:
+    raw, columns = torch.zeros(3, 9_000, dtype=dtype), torch.zeros(3, dtype=torch.int64)
+    with kernels_run() as moved:
+        lse, _, _ = softmax_kernel.statistics(raw, columns)
+        softmax_kernel.turn_into_gradient(raw, lse, columns, 1.0, 0.0, None)
+    assert sum(moved.values()) == pytest.approx(3 * raw.nbytes, rel=0.01)
+    assert sum(moved.values()) > 3 * raw.nbytes  # and the numbers of the tokens
+
+
+def test_the_stand_in_refuses_a_kernel_that_reads_beside_its_tensor() -> None:
+    with kernels_run(), pytest.raises(AssertionError, match="asks for position 5 of 2"):
+        softmax_kernel.statistics(torch.zeros(1, 2), torch.tensor([5]))
 
 
 @_TRITON

@@ -19,24 +19,45 @@ from leanvocab.output.frozen_rows import FrozenSizes
 from leanvocab.output.logit_operations import Elementwise
 from leanvocab.output.projection import FrozenBlock, KeptRows, Projection
 from leanvocab.output.scores import Scores, Statistics, Targets, in_pieces, tokens_in_a_piece, wide_dtype
-from leanvocab.partial.devices import OnItsWay, has_streams, without_autocast
+from leanvocab.partial.devices import OnItsWay, has_streams, memory_bytes, without_autocast
 
-# Scores that are held at once. A product reads and rearranges all frozen rows for each chunk: at 262,144 × 640 on two CPU
-# cores the two products took 2.58 s for 512 tokens in chunks of 128 MiB, 2.37 s in chunks of 256 MiB (limit: 2.14 s).
+# Scores that are held at once, at most (docs/decisions/chunk-sizes.md). A product reads and rearranges all frozen rows for each
+# chunk: at 262,144 × 640 on two CPU cores the two products took 2.58 s for 512 tokens in chunks of 128 MiB, 2.37 s in chunks of
+# 256 MiB (limit: 2.14 s).
 CHUNK_BYTES = {"cpu": 256 << 20, "cuda": 512 << 20}
+_LEAST_CHUNK_BYTES = 64 << 20
+_SHARE_OF_MEMORY = 24  # a chunk takes one of so many parts of a device's memory
 _WIDE_BYTES = 4  # scores and sums of gradients are in fp32 at least
 
 Gradients = tuple[Tensor | None, ...]
 
 
+def chunk_bytes(device_type: str, memory_bytes: int | None = None) -> int:
+    """Bytes of the scores that are held at once on a device of some memory (None: as much as one likes).
+
+    A power of two between 64 and 512 MiB. What is free at the moment is not asked: sums over several chunks are rounded by
+    their sizes, and the same run is to give the same bits.
+    """
+    most = CHUNK_BYTES.get(device_type, CHUNK_BYTES["cuda"])
+    if memory_bytes is None:
+        return most
+    share = 1 << max(0, (memory_bytes // _SHARE_OF_MEMORY).bit_length() - 1)
+    return min(most, max(_LEAST_CHUNK_BYTES, share))
+
+
 def tokens_at_once(device: torch.device, value_bytes: int, num_columns: int) -> int:
     """Number of tokens whose scores are held at once."""
-    chunk_bytes = CHUNK_BYTES.get(device.type, CHUNK_BYTES["cuda"])
-    return max(1, chunk_bytes // (max(_WIDE_BYTES, value_bytes) * num_columns))
+    scores_bytes = chunk_bytes(device.type, memory_bytes(device))
+    return _tokens_of(scores_bytes, value_bytes, num_columns)
+
+
+def _tokens_of(scores_bytes: int, value_bytes: int, num_columns: int) -> int:
+    return max(1, scores_bytes // (max(_WIDE_BYTES, value_bytes) * num_columns))
 
 
 def peak_bytes(num_tokens: int, kept_rows: int, dim: int, computed: torch.dtype, frozen: FrozenSizes | None) -> int:
-    """Bytes that the loss holds at its peak on a GPU, beside the frozen rows: by arithmetic, for an estimate.
+    """Bytes that the loss holds at its peak on a GPU of 12 GiB or more, beside the frozen rows: by arithmetic, for an
+    estimate.
 
     Frozen rows that are streamed are one part of it, and kept rows are another, after them: the larger one counts.
     """
@@ -56,7 +77,7 @@ def _bytes_of_columns(
     """Scores of a chunk of tokens in the dtype of the product, and then either those of a piece in fp32, where this is narrow, or
     what they are multiplied to and with; sums of that in fp32 where there are several chunks."""
     value_bytes = computed.itemsize
-    step = min(tokens_at_once(torch.device("cuda"), value_bytes, num_columns), num_tokens)
+    step = min(_tokens_of(chunk_bytes("cuda"), value_bytes, num_columns), num_tokens)
     piece_bytes = 0
     if value_bytes < _WIDE_BYTES:
         piece_bytes = tokens_in_a_piece(step, num_columns) * num_columns * _WIDE_BYTES
@@ -395,7 +416,8 @@ class _GradientSums:
             for total, operand in zip(self._of_operands, operands, strict=True)
         )
         of_weight = torch.zeros_like(weight) if self._of_weight is None else self._of_weight.to(weight.dtype)
-        return self.of_hidden.to(hidden.dtype), of_weight if self._with_weight else None, *of_operands
+        of_hidden = torch.zeros_like(hidden) if self._of_hidden is None else self._of_hidden.to(hidden.dtype)
+        return of_hidden, of_weight if self._with_weight else None, *of_operands
 
 
 def _plus(total: Tensor | None, part: Tensor | None) -> Tensor | None:

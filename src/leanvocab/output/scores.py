@@ -62,7 +62,8 @@ class WideScores:
     """Scores of which torch's operations make a softmax, in fp32 at least."""
 
     def __init__(self, raw: Tensor, elementwise: Elementwise, arrange: Callable[[Tensor], Tensor], with_graph: bool):
-        self.raw, self._has_graph = raw, with_graph and not elementwise.only_casts
+        self.raw, self._only_casts = raw, elementwise.only_widens(raw.dtype)
+        self._has_graph = with_graph and not elementwise.only_casts
         self._operands = elementwise.operands()
         self._source = raw
         if self._has_graph:
@@ -77,7 +78,7 @@ class WideScores:
     def statistics(self, targets: Targets) -> Statistics:
         of_label = label_scores(self._wide, targets.columns)
         total = self._wide.sum(-1) if targets.smoothing else torch.zeros_like(of_label)
-        self._own_lse = softmax_in_place(self._wide)
+        self._own_lse = softmax_in_place(self._wide, self.raw if self._only_casts else self._wide)
         return Statistics(self._own_lse, of_label, total)
 
     def turn_into_gradient(self, lse: Tensor, targets: Targets | None, scale: Tensor | None) -> list[Tensor | None]:
@@ -148,18 +149,19 @@ def wide_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32) if dtype.is_floating_point else torch.float32
 
 
-def softmax_in_place(scores: Tensor) -> Tensor:
+def softmax_in_place(scores: Tensor, raw: Tensor) -> Tensor:
     """Writes the softmax over scores [n, columns], and returns their logsumexp [n].
 
-    That follows from what the highest score has become. To look for it again costs a CPU less than to note where it was.
+    That follows from what the highest score has become, which is looked for in `raw`: the same scores, narrow perhaps. To look
+    for it again costs a CPU less than to note where it was.
     """
     if scores.device.type == "cpu":
-        top = scores.amax(-1)
+        top = raw.amax(-1).to(scores.dtype)
         torch.softmax(scores, -1, out=scores)
         return top - scores.amax(-1).log_()
-    top, where = scores.max(-1, keepdim=True)
+    top, where = raw.max(-1, keepdim=True)
     torch.softmax(scores, -1, out=scores)
-    return (top - scores.gather(1, where).log_()).squeeze(1)
+    return (top.to(scores.dtype) - scores.gather(1, where).log_()).squeeze(1)
 
 
 def label_scores(scores: Tensor, columns: Tensor) -> Tensor:

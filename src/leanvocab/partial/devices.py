@@ -29,6 +29,12 @@ def has_streams(device: torch.device) -> bool:
     return _has_streams(device.type)
 
 
+def memory_bytes(device: torch.device) -> int | None:
+    """All memory of a device, free or not; None of the host, and where the device does not tell."""
+    properties = getattr(device_module(device), "get_device_properties", None) if has_streams(device) else None
+    return None if properties is None else int(properties(device).total_memory)
+
+
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
     """The dtype in which autocast multiplies on a device; None where it does not, as on meta."""
     is_on = device.type != "meta" and torch.is_autocast_enabled(device.type)
