@@ -288,7 +288,7 @@ def test_shards_may_differ_in_the_width_of_their_types(tmp_path):
         ("a.jsonl", b"", "cannot be read as .jsonl: it is empty; expected a row in each line"),
         ("a.jsonl", b"[]", "cannot be read as|is empty"),
         ("a.jsonl", b'{"text": "a"}\n{"text": \n', "line 2 is no JSON"),
-        ("a.jsonl", b'{"text": "a"}\n5\n', "row 1 is a int; expected an object"),
+        ("a.jsonl", b'{"text": "a"}\n5\n', "line 2 is a int; expected a row in each line"),
         ("a.jsonl", b'{"text": "a", "text": "b"}\n', "an object has a key twice: text, text"),
         ("a.csv.gz", b"text,label\n", "cannot be read as .csv: Not a gzipped file"),
     ],

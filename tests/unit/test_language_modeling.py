@@ -11,7 +11,7 @@ from leanvocab.choices import IGNORE_INDEX
 from leanvocab.errors import DataError, ModelError
 from leanvocab.finetune.language_modeling import find_language_task
 from leanvocab.finetune.settings import FineTuneSettings
-from leanvocab.texts.chats import ChatWriter
+from leanvocab.texts.chats import ChatWriter, as_messages
 
 CLS, SEP = 2, 3
 P = IGNORE_INDEX
@@ -373,7 +373,7 @@ def test_nulls_that_a_table_puts_into_calls_of_tools_are_not_written():
         [{"messages": [*chat_of("w"), {"role": "assistant", "content": "", "arguments": call}]} for call in calls]
     )
     for chat, call in zip(table["messages"], calls, strict=True):
-        (before, _), (reply, is_learned), *_ = ChatWriter(tokenizer).spans(chat, 512)
+        (before, _), (reply, is_learned), *_ = ChatWriter(tokenizer).spans(as_messages(chat), 512)
         assert (json.loads(reply.removesuffix(" [SEP] ")), is_learned) == (call, True)
         assert before == "[CLS] word298 w [SEP] [CLS] word299 "
 
@@ -529,3 +529,16 @@ def test_the_callers_data_set_is_left_as_it_was(tmp_path):
     find_language_task(loaded, settings).encode(loaded, language_tokenizer(), settings)
     assert files_in(tmp_path) == before
     assert loaded["train"].column_names == ["text"]
+
+
+def test_a_chat_in_json_is_what_it_says_nulls_and_absent_keys_alike():
+    call = {"role": "assistant", "tool_calls": [{"arguments": {"unit": None}}, {"arguments": {}}]}
+    chat = [{"role": "user", "content": "word5"}, {**call, "content": None}, call]
+    assert as_messages(json.dumps(chat)) == chat
+
+
+def test_chats_that_a_table_holds_as_json_are_chats():
+    tokenizer = language_tokenizer()
+    tokenizer.chat_template = CHAT_TEMPLATE
+    chat = chat_of("word1", "word2")
+    assert encoded([{"messages": json.dumps(chat)}], tokenizer) == encoded([{"messages": chat}], tokenizer)

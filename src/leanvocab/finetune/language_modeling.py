@@ -1,6 +1,5 @@
 """Language modeling: which columns hold texts, and their token ids with the labels that are learned."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +18,7 @@ from leanvocab.finetune.collators import EpochCallback, MaskingCollator, Padding
 from leanvocab.finetune.scores import TokenScores, logits_of, sums_by_example
 from leanvocab.finetune.settings import CAUSAL_LM, MASKED_LM, SEQ2SEQ_LM, DataSettings, FineTuneSettings
 from leanvocab.finetune.tasks import Task, find_eval_split
-from leanvocab.texts.chats import ChatWriter, Span, Tally, as_messages, without_nones
+from leanvocab.texts.chats import ChatWriter, Span, Tally, as_messages, is_message, parsed
 from leanvocab.texts.packing import join_and_cut, lay_side_by_side, num_learned
 from leanvocab.texts.text_columns import (
     check_column,
@@ -244,14 +243,14 @@ def _check_messages(split_name: str, split: Any, column: str, settings: DataSett
     check_column(split_name, split, column, "messages")
     chats = values_of(split, column)
     check_no_gaps(split_name, column, [not chat for chat in chats], "messages")
-    if not all(isinstance(chat, list) for chat in chats):
+    chats = [as_messages(chat) for chat in chats]
+    if not any(isinstance(chat, list) for chat in chats):
         raise DataError(
             f"column {column!r} of split {split_name!r} holds {split.features[column]}; expected lists of messages, "
-            f"{{'role': …, 'content': …}}"
+            f"{{'role': …, 'content': …}}, or JSON of them"
         )
-    chats = [as_messages(chat) for chat in chats]
     for at, chat in enumerate(chats):
-        if not all(isinstance(message, dict) and {"role", "content"} <= set(message) for message in chat):
+        if not isinstance(chat, list) or not all(map(is_message, chat)):
             raise DataError(
                 f"row {at} of split {split_name!r}: column {column!r} holds something else than messages; expected a list "
                 f"of {{'role': …, 'content': …}}"
@@ -310,7 +309,7 @@ def _pieces(
 
 def _chat_pieces(writer: ChatWriter, chat: list[Any], settings: DataSettings, tally: Tally) -> list[Span]:
     if settings.train_on_prompts:
-        return [(writer.written(without_nones(chat)), True)]
+        return [(writer.written(chat), True)]
     return writer.spans(chat, settings.max_length, tally)
 
 
@@ -324,13 +323,10 @@ def _prompts(batch: Columns, task: LanguageTask) -> list[str]:
 
 def _tools(value: Any) -> list[Any] | None:
     """The tools that a chat is offered: a list, or JSON of one, since tools of different parameters have no one type."""
-    try:
-        tools = json.loads(value) if isinstance(value, str) and value else value
-    except ValueError:
-        tools = value
+    tools = parsed(value)
     if tools and not isinstance(tools, list):
         raise DataError(f"column {_TOOLS!r} holds {shortened(value)}; expected a list of tools, or JSON of one")
-    return without_nones(tools) or None
+    return tools or None
 
 
 def _joined(examples: list[list[Span]], tokenizer: Any, *, is_chat: bool) -> Iterator[tuple[list[int], list[int]]]:

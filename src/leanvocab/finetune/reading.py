@@ -1,4 +1,4 @@
-"""Data → examples: the splits of a run, drawn and tokenized for its task, alike for every command that reads them"""
+"""Data → examples: the splits of a run, drawn and tokenized for its task, alike for every command that reads them."""
 
 import time
 from dataclasses import dataclass

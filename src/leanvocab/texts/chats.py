@@ -1,5 +1,6 @@
 """Chats as their template writes them, and which parts of that text are replies to learn."""
 
+import json
 import re
 from functools import cached_property
 from importlib.util import find_spec
@@ -43,7 +44,6 @@ class ChatWriter:
         Raises:
             DataError: the template refuses the chat, or its replies cannot be found in what it writes.
         """
-        messages = without_nones(messages)
         text = self.written(messages)
         if all(message["role"] != "assistant" for message in messages):
             return [(text, False)]
@@ -141,16 +141,34 @@ class ChatWriter:
         return [(before, False), (text[len(before) :], True)]
 
 
-def without_nones(value: Any) -> Any:
-    """Messages or tools without the keys that a table fills with nulls, at any depth, as templates are meant to see them."""
-    if isinstance(value, dict):
-        return {key: without_nones(inner) for key, inner in value.items() if inner is not None}
-    return [without_nones(inner) for inner in value] if isinstance(value, list) else value
-
-
-def as_messages(chat: list[Any]) -> list[Any]:
+def as_messages(value: Any) -> Any:
     """A chat as messages of roles and contents, where it is one of speakers and values (ShareGPT's form)."""
-    return [_as_message(message) for message in chat]
+    chat = parsed(value)
+    return [_as_message(message) for message in chat] if isinstance(chat, list) else chat
+
+
+def is_message(value: Any) -> bool:
+    """True for what a template can write: a role with a content, or with calls of tools."""
+    return isinstance(value, dict) and "role" in value and bool({"content", "tool_calls", "function_call"} & set(value))
+
+
+def parsed(value: Any) -> Any:
+    """What JSON says, as it says it; or what a table holds, without the keys that it fills with nulls.
+
+    A table holds chats and tools as JSON where its rows have other keys than one another.
+    """
+    if not isinstance(value, str):
+        return _without_nones(value)
+    try:
+        return json.loads(value) if value else None
+    except ValueError:
+        return value
+
+
+def _without_nones(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nones(inner) for key, inner in value.items() if inner is not None}
+    return [_without_nones(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _as_message(message: Any) -> Any:

@@ -1,22 +1,23 @@
-"""Formats of files with rows: CSV, JSON and Parquet → Arrow tables, in which nothing stands that the file does not say
+"""Formats of files with rows: CSV, JSON and Parquet → Arrow tables, in which nothing stands that the file does not say.
 
 Numbers are made of a CSV's column only where each value is written as numbers are: 01 is a string, and so are texts of digits
-in a column that is known to hold texts. JSON that Arrow's own reader refuses (long rows, arrays, mixed types) is read by
-Python's; of a column of mixed types the strings stay, and the rest is JSON.
+in a column that is known to hold texts. JSON is read by Python's own reader: Arrow's gives all objects the same keys, refuses
+long rows, arrays and mixed types, and ends the process at `null`. In the table, objects of different keys are JSON, and so is
+what stands beside the strings of a column of mixed types.
 """
 
 import csv
 import gzip
 import io
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute
 import pyarrow.csv
-import pyarrow.json
 import pyarrow.parquet
 
 from leanvocab.errors import DataError, first_line
@@ -25,7 +26,8 @@ _INTEGER = r"^(0|-?[1-9][0-9]*)$"
 _NUMBER = r"^[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?$|^[-+]?inf$"
 _ABSENT = ("", "NA", "N/A", "n/a", "NULL", "null", "NaN", "nan", "-nan", "None")  # in columns of numbers
 _SEPARATORS = (",", ";", "\t")
-_BLOCK = 1 << 24  # bytes that Arrow reads of JSON at once: no row may be longer
+_LARGEST_BLOCK = 1 << 30  # bytes of a CSV that Arrow reads at once: no row may be longer
+_ROWS_AT_ONCE = 10_000
 
 
 def format_of(path: Path) -> str:
@@ -51,6 +53,8 @@ def read_table(path: Path) -> pa.Table:
         if FORMATS[suffix].is_text:
             _check_encoding(path, content)
         table = FORMATS[suffix].read(content)
+    except DataError:
+        raise
     except (pa.ArrowException, OSError, EOFError, ValueError) as error:
         raise DataError(f"{path} cannot be read as {suffix}: {first_line(error)}") from error
     if twice := next((name for name in table.column_names if table.column_names.count(name) > 1), None):
@@ -115,6 +119,7 @@ def _read_csv(content: bytes, separator: str | None = None) -> pa.Table:
     separator = separator or max(columns, key=lambda known: len(columns[known]))
     return pyarrow.csv.read_csv(
         io.BytesIO(content),
+        read_options=pyarrow.csv.ReadOptions(block_size=min(_LARGEST_BLOCK, max(len(content), 1 << 20))),
         # A text may hold line breaks, and the word null or NA is a text.
         parse_options=pyarrow.csv.ParseOptions(delimiter=separator, newlines_in_values=True),
         convert_options=pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(columns[separator], pa.string())),
@@ -128,46 +133,34 @@ def _read_tsv(content: bytes) -> pa.Table:
 def _read_json(content: bytes) -> pa.Table:
     if not content.strip():
         raise ValueError("it is empty; expected a row in each line, {…}, or a list of rows")
-    options = pyarrow.json.ReadOptions(block_size=_BLOCK)
-    try:
-        table = pyarrow.json.read_json(io.BytesIO(content), options)
-    except pa.ArrowInvalid:
-        return _table_of(_rows_of(content.decode("utf-8-sig")))
-    found = pa.struct(list(table.schema))
-    if (meant := _without_times(found)) != found:
-        parsing = pyarrow.json.ParseOptions(explicit_schema=pa.schema(list(meant)))
-        table = pyarrow.json.read_json(io.BytesIO(content), options, parsing)
-    return table
-
-
-def _without_times(kind: pa.DataType) -> pa.DataType:
-    """The same type, in which strings that look like times are strings."""
-    if pa.types.is_struct(kind):
-        return pa.struct([field.with_type(_without_times(field.type)) for field in kind])
-    if pa.types.is_list(kind):
-        return pa.list_(_without_times(kind.value_type))
-    return pa.string() if pa.types.is_temporal(kind) else kind
-
-
-def _rows_of(text: str) -> list[dict[str, Any]]:
-    """Rows of a list, or of one row in each line."""
-    rows: list[Any] = []
-    if text.lstrip().startswith("["):
-        rows = _loads(text)
-    else:
-        for number, line in enumerate(text.split("\n"), 1):
-            try:
-                rows += [_loads(line)] if line.strip() else []
-            except ValueError as error:
-                raise ValueError(f"line {number} is no JSON ({error}); expected a row in each line, {{…}}") from error
+    content = content.removeprefix(b"\xef\xbb\xbf")
+    if content.lstrip()[:1] != b"[":
+        return _table_of(_lines_of(content))
+    rows = _loads(content)
     wrong = next((number for number, row in enumerate(rows) if not isinstance(row, dict)), None)
     if wrong is not None:
         raise ValueError(f"row {wrong} is a {type(rows[wrong]).__name__}; expected an object, {{…}}")
-    return rows
+    return _table_of(iter(rows))
 
 
-def _loads(text: str) -> Any:
-    return json.loads(text, object_pairs_hook=_object)
+def _lines_of(content: bytes) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(content.split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = _loads(line)
+        except ValueError as error:
+            raise ValueError(f"line {number} is no JSON ({error}); expected a row in each line, {{…}}") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"line {number} is a {type(row).__name__}; expected a row in each line, {{…}}")
+        yield row
+
+
+def _loads(text: bytes) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=_object)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -177,15 +170,42 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
-def _table_of(rows: list[dict[str, Any]]) -> pa.Table:
-    columns = {}
-    for name in dict.fromkeys(name for row in rows for name in row):
-        values = [row.get(name) for row in rows]
-        try:
-            columns[name] = pa.array(values)
-        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
-            columns[name] = pa.array([_written(value) for value in values], pa.string())
-    return pa.table(columns)
+def _table_of(rows: Iterator[dict[str, Any]]) -> pa.Table:
+    """The table of rows, made some thousand rows at a time: as Python's objects they take many times the memory."""
+    parts: dict[str, list[pa.Array]] = {}
+    num_rows = 0
+    while batch := list(islice(rows, _ROWS_AT_ONCE)):
+        for name in dict.fromkeys([*parts, *(name for row in batch for name in row)]):
+            parts.setdefault(name, [pa.nulls(num_rows)] if num_rows else [])
+            parts[name].append(_array_of([row.get(name) for row in batch]))
+        num_rows += len(batch)
+    return pa.table({name: _together(arrays) for name, arrays in parts.items()})
+
+
+def _array_of(values: list[Any]) -> pa.Array:
+    """An array that gives the values back as they are, which objects of different keys do not; or strings, and JSON."""
+    try:
+        array = pa.array(values)
+        if not any(isinstance(value, dict | list) for value in values) or array.to_pylist() == values:
+            return array
+    except (pa.ArrowException, OverflowError):
+        pass
+    return _as_written(values)
+
+
+def _together(arrays: list[pa.Array]) -> pa.ChunkedArray:
+    """Parts of a column as one: of the type that holds them all, or as written."""
+    kinds = {array.type for array in arrays if not pa.types.is_null(array.type)}
+    if len(kinds) <= 1:
+        kind = kinds.pop() if kinds else pa.null()
+        return pa.chunked_array([array.cast(kind) for array in arrays], kind)
+    if all(pa.types.is_integer(kind) or pa.types.is_floating(kind) for kind in kinds):
+        return pa.chunked_array([array.cast(pa.float64()) for array in arrays], pa.float64())
+    return pa.chunked_array([_as_written(array.to_pylist()) for array in arrays], pa.string())
+
+
+def _as_written(values: list[Any]) -> pa.Array:
+    return pa.array([_written(value) for value in values], pa.string())
 
 
 def _written(value: Any) -> str | None:
