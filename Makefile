@@ -48,7 +48,8 @@ doors: $(INSTALLED)  ## every combination with trainers, adapters and optimizers
 DEEPSPEED := .cache/deepspeed
 
 FUZZ_SECONDS ?= 600
-fuzz: $(INSTALLED)  ## ten minutes of fuzzing the readers of what lies on disk (FUZZ_SECONDS=…)
+fuzz: $(INSTALLED)  ## 300 bad invocations of the command, and ten minutes of fuzzing the readers (FUZZ_SECONDS=…)
+	HF_HUB_OFFLINE=1 PYTHONPATH=tests/support $(RUN) tests/fuzz/fuzz_commands.py
 	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt atheris
 	$(RUN) tests/fuzz/fuzz_readers.py --seconds $(FUZZ_SECONDS)
 

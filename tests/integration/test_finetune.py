@@ -383,3 +383,11 @@ def test_real_text_with_a_real_tokenizer_gives_the_model_of_ordinary_fine_tuning
     full, partial = both(base, shared / "data/glue", tmp_path, **knobs)
     assert_same_run(full, partial)
     assert 1_000 < len(partial.vocabulary) < 5_000
+
+
+def test_an_output_directory_without_a_name_is_not_the_folder_where_one_is(base, data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(SettingsError, match="the output directory has no name"):
+        finetune(base, data, "", FineTuneSettings(overwrite=True))
+    assert (tmp_path / "checkpoints").exists()

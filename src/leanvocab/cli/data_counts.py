@@ -120,7 +120,7 @@ def load_tokenizer(name: str) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # what lies in its files: readers raise whatever they meet
         raise ModelError(f"there is no tokenizer in {name!r}: {first_line(error)}") from error
 
 
@@ -130,7 +130,7 @@ def config_beside(name: str) -> Any:
 
     try:
         return AutoConfig.from_pretrained(name)
-    except (OSError, ValueError, KeyError):
+    except Exception:  # what lies in its files: readers raise whatever they meet
         return None
 
 

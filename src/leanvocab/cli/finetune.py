@@ -38,7 +38,7 @@ def finetune_command(
             "their names, or a name on the hub."
         ),
     ],
-    output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="Where the fine-tuned full model goes.")],
+    output_dir: Annotated[str, typer.Option("--output-dir", "-o", help="Where the fine-tuned full model goes.")],
     validation: Annotated[Path | None, typer.Option(help="File of the validation split.")] = None,
     test: Annotated[Path | None, typer.Option(help="File of a test split, to count its tokens too.")] = None,
     settings: FineTuneSettings,
@@ -58,11 +58,11 @@ def finetune_command(
     return Answer(result.to_dict(), lambda: [*_printed(result), _next_step(model, output_dir, settings)])
 
 
-def _next_step(model: str, output_dir: Path, settings: FineTuneSettings) -> str:
+def _next_step(model: str, output_dir: str, settings: FineTuneSettings) -> str:
     """The line that uses what the run left, to copy."""
     if settings.save == "delta":
-        return f"to make the full model: {shlex.join(['leanvocab', 'merge', model, str(output_dir), 'OUTPUT'])}"
-    name, kind = json.dumps(str(output_dir)), settings.kind
+        return f"to make the full model: {shlex.join(['leanvocab', 'merge', model, output_dir, 'OUTPUT'])}"
+    name, kind = json.dumps(output_dir), settings.kind
     if kind.pipeline is None:
         return f"to use it: transformers.{kind.auto_class}.from_pretrained({name})"
     return f'to use it: transformers.pipeline("{kind.pipeline}", {name})'

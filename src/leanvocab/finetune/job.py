@@ -8,6 +8,7 @@ unless an output layer is frozen in part or restricted (`output`).
 import copy
 import json
 import math
+import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -26,7 +27,7 @@ from leanvocab.checkpoints.base_checkpoint import find_base
 from leanvocab.checkpoints.delta_format import FILES, TENSORS, is_delta
 from leanvocab.checkpoints.delta_saving import write_delta
 from leanvocab.checkpoints.full_saving import save_full
-from leanvocab.errors import CheckpointError, DataError
+from leanvocab.errors import CheckpointError, DataError, SettingsError
 from leanvocab.extras import require
 from leanvocab.files.atomic_folders import written_whole
 from leanvocab.files.copying import share_bytes
@@ -131,7 +132,7 @@ def finetune(
 
     Source: Section 4 of the paper. Its D' is never made, since the lookup remaps.
     """
-    settings, output_dir = settings or FineTuneSettings(), Path(output_dir)
+    settings, output_dir = settings or FineTuneSettings(), _named(output_dir)
     _check_extras(settings)
     earlier = find_earlier_run(output_dir, Path(model), settings)
     _check_room(output_dir, model, settings)
@@ -159,6 +160,12 @@ def finetune(
         _save(prepared.network, pretrained.tokenizer, result, settings.save)  # full while shrunk
     trainer.accelerator.wait_for_everyone()
     return result
+
+
+def _named(output_dir: str | Path) -> Path:
+    if not os.fspath(output_dir):
+        raise SettingsError("the output directory has no name (output_dir is empty); '.' is the folder where you are")
+    return Path(output_dir)
 
 
 def _train(trainer: Trainer, checkpoint: Path | None) -> None:
