@@ -97,10 +97,10 @@ def test_rows_are_as_long_as_they_are(tmp_path: Path) -> None:
         ("a.csv", "text\tlabel\na; b\t1\n", [{"text": "a; b", "label": 1}]),
         ("a.csv", '\ufefftext,label\r\n"a\r\nb",1\r\n', [{"text": "a\r\nb", "label": 1}]),
         ("a.csv", "text\nonly one column\n", [{"text": "only one column"}]),
-        ("a.csv.gz", gzip.compress(b"text,label\na,1\n"), [{"text": "a", "label": 1}]),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n'), [{"text": "a"}]),
+        ("a.csv.gz", gzip.compress(b"text,label\na,1\n", mtime=0), [{"text": "a", "label": 1}]),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n', mtime=0), [{"text": "a"}]),
         ("A.CSV", "text\na\n", [{"text": "a"}]),
-        ("a.txt.gz", gzip.compress(b"one\n\ntwo\n"), [{"text": "one"}, {"text": "two"}]),
+        ("a.txt.gz", gzip.compress(b"one\n\ntwo\n", mtime=0), [{"text": "one"}, {"text": "two"}]),
     ],
 )
 def test_valid_files_are_read(tmp_path: Path, name: str, content: Any, expected: list[Any]) -> None:
@@ -128,7 +128,7 @@ def test_valid_files_are_read(tmp_path: Path, name: str, content: Any, expected:
         ("a.jsonl", "", "it is empty; expected a row in each line"),
         ("a.csv", "", "it is empty; expected a line with the names of columns"),
         ("a.csv.gz", b"no gzip", "cannot be read as .csv: Not a gzipped file"),
-        ("a.parquet.gz", gzip.compress(b"no parquet"), "cannot be read as .parquet"),
+        ("a.parquet.gz", gzip.compress(b"no parquet", mtime=0), "cannot be read as .parquet"),
         ("a.xlsx.gz", b"", "is of an unknown type"),
     ],
 )
