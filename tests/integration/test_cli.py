@@ -363,3 +363,12 @@ def test_merge_says_when_its_folders_are_the_wrong_way_round(base, tmp_path):
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter/adapter_config.json").write_text("{}")
     assert "merge_and_unload" in run("merge", single, tmp_path / "adapter", out, code=1).stderr
+
+
+def test_count_draws_what_it_counted(base, data, tmp_path):
+    pytest.importorskip("matplotlib")
+    assert json_of("count", data, "--tokenizer", base, "--plot", tmp_path / "use.svg")["plot"] == str(
+        tmp_path / "use.svg"
+    )
+    assert "<svg" in (tmp_path / "use.svg").read_text()
+    assert "give --overwrite" in run("count", data, "--tokenizer", base, "--plot", tmp_path / "use.svg", code=1).stderr

@@ -499,3 +499,12 @@ def test_copies_of_a_module_that_run_in_threads_are_refused() -> None:
         BypassError, match=r"nn\.DataParallel runs copies of the model in threads.*CUDA_VISIBLE_DEVICES=0"
     ):
         copied(batch()["input_ids"])
+
+
+def test_the_status_of_a_model_is_a_table_for_a_person():
+    model = small_model()
+    assert str(status(model)) == "not shrunk: every table is whole"
+    shrink_(model, used_vocabulary())
+    header, row = str(status(model)).splitlines()
+    assert header.split() == ["table", "rows", "kept", "of", "saved", "output", "served", "from", "the", "base"]
+    assert row.split()[:3] == ["roberta.embeddings.word_embeddings", f"{len(used_vocabulary())}", "500"]

@@ -1,5 +1,7 @@
 """`leanvocab count`: which vocabulary rows a data set uses."""
 
+from functools import reduce
+from operator import add
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +18,7 @@ from leanvocab.cli.data_counts import (
     load_tokenizer,
 )
 from leanvocab.cli.printing import check_new_file, quiet_libraries
+from leanvocab.extras import require
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -37,10 +40,17 @@ def count_command(
         list[int] | None, typer.Option(help="Token id to keep in any case; several if given so.")
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the partial vocabulary here.")] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Draw tokens by rank, and what the frequent ones cover, here (.png, .svg, .pdf)."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over the output file.")] = False,
 ) -> Answer:
     """Count which vocabulary rows a data set uses, and write them as a partial vocabulary."""
-    check_new_file(output, overwrite)
+    for path in (output, plot):
+        check_new_file(path, overwrite)
+    if plot is not None:
+        require("matplotlib", extra="plot")
     loaded = config = None
     if tokenizer:
         quiet_libraries()
@@ -55,6 +65,12 @@ def count_command(
         if output is not None:
             vocabulary.save(output)
             summary["output"] = str(output)
+    if plot is not None:
+        from leanvocab.reports.plots import plot_vocabulary_use
+
+        full_rows = summary["vocabulary"]["full_rows"] if "vocabulary" in summary else None
+        plot_vocabulary_use(reduce(add, counts.values()), plot, full_size=full_rows)
+        summary["plot"] = str(plot)
     return Answer(summary, lambda: _printed(summary))
 
 
@@ -71,6 +87,5 @@ def _printed(summary: dict[str, Any]) -> "list[Table | str]":
             f"kept with special ids: {vocabulary['kept_rows']:,} of {vocabulary['full_rows']:,} rows "
             f"({vocabulary['kept_ratio']:.1%})"
         )
-    if "output" in summary:
-        parts.append(f"written to {summary['output']}")
+    parts += [f"written to {summary[name]}" for name in ("output", "plot") if name in summary]
     return parts

@@ -47,6 +47,26 @@ class Status:
     def saved_bytes(self) -> int:
         return sum(table.saved_bytes for table in self.tables)
 
+    def __str__(self) -> str:
+        """A line for each table, for a person."""
+        if not self.tables:
+            return "not shrunk: every table is whole"
+        rows = [("table", "rows kept", "of", "saved", "output", "served from the base")]
+        for table in self.tables:
+            numbers = (f"{table.num_rows:,}", f"{table.full_size:,}", f"{table.saved_bytes / 1e6:,.1f} MB")
+            rows.append(
+                (" = ".join(table.paths), *numbers, table.output or self.output or "-", f"{table.num_served:,}")
+            )
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = (
+            "  ".join(
+                cell.ljust(width) if at in (0, 4) else cell.rjust(width)
+                for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+            )
+            for row in rows
+        )
+        return "\n".join(line.rstrip() for line in lines)
+
 
 def status(model: nn.Module) -> Status:
     """The tables of a model that are shrunk, to what, and how often rows were served from the base."""
