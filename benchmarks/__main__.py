@@ -27,7 +27,7 @@ NAMES = (
     "estimate",
 )
 
-LONG_ON_A_CPU = ("qlora_step",)  # models of a published size: with the rest they would not fit into half an hour
+LONG_ON_A_CPU = ("qlora_step", "estimate")  # with the rest they would not fit into half an hour
 
 
 def abouts() -> list[About]:

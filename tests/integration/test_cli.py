@@ -210,6 +210,7 @@ def test_files_of_splits_and_columns_may_be_named(base, tmp_path):
         "label_names": ["bad", "good"],
         "train_split": "train",
         "eval_split": "validation",
+        "left_out": {},
     }
     assert len(SPECIAL) + 299 in PartialVocabulary.load(tmp_path / "out/partial_vocabulary.json")
 
