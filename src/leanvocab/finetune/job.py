@@ -62,6 +62,7 @@ require("accelerate", extra="finetune")  # the Trainer needs it
 
 _SECONDS_BETWEEN_LOOKS = 0.02
 VOCABULARY_FILE = "partial_vocabulary.json"
+_TOKENIZER = "tokenizer.json"
 RESTRICTED_NOTE = (
     "The output layer was restricted: the softmax knew the kept rows alone, which is another objective than that of the full "
     "model; loss and perplexity are over these rows too, and compare with no other mode's."
@@ -356,11 +357,12 @@ def _save(network: Any, tokenizer: Any, result: FineTuneResult, kind: str) -> No
             network.save_pretrained(folder)
         elif kind == "delta":
             write_delta(network, folder, find_base(network))
-            if (last := last_whole(target / CHECKPOINTS_FOLDER)) is not None:
-                share_bytes(last / TENSORS, folder / TENSORS)
         else:
             save_full(network, folder)
         tokenizer.save_pretrained(folder)
+        if kind == "delta" and (last := last_whole(target / CHECKPOINTS_FOLDER)) is not None:
+            for name in (TENSORS, _TOKENIZER):  # what is large
+                share_bytes(last / name, folder / name)
         if result.vocabulary is not None:
             result.vocabulary.save(folder / VOCABULARY_FILE)
         (folder / RESULT_FILE).write_text(json.dumps(result.to_dict(), indent=2) + "\n")
