@@ -218,8 +218,8 @@ class TrainingSettings:
     weight_decay: float = knob(
         0.0, "Weight decay. Above 0 the unused rows' decay is replayed.", at_least=0, argument="weight_decay"
     )
-    adam_beta1: float = knob(0.9, "Adam's first beta.", at_least=0, argument="adam_beta1")
-    adam_beta2: float = knob(0.999, "Adam's second beta.", at_least=0, argument="adam_beta2")
+    adam_beta1: float = knob(0.9, "Adam's first beta.", at_least=0, is_ratio=True, argument="adam_beta1")
+    adam_beta2: float = knob(0.999, "Adam's second beta.", at_least=0, is_ratio=True, argument="adam_beta2")
     adam_epsilon: float = knob(1e-8, "Adam's epsilon.", above=0, argument="adam_epsilon")
     max_grad_norm: float = knob(
         1.0, "Clip gradients to this global norm; 0 does not clip.", at_least=0, argument="max_grad_norm"
