@@ -134,8 +134,9 @@ def test_columns_may_be_given_as_a_list():
 
 
 @pytest.mark.parametrize(
-    "knobs", [{"adam_beta1": 1.0}, {"adam_beta2": 1.0}, {"learning_rate": float("nan")}, {"warmup": float("inf")}]
+    "knobs",
+    [{"adam_beta1": 1.0}, {"adam_beta2": 1.0}, {"learning_rate": float("nan")}, {"warmup": float("inf")}],
 )
 def test_numbers_that_no_optimizer_takes_are_refused_at_once(knobs):
-    with pytest.raises(SettingsError, match="is a ratio below 1|must be a finite number"):
+    with pytest.raises(SettingsError, match=r"is a ratio below 1|must be a finite number"):
         FineTuneSettings(**knobs)
