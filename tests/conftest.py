@@ -68,3 +68,19 @@ def few_scores_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     for device in loss.CHUNK_BYTES:
         monkeypatch.setitem(loss.CHUNK_BYTES, device, 7 * 4 * FULL_SIZE)
     monkeypatch.setattr("leanvocab.output.projection.STREAMED_BYTES", 77 * EXACT.width * 4)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small pretrained model of texts, with its tokenizer."""
+    from texts import save_pretrained
+
+    return save_pretrained(tmp_path_factory.mktemp("pretrained") / "base")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with labelled texts to train and to validate on."""
+    from texts import write_splits
+
+    return write_splits(tmp_path_factory.mktemp("data"))

@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 from disk import content, read_all
+from ended_runs import at_step, settings, weights
 from runs import run, text_of
-from test_runs_that_end_early import at_step, settings, weights
-from texts import save_pretrained, write_splits
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from leanvocab.checkpoints.delta_format import TENSORS, is_delta
@@ -18,22 +17,6 @@ from leanvocab.errors import DataError, InterruptedRunError, LeanVocabError, Set
 from leanvocab.finetune.earlier_runs import last_whole
 from leanvocab.finetune.job import finetune
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_pretrained(tmp_path_factory.mktemp("pretrained") / "base")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_splits(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def whole(base: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The run with full checkpoints."""
-    return finetune(base, data, tmp_path_factory.mktemp("whole") / "out", settings())
 
 
 @pytest.mark.parametrize("step", [1, 7])

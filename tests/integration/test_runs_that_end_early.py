@@ -10,54 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ended_runs import at_step, settings, weights
 from runs import run
-from texts import save_pretrained, write_splits
 from transformers import Trainer
 
 from leanvocab.errors import CheckpointError, InterruptedRunError, SettingsError, TrainingError
 from leanvocab.finetune.job import finetune
-from leanvocab.finetune.settings import FineTuneSettings
-
-QUICK = {"epochs": 2, "batch_size": 8, "learning_rate": 1e-2, "logging_steps": 1, "cpu": True, "save_total_limit": 4}
-
-
-def settings(**knobs: Any) -> FineTuneSettings:
-    return FineTuneSettings(**QUICK | knobs)
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_pretrained(tmp_path_factory.mktemp("pretrained") / "base")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_splits(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def whole(base: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The run that nothing ends before its time."""
-    return finetune(base, data, tmp_path_factory.mktemp("whole") / "out", settings())
-
-
-def at_step(monkeypatch: pytest.MonkeyPatch, step: int, do: Any) -> None:
-    """Does something in the training step after so many were taken, once."""
-    original = Trainer.training_step
-
-    def training_step(self: Any, *args: Any, **kwargs: Any) -> Any:
-        loss = original(self, *args, **kwargs)
-        if self.state.global_step == step and not done:
-            done.append(step)
-            return do(loss)
-        return loss
-
-    done: list[int] = []
-    monkeypatch.setattr(Trainer, "training_step", training_step)
-
-
-def weights(folder: Path) -> bytes:
-    return (folder / "model.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize(

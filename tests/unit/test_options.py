@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import typer.main
 from runs import json_of, run
-from texts import save_pretrained, write_splits
 
 from leanvocab.cli.app import app
 from leanvocab.cli.options import ALIASES, ARGUMENTS, in_options
@@ -49,16 +48,6 @@ def test_errors_name_the_options_of_the_command(message: str, expected: str) -> 
 def test_the_name_that_begins_an_error_about_a_setting_is_the_options() -> None:
     assert in_options("task must be one of", FLAGS, is_setting=True) == "--task must be one of"
     assert in_options("task must be one of", FLAGS) == "task must be one of"
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_pretrained(tmp_path_factory.mktemp("pretrained") / "base")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_splits(tmp_path_factory.mktemp("data"))
 
 
 @pytest.mark.parametrize(

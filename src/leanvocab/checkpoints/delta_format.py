@@ -16,6 +16,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -271,9 +272,9 @@ class _Reader:
 # --- signs for people, and for a plain from_pretrained ----------------------------------------------------------------
 
 
-def merge_command(base_name: str) -> str:
-    """The command that makes a checkpoint of a delta."""
-    return f"leanvocab merge {base_name} DELTA OUTPUT"
+def merge_command(base_name: str, delta: str = "DELTA") -> str:
+    """The command that makes a checkpoint of a delta, to copy."""
+    return shlex.join(["leanvocab", "merge", base_name, delta, "OUTPUT"])
 
 
 def write_signs(folder: Path, base_name: str, output: str = "full") -> None:

@@ -4,6 +4,7 @@ A matrix of which some rows differ is carried as those rows; what else differs, 
 then gives the tuned checkpoint's tensors back, bit for bit.
 """
 
+import filecmp
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from leanvocab.checkpoints.base_checkpoint import Base, find_base
 from leanvocab.checkpoints.delta_format import (
     CONFIG,
     MODEL_CONFIG,
+    README,
     TENSORS,
     DeltaTable,
     DeltaTensor,
@@ -240,11 +242,7 @@ def _write_tensors(path: Path, parts: Mapping[str, _Part], tuned: Weights) -> No
 
 def _files_left_out(tuned: Path, base: Path) -> tuple[str, ...]:
     """Files beside the weights of the one that are not the same in the other; the config is carried."""
-    names = (
-        path for path in find_side_files(tuned) if (tuned / path).is_file() and path.name not in (CONFIG, "README.md")
-    )
-    return tuple(
-        str(name)
-        for name in names
-        if not (base / name).is_file() or (base / name).read_bytes() != (tuned / name).read_bytes()
-    )
+    names = (str(path) for path in find_side_files(tuned) if (tuned / path).is_file())
+    wanted = [name for name in names if name not in (CONFIG, README)]
+    _, differing, missing = filecmp.cmpfiles(tuned, base, wanted, shallow=False)
+    return tuple(name for name in wanted if name in {*differing, *missing})

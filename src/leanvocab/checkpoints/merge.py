@@ -77,8 +77,7 @@ def merge_checkpoint(
         OSError: the output cannot be written. In both cases nothing has changed.
     """
     started = time.perf_counter()
-    base_folder, delta_folder = _folder(base, "base"), _folder(delta, "delta")
-    _check_roles(base_folder, delta_folder)
+    base_folder, delta_folder = _folders(base, delta)
     target = _target(base_folder, delta_folder, output, in_place)
     clear_leftovers(target)
     weights = read_weights(base_folder)
@@ -160,8 +159,9 @@ def _folder(path: str | os.PathLike[str], role: str) -> Path:
     return folder
 
 
-def _check_roles(base: Path, delta: Path) -> None:
-    """Raises `CheckpointError` where each folder is what the other should be, or one is something else."""
+def _folders(base_path: str | os.PathLike[str], delta_path: str | os.PathLike[str]) -> tuple[Path, Path]:
+    """(base, delta); raises `CheckpointError` where each is what the other should be, or one is something else."""
+    base, delta = _folder(base_path, "base"), _folder(delta_path, "delta")
     if is_delta(base):
         others = "and the delta is none: they are the wrong way round" if not is_delta(delta) else "too: merge it first"
         raise CheckpointError(f"the base {base} is a delta, {others}; expected the base first, then the delta")
@@ -170,6 +170,7 @@ def _check_roles(base: Path, delta: Path) -> None:
             f"{delta} is an adapter of peft, expected a delta: PeftModel.from_pretrained(base, adapter).merge_and_unload() gives "
             "the whole model"
         )
+    return base, delta
 
 
 def _target(base: Path, delta: Path, output: str | os.PathLike[str] | None, in_place: bool) -> Path:

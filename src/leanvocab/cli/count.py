@@ -1,7 +1,5 @@
 """`leanvocab count`: which vocabulary rows a data set uses."""
 
-from functools import reduce
-from operator import add
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +9,7 @@ from leanvocab.cli.command import Answer, as_command
 from leanvocab.cli.data_counts import (
     DATA_HELP,
     DataOptions,
+    all_counts,
     config_beside,
     count_data,
     describe_vocabulary,
@@ -22,6 +21,8 @@ from leanvocab.extras import require
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from leanvocab.vocabulary.counts import TokenCounts
 
 
 @as_command
@@ -66,12 +67,15 @@ def count_command(
             vocabulary.save(output)
             summary["output"] = str(output)
     if plot is not None:
-        from leanvocab.reports.plots import plot_vocabulary_use
-
-        full_rows = summary["vocabulary"]["full_rows"] if "vocabulary" in summary else None
-        plot_vocabulary_use(reduce(add, counts.values()), plot, full_size=full_rows)
-        summary["plot"] = str(plot)
+        _draw(counts, summary, plot)
     return Answer(summary, lambda: _printed(summary))
+
+
+def _draw(counts: "dict[str, TokenCounts]", summary: dict[str, Any], plot: Path) -> None:
+    from leanvocab.reports.plots import plot_vocabulary_use
+
+    plot_vocabulary_use(all_counts(counts), plot, full_size=summary.get("vocabulary", {}).get("full_rows"))
+    summary["plot"] = str(plot)
 
 
 def _printed(summary: dict[str, Any]) -> "list[Table | str]":

@@ -20,6 +20,12 @@ DATA_HELP = (
 )
 
 
+TokenColumns = Annotated[
+    list[str] | None,
+    typer.Option("--token-column", help="Column with token ids of tokenized data; several if given so."),
+]
+
+
 @dataclass(frozen=True)
 class DataOptions:
     """Options that say how data are read."""
@@ -29,10 +35,7 @@ class DataOptions:
         list[str] | None,
         typer.Option("--text-column", help="Column with the text; twice for pairs. By default usual names."),
     ] = None
-    token_columns: Annotated[
-        list[str] | None,
-        typer.Option("--token-column", help="Column with token ids of tokenized data; several if given so."),
-    ] = None
+    token_columns: TokenColumns = None
     max_length: Annotated[
         int | None,
         typer.Option(
@@ -134,6 +137,11 @@ def config_beside(name: str) -> Any:
         return None
 
 
+def all_counts(counts: "dict[str, TokenCounts]") -> "TokenCounts":
+    """The counts of all splits together."""
+    return reduce(add, counts.values())
+
+
 def keep(counts: "dict[str, TokenCounts]", tokenizer: Any, config: Any, **options: Any) -> "PartialVocabulary":
     """The vocabulary of all splits: counted ids, and those that the tokenizer or the model can insert.
 
@@ -144,7 +152,7 @@ def keep(counts: "dict[str, TokenCounts]", tokenizer: Any, config: Any, **option
 
     if tokenizer is not None and config is not None:
         check_sizes(tokenizer, config, tokenizer.name_or_path)
-    return PartialVocabulary.from_counts(reduce(add, counts.values()), tokenizer=tokenizer, model=config, **options)
+    return PartialVocabulary.from_counts(all_counts(counts), tokenizer=tokenizer, model=config, **options)
 
 
 def describe_vocabulary(vocabulary: "PartialVocabulary") -> dict[str, Any]:

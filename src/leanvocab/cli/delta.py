@@ -23,26 +23,27 @@ def delta_command(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what lies in OUTPUT.")] = False,
 ) -> Answer:
     """Make a delta of two checkpoints: the rows and tensors in which they differ. `leanvocab merge` gives MODEL back."""
+    from leanvocab.checkpoints.delta_format import merge_command
     from leanvocab.checkpoints.delta_making import make_delta
     from leanvocab.reports.inspection import inspect_delta
 
     made = make_delta(model, base, output, overwrite=overwrite)
     delta = inspect_delta(made.output).to_dict()
-    return Answer(
-        {"output": str(output), "delta": delta, "left_out": made.left_out},
-        lambda: _printed(output, delta, made.left_out),
-    )
+    summary = {"output": str(output), "delta": delta, "left_out": made.left_out}
+    return Answer(summary, lambda: _printed(summary, merge_command(base, str(output))))
 
 
-def _printed(output: Path, delta: dict[str, Any], left_out: tuple[str, ...]) -> "list[Table | str]":
+def _printed(summary: dict[str, Any], to_merge: str) -> "list[Table | str]":
     from rich.table import Column, Table
 
-    grid = Table("", Column(overflow="fold"), title=str(output), show_header=False)
+    delta = summary["delta"]
+    grid = Table("", Column(overflow="fold"), title=summary["output"], show_header=False)
     for name, table in delta["tables"].items():
         grid.add_row(name, f"{table['kept_rows']:,} of {table['full_rows']:,} rows differ")
     grid.add_row("other tensors", f"{len(delta['tensors']):,} differ, of which {len(delta['new']):,} are new")
     grid.add_row("size", f"{format_bytes(delta['num_bytes'])} beside a base of {format_bytes(delta['base_bytes'])}")
-    lines = [f"to merge: leanvocab merge {delta['base']} {output} OUTPUT"]
-    if left_out:
-        lines.append(f"not carried, since a delta holds no such files: {', '.join(left_out)}; a merge takes the base's")
+    lines = [f"to merge: {to_merge}"]
+    if summary["left_out"]:
+        names = ", ".join(summary["left_out"])
+        lines.append(f"not carried, since a delta holds no such files: {names}; a merge takes the base's")
     return [grid, *lines]

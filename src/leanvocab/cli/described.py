@@ -35,20 +35,17 @@ def _file(path: Path, tokenizer: str | None) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} is a pickle, which runs code when it is loaded, and never is here: save it as safetensors"
         )
-    if path.suffix == ".json" and (what := _foreign_json(path)):
-        raise DataError(f"{path} is {what}: give its folder, or the file of a vocabulary (`leanvocab count -o`)")
-    return _vocabulary(str(path), tokenizer) if path.suffix == ".json" and not _is_list(path) else _data(path)
+    return _json_file(path, tokenizer) if path.suffix == ".json" else _data(path)
 
 
-def _foreign_json(path: Path) -> str | None:
-    """What a JSON file of a model's folder is; None for others."""
+def _json_file(path: Path, tokenizer: str | None) -> dict[str, Any]:
     content = _json(path)
+    if isinstance(content, list):
+        return _data(path)
     marks = {"model_type": "the config of a model", "added_tokens": "a tokenizer", "weight_map": "an index of weights"}
-    return next((what for mark, what in marks.items() if isinstance(content, dict) and mark in content), None)
-
-
-def _is_list(path: Path) -> bool:
-    return isinstance(_json(path), list)
+    if what := next((what for mark, what in marks.items() if isinstance(content, dict) and mark in content), None):
+        raise DataError(f"{path} is {what}: give its folder, or the file of a vocabulary (`leanvocab count -o`)")
+    return _vocabulary(str(path), tokenizer)
 
 
 def _json(path: Path) -> Any:

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from leanvocab.cli.command import Answer, as_command
-from leanvocab.cli.data_counts import DATA_HELP, DataOptions, config_beside, count_data, keep, load_tokenizer
+from leanvocab.cli.data_counts import (
+    DATA_HELP,
+    DataOptions,
+    TokenColumns,
+    config_beside,
+    count_data,
+    keep,
+    load_tokenizer,
+)
 from leanvocab.cli.printing import quiet_libraries
 from leanvocab.errors import ModelError, SettingsError
 from leanvocab.finetune.settings import FineTuneSettings
@@ -37,10 +45,7 @@ else:
 class OtherOptions:
     """Options for training that is not `leanvocab finetune`."""
 
-    token_columns: Annotated[
-        list[str] | None,
-        typer.Option("--token-column", help="Column with token ids of tokenized data; several if given so."),
-    ] = None
+    token_columns: TokenColumns = None
     optimizer: Annotated[
         str, typer.Option(help="adamw, sgd, sgd_momentum, adafactor, torch_adafactor or adamw_8bit.")
     ] = "adamw"

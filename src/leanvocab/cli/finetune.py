@@ -1,7 +1,6 @@
 """`leanvocab finetune`: the main job."""
 
 import json
-import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -61,7 +60,9 @@ def finetune_command(
 def _next_step(model: str, output_dir: str, settings: FineTuneSettings) -> str:
     """The line that uses what the run left, to copy."""
     if settings.save == "delta":
-        return f"to make the full model: {shlex.join(['leanvocab', 'merge', model, output_dir, 'OUTPUT'])}"
+        from leanvocab.checkpoints.delta_format import merge_command
+
+        return f"to make the full model: {merge_command(model, output_dir)}"
     name, kind = json.dumps(output_dir), settings.kind
     if kind.pipeline is None:
         return f"to use it: transformers.{kind.auto_class}.from_pretrained({name})"

@@ -106,7 +106,7 @@ class ForgivingCommand(TyperCommand):
         values = [named[argument] for argument in arguments if argument in named]
         if not values:
             return own
-        if list(named.keys() & set(arguments[: len(values)])) and set(arguments[: len(values)]) == named.keys():
+        if set(arguments[: len(values)]) == named.keys():
             return [*values, *own]
         if set(arguments[-len(values) :]) == named.keys():
             return [*own, *values]

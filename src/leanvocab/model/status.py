@@ -58,14 +58,7 @@ class Status:
                 (" = ".join(table.paths), *numbers, table.output or self.output or "-", f"{table.num_served:,}")
             )
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = (
-            "  ".join(
-                cell.ljust(width) if at in (0, 4) else cell.rjust(width)
-                for at, (cell, width) in enumerate(zip(row, widths, strict=True))
-            )
-            for row in rows
-        )
-        return "\n".join(line.rstrip() for line in lines)
+        return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
 def status(model: nn.Module) -> Status:
