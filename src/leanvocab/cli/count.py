@@ -67,11 +67,11 @@ def count_command(
             vocabulary.save(output)
             summary["output"] = str(output)
     if plot is not None:
-        _draw(counts, summary, plot)
+        _write_plot(counts, summary, plot)
     return Answer(summary, lambda: _printed(summary))
 
 
-def _draw(counts: "dict[str, TokenCounts]", summary: dict[str, Any], plot: Path) -> None:
+def _write_plot(counts: "dict[str, TokenCounts]", summary: dict[str, Any], plot: Path) -> None:
     from leanvocab.reports.plots import plot_vocabulary_use
 
     plot_vocabulary_use(all_counts(counts), plot, full_size=summary.get("vocabulary", {}).get("full_rows"))
