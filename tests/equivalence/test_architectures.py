@@ -136,9 +136,3 @@ def test_a_model_whose_output_layer_is_tied_is_refused_and_left_alone(
     record_property("tied", f"{num_refused} of {task}")
     assert wrong == []
     assert num_refused > 10
-
-
-def test_gemma_4_with_a_table_for_each_layer_is_refused_since_it_reads_the_pad_row_itself() -> None:
-    (pair,) = (pair for pair in PAIRS if str(pair) == "gemma4-causal-lm")
-    tiny = tiny_models.build(pair, overrides={"text_config.hidden_size_per_layer_input": 8})
-    check_refusal(tiny, copy.deepcopy(tiny.model), BypassError, r"Gemma4Model.forward calls __getitem__ on the weight")

@@ -218,11 +218,6 @@ OVERRIDES = [
         {"block_size": 1, "num_random_blocks": 1},
     ),
     Override("mobilebert", "half of its output layer is wider than its table", {"embedding_size": 16}),
-    Override(
-        "gemma4",
-        "as in its larger models; with tables for each layer it is refused",
-        {"text_config.hidden_size_per_layer_input": 0},
-    ),
     Override("inkling_text inkling2_text", "rows of padding that are cut off again", {"vocab_size": VOCAB_SIZE + 8}),
     Override("xmod", "an adapter for a language", {"default_language": "en_XX"}),
     Override(

@@ -32,14 +32,16 @@ class Direct(nn.Module):
 
 
 READS = {
-    "F.embedding": lambda table, ids: F.embedding(ids, table.weight),
-    "indexing": lambda table, ids: table.weight[ids],
-    "index_select": lambda table, ids: table.weight.index_select(0, ids),
     "data": lambda table, ids: F.embedding(ids, table.weight.data),
     "detach": lambda table, ids: table.weight.detach()[ids],
     "a head of its own": lambda table, ids: F.linear(table(ids), table.weight),
+    "a comparison": lambda table, ids: (table(ids)[:, None] == table.weight).all(2).nonzero()[:, 1],
+    "in a list": lambda table, ids: torch.cat([table.weight, table(ids)]),
+    "a slice": lambda table, ids: table.weight[:5],
+    "a mask": lambda table, ids: table.weight[torch.ones(len(table.weight), dtype=torch.bool)],
+    "a column": lambda table, ids: table.weight.index_select(1, ids),
+    "a lookup that renorms": lambda table, ids: F.embedding(ids, table.weight, max_norm=1.0),
     "matmul with T": lambda table, ids: table(ids) @ table.weight.T,
-    "after a lookup": lambda table, ids: table(ids) + F.embedding(ids, table.weight),
 }
 
 

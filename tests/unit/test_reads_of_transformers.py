@@ -14,9 +14,9 @@ import pytest
 import transformers.models
 from torch import nn
 
-from leanvocab.model.function_source import functions_in, names_of, syntax_of
-from leanvocab.model.weight_reads import methods_of
-from leanvocab.model.weight_uses import uses_in
+from leanvocab.reads.function_source import functions_in, names_of, syntax_of
+from leanvocab.reads.weight_reads import methods_of
+from leanvocab.reads.weight_uses import uses_in
 
 KNOWN = Path(__file__).parents[1] / "data" / "reads_of_transformers.json"
 

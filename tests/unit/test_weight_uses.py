@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from leanvocab.model.function_source import functions_in, is_compiled, names_of, syntax_of
-from leanvocab.model.weight_uses import uses_in
+from leanvocab.reads.function_source import functions_in, is_compiled, names_of, syntax_of
+from leanvocab.reads.weight_uses import uses_in
 
 CERTAIN, MAYBE = True, False
 
@@ -300,5 +300,5 @@ def test_a_method_of_no_python_code_is_known_as_one() -> None:
 
 
 def test_nothing_heavy_is_loaded_for_it() -> None:
-    code = "import sys, leanvocab.model.weight_reads; sys.exit('torch' in sys.modules)"
+    code = "import sys, leanvocab.reads.weight_reads; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

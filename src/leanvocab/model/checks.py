@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from leanvocab.choices import FROZEN_ROWS_ON, OUTPUT_MODES
 from leanvocab.errors import RESIZE_FIRST, BypassError, ModelError, OptimizerError, TiedOutputError, VocabularyError
 from leanvocab.model.full_table import FullTable, ask, num_ids_of
-from leanvocab.model.function_source import functions_in, names_of
-from leanvocab.model.weight_reads import reads_of
 from leanvocab.partial.module import PartialModule
 from leanvocab.partial.sharded import is_sharded
+from leanvocab.reads.function_source import functions_in, names_of
+from leanvocab.reads.weight_reads import reads_of
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 # Adapters that look rows up in the weight itself, with ids of the full vocabulary.
@@ -139,9 +139,9 @@ def _overlap(first: Tensor, second: Tensor) -> bool:
 
 
 def _check_reads(model: nn.Module, table: FullTable) -> None:
-    """Reads of the weight in each forward; those that only some forwards come to are left to the guard."""
+    """Reads of the weight in each forward; those of rows, and those that only some forwards come to, are left to the guard."""
     for read in reads_of(model, table.modules):
-        if read.is_certain:
+        if read.is_certain and not read.is_of_rows:
             raise BypassError(
                 f"{read} {table.name} itself (self.{'.'.join(read.attributes)}.weight), in every forward and around "
                 f"{'the lookup that remaps ids' if table.output is None else 'the layer'}: a partial matrix would have wrong "

@@ -1,7 +1,6 @@
 """Finds a model's vocabulary matrices and everything that shares their memory. By storage, never by name: ties stay ties."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from torch import nn
 
@@ -9,6 +8,7 @@ from leanvocab.choices import OutputMode
 from leanvocab.errors import AlreadyShrunkError, ModelError, VocabularyError
 from leanvocab.model.checks import check_module, check_table
 from leanvocab.model.full_table import FullTable, ask, num_ids_of, weight_of
+from leanvocab.model.input_tables import input_tables, per_layer_modules, table_at, vocabulary_over
 from leanvocab.partial.module import partial_modules
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 from leanvocab.vocabulary.special_ids import model_full_size
@@ -37,6 +37,9 @@ def find_tables(
     mode = output or ("frozen" if any(_is_held(layer, chosen) for layer in layers) else "full")
     if mode != "full":
         chosen = _with_outputs(model, layers, chosen, mode, vocabulary)
+    if isinstance(vocabulary, PartialVocabulary) and embedding is None:
+        its = chosen[0][1]
+        chosen += [(table, vocabulary_over(its, table.num_embeddings)) for table in per_layer_modules(model)]
     paths = {id(module): path for path, module in model.named_modules()}
     tables: dict[int, FullTable] = {}
     for module, its_vocabulary in chosen:
@@ -50,6 +53,32 @@ def find_tables(
     for table in tables.values():
         check_table(model, table)
     return list(tables.values())
+
+
+def _choose(
+    model: nn.Module,
+    vocabulary: PartialVocabulary | Mapping[str, PartialVocabulary],
+    embedding: str | Iterable[str] | None,
+    output: OutputMode | None,
+) -> Chosen:
+    """The input tables that are to be shrunk, each with its vocabulary, fitted to it; those for each layer aside."""
+    if isinstance(vocabulary, Mapping):
+        if embedding is not None:
+            raise ModelError("embedding= was given beside a mapping {table: vocabulary}, which names the tables itself")
+        modules, layers = dict(model.named_modules()), output_layers(model, ())
+        named = {path: its for path, its in vocabulary.items() if modules.get(path) not in layers}
+    elif not isinstance(vocabulary, PartialVocabulary):
+        raise VocabularyError(
+            f"expected a PartialVocabulary or a mapping {{table: PartialVocabulary}}, found {type(vocabulary).__name__}; "
+            "make one with PartialVocabulary.from_counts(count_tokens(dataset), tokenizer=tokenizer, model=model)"
+        )
+    elif embedding is not None:
+        named = dict.fromkeys([embedding] if isinstance(embedding, str) else embedding, vocabulary)
+    else:
+        fitted = vocabulary.fitted_to(model_full_size(model) or 0)
+        return [(table, fitted) for table in input_tables(model, fitted.full_size, takes_tied=output != "full")]
+    tables = [(table_at(model, path), its) for path, its in named.items()]
+    return [(table, its.fitted_to(table.num_embeddings)) for table, its in tables]
 
 
 def _make_table(model: nn.Module, weight: nn.Parameter, vocabulary: PartialVocabulary, mode: OutputMode) -> FullTable:
@@ -134,95 +163,8 @@ def _vocabulary_of(
             return its
     for its in reversed(of_tables):
         if its.full_size > num_ids:
-            return PartialVocabulary(its.token_ids[its.token_ids < num_ids], num_ids)
+            return its.below(num_ids)
     raise VocabularyError(
         f"{path} scores {num_ids:,} tokens, and no vocabulary of that size was given; name one: "
         f"{{…, {path!r}: PartialVocabulary}}"
     )
-
-
-# --- the input tables -------------------------------------------------------------------------------------------------
-
-
-def _choose(
-    model: nn.Module,
-    vocabulary: PartialVocabulary | Mapping[str, PartialVocabulary],
-    embedding: str | Iterable[str] | None,
-    output: OutputMode | None,
-) -> Chosen:
-    """The input tables that are to be shrunk, each with its vocabulary, fitted to it."""
-    if isinstance(vocabulary, Mapping):
-        if embedding is not None:
-            raise ModelError("embedding= was given beside a mapping {table: vocabulary}, which names the tables itself")
-        modules, layers = dict(model.named_modules()), output_layers(model, ())
-        named = {path: its for path, its in vocabulary.items() if modules.get(path) not in layers}
-    elif not isinstance(vocabulary, PartialVocabulary):
-        raise VocabularyError(
-            f"expected a PartialVocabulary or a mapping {{table: PartialVocabulary}}, found {type(vocabulary).__name__}; "
-            "make one with PartialVocabulary.from_counts(count_tokens(dataset), tokenizer=tokenizer, model=model)"
-        )
-    elif embedding is not None:
-        named = dict.fromkeys([embedding] if isinstance(embedding, str) else embedding, vocabulary)
-    else:
-        fitted = vocabulary.fitted_to(model_full_size(model) or 0)
-        return [(table, fitted) for table in _input_embeddings(model, fitted.full_size, takes_tied=output != "full")]
-    tables = [(_table_at(model, path), its) for path, its in named.items()]
-    return [(table, its.fitted_to(table.num_embeddings)) for table, its in tables]
-
-
-def _table_at(model: nn.Module, path: str) -> nn.Embedding:
-    try:
-        module = model.get_submodule(path)
-    except AttributeError as error:
-        tables = [name for name, module in model.named_modules() if isinstance(module, nn.Embedding)]
-        raise ModelError(
-            f"{type(model).__name__} has no module {path!r}; its embeddings are {', '.join(tables) or 'none'}"
-        ) from error
-    if not isinstance(module, nn.Embedding):
-        raise ModelError(f"{path} is a {type(module).__name__}, expected a torch.nn.Embedding")
-    return module
-
-
-def _input_embeddings(model: nn.Module, full_size: int, takes_tied: bool) -> list[nn.Embedding]:
-    """The tables that the model itself calls its input embeddings, the decoder's own too; elsewhere the one of that size."""
-    named = ask(model, "get_input_embeddings")
-    tables = _tables_in(named, full_size)
-    if not tables and isinstance(named, nn.Module):
-        raise ModelError(
-            f"{type(model).__name__}: its input embeddings are a {type(named).__name__}, expected a torch.nn.Embedding of "
-            f"{full_size:,} rows, or a wrapper around one; name a table: embedding='path.to.module'"
-        )
-    if not tables:
-        return [_table_of_size(model, full_size)]
-    others = [module for module in model.modules() if not isinstance(module, nn.Embedding)]
-    outside = {id(parameter) for module in others for parameter in module._parameters.values()}
-    known = {id(table.weight) for table in tables}
-    for side in ("get_encoder", "get_decoder"):
-        for table in _tables_in(ask(ask(model, side), "get_input_embeddings"), full_size):
-            is_new = id(table.weight) not in known and table.num_embeddings == full_size
-            if is_new and (takes_tied or id(table.weight) not in outside):
-                tables.append(table)
-                known.add(id(table.weight))
-    return tables
-
-
-def _table_of_size(model: nn.Module, full_size: int) -> nn.Embedding:
-    by_size = _embeddings_of_size(model, full_size)
-    if len({id(table.weight) for table in by_size}) != 1:
-        raise ModelError(
-            f"{type(model).__name__} does not say which table its ids go to, and {len(by_size)} of its embeddings have "
-            f"{full_size:,} rows; name it: embedding='path.to.module'"
-        )
-    return by_size[0]
-
-
-def _tables_in(module: Any, full_size: int) -> list[nn.Embedding]:
-    """The embedding itself, or those that a wrapper (of an adapter, say) holds."""
-    if isinstance(module, nn.Embedding):
-        return [module]
-    return _embeddings_of_size(module, full_size) if isinstance(module, nn.Module) else []
-
-
-def _embeddings_of_size(model: nn.Module, full_size: int) -> list[nn.Embedding]:
-    embeddings = (module for module in model.modules() if isinstance(module, nn.Embedding))
-    return [table for table in embeddings if table.num_embeddings == full_size]

@@ -2,11 +2,13 @@
 
 `F.embedding(ids, module.weight)` in a model's own forward looks up row `id` of the partial matrix, silently where the id
 is small. No hook of a module sees that, so the first forward in each mode (training, evaluation) runs under a
-`TorchFunctionMode`, which sees every torch function and its arguments. Later forwards cost one comparison; where the model's
-code reads a shrunk weight in some branch, which a later batch may be the first to come to, each forward is watched.
+`TorchFunctionMode`, which sees every torch function and its arguments. Reads of rows are answered; all else is refused. Later
+forwards cost one comparison; where the model's code reads a shrunk weight, in some branch perhaps, which a later batch may
+be the first to come to, each forward is watched.
 """
 
 import sys
+from collections.abc import Iterable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -15,8 +17,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from leanvocab.errors import BypassError
+from leanvocab.model.row_reads import answer
 from leanvocab.model.stand_ins import refuse_merging
-from leanvocab.model.weight_reads import reads_of
 from leanvocab.output.layer import RemapLinear
 from leanvocab.output.lazy_logits import LazyLogits
 from leanvocab.output.logit_operations import QUESTIONS
@@ -24,11 +26,13 @@ from leanvocab.partial.attachments import Weakly, keep_hooks
 from leanvocab.partial.embedding import RemapEmbedding
 from leanvocab.partial.missing import begin_forward, end_forward
 from leanvocab.partial.module import PartialModule, partial_modules, raise_missing, refuse_computed, shrunk_modules
+from leanvocab.reads.weight_reads import reads_of
 
 # What else reads none of a parameter's rows.
 _HARMLESS = QUESTIONS | {
     Tensor.__repr__, Tensor.data_ptr, Tensor.is_shared, Tensor.register_hook, Tensor.type, Tensor.untyped_storage,
 }  # fmt: skip
+_SEQUENCES = (list, tuple)
 _OWN_ROOMS = {RemapEmbedding.__module__, RemapLinear.__module__, LazyLogits.__module__}
 # ZeRO-3 brings the rows of all ranks together before a module's forward, and takes them apart after it.
 _MOVERS = {"deepspeed.runtime.zero.partition_parameters"}
@@ -39,29 +43,75 @@ class _Watch(TorchFunctionMode):
         super().__init__()
         for module in modules:  # a weight that is made anew at each look has no id to know it by
             refuse_computed(module)
-        self.modules = {id(module.weight): module for module in modules}
+        # Of a matrix that is an input table and an output layer, the table, which can answer.
+        in_order = sorted(modules, key=lambda module: isinstance(module, RemapEmbedding))
+        self.modules = {id(module.weight): module for module in in_order}
+        self.has_answered = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for value in (*args, *(kwargs or {}).values()):
-            if isinstance(value, Tensor) and id(value) in self.modules and not _is_harmless(func):
-                self._refuse_unless_lookup(func, self.modules[id(value)])
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        values = (*args, *kwargs.values())
+        if self.modules.keys().isdisjoint(map(id, values)) and not any(type(each) in _SEQUENCES for each in values):
+            return func(*args, **kwargs)  # nearly always
+        for value in _flat(values):
+            module = self.modules.get(id(value))
+            if module is not None and not _is_harmless(func):
+                frames = list(_frames_around())
+                if frames[-1].f_globals.get("__name__") in _OWN_ROOMS | _MOVERS:
+                    break
+                return self._answer_or_refuse(func, args, kwargs, module, frames)
+        return func(*args, **kwargs)
 
-    def _refuse_unless_lookup(self, func: Any, module: PartialModule) -> None:
-        caller = None
-        frame: FrameType | None = sys._getframe(2)
-        while frame is not None:
-            if frame.f_globals.get("__name__") in _OWN_ROOMS | _MOVERS:
-                return
-            owner = frame.f_locals.get("self")
-            if caller is None and isinstance(owner, nn.Module):
-                caller = f"{type(owner).__name__}.{frame.f_code.co_name}"
-            frame = frame.f_back
+    def _answer_or_refuse(
+        self, func: Any, args: Any, kwargs: Any, module: PartialModule, frames: list[FrameType]
+    ) -> Any:
+        rows = answer(func, args, kwargs, module) if isinstance(module, RemapEmbedding) else None
+        if rows is not None:
+            _refuse_recomputing(frames, module)
+            self.has_answered = True
+            return rows
         raise BypassError(
-            f"{caller or 'the model'} calls {getattr(func, '__name__', func)} on the weight of {module.table.name} itself, "
+            f"{_caller(frames)} calls {getattr(func, '__name__', func)} on the weight of {module.table.name} itself, "
             "around the lookup that remaps ids: with a partial vocabulary it would read wrong rows. Call the embedding module "
             "instead of its weight, or do not shrink this table"
         )
+
+
+def _flat(values: Iterable[Any]) -> Iterator[Any]:
+    """The arguments of a call, and what lists among them hold, as torch.cat takes it."""
+    for value in values:
+        yield from value if type(value) in _SEQUENCES else (value,)
+
+
+def _frames_around() -> Iterator[FrameType]:
+    """The frames around a call of torch, from the inside, up to the first of a room that may read partial rows."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None:
+        yield frame
+        if frame.f_globals.get("__name__") in _OWN_ROOMS | _MOVERS:
+            return
+        frame = frame.f_back
+
+
+def _caller(frames: list[FrameType]) -> str:
+    """The method of a module that made a call."""
+    owners = ((frame.f_locals.get("self"), frame.f_code.co_name) for frame in frames)
+    return next(
+        (f"{type(owner).__name__}.{name}" for owner, name in owners if isinstance(owner, nn.Module)), "the model"
+    )
+
+
+def _refuse_recomputing(frames: list[FrameType], module: PartialModule) -> None:
+    """Raises where the backward would come to the same read without a call of a module, which begins the watch, around it."""
+    for frame in frames:
+        if frame.f_code.co_name == "_call_impl":
+            return
+        if frame.f_globals.get("__name__") == "torch.utils.checkpoint":
+            raise BypassError(
+                f"{_caller(frames)} reads rows of {module.table.name} itself in a function that is computed again in the "
+                "backward (torch.utils.checkpoint), where nothing remaps its ids. Checkpoint the module around that function, "
+                "or call the embedding module instead of its weight"
+            )
 
 
 def _is_harmless(func: Any) -> bool:
@@ -153,6 +203,7 @@ class Guard:
         if self._owner is not module or self._watch is None:
             return
         self._watch.__exit__(None, None, None)
+        self._may_come_later |= self._watch.has_answered
         self._owner = self._watch = None
         if output is not None:  # an always-called hook gets None where the forward raised
             self._refuse_other_losses(module, output)

@@ -9,6 +9,7 @@ from torch import nn
 
 from leanvocab.errors import AlreadyShrunkError
 from leanvocab.model.find import output_layers
+from leanvocab.model.input_tables import per_layer_modules, vocabulary_over
 from leanvocab.partial.module import PartialModule, partial_modules
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
@@ -54,9 +55,10 @@ class Status:
         rows = [("table", "rows kept", "of", "saved", "output", "served from the base")]
         for table in self.tables:
             numbers = (f"{table.num_rows:,}", f"{table.full_size:,}", f"{table.saved_bytes / 1e6:,.1f} MB")
-            rows.append(
-                (" = ".join(table.paths), *numbers, table.output or self.output or "-", f"{table.num_served:,}")
-            )
+            output = table.output or (
+                "full" if self.output == "full" else "-"
+            )  # of other modes only what holds an output
+            rows.append((" = ".join(table.paths), *numbers, output, f"{table.num_served:,}"))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
@@ -99,7 +101,7 @@ def check_shrunk_as(model: nn.Module, vocabulary: Vocabularies | None, options: 
     now = status(model)
     differences = [*_other_options(now, partial_modules(model), options)]
     if vocabulary is not None:
-        differences += _other_tables(now, vocabulary)
+        differences += _other_tables(model, now, vocabulary)
     if differences:
         raise AlreadyShrunkError(
             f"{type(model).__name__} is shrunk already, and in another way than was asked for: {'; '.join(differences)}. Call "
@@ -132,9 +134,9 @@ def _other_options(now: Status, modules: Mapping[str, PartialModule], options: M
             yield f"its tables are {', '.join(chain(*paths.values()))}, asked for {', '.join(sorted(names))}"
 
 
-def _other_tables(shrunk: Status, vocabulary: Vocabularies) -> Iterator[str]:
+def _other_tables(model: nn.Module, shrunk: Status, vocabulary: Vocabularies) -> Iterator[str]:
     for table in shrunk.tables:
-        wanted = list(_asked_for(table, vocabulary))
+        wanted = list(_asked_for(model, table, vocabulary))
         if all(its.digest != table.digest for its in wanted):
             asked = ", ".join(f"{len(its):,} (digest {its.digest[:12]}…)" for its in wanted) or "all"
             yield f"{table.paths[0]} has {table.num_rows:,} rows (digest {table.digest[:12]}…), asked for {asked}"
@@ -143,17 +145,19 @@ def _other_tables(shrunk: Status, vocabulary: Vocabularies) -> Iterator[str]:
         yield from (f"{asked} is whole" for asked in vocabulary if not any(_is_at(path, asked) for path in paths))
 
 
-def _asked_for(table: TableStatus, vocabulary: Vocabularies) -> Iterator[PartialVocabulary]:
+def _asked_for(model: nn.Module, table: TableStatus, vocabulary: Vocabularies) -> Iterator[PartialVocabulary]:
     """The vocabularies that `shrink_` could give a table, over its size; none where it would leave it whole."""
+    if isinstance(vocabulary, PartialVocabulary) and model.get_submodule(table.paths[0]) in per_layer_modules(model):
+        yield vocabulary_over(vocabulary, table.full_size)
+        return
     given: Iterable[PartialVocabulary] = (vocabulary,) if isinstance(vocabulary, PartialVocabulary) else ()
     if isinstance(vocabulary, Mapping):
         named = [its for asked, its in vocabulary.items() if any(_is_at(path, asked) for path in table.paths)]
         given = named or (vocabulary.values() if table.output is not None else ())  # an output layer has its table's
     for its in given:
         fitted = its.fitted_to(table.full_size)
-        if fitted.full_size > table.full_size and table.output is not None:
-            fitted = PartialVocabulary(fitted.token_ids[fitted.token_ids < table.full_size], table.full_size)
-        yield fitted
+        is_cut = fitted.full_size > table.full_size and table.output is not None
+        yield fitted.below(table.full_size) if is_cut else fitted
 
 
 def _is_at(path: str, asked: str) -> bool:

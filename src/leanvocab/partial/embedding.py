@@ -5,7 +5,8 @@ the order of inheritance, so that subclasses that scale or normalise in a forwar
 """
 
 import warnings
-from typing import ClassVar
+from collections.abc import Callable
+from typing import ClassVar, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,8 @@ from leanvocab.errors import LeanVocabWarning, MissingTokenError
 from leanvocab.partial.devices import brought
 from leanvocab.partial.missing import describe_missing
 from leanvocab.partial.module import PartialModule
+
+Lookup: TypeAlias = Callable[[Tensor], Tensor]  # partial ids [...] → their rows [..., dim]
 
 
 class RemapEmbedding(PartialModule, nn.Embedding):
@@ -46,20 +49,42 @@ class RemapEmbedding(PartialModule, nn.Embedding):
 
     def forward(self, input: Tensor) -> Tensor:
         self.begin()
+        return self.rows_at(input, self._lookup)
+
+    def rows_at(self, input: Tensor, lookup: Lookup) -> Tensor:
+        """The rows [..., dim] of full ids, those outside as the policy says; `lookup` reads rows by partial ids."""
         partial_ids = self._partial_ids(input)
         missing = partial_ids < 0
-        policy = self.table.on_missing or ("error" if self.training else "base")
+        policy = self._policy
         if policy == "error" and (input.device.type != "cpu" or torch.compiler.is_compiling()):
-            return self._lookup_and_note(input, partial_ids, missing)
+            # Without waiting for the device: a missing id is noted there and its row reads NaN, with no gradient.
+            self.missing.add(input, missing)
+            return lookup(partial_ids.clamp(min=0)).masked_fill(missing.unsqueeze(-1), float("nan"))
         if input.is_meta:
-            return self._lookup(partial_ids)
+            return lookup(partial_ids)
         ids, is_missing = _on_host(input, missing)
         if not is_missing.any():
-            return self._lookup(partial_ids)
+            return lookup(partial_ids)
         if policy == "error":
             raise self._missing_token_error(ids, int(is_missing.flatten().nonzero()[0]))
-        served: Tensor = self._lookup_with_base_rows(ids, is_missing, partial_ids)
+        served: Tensor = self._with_base_rows(ids, is_missing, partial_ids, lookup)
         return served
+
+    def row_at(self, token_id: int) -> Tensor:
+        """The row [dim] of one full id that the host knows, found without asking a device."""
+        table = self.table
+        known = range(table.num_rows) if table.ids == "partial" else table.vocabulary
+        if token_id in known:
+            return self.weight[token_id if table.ids == "partial" else table.vocabulary.to_partial(token_id)]
+        if self._policy == "error" or not 0 <= token_id < table.full_size:
+            raise MissingTokenError(describe_missing(table, token_id, "a read of the weight itself"))
+        ids, missing = torch.tensor([token_id], device="cpu"), torch.ones(1, dtype=torch.bool, device="cpu")
+        rows: Tensor = self._with_base_rows(ids, missing, brought(ids, self.weight.device), self._lookup)
+        return rows[0]
+
+    @property
+    def _policy(self) -> str:
+        return self.table.on_missing or ("error" if self.training else "base")
 
     def _partial_ids(self, input: Tensor) -> Tensor:
         if self.table.ids == "partial":
@@ -72,6 +97,10 @@ class RemapEmbedding(PartialModule, nn.Embedding):
         partial_ids: Tensor = remap[(input + 1).clamp_(0, self.table.full_size + 1)]
         return partial_ids
 
+    def partial_id(self, token_id: int | None) -> int | None:
+        """The partial id of a full one; None where it has none."""
+        return self.table.vocabulary.to_partial(token_id) if token_id in self.table.vocabulary else None
+
     def _lookup(self, partial_ids: Tensor) -> Tensor:
         return F.embedding(
             partial_ids,
@@ -83,16 +112,11 @@ class RemapEmbedding(PartialModule, nn.Embedding):
             self.sparse,
         )
 
-    def _lookup_and_note(self, input: Tensor, partial_ids: Tensor, missing: Tensor) -> Tensor:
-        """Looks up without waiting for the device; a missing id is noted there and its row reads NaN, with no gradient."""
-        self.missing.add(input, missing)
-        return self._lookup(partial_ids.clamp(min=0)).masked_fill(missing.unsqueeze(-1), float("nan"))
-
     def error_of(self, position: int, token_id: int) -> MissingTokenError:
         return MissingTokenError(describe_missing(self.table, token_id, f"flat position {position} of the input"))
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _lookup_with_base_rows(self, input: Tensor, missing: Tensor, partial_ids: Tensor) -> Tensor:
+    def _with_base_rows(self, input: Tensor, missing: Tensor, partial_ids: Tensor, lookup: Lookup) -> Tensor:
         """Looks up ids of which some are missing; `input` and `missing` are on the CPU, and nothing waits for the device."""
         outside = input[missing]
         limit = self.table.full_size if self.table.ids == "full" else 0
@@ -101,7 +125,7 @@ class RemapEmbedding(PartialModule, nn.Embedding):
             raise self._missing_token_error(input, int(wrong.flatten().nonzero()[0]))
         device = partial_ids.device
         of_known, of_others = (brought(mask.flatten().nonzero()[:, 0], device) for mask in (~missing, missing))
-        known = self._lookup(partial_ids.flatten().index_select(0, of_known))
+        known = lookup(partial_ids.flatten().index_select(0, of_known))
         rows = brought(self.table.base_rows(outside).to(known.dtype), device)
         if self.max_norm is not None:
             rows = F.embedding(torch.arange(len(rows), device=rows.device), rows, None, self.max_norm, self.norm_type)

@@ -134,6 +134,12 @@ class PartialVocabulary:
         """
         return self.with_full_size(num_rows) if self._size_is_minimum and num_rows > self._full_size else self
 
+    def below(self, num_rows: int) -> "PartialVocabulary":
+        """The kept ids below `num_rows`, over a matrix of so many rows: of an output layer, or a table, of another size."""
+        if num_rows == self._full_size:
+            return self
+        return PartialVocabulary(self._token_ids[self._token_ids < num_rows], num_rows)._with(self._tokenizer)
+
     def to_partial(self, ids: Any, *, ignore_index: int | None = None) -> Any:
         """Token ids → partial ids, of the same kind (array, tensor, nested lists, int), shape, dtype and device.
 

@@ -8,8 +8,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from leanvocab.model.function_source import Syntax
 from leanvocab.partial.tensor_questions import ATTRIBUTES, METHODS
+from leanvocab.reads.function_source import Syntax
 
 Path = tuple[str, ...]  # a variable, then attributes; ANY for an element, "get_x()" for what such a method gives
 ANY = "*"
@@ -17,6 +17,8 @@ _LONGEST, _MOST = 8, 64  # attributes in a path that is followed, and paths that
 
 # What asks about a weight and reads none of its rows.
 _HARMLESS = ATTRIBUTES | METHODS | {"data_ptr", "requires_grad", "requires_grad_"}
+# Methods, and functions by their last name, that read rows by their ids.
+_ROW_READERS = {"embedding", "index_select"}
 _HARMLESS_FUNCTIONS = {"isinstance", "hasattr", "id", "type", "len", "callable"}
 _REGISTERS = {"_parameters", "_modules"}
 _JUMPS = ast.Return | ast.Raise | ast.Continue | ast.Break
@@ -31,6 +33,7 @@ class Use:
     asks: str  # the attribute of the weight that is used; "" where it is passed on
     is_certain: bool  # True where the function always comes there
     is_of_weight: bool = True
+    is_of_rows: bool = False  # True where it may be a read of rows by their ids, which has an answer
 
 
 class _TooTangledError(Exception):
@@ -153,7 +156,7 @@ class _Finder:
                     self._note_weight(owner, name, certain)
                 self.visit(owner, certain, goes_on=False)
             case ast.Subscript(value=owner, slice=index):
-                self._note_weight(owner, "", certain)
+                self._note_weight(owner, "", certain, is_of_rows=_may_be_ids(index))
                 self.visit(owner, certain, goes_on=False)
                 self.visit(index, certain)
             case ast.Starred(value=value) | ast.NamedExpr(value=value):
@@ -161,6 +164,9 @@ class _Finder:
             case ast.Call(func=function, args=arguments):
                 self.visit(function, certain, goes_on=False)
                 is_harmless = bool(paths) or (isinstance(function, ast.Name) and function.id in _HARMLESS_FUNCTIONS)
+                if getattr(function, "attr", getattr(function, "id", "")) in _ROW_READERS:
+                    self._visit_row_reader([*arguments, *(keyword.value for keyword in node.keywords)], certain)
+                    return
                 self.visit_all(arguments, certain, not is_harmless)
                 self.visit_all(node.keywords, certain)
             case ast.BoolOp(values=values):
@@ -213,12 +219,29 @@ class _Finder:
             case _:
                 self.visit_all(ast.iter_child_nodes(node), certain)
 
+    def _visit_row_reader(self, arguments: list[ast.expr], certain: bool) -> None:
+        for node in arguments:
+            weights = self.weights(node)
+            self.uses += [Use(path, "", certain and self.is_sure(node), is_of_rows=True) for path in weights]
+            self.visit(node, certain, goes_on=not weights)
+
     def _ask(self, node: ast.AST, certain: bool) -> None:
         """Visits a condition or the head of a loop, which read a weight, and only ask about a module."""
         self.visit(node, certain, goes_on=bool(self.weights(node)))
 
-    def _note_weight(self, node: ast.AST, asks: str, certain: bool) -> None:
-        self.uses += [Use(path, asks, certain and self.is_sure(node)) for path in self.weights(node)]
+    def _note_weight(self, node: ast.AST, asks: str, certain: bool, is_of_rows: bool = False) -> None:
+        of_rows = is_of_rows or asks in _ROW_READERS
+        self.uses += [
+            Use(path, asks, certain and self.is_sure(node), is_of_rows=of_rows) for path in self.weights(node)
+        ]
+
+
+def _may_be_ids(index: ast.AST) -> bool:
+    """True where an index may begin with an id or a tensor of them: no slice, no new axis, no ellipsis."""
+    head = index.elts[0] if isinstance(index, ast.Tuple) and index.elts else index
+    return not isinstance(head, ast.Slice | ast.Compare) and not (
+        isinstance(head, ast.Constant) and type(head.value) is not int
+    )
 
 
 def _bindings(node: ast.AST) -> Iterator[tuple[str, ast.AST, bool]]:

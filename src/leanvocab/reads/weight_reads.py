@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from leanvocab.model.function_source import (
+from leanvocab.reads.function_source import (
     attributes_of,
     captured,
     functions_in,
@@ -23,7 +23,7 @@ from leanvocab.model.function_source import (
     once_a_code,
     syntax_of,
 )
-from leanvocab.model.weight_uses import ANY, Use, uses_in
+from leanvocab.reads.weight_uses import ANY, Use, uses_in
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,6 +44,7 @@ class Read:
     attributes: tuple[str, ...]
     asks: str  # the attribute of the weight that is used; "" where it is passed on
     is_certain: bool  # True where each forward of that module comes there
+    is_of_rows: bool = False  # True where it may be a read of rows by their ids, which the guard answers
     library: str = ""  # whose module it is
 
     def __str__(self) -> str:
@@ -127,7 +128,7 @@ def _reads_in(
         name, *attributes = use.path
         if any(id(each) in wanted for each in _reached(starts.get(name), attributes)):
             is_certain = use.is_certain and bool(attributes) and code.co_varnames[:1] == (name,)
-            yield Read(where, tuple(attributes), use.asks, is_certain)
+            yield Read(where, tuple(attributes), use.asks, is_certain, use.is_of_rows)
 
 
 @once_a_code

@@ -1,0 +1,112 @@
+"""Reads of rows by full ids around the lookup, `weight[ids]` and its like, answered from the rows of a partial matrix.
+
+What reads all rows (a product, a comparison) has no such answer (docs/decisions/reads-with-an-answer.md).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from leanvocab.partial.embedding import RemapEmbedding
+
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8)  # uint8 is a mask to an index
+
+
+@dataclass(frozen=True)
+class RowRead:
+    """A read of rows: their ids, what reads rows by other ids in the same way, and what is then taken of them."""
+
+    ids: int | Tensor
+    lookup: Callable[[Tensor], Tensor]  # ids [...] → rows [..., dim]
+    rest: tuple[Any, ...] = ()  # further indices, behind the one of the rows
+
+
+def answer(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], module: RemapEmbedding) -> Tensor | None:
+    """The rows that a call on the weight of `module` reads by full ids; None where it is no read of that kind.
+
+    Raises `MissingTokenError` as the lookup does, for rows that are not there.
+    """
+    read = _row_read(func, args, kwargs, module)
+    if read is None or module.max_norm is not None:
+        return None
+    module.begin()
+    if isinstance(read.ids, int):
+        row = module.row_at(read.ids)
+        return row[read.rest] if read.rest else row
+    rows = module.rows_at(read.ids, read.lookup)
+    if not read.rest:
+        return rows
+    numbers = torch.arange(read.ids.numel(), device=rows.device).view(read.ids.shape)
+    taken: Tensor = rows.reshape(-1, rows.shape[-1])[(numbers, *read.rest)]
+    return taken
+
+
+def _row_read(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], module: RemapEmbedding) -> RowRead | None:
+    weight = module.weight
+    if func is Tensor.__getitem__ and args[0] is weight:
+        return _indexed(args[1], module)
+    if func in (Tensor.index_select, torch.index_select):
+        return _selected(*args, module=module, **kwargs)
+    if func is F.embedding:
+        return _looked_up(*args, module=module, **kwargs)
+    if func is torch.embedding:
+        return _embedded(*args, module=module, **kwargs)
+    return None
+
+
+def _indexed(index: Any, module: RemapEmbedding) -> RowRead | None:
+    head, *rest = index if isinstance(index, tuple) and index else (index,)
+    if isinstance(head, list | np.ndarray):
+        head = torch.as_tensor(head)
+    if isinstance(head, Tensor) and head.dtype in _INTEGERS:
+        ids = head.where(head >= 0, head + module.num_embeddings).long()
+        return RowRead(ids, lambda partial_ids: module.weight[partial_ids], tuple(rest))
+    if isinstance(head, int | np.integer) and not isinstance(head, bool):
+        return RowRead(int(head) + (module.num_embeddings if head < 0 else 0), _no_lookup, tuple(rest))
+    return None
+
+
+def _selected(input: Tensor, dim: Any, index: Tensor, *, module: RemapEmbedding) -> RowRead | None:
+    if input is not module.weight or dim not in (0, -2):
+        return None
+    return RowRead(index.reshape(-1), lambda partial_ids: module.weight.index_select(0, partial_ids))
+
+
+def _looked_up(
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    *options: Any,
+    module: RemapEmbedding,
+    **named: Any,
+) -> RowRead | None:
+    if weight is not module.weight or max_norm is not None:
+        return None
+    padding = module.partial_id(_from_the_front(padding_idx, module))
+    return RowRead(input, lambda ids: F.embedding(ids, weight, padding, None, norm_type, *options, **named))
+
+
+def _embedded(
+    weight: Tensor, indices: Tensor, padding_idx: int = -1, *options: Any, module: RemapEmbedding, **named: Any
+) -> RowRead | None:
+    if weight is not module.weight:
+        return None
+    padding = module.partial_id(padding_idx)
+    return RowRead(
+        indices, lambda ids: torch.embedding(weight, ids, -1 if padding is None else padding, *options, **named)
+    )
+
+
+def _from_the_front(padding_idx: int | None, module: RemapEmbedding) -> int | None:
+    return padding_idx + module.num_embeddings if padding_idx is not None and padding_idx < 0 else padding_idx
+
+
+def _no_lookup(partial_ids: Tensor) -> Tensor:
+    raise AssertionError("an id that the host knows is not looked up on a device")

@@ -1,0 +1,159 @@
+"""Reads of rows by full ids around the lookup, beside the same reads of the full table: values, gradients, missing rows."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from comparing import same_bits
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from leanvocab.errors import BypassError, LeanVocabWarning, MissingTokenError
+from leanvocab.model.shrink import merge_, shrink_
+from leanvocab.model.status import status
+from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
+
+KEPT = [1, 3, 5, 8, 11]
+VOCABULARY = PartialVocabulary(KEPT, 12)
+IDS = torch.tensor([[8, 3, 3], [11, 1, 5]])
+
+READS: dict[str, Callable[[nn.Embedding, Tensor], Any]] = {
+    "weight[ids]": lambda table, ids: table.weight[ids],
+    "weight[ids, :]": lambda table, ids: table.weight[ids, :],
+    "weight[ids, None]": lambda table, ids: table.weight[ids, None],
+    "weight[ids, ..., :2]": lambda table, ids: table.weight[ids, ..., :2],
+    "weight[ids, columns]": lambda table, ids: table.weight[ids, torch.tensor([0, 2, 2])],
+    "weight[negative ids]": lambda table, ids: table.weight[ids - 12],
+    "weight[int32 ids]": lambda table, ids: table.weight[ids.int()],
+    "weight[a list]": lambda table, ids: table.weight[ids.flatten().tolist()],
+    "weight[an array]": lambda table, ids: table.weight[ids.flatten().numpy()],
+    "weight[int]": lambda table, ids: table.weight[int(ids[0, 0])],
+    "weight[int, :]": lambda table, ids: table.weight[int(ids[0, 0]), :],
+    "weight[int, int]": lambda table, ids: table.weight[int(ids[0, 0]), 2],
+    "weight[numpy int]": lambda table, ids: table.weight[np.int64(ids[0, 0])],
+    "weight[-int]": lambda table, ids: table.weight[int(ids[0, 0]) - 12],
+    "weight[a tensor of one id]": lambda table, ids: table.weight[ids[0, 0]],
+    "weight.index_select": lambda table, ids: table.weight.index_select(0, ids.flatten()),
+    "weight.index_select, named": lambda table, ids: table.weight.index_select(dim=-2, index=ids.flatten()),
+    "torch.index_select": lambda table, ids: torch.index_select(table.weight, 0, ids.flatten()),
+    "F.embedding": lambda table, ids: F.embedding(ids, table.weight),
+    "F.embedding, named": lambda table, ids: F.embedding(weight=table.weight, input=ids),
+    "F.embedding with padding": lambda table, ids: F.embedding(ids, table.weight, padding_idx=3),
+    "F.embedding with padding from behind": lambda table, ids: F.embedding(ids, table.weight, padding_idx=-9),
+    "F.embedding, padding that is not kept": lambda table, ids: F.embedding(ids, table.weight, padding_idx=0),
+    "F.embedding, scaled by frequency": lambda table, ids: F.embedding(ids, table.weight, scale_grad_by_freq=True),
+    "F.embedding, sparse": lambda table, ids: F.embedding(ids, table.weight, sparse=True),
+    "torch.embedding": lambda table, ids: torch.embedding(table.weight, ids),
+    "torch.embedding with padding": lambda table, ids: torch.embedding(table.weight, ids, 3),
+}
+
+
+class Reading(nn.Module):
+    """Looks ids up, and reads the weight in a way of its own beside that."""
+
+    def __init__(self, read: Callable[[nn.Embedding, Tensor], Any], **options: Any):
+        super().__init__()
+        torch.manual_seed(0)
+        self.table, self.read = nn.Embedding(12, 4, **options), read
+
+    def forward(self, ids: Tensor, around: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.table(ids), self.read(self.table, ids if around is None else around)
+
+
+def twins(read: Callable[[nn.Embedding, Tensor], Any], **options: Any) -> tuple[Any, Any]:
+    full = Reading(read)
+    return full, shrink_(copy.deepcopy(full), VOCABULARY, embedding="table", **options)
+
+
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
+def test_a_read_of_rows_gives_what_the_full_table_gives_and_trains_it_alike(read: Any) -> None:
+    full, lean = twins(read)
+    for step in range(3):
+        for model in (full, lean):
+            looked_up, rows = model(IDS)
+            (looked_up.sin().sum() + (rows * torch.arange(rows.numel()).view_as(rows)).sum()).backward()
+        assert all(map(same_bits, full(IDS), lean(IDS))), step
+        gradients = (model.table.weight.grad.to_dense() for model in (full, lean))
+        assert torch.equal(next(gradients)[KEPT], next(gradients))
+        for model in (full, lean):
+            torch.optim.SGD(model.parameters(), lr=0.01).step()
+            model.zero_grad()
+    assert torch.equal(merge_(lean).table.weight, full.table.weight)
+
+
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
+def test_rows_outside_come_from_the_base_in_evaluation_and_are_an_error_in_training(read: Any) -> None:
+    full, lean = twins(read)
+    outside = torch.tensor([[4, 3, 11], [4, 7, 1]])
+    full.eval(), lean.eval()
+    with pytest.warns(LeanVocabWarning, match="are served from the base"):
+        expected, found = full(IDS, outside)[1], lean(IDS, outside)[1]
+    assert same_bits(expected, found)
+    assert status(lean).tables[0].num_served > 0
+    lean.train()
+    with pytest.raises(MissingTokenError, match=r"table: token id 4 .*is outside the partial vocabulary"):
+        lean(IDS, outside)
+
+
+def test_on_missing_base_serves_a_read_in_training_too_with_gradients_for_the_kept_rows_alone() -> None:
+    full, lean = twins(lambda table, ids: table.weight[ids], on_missing="base")
+    outside = torch.tensor([4, 3, 7])
+    full(IDS, outside)[1].square().sum().backward()
+    with pytest.warns(LeanVocabWarning, match="are served from the base"):
+        rows = lean(IDS, outside)[1]
+    rows.square().sum().backward()
+    assert torch.equal(lean.table.weight.grad, full.table.weight.grad[KEPT])
+
+
+def test_a_read_by_an_id_that_is_none_is_an_error() -> None:
+    _, lean = twins(lambda table, ids: table.weight[12])
+    with pytest.raises(MissingTokenError, match="id 12 at a read of the weight itself is no token id"):
+        lean.eval()(IDS)
+
+
+def test_partial_ids_are_read_as_they_are() -> None:
+    full, lean = twins(lambda table, ids: table.weight[ids] + table.weight[int(ids[0, 0])], ids="partial")
+    partial_ids = VOCABULARY.to_partial(IDS)
+    assert all(map(same_bits, full(IDS), lean(partial_ids)))
+
+
+def test_a_read_that_only_running_shows_is_answered_in_every_later_forward() -> None:
+    """Without a source that says so: the watch goes on once it has answered."""
+    full, lean = twins(lambda table, ids: getattr(table, "".join(["wei", "ght"]))[ids])
+    for _ in range(3):
+        assert all(map(same_bits, full(IDS), lean(IDS)))
+
+
+def test_a_module_that_is_computed_again_in_the_backward_reads_the_same_rows() -> None:
+    class Checkpointed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Reading(lambda table, ids: table.weight[ids] * table.weight[5])
+
+        def forward(self, ids: Tensor) -> Tensor:
+            first, second = checkpoint(self.inner, ids, use_reentrant=False)
+            return (first * second).sum()
+
+    full = Checkpointed()
+    lean = shrink_(copy.deepcopy(full), VOCABULARY, embedding="inner.table")
+    for model in (full, lean):
+        model(IDS).backward()
+    assert torch.equal(lean.inner.table.weight.grad, full.inner.table.weight.grad[KEPT])
+
+
+def test_a_function_that_is_computed_again_without_a_module_around_it_is_refused() -> None:
+    _, lean = twins(lambda table, ids: checkpoint(lambda: table.weight[ids] * 2, use_reentrant=False))
+    with pytest.raises(
+        BypassError, match=r"Reading.forward reads rows of table itself in a function that is computed again"
+    ):
+        lean(IDS)
+
+
+def test_a_compiled_forward_that_reads_rows_is_refused_by_name() -> None:
+    _, lean = twins(lambda table, ids: table.weight[ids])
+    with pytest.raises(BypassError, match=r"reads the weight of table itself.*a compiled forward cannot be watched"):
+        torch.compile(lean, backend="eager")(IDS)
