@@ -25,6 +25,7 @@ NAMES = (
     "qlora_step",
     "fits",
     "estimate",
+    "per_layer_tables",
 )
 
 LONG_ON_A_CPU = ("qlora_step", "estimate")  # with the rest they would not fit into half an hour

@@ -64,6 +64,52 @@ _LLAMA = {
     "head_dim": 64,
     "tie_word_embeddings": True,
 }
+_GEMMA_4 = {
+    "vocab_size": 262_144,
+    "vocab_size_per_layer_input": 262_144,
+    "hidden_size": 1536,
+    "hidden_size_per_layer_input": 256,
+    "num_hidden_layers": 35,
+    "intermediate_size": 6144,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 1,
+    "head_dim": 256,
+    "num_kv_shared_layers": 20,
+    "use_double_wide_mlp": True,
+}
+_GEMMA_4_E4B = _GEMMA_4 | {
+    "hidden_size": 2560,
+    "num_hidden_layers": 42,
+    "intermediate_size": 10_240,
+    "num_key_value_heads": 2,
+    "num_kv_shared_layers": 18,
+    "use_double_wide_mlp": False,
+}
+_GEMMA_4_FEW = _GEMMA_4 | {
+    "vocab_size": 20_000,
+    "vocab_size_per_layer_input": 20_000,
+    "hidden_size": 256,
+    "hidden_size_per_layer_input": 64,
+    "num_hidden_layers": 3,
+    "intermediate_size": 1024,
+    "num_attention_heads": 4,
+    "head_dim": 64,
+    "num_kv_shared_layers": 0,
+    "use_double_wide_mlp": False,
+}
+_GEMMA_3N = {
+    "vocab_size": 262_400,
+    "vocab_size_per_layer_input": 262_144,
+    "hidden_size": 2048,
+    "hidden_size_per_layer_input": 256,
+    "num_hidden_layers": 30,
+    "intermediate_size": 8192,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "head_dim": 256,
+    "num_kv_shared_layers": 10,
+    "activation_sparsity_pattern": [0.95] * 10 + [0.0] * 20,
+}
 _SMOLLM2 = {
     "vocab_size": 49_152,
     "hidden_size": 576,
@@ -106,6 +152,10 @@ SHAPES = {
     "gemma-3-270m-classifier": Shape("Gemma3TextConfig", "classifier", _GEMMA_270M, 5_000),
     "embeddinggemma-300m": Shape("Gemma3TextConfig", "classifier", _EMBEDDING_GEMMA, 5_000),
     "gemma-3-1b": Shape("Gemma3TextConfig", "causal-lm", _GEMMA_1B, 5_000),
+    "gemma-4-e2b": Shape("Gemma4TextConfig", "causal-lm", _GEMMA_4, 5_000),
+    "gemma-4-e4b": Shape("Gemma4TextConfig", "causal-lm", _GEMMA_4_E4B, 5_000),
+    "gemma-4-few-layers": Shape("Gemma4TextConfig", "causal-lm", _GEMMA_4_FEW, 600),
+    "gemma-3n-e2b": Shape("Gemma3nTextConfig", "causal-lm", _GEMMA_3N, 5_000),
     "qwen3-0.6b": Shape("Qwen3Config", "causal-lm", _QWEN3, 5_000),
     "qwen3-1.7b": Shape("Qwen3Config", "causal-lm", _QWEN3_1B7, 5_000),
     "llama-3.2-1b": Shape("LlamaConfig", "causal-lm", _LLAMA, 5_000),

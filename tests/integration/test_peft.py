@@ -1,5 +1,6 @@
 """LoRA, modules_to_save and LoRA on the embedding itself, with shrinking before and after."""
 
+import copy
 import warnings
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from comparing import differing, train
-from models import batch, small_model, used_vocabulary
+from models import FULL_SIZE, PAD, batch, small_lm, small_model, used_vocabulary
 from peft import LoraConfig, PeftModel, PromptTuningConfig, TrainableTokensConfig, get_peft_model
 from torch import nn
 
@@ -15,6 +16,7 @@ from leanvocab.errors import BypassError, TiedOutputError
 from leanvocab.model.shrink import merge_, shrink_
 from leanvocab.model.status import status
 from leanvocab.output.layer import RemapLinear
+from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "LoRA": {"target_modules": ["q_proj", "v_proj"]},
@@ -77,11 +79,38 @@ def test_merging_lora_into_a_partial_embedding_is_refused_by_name_and_works_afte
     assert differing(full.merge_and_unload(), model.merge_and_unload()) == []
 
 
-def test_shrinking_under_trainable_tokens_is_refused_by_name() -> None:
-    model = get_peft_model(
-        small_model("llama"), TrainableTokensConfig(token_indices=[3, 5], target_modules=["embed_tokens"])
-    )
-    with pytest.raises(BypassError, match=r"TrainableTokens.* looks ids up in the weight itself"):
+TOKENS = [30, 5, 3]  # in no order, and among them one that the data do not use
+TOKEN_ADAPTERS: dict[str, Any] = {
+    "trainable tokens": TrainableTokensConfig(token_indices=TOKENS, target_modules=["embed_tokens"]),
+    "trainable tokens with padding": TrainableTokensConfig(token_indices=[PAD, 7, 3], target_modules=["embed_tokens"]),
+    "LoRA with trainable tokens": LoraConfig(
+        task_type="SEQ_CLS", target_modules=["q_proj"], trainable_token_indices={"embed_tokens": TOKENS}
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TOKEN_ADAPTERS)
+def test_trainable_tokens_train_save_and_merge_as_on_the_unshrunk_model(name: str, tmp_path: Path) -> None:
+    full, model = (get_peft_model(small_model("llama"), copy.deepcopy(TOKEN_ADAPTERS[name])) for _ in range(2))
+    shrink_(model, PartialVocabulary(sorted({*used_vocabulary()} - {5}), FULL_SIZE))  # the adapter has a row of its own
+    assert train(full)[0] == train(model)[0]
+    assert differing(full, model) == []
+    full.eval(), model.eval()
+    assert torch.equal(full(**batch()).logits, model(**batch()).logits)
+    with full.disable_adapter(), model.disable_adapter():
+        assert torch.equal(full(**batch()).logits, model(**batch()).logits)
+    for each, folder in ((full, "full"), (model, "shrunk")):
+        each.save_pretrained(tmp_path / folder)
+    for path in (tmp_path / "full").glob("*.safetensors"):
+        assert path.read_bytes() == (tmp_path / "shrunk" / path.name).read_bytes()
+    with pytest.raises(BypassError, match=r"cannot be merged into it.*merge_\(model\) first"):
+        model.merge_and_unload()
+    assert differing(full.merge_and_unload(), merge_(model).merge_and_unload()) == []
+
+
+def test_trainable_tokens_around_a_matrix_that_the_output_layer_holds_are_refused_by_name() -> None:
+    model = wrapped(small_lm("llama-tied"), target_modules=["q_proj"], trainable_token_indices=[3, 5])
+    with pytest.raises(BypassError, match=r"trainable tokens\) writes its rows over those of a matrix that the output"):
         shrink_(model, used_vocabulary())
 
 

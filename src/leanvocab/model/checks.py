@@ -7,14 +7,14 @@ from torch import Tensor, nn
 from leanvocab.choices import FROZEN_ROWS_ON, OUTPUT_MODES
 from leanvocab.errors import RESIZE_FIRST, BypassError, ModelError, OptimizerError, TiedOutputError, VocabularyError
 from leanvocab.model.full_table import FullTable, ask, num_ids_of
+from leanvocab.model.input_tables import per_layer_modules
+from leanvocab.model.trainable_tokens import LAYER, WRAPPER, check_tokens
 from leanvocab.partial.module import PartialModule
 from leanvocab.partial.sharded import is_sharded
 from leanvocab.reads.function_source import functions_in, names_of
 from leanvocab.reads.weight_reads import reads_of
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
-# Adapters that look rows up in the weight itself, with ids of the full vocabulary.
-_WRAPPERS_AROUND_THE_LOOKUP = {"TrainableTokensLayer", "TrainableTokensWrapper"}
 _QUANTIZED = {"Params4bit", "Int8Params"}  # bitsandbytes' parameters
 
 
@@ -150,15 +150,12 @@ def _check_reads(model: nn.Module, table: FullTable) -> None:
 
 
 def _check_wrappers(model: nn.Module, table: FullTable) -> None:
-    for path in table.paths:
+    for path, module in zip(table.paths, table.modules, strict=True):
         parts = path.split(".")
-        for depth in range(1, len(parts)):
-            above = model.get_submodule(".".join(parts[:depth]))
-            if type(above).__name__ in _WRAPPERS_AROUND_THE_LOOKUP:
-                raise BypassError(
-                    f"{'.'.join(parts[:depth])}: {type(above).__name__} (PEFT's trainable tokens) looks ids up in the weight "
-                    "itself, and would read wrong rows of a partial one; leanvocab trains chosen rows without it"
-                )
+        for above in (".".join(parts[:depth]) for depth in range(1, len(parts))):
+            wrapper = model.get_submodule(above)
+            if type(wrapper).__name__ in (LAYER, WRAPPER):
+                check_tokens(above, wrapper, module, table.output is not None)
 
 
 def _check_not_cast(model: nn.Module, table: FullTable) -> None:
@@ -191,13 +188,20 @@ def check_options(output: str | None, frozen_rows: str, ids: str, on_missing: st
         raise ModelError("on_missing='base' needs full ids: a partial id outside the vocabulary names no row")
 
 
-def check_modes(tables: list[FullTable], ids: str) -> None:
-    """Raises `ModelError` where an output layer over a partial matrix would be given partial ids."""
-    for table in tables:
-        if table.output is not None and ids == "partial":
+def check_modes(model: nn.Module, tables: list[FullTable], ids: str) -> None:
+    """Raises `ModelError` where partial ids would go to an output layer, or to a table for each layer that keeps others."""
+    per_layer = per_layer_modules(model)
+    for table in tables if ids == "partial" else ():
+        if table.output is not None:
             raise ModelError(
                 f'{table.name}: output="{table.output}" takes labels and gives logits in full ids, and ids="partial" would '
                 'have partial ones; leave ids="full", which needs no rewritten data'
+            )
+        is_other = not np.array_equal(table.vocabulary.token_ids, tables[0].vocabulary.token_ids)
+        if is_other and any(module in per_layer for module in table.modules):
+            raise ModelError(
+                f"{table.name} is given the ids of {tables[0].name}, and keeps {len(table.vocabulary):,} rows where that keeps "
+                f'{len(tables[0].vocabulary):,}, so that one partial id would be two tokens; leave ids="full"'
             )
 
 

@@ -38,7 +38,9 @@ _OWN_ROOMS = {RemapEmbedding.__module__, RemapLinear.__module__, LazyLogits.__mo
 _MOVERS = {"deepspeed.runtime.zero.partition_parameters"}
 
 
-class _Watch(TorchFunctionMode):
+class Watch(TorchFunctionMode):
+    """Sees every torch function of a forward: answers reads of rows of partial matrices, and refuses all else of them."""
+
     def __init__(self, modules: list[PartialModule]):
         super().__init__()
         for module in modules:  # a weight that is made anew at each look has no id to know it by
@@ -144,7 +146,7 @@ class Guard:
     def __init__(self, root: nn.Module, modules: dict[str, PartialModule]):
         self._modules = [Weakly(module) for module in modules.values()]
         self._passed: set[tuple[Any, ...]] = set()
-        self._watch: _Watch | None = None
+        self._watch: Watch | None = None
         self._owner: nn.Module | None = None
         self._calls: dict[int, int] = {}
         reads = reads_of(root, modules.values())
@@ -190,7 +192,7 @@ class Guard:
             return
         if _forward_of(module) not in self._passed:
             _refuse_strangers(module)
-        self._owner, self._watch = module, _Watch(held)
+        self._owner, self._watch = module, Watch(held)
         self._calls = self._num_calls(module)
         self._watch.__enter__()
 

@@ -64,7 +64,8 @@ def shrink_(
     the full vocabulary. Call it before the optimizer is built, or hand the optimizer over.
 
     Args:
-        vocabulary: the rows to keep, or a mapping {module path: vocabulary} for several tables.
+        vocabulary: the rows to keep, of every input table that the model looks the same ids up in, those for each layer
+            (Gemma 3n, Gemma 4) too; or a mapping {module path: vocabulary} for what is particular.
         output: what becomes of the output layer. "full": it stays whole and trains, which is the paper's method and the
             default where it is not tied to an input table. "frozen": kept rows train, the others stay in the softmax; the
             default where it is tied. "restricted": the softmax is over the kept rows alone, which is another objective.
@@ -85,7 +86,7 @@ def shrink_(
     """
     check_options(output, frozen_rows, ids, on_missing)
     tables = find_tables(model, vocabulary, embedding, output)
-    check_modes(tables, ids)
+    check_modes(model, tables, ids)
     if ids == "partial":
         check_inserted_ids_stay(model, tables)
     options = {"on_missing": on_missing, "ids": ids, "frozen_rows_on": frozen_rows}

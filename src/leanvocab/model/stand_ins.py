@@ -9,22 +9,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from leanvocab.errors import BypassError, ModelError
-from leanvocab.partial.attachments import Weakly, method_before, put_attributes
+from leanvocab.errors import BypassError
+from leanvocab.model.trainable_tokens import serve_tokens
+from leanvocab.partial.attachments import Weakly, put_attributes, stood_before
 from leanvocab.partial.module import PartialModule, partial_modules
-
-
-def _stood_before(held: Weakly[nn.Module], name: str) -> tuple[nn.Module, Callable[..., Any]]:
-    """The module that a stand-in stands on, and the method that it stands before."""
-    module = held()
-    if module is None:
-        raise ModelError(f"{name} was called of a shrunk model that nobody holds: keep the model in a variable")
-    return module, method_before(module, name)
 
 
 def _refuse_resize(held: Weakly[nn.Module], *args: Any, method: str, **kwargs: Any) -> Any:
     """Resizing would lay rows out from the partial matrix."""
-    module, usual = _stood_before(held, method)
+    module, usual = stood_before(held, method)
     for holder in partial_modules(module).values():
         raise BypassError(
             f"{method}: {holder.table.name} is shrunk to a partial vocabulary, and would be resized from its "
@@ -35,7 +28,7 @@ def _refuse_resize(held: Weakly[nn.Module], *args: Any, method: str, **kwargs: A
 
 def _refuse_new_weights(held: Weakly[nn.Module], layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """New random weights would be those of the kept rows alone, with zeros for the row that has the partial id of padding."""
-    _, usual = _stood_before(held, "_init_weights")
+    _, usual = stood_before(held, "_init_weights")
     if isinstance(layer, PartialModule):
         layer.reset_parameters()
     return usual(layer, *args, **kwargs)
@@ -43,7 +36,7 @@ def _refuse_new_weights(held: Weakly[nn.Module], layer: nn.Module, *args: Any, *
 
 def _tie(held: Weakly[nn.Module], *args: Any, **kwargs: Any) -> Any:
     """Tying fits biases to the rows that a matrix has, and may tie what is not of this vocabulary to a partial matrix."""
-    module, usual = _stood_before(held, "tie_weights")
+    module, usual = stood_before(held, "tie_weights")
     shrunk, before = partial_modules(module), [(each, dict(each._parameters)) for each in module.modules()]
     vectors = [(each, each.data) for each in module.parameters() if each.ndim == 1]
     result = usual(*args, **kwargs)
@@ -72,7 +65,7 @@ def _full_num_parameters(
     held: Weakly[nn.Module], only_trainable: bool = False, exclude_embeddings: bool = False
 ) -> int:
     """The number of the full model's parameters, which transformers writes into a shard index."""
-    module, usual = _stood_before(held, "num_parameters")
+    module, usual = stood_before(held, "num_parameters")
     count: int = usual(only_trainable, exclude_embeddings)
     holders = {id(holder.weight): holder for holder in partial_modules(module).values()}
     for name, parameter in module.named_parameters():
@@ -85,7 +78,7 @@ def _full_num_parameters(
 
 def _save_full(held: Weakly[nn.Module], *args: Any, **kwargs: Any) -> Any:
     """Completes a state dict that was gathered around our hooks, as DeepSpeed's ZeRO-3 does, and handed over to be saved."""
-    module, usual = _stood_before(held, "save_pretrained")
+    module, usual = stood_before(held, "save_pretrained")
     if kwargs.get("state_dict") is not None:
         kwargs["state_dict"] = state_dict = dict(kwargs["state_dict"])
         for path, holder in partial_modules(module).items():
@@ -97,7 +90,7 @@ def _save_full(held: Weakly[nn.Module], *args: Any, **kwargs: Any) -> Any:
 
 def _refuse_merge(held: Weakly[nn.Module], *args: Any, **kwargs: Any) -> Any:
     """Keeps an adapter from merging itself into a partial matrix: its update has full rows."""
-    module, usual = _stood_before(held, "merge")
+    module, usual = stood_before(held, "merge")
     layer = module.base_layer
     if not isinstance(layer, PartialModule):
         return usual(*args, **kwargs)
@@ -121,6 +114,7 @@ def put_on(model: nn.Module) -> None:
     """Puts stand-ins on a shrunk model, and on the models and adapters within it that hold partial matrices."""
     for module in model.modules():
         refuse_merging(module)
+        serve_tokens(module)
         names = [name for name in _STAND_INS if hasattr(type(module), name)]
         if names and partial_modules(module):
             put_attributes(module, {name: partial(_STAND_INS[name], Weakly(module)) for name in names})

@@ -7,12 +7,14 @@ model is freed as soon as nobody holds it (docs/decisions/nothing-outlives-a-mod
 import copy
 import types
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from torch import nn
 from torch.utils.hooks import RemovableHandle
+
+from leanvocab.errors import ModelError
 
 T = TypeVar("T")
 _NOTE = "_leanvocab_attachments"
@@ -53,10 +55,18 @@ def put_attributes(module: nn.Module, values: Mapping[str, Any]) -> None:
         module.__dict__[name] = value
 
 
-def method_before(module: nn.Module, name: str) -> Any:
+def _method_before(module: nn.Module, name: str) -> Any:
     """The method that would be there if none had been put on."""
     _, *before = _note(module).attributes[name]
     return before[0] if before else types.MethodType(getattr(type(module), name), module)
+
+
+def stood_before(held: Weakly[nn.Module], name: str) -> tuple[nn.Module, Callable[..., Any]]:
+    """The module that a stand-in stands on, and the method that it stands before."""
+    module = held()
+    if module is None:
+        raise ModelError(f"{name} was called of a shrunk model that nobody holds: keep the model in a variable")
+    return module, _method_before(module, name)
 
 
 def take_off(model: nn.Module) -> None:
