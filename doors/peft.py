@@ -370,30 +370,59 @@ def _continued(folder: Path, order: str, adapt: Adapt, family: str = "llama", ou
     return pairs.compare(*runs, models.left_out())
 
 
+_both_orders(
+    "peft LoRA, tables for each layer (Gemma 4)",
+    "lora_per_layer",
+    lora,
+    family="gemma4-untied",
+    output="full",
+    tables=3,
+)
+
+
 # --- trainable tokens -------------------------------------------------------------------------------------------------
 
-_AROUND = "trainable tokens look ids up in the weight itself; leanvocab trains chosen rows without them"
+_SINCE = "their first rows were taken of the partial table by full ids; put them on before shrinking"
+_OUTPUT = "they write rows over a matrix that the output layer holds, all rows of which are scored"
 
 
-@door("peft trainable tokens, shrunk after them", expects="refused", refuses="BypassError", why=_AROUND, **NEEDS)
-def trainable_tokens_after(folder: Path) -> Outcome:
-    return _refused("after", lambda: adapter(_peft().TrainableTokensConfig, **_TOKENS), folder)
+def _tokens() -> Adapt:
+    return adapter(_peft().TrainableTokensConfig, **_TOKENS)
 
 
-@door("peft trainable tokens, shrunk before them", expects="refused", refuses="BypassError", why=_AROUND, **NEEDS)
-def trainable_tokens_before(folder: Path) -> Outcome:
-    return _refused("before", lambda: adapter(_peft().TrainableTokensConfig, **_TOKENS), folder)
+def _lora_with_tokens() -> Adapt:
+    return lora(trainable_token_indices={"embed_tokens": [5, 9]})
 
 
-for _order in ("before", "after"):
+for _combined, _name, _make in (
+    ("peft trainable tokens", "trainable_tokens", _tokens),
+    ("peft LoRA with trainable_token_indices", "lora_with_tokens", _lora_with_tokens),
+):
+    _one_order(_combined, _name, _make, "after")
 
-    def _with_tokens(folder: Path, order: str = _order) -> Outcome:
-        return _refused(order, lambda: lora(trainable_token_indices={"embed_tokens": [5, 9]}), folder)
+    def _put_on_since(folder: Path, make: Callable[[], Adapt] = _make) -> Outcome:
+        return _refused("before", make, folder)
 
+    _put_on_since.__module__ = __name__
     door(
-        f"peft LoRA with trainable_token_indices, shrunk {_order} it", name="lora_with_tokens" + "_after" * (_order == "after"),
-        expects="refused", refuses="BypassError", why=_AROUND, **NEEDS,
-    )(_with_tokens)  # fmt: skip
+        f"{_combined}, shrunk before it",
+        name=f"{_name}_before",
+        expects="refused",
+        refuses="BypassError",
+        why=_SINCE,
+        **NEEDS,
+    )(_put_on_since)
+
+
+@door(
+    "peft trainable tokens on a tied language model, shrunk after it",
+    expects="refused",
+    refuses="BypassError",
+    why=_OUTPUT,
+    **NEEDS,
+)
+def trainable_tokens_tied(folder: Path) -> Outcome:
+    return _refused("after", _tokens, folder, "llama-tied")
 
 
 _TOKENS: dict[str, Any] = {"token_indices": [5, 9], "target_modules": ["embed_tokens"]}

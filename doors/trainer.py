@@ -154,6 +154,11 @@ def decoder(folder: Path) -> Outcome:
     return pair(folder, "llama")
 
 
+@door('Trainer, tables for each layer (Gemma 4, output="full")')
+def per_layer(folder: Path) -> Outcome:
+    return pair(folder, "gemma4-untied", task="causal-lm", output="full", tables=3)
+
+
 @door("Trainer, LeanVocabCallback in place of shrink_")
 @pairs.one_thread
 def callback(folder: Path) -> Outcome:

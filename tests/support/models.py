@@ -67,6 +67,7 @@ class Family:
     head: str
     names: dict[str, str]
     config: dict[str, Any] = field(default_factory=dict)
+    config_class: str = ""  # where it is not named as the architecture is
 
 
 _TWO_KEYS: dict[str, Any] = {"num_key_value_heads": 2}
@@ -99,6 +100,19 @@ FAMILIES = {
     "granite-scaling": Family(
         "Granite", "ForCausalLM", _DECODER, _TWO_KEYS | {"logits_scaling": 3.0, "tie_word_embeddings": True}
     ),
+    "gemma4-untied": Family(  # a table for each layer, together twice as wide as the input table of doors
+        "Gemma4",
+        "ForCausalLM",
+        _DECODER | {"head_width": "head_dim global_head_dim"},
+        {
+            "num_key_value_heads": 2,
+            "vocab_size_per_layer_input": FULL_SIZE,
+            "hidden_size_per_layer_input": 64,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "tie_word_embeddings": False,
+        },
+        "Gemma4TextConfig",
+    ),
     "phi-bias": Family("Phi", "ForCausalLM", _DECODER, _TWO_KEYS | {"partial_rotary_factor": 0.5}),
 }
 
@@ -110,7 +124,7 @@ def make_model(name: str, size: Size, **changes: Any) -> Any:
     for number, names in family.names.items():
         if (value := getattr(size, number)) is not None:
             config |= dict.fromkeys(names.split(), value)
-    config_class = getattr(transformers, f"{family.architecture}Config")
+    config_class = getattr(transformers, family.config_class or f"{family.architecture}Config")
     torch.manual_seed(0)
     return getattr(transformers, family.architecture + family.head)(config_class(**family.config | config | changes))
 

@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from leanvocab.errors import BypassError
 from leanvocab.model.row_reads import answer
 from leanvocab.model.stand_ins import refuse_merging
+from leanvocab.model.trainable_tokens import refuse_tokens_put_on_since
 from leanvocab.output.layer import RemapLinear
 from leanvocab.output.lazy_logits import LazyLogits
 from leanvocab.output.logit_operations import QUESTIONS
@@ -227,10 +228,15 @@ class Guard:
 
     def _rearm(self) -> None:
         """Something has been wrapped around a table since (an adapter, say): watch again, and know the wrapper by then."""
+        children = [_child(*site) for site in self._sites]
+        for child in children:
+            refuse_tokens_put_on_since(child)
         self._passed.clear()
-        self._sites = [(parent, name, Weakly(_child(parent, name, child))) for parent, name, child in self._sites]
-        for _, _, wrapper in self._sites:
-            refuse_merging(wrapper())
+        self._sites = [
+            (parent, name, Weakly(child)) for (parent, name, _), child in zip(self._sites, children, strict=True)
+        ]
+        for child in children:
+            refuse_merging(child)
 
 
 def _child(parent: Weakly[nn.Module], name: str, child: Weakly[nn.Module]) -> nn.Module | None:

@@ -32,6 +32,15 @@ def check_tokens(path: str, wrapper: nn.Module, table: nn.Module, has_output: bo
         )
 
 
+def refuse_tokens_put_on_since(wrapper: nn.Module | None) -> None:
+    """Raises `BypassError` where trainable tokens were put on a table that was partial already."""
+    if type(wrapper).__name__ in (LAYER, WRAPPER):
+        raise BypassError(
+            f"{type(wrapper).__name__} (PEFT's trainable tokens) was put on a table that is partial already, and took its first "
+            "rows from it by ids of the full vocabulary. Put the adapter on first and shrink after it"
+        )
+
+
 def serve_tokens(layer: nn.Module) -> None:
     """Puts the lookup of this room before PEFT's, where `layer` is one of trainable tokens around a partial input table."""
     if type(layer).__name__ == LAYER and isinstance(layer.base_layer, RemapEmbedding):
