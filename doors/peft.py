@@ -400,18 +400,18 @@ for _combined, _name, _make in (
 ):
     _one_order(_combined, _name, _make, "after")
 
-    def _put_on_since(folder: Path, make: Callable[[], Adapt] = _make) -> Outcome:
+    def put_on_since(folder: Path, make: Callable[[], Adapt] = _make) -> Outcome:
         return _refused("before", make, folder)
 
-    _put_on_since.__module__ = __name__
+    put_on_since.__module__ = __name__
     door(
         f"{_combined}, shrunk before it",
-        name=f"{_name}_before",
+        name="_".join((_name, "before")),
         expects="refused",
         refuses="BypassError",
         why=_SINCE,
         **NEEDS,
-    )(_put_on_since)
+    )(put_on_since)
 
 
 @door(

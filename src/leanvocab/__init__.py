@@ -6,7 +6,7 @@ Every name is imported on first use: `import leanvocab` alone loads neither torc
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from leanvocab._version import __version__
+__version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from leanvocab.checkpoints.delta_loading import load_delta

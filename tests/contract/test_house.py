@@ -12,7 +12,9 @@ from torch.utils._device import _device_constructors
 REPOSITORY = Path(__file__).parents[2]
 SOURCE = REPOSITORY / "src" / "leanvocab"
 DOORS = {"trainer.py", "adapters.py"}
-WINGS = ("vocabulary", "files", "partial", "output", "model", "checkpoints", "reports", "texts", "finetune", "cli")
+WINGS = (
+    "vocabulary", "files", "partial", "reads", "output", "model", "checkpoints", "reports", "texts", "finetune", "cli",
+)  # fmt: skip
 CODE = ("src", "tests", "doors", "benchmarks", "reproduction", "studies", "demo", "examples", "docs")
 
 

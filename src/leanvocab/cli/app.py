@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from leanvocab._version import __version__
+from leanvocab import __version__
 from leanvocab.cli.count import count_command
 from leanvocab.cli.delta import delta_command
 from leanvocab.cli.estimate import estimate_command

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from leanvocab._version import __version__
+from leanvocab import __version__
 from leanvocab.errors import CheckpointError, InterruptedRunError, LeanVocabError, SettingsError, first_line
 
 DEBUG_VARIABLE = "LEANVOCAB_DEBUG"

@@ -62,7 +62,7 @@ def _row_read(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], module:
 def _indexed(index: Any, module: RemapEmbedding) -> RowRead | None:
     head, *rest = index if isinstance(index, tuple) and index else (index,)
     if isinstance(head, list | np.ndarray):
-        head = torch.as_tensor(head)
+        head = torch.as_tensor(head, device="cpu")
     if isinstance(head, Tensor) and head.dtype in _INTEGERS:
         ids = head.where(head >= 0, head + module.num_embeddings).long()
         return RowRead(ids, lambda partial_ids: module.weight[partial_ids], tuple(rest))

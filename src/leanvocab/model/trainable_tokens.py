@@ -57,7 +57,7 @@ class _Lookup:
         if layer.disable_adapters or not active_adapters or layer.merged or not isinstance(table, RemapEmbedding):
             return usual(x, active_adapters, *args, **kwargs)
         layer._check_overlapping_tokens(active_adapters)  # type: ignore[operator]
-        found = [_positions(x, layer.token_indices[name]) for name in active_adapters]  # type: ignore[index]
+        found = [_positions(x, list(layer.token_indices[name])) for name in active_adapters]  # type: ignore[index]
         others = x
         for _, is_there in found:  # their rows are not the table's, which need not even have them
             others = torch.where(is_there, int(table.table.token_ids[0]), others)
