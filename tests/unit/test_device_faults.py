@@ -1,5 +1,6 @@
 """Faults that an accelerator shows and a CPU does not: missing ids, waits, modes and default devices, on the emulated device."""
 
+import copy
 import gc
 import sys
 import weakref
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from leanvocab.errors import MissingTokenError
 from leanvocab.model.shrink import merge_, shrink_
 from leanvocab.partial.module import shrunk_modules
+from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 DEVICE = accelerator.NAME
 OUTSIDE = next(i for i in range(3, FULL_SIZE) if i not in lm_vocabulary())
@@ -301,6 +303,34 @@ def test_a_lookup_in_evaluation_that_misses_an_id_waits_once() -> None:
     with torch.no_grad(), accelerator.watch() as seen:
         lean.model.embed_tokens(inputs)
     assert len(seen.waits) <= 1
+
+
+class Reading(nn.Module):
+    """Looks ids up, and reads rows of the weight by an int and by a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = nn.Embedding(12, 4)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.table(ids) + self.table.weight[8] + self.table.weight[ids].sin()
+
+
+def test_reads_of_rows_do_not_wait_and_a_missing_id_among_them_is_an_error_later() -> None:
+    full, vocabulary = Reading().to(DEVICE), PartialVocabulary([1, 3, 5, 8, 11], 12)
+    lean = shrink_(copy.deepcopy(full), vocabulary, embedding="table")
+    ids = torch.tensor([[8, 3, 3], [11, 1, 5]], device=DEVICE)
+    for model in (full, lean):
+        model(ids).sum().backward()
+    with accelerator.watch() as seen:
+        rows = lean(ids)
+    assert not seen.waits
+    assert torch.equal(rows.cpu(), full(ids).cpu())
+    assert torch.equal(lean.table.weight.grad.cpu(), full.table.weight.grad.cpu()[list(vocabulary)])
+    lean(ids.where(ids != 5, 4))
+    with pytest.raises(MissingTokenError, match="token id 4 at"):
+        lean(ids)
 
 
 def test_a_step_of_a_shrunk_model_waits_once(monkeypatch: pytest.MonkeyPatch) -> None:
