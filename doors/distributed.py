@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from doors import models, pairs, ranks
-from doors.registry import Outcome, door
+from doors.registry import SLOW, Outcome, door
 from doors.trainer import APART
 
 _CLOSE: Any = {"expects": "close", "within": 1e-3, "why": APART}
@@ -23,7 +23,7 @@ def _pair(kind: str, family: str, reference: str = "") -> Outcome:
     return pairs.compare(full, lean, models.left_out() if full.held_bytes and lean.held_bytes else None)
 
 
-@door("DistributedDataParallel, two processes")
+@door("DistributedDataParallel, two processes", **SLOW)
 def ddp(folder: Path) -> Outcome:
     return _pair("ddp", "llama")
 

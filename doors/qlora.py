@@ -8,7 +8,7 @@ from torch import nn
 
 from doors import models, pairs
 from doors.peft import logits_of, lora, on_the_full_base
-from doors.registry import Outcome, door
+from doors.registry import SLOW, Outcome, door
 from doors.trainer import APART, FROZEN, train
 from leanvocab.model.shrink import merge_
 from leanvocab.model.status import status
@@ -19,9 +19,6 @@ _CLOSE: dict[str, Any] = {
     "within": 1e-2,
     "why": f"{APART}, which layers that compute in bf16 make larger",
 }
-
-
-_SLOW = {"fast": False}  # two or three of a kind are enough in each test run
 
 
 def quantized(folder: Path, family: str, dtype: str = "bfloat16") -> Any:
@@ -107,7 +104,7 @@ def tied(folder: Path) -> Outcome:
     return pair(folder, "llama-tied", "frozen")
 
 
-@door('QLoRA after shrink_, tied (output="frozen", frozen_rows="host")', **NEEDS, **_CLOSE)
+@door('QLoRA after shrink_, tied (output="frozen", frozen_rows="host")', **NEEDS, **_CLOSE, **SLOW)
 def tied_host(folder: Path) -> Outcome:
     return pair(folder, "llama-tied", "frozen", shrink={"frozen_rows": "host"})
 
@@ -118,7 +115,7 @@ def tied_host(folder: Path) -> Outcome:
     why="losses are within 1e-3; of LoRA's first gradients, which start from zero, Adam makes steps of full size, so that small "
     "ones change their sign where bf16 rounds the two products of the output layer apart",
     **NEEDS,
-    **_SLOW,
+    **SLOW,
 )
 def tied_bf16(folder: Path) -> Outcome:
     return pair(folder, "llama-tied", "frozen", losses_within=1e-3, bf16=True, learning_rate=1e-4)
@@ -129,28 +126,32 @@ def tied_bf16(folder: Path) -> Outcome:
     expects="different",
     why="the softmax is over the kept rows alone, which is another objective",
     **NEEDS,
-    **_SLOW,
+    **SLOW,
 )
 def tied_restricted(folder: Path) -> Outcome:
     return pair(folder, "llama-tied", "restricted")
 
 
-@door('QLoRA after shrink_, untied (output="frozen")', **NEEDS, **_CLOSE, **_SLOW)
+@door('QLoRA after shrink_, untied (output="frozen")', **NEEDS, **_CLOSE, **SLOW)
 def frozen(folder: Path) -> Outcome:
     return pair(folder, "llama-untied", "frozen", tables=2)
 
 
-@door('QLoRA without prepare_model_for_kbit_training, untied (output="full")', **NEEDS, **_SLOW)
+@door('QLoRA without prepare_model_for_kbit_training, untied (output="full")', **NEEDS, **SLOW)
 def unprepared(folder: Path) -> Outcome:
     return pair(folder, prepare=False)
 
 
-@door('QLoRA, bf16 autocast, optim="paged_adamw_8bit" (which pages on a GPU alone), untied (output="full")', **NEEDS)
+@door(
+    'QLoRA, bf16 autocast, optim="paged_adamw_8bit" (which pages on a GPU alone), untied (output="full")',
+    **NEEDS,
+    **SLOW,
+)
 def paged(folder: Path) -> Outcome:
     return pair(folder, bf16=True, optim="paged_adamw_8bit")
 
 
-@door('QLoRA with modules_to_save=[embedding], untied (output="full")', **NEEDS, **_SLOW)
+@door('QLoRA with modules_to_save=[embedding], untied (output="full")', **NEEDS, **SLOW)
 def with_table(folder: Path) -> Outcome:
     return pair(folder, lora={"modules_to_save": ["embed_tokens"]})
 
@@ -160,7 +161,7 @@ def tied_with_table(folder: Path) -> Outcome:
     return pair(folder, "llama-tied", "frozen", lora={"modules_to_save": ["embed_tokens"]})
 
 
-@door('QLoRA with modules_to_save=[embedding, output layer], tied (output="frozen")', **NEEDS, **_CLOSE, **_SLOW)
+@door('QLoRA with modules_to_save=[embedding, output layer], tied (output="frozen")', **NEEDS, **_CLOSE, **SLOW)
 def tied_with_both(folder: Path) -> Outcome:
     return pair(folder, "llama-tied", "frozen", lora={"modules_to_save": ["embed_tokens", "lm_head"]})
 

@@ -9,20 +9,15 @@ import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import doors
 
 Verdict = Literal["identical", "close", "different", "refused", "works"]
-_ROOMS = {
-    "__main__",
-    "registry",
-    "pairs",
-    "models",
-    "ranks",
-    "results",
-    "table",
-}  # modules of this package that hold no doors
+# Modules of this package that hold no doors.
+_ROOMS = {"__main__", "registry", "pairs", "models", "ranks", "results", "table"}
+
+SLOW: dict[str, Any] = {"fast": False}  # two or three of a kind are enough in each test run
 
 
 @dataclass(frozen=True)

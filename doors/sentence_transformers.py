@@ -11,7 +11,7 @@ import torch
 
 import leanvocab as lv
 from doors import models, pairs, trl
-from doors.registry import Outcome, door, real_file
+from doors.registry import SLOW, Outcome, door, real_file
 from doors.trainer import CLOSE
 from leanvocab.model.shrink import shrink_
 
@@ -147,7 +147,11 @@ def _loss(name: str, of: str = "sentence_transformer", **options: Any) -> Any:
     return made
 
 
-@door("SentenceTransformerTrainer, MultipleNegativesRankingLoss; encode during and after; its own layout", **_NEEDS)
+@door(
+    "SentenceTransformerTrainer, MultipleNegativesRankingLoss; encode during and after; its own layout",
+    **_NEEDS,
+    **SLOW,
+)
 def ranking(folder: Path) -> Outcome:
     return pair(folder, "pairs", _loss("MultipleNegativesRankingLoss"))
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from doors import models, pairs
-from doors.registry import Outcome, door
+from doors.registry import SLOW, Outcome, door
 from leanvocab.errors import LeanVocabWarning
 
 FROZEN = 1e-4  # six steps of AdamW at a learning rate of 1e-2, which divides by small numbers at first
@@ -179,7 +179,7 @@ def fp16(folder: Path) -> Outcome:
     return pair(folder, fp16=True, use_cpu=False)
 
 
-@door("Trainer, a model in fp16 (SGD)")
+@door("Trainer, a model in fp16 (SGD)", **SLOW)
 def half_weights(folder: Path) -> Outcome:
     return pair(folder, change=lambda model: model.half(), optim="sgd", learning_rate=1e-1)
 
@@ -199,7 +199,7 @@ def checkpointing(folder: Path) -> Outcome:
     return pair(folder, gradient_checkpointing=True)
 
 
-@door("Trainer, gradient checkpointing (reentrant)")
+@door("Trainer, gradient checkpointing (reentrant)", **SLOW)
 def reentrant_checkpointing(folder: Path) -> Outcome:
     return pair(folder, gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": True})
 
@@ -245,17 +245,17 @@ def weight_decay_unused(folder: Path) -> Outcome:
     return pair(folder, weight_decay=0.1, announces="decays this matrix")
 
 
-@door("Trainer, label smoothing")
+@door("Trainer, label smoothing", **SLOW)
 def label_smoothing(folder: Path) -> Outcome:
     return pair(folder, label_smoothing_factor=0.1)
 
 
-@door("Trainer, NEFTune noise")
+@door("Trainer, NEFTune noise", **SLOW)
 def neftune(folder: Path) -> Outcome:
     return pair(folder, neftune_noise_alpha=5.0)
 
 
-@door("Trainer, checkpoints, early stopping and load_best_model_at_end")
+@door("Trainer, checkpoints, early stopping and load_best_model_at_end", **SLOW)
 def best_model(folder: Path) -> Outcome:
     return pair(folder, **_stopping_early(), learning_rate=5e-2)
 
@@ -296,7 +296,7 @@ def _maybe_lean(name: str, family: str = "roberta") -> nn.Module:
     return models.lean(model) if name == "lean" else model
 
 
-@door("Trainer.predict and evaluate, with ids that were not counted")
+@door("Trainer.predict and evaluate, with ids that were not counted", **SLOW)
 def predict(folder: Path) -> Outcome:
     unseen = [{**row, "input_ids": torch.arange(3, 15) + index} for index, row in enumerate(models.examples())]
 
@@ -353,7 +353,7 @@ def _searches(folder: Path, family: str = "roberta", task: str = "classification
     return pairs.compare(search("full"), search("lean"))
 
 
-@door("Trainer.push_to_hub (its local part: what would be uploaded)")
+@door("Trainer.push_to_hub (its local part: what would be uploaded)", **SLOW)
 def push_to_hub(folder: Path) -> Outcome:
     return pair(folder, after=_pushed)
 
@@ -377,7 +377,7 @@ def loaded(folder: Path) -> Outcome:
     return _pair_loaded(folder)
 
 
-@door("Trainer, a saved fp32 model loaded in bf16")
+@door("Trainer, a saved fp32 model loaded in bf16", **SLOW)
 def loaded_in_bf16(folder: Path) -> Outcome:
     return _pair_loaded(folder, dtype="bfloat16")
 
@@ -387,12 +387,12 @@ def device_map(folder: Path) -> Outcome:
     return _pair_loaded(folder, device_map="cpu")
 
 
-@door('Trainer, a model loaded with device_map="auto"')
+@door('Trainer, a model loaded with device_map="auto"', **SLOW)
 def device_map_auto(folder: Path) -> Outcome:
     return _pair_loaded(folder, device_map="auto")
 
 
-@door("Trainer, a model loaded with a device_map that has a frozen layer on disk, and the table on the CPU")
+@door("Trainer, a model loaded with a device_map that has a frozen layer on disk, and the table on the CPU", **SLOW)
 def device_map_disk(folder: Path) -> Outcome:
     return _pair_loaded(
         folder, device_map=_on_disk("roberta.encoder.layer.0"), offload_folder=str(folder / "offloaded")
@@ -457,6 +457,7 @@ def causal_frozen(folder: Path) -> Outcome:
     'Trainer, causal language model (output="restricted")',
     expects="different",
     why="the softmax is over the kept rows alone: another objective, announced when the model is shrunk",
+    **SLOW,
 )
 def causal_restricted(folder: Path) -> Outcome:
     return pair(folder, "llama-tied", task="causal-lm", output="restricted", announces="trains a softmax over")
@@ -551,7 +552,9 @@ def seq2seq_tied(folder: Path) -> Outcome:
     return pair(folder, "t5-tied", task="seq2seq-lm", output="frozen", **options)
 
 
-@door('Seq2SeqTrainer, bf16 autocast, accumulation, checkpointing, best model at the end, untied (output="full")')
+@door(
+    'Seq2SeqTrainer, bf16 autocast, accumulation, checkpointing, best model at the end, untied (output="full")', **SLOW
+)
 def seq2seq_best(folder: Path) -> Outcome:
     saving = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
     both = {

@@ -8,13 +8,12 @@ from typing import Any
 from torch import nn
 
 from doors import models, pairs
-from doors.registry import Outcome, door
+from doors.registry import SLOW, Outcome, door
 from doors.trainer import APART
 from leanvocab.model.status import status
 
 _NEEDS = {"needs": ("trl",), "pip": "'leanvocab[trl]'"}
 _NEEDS_PEFT = {"needs": ("trl", "peft"), "pip": "'leanvocab[trl,peft]'"}
-_SLOW = {"fast": False}
 _ROUNDING = f"TRL adds up its loss over pieces of the vocabulary, leanvocab's has whole rows of scores; {APART}"
 _TEMPLATE = (
     "{% for m in messages %}{{ 'w0 ' }}{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] + ' w2 ' }}"
@@ -162,7 +161,7 @@ def sft_tied(folder: Path) -> Outcome:
     return pair(folder)
 
 
-@door('SFTTrainer, untied, output="frozen"', **_CLOSE, **_SLOW)
+@door('SFTTrainer, untied, output="frozen"', **_CLOSE, **SLOW)
 def sft_untied_frozen(folder: Path) -> Outcome:
     return pair(folder, family="llama-untied", output="frozen", tables=2)
 
@@ -172,7 +171,7 @@ def sft_packing(folder: Path) -> Outcome:
     return pair(folder, packing=True, max_length=24)
 
 
-@door('SFTTrainer, untied, output="full", packing ("wrapped")', **_NEEDS, **_SLOW)
+@door('SFTTrainer, untied, output="full", packing ("wrapped")', **_NEEDS, **SLOW)
 def sft_packing_untied(folder: Path) -> Outcome:
     return pair(folder, family="llama-untied", packing=True, packing_strategy="wrapped", max_length=24)
 
@@ -187,29 +186,29 @@ def sft_chat(folder: Path) -> Outcome:
     return pair(folder, rows="chat", assistant_only_loss=True)
 
 
-@door('SFTTrainer, untied, output="full", chat template, assistant-only loss', **_NEEDS, **_SLOW)
+@door('SFTTrainer, untied, output="full", chat template, assistant-only loss', **_NEEDS, **SLOW)
 def sft_chat_untied(folder: Path) -> Outcome:
     return pair(folder, family="llama-untied", rows="chat", assistant_only_loss=True)
 
 
-@door('SFTTrainer, tied, output="frozen", DFT loss', **_CLOSE, **_SLOW)
+@door('SFTTrainer, tied, output="frozen", DFT loss', **_CLOSE, **SLOW)
 def sft_dft(folder: Path) -> Outcome:
     return pair(folder, loss_type="dft")
 
 
-@door('SFTTrainer, tied, output="frozen", gradient accumulation and checkpointing', **_CLOSE, **_SLOW)
+@door('SFTTrainer, tied, output="frozen", gradient accumulation and checkpointing', **_CLOSE, **SLOW)
 def sft_accumulation(folder: Path) -> Outcome:
     return pair(
         folder, gradient_accumulation_steps=2, per_device_train_batch_size=2, gradient_checkpointing=True, max_steps=3
     )
 
 
-@door('SFTTrainer, tied, output="frozen", label smoothing (which makes the logits)', **_CLOSE_LOGITS, **_SLOW)
+@door('SFTTrainer, tied, output="frozen", label smoothing (which makes the logits)', **_CLOSE_LOGITS, **SLOW)
 def sft_smoothing(folder: Path) -> Outcome:
     return pair(folder, label_smoothing_factor=0.1)
 
 
-@door('SFTTrainer, tied, output="frozen", bf16 autocast', **{**_CLOSE, "within": 2e-2}, **_SLOW)
+@door('SFTTrainer, tied, output="frozen", bf16 autocast', **{**_CLOSE, "within": 2e-2}, **SLOW)
 def sft_bf16(folder: Path) -> Outcome:
     return pair(folder, bf16=True, learning_rate=1e-3)
 
@@ -233,7 +232,7 @@ def sft_lora(folder: Path) -> Outcome:
 @door(
     'SFTTrainer with peft_config (LoRA with modules_to_save=[embedding, output layer]), tied, output="frozen"',
     **_CLOSE_PEFT,
-    **_SLOW,
+    **SLOW,
 )
 def sft_lora_tables(folder: Path) -> Outcome:
     return pair(folder, extra=_lora_with_tables)
@@ -257,7 +256,7 @@ def dpo_untied(folder: Path) -> Outcome:
     return pair(folder, "DPO", "llama-untied", rows="preference", extra=_reference)
 
 
-@door('DPOTrainer, tied, output="frozen", reference log-probabilities computed before', **_CLOSE, **_SLOW)
+@door('DPOTrainer, tied, output="frozen", reference log-probabilities computed before', **_CLOSE, **SLOW)
 def dpo_precomputed(folder: Path) -> Outcome:
     return pair(folder, "DPO", rows="preference", extra=_reference, precompute_ref_log_probs=True)
 
@@ -268,12 +267,12 @@ def dpo_loaded(folder: Path) -> Outcome:
     return pair(folder, "DPO", rows="preference", loaded=True)
 
 
-@door('DPOTrainer without ref_model (TRL loads it, whole), untied, output="full"', **_NEEDS, **_SLOW)
+@door('DPOTrainer without ref_model (TRL loads it, whole), untied, output="full"', **_NEEDS, **SLOW)
 def dpo_loaded_untied(folder: Path) -> Outcome:
     return pair(folder, "DPO", "llama-untied", rows="preference", loaded=True)
 
 
-@door('DPOTrainer, tied, output="frozen", sync_ref_model, reference model a deep copy', **_CLOSE, **_SLOW)
+@door('DPOTrainer, tied, output="frozen", sync_ref_model, reference model a deep copy', **_CLOSE, **SLOW)
 def dpo_synced(folder: Path) -> Outcome:
     syncs = {"sync_ref_model": True, "ref_model_sync_steps": 2, "ref_model_mixup_alpha": 0.5}
     return pair(folder, "DPO", rows="preference", extra=_reference, **syncs)
@@ -282,34 +281,34 @@ def dpo_synced(folder: Path) -> Outcome:
 @door(
     'DPOTrainer without ref_model, tied, output="frozen", reference log-probabilities computed before',
     **_CLOSE,
-    **_SLOW,
+    **SLOW,
 )
 def dpo_precomputed_itself(folder: Path) -> Outcome:
     return pair(folder, "DPO", rows="preference", precompute_ref_log_probs=True)
 
 
-@door('DPOTrainer with peft_config (LoRA), tied, output="frozen"', **_CLOSE_PEFT, **_SLOW)
+@door('DPOTrainer with peft_config (LoRA), tied, output="frozen"', **_CLOSE_PEFT, **SLOW)
 def dpo_lora(folder: Path) -> Outcome:
     return pair(folder, "DPO", rows="preference", extra=_lora)
 
 
 # Its logged means of logits lie near zero, where rounding is a larger part of them.
-@door('KTOTrainer, tied, output="frozen", reference model a deep copy', **_CLOSE | {"within": 5e-3}, **_SLOW)
+@door('KTOTrainer, tied, output="frozen", reference model a deep copy', **_CLOSE | {"within": 5e-3}, **SLOW)
 def kto_tied(folder: Path) -> Outcome:
     return pair(folder, "KTO", rows="labelled", extra=_reference)
 
 
-@door('ORPOTrainer (trl.experimental), tied, output="frozen"', **_CLOSE_LOGITS, **_SLOW)
+@door('ORPOTrainer (trl.experimental), tied, output="frozen"', **_CLOSE_LOGITS, **SLOW)
 def orpo(folder: Path) -> Outcome:
     return pair(folder, "ORPO", rows="preference", max_length=32)
 
 
-@door('CPOTrainer (trl.experimental), tied, output="frozen"', **_CLOSE_LOGITS, **_SLOW)
+@door('CPOTrainer (trl.experimental), tied, output="frozen"', **_CLOSE_LOGITS, **SLOW)
 def cpo(folder: Path) -> Outcome:
     return pair(folder, "CPO", rows="preference", max_length=32)
 
 
-@door('CPOTrainer (trl.experimental), untied, output="full"', **_NEEDS, **_SLOW)
+@door('CPOTrainer (trl.experimental), untied, output="full"', **_NEEDS, **SLOW)
 def cpo_untied(folder: Path) -> Outcome:
     return pair(folder, "CPO", "llama-untied", rows="preference", max_length=32)
 
@@ -359,25 +358,25 @@ def grpo_served(folder: Path) -> Outcome:
 @door(
     'GRPOTrainer, tied, output="frozen", on_missing="base", a reference model (beta), which TRL loads',
     **_CLOSE,
-    **_SLOW,
+    **SLOW,
 )
 def grpo_reference(folder: Path) -> Outcome:
     options = _GRPO | {"beta": 0.1}
     return pair(folder, "GRPO", rows="prompt", extra=_rewards, lean={"on_missing": "base"}, loaded=True, **options)
 
 
-@door('GRPOTrainer with peft_config (LoRA), tied, output="frozen", on_missing="base"', **_CLOSE_PEFT, **_SLOW)
+@door('GRPOTrainer with peft_config (LoRA), tied, output="frozen", on_missing="base"', **_CLOSE_PEFT, **SLOW)
 def grpo_lora(folder: Path) -> Outcome:
     return pair(folder, "GRPO", rows="prompt", extra=_rewarded_lora, lean={"on_missing": "base"}, **_GRPO)
 
 
-@door('GRPOTrainer with peft_config (LoRA), tied, output="frozen", on_missing="base", beta', **_CLOSE_PEFT, **_SLOW)
+@door('GRPOTrainer with peft_config (LoRA), tied, output="frozen", on_missing="base", beta', **_CLOSE_PEFT, **SLOW)
 def grpo_lora_reference(folder: Path) -> Outcome:
     options = _GRPO | {"beta": 0.1}
     return pair(folder, "GRPO", rows="prompt", extra=_rewarded_lora, lean={"on_missing": "base"}, **options)
 
 
-@door('GMPOTrainer (trl.experimental), tied, output="frozen", on_missing="base"', **_CLOSE, **_SLOW)
+@door('GMPOTrainer (trl.experimental), tied, output="frozen", on_missing="base"', **_CLOSE, **SLOW)
 def gmpo(folder: Path) -> Outcome:
     options = _GRPO | {"num_iterations": 2}  # where ratios are all one, it is GRPO
     return pair(folder, "GMPO", rows="prompt", extra=_rewards, lean={"on_missing": "base"}, **options)
@@ -390,7 +389,7 @@ def grpo_restricted(folder: Path) -> Outcome:
     return Outcome("works", f"{len(run.losses)} steps")
 
 
-@door('RLOOTrainer, tied, output="frozen", on_missing="base"', **_CLOSE, **_SLOW)
+@door('RLOOTrainer, tied, output="frozen", on_missing="base"', **_CLOSE, **SLOW)
 def rloo_served(folder: Path) -> Outcome:
     return pair(folder, "RLOO", rows="prompt", extra=_rewards, lean={"on_missing": "base"}, **_GRPO)
 
@@ -421,18 +420,18 @@ def _teacher(model: nn.Module) -> dict[str, Any]:
     return {"teacher_model": copy.deepcopy(model)}
 
 
-@door('GKDTrainer (trl.experimental), student and teacher tied, output="frozen"', **_CLOSE_LOGITS, **_SLOW)
+@door('GKDTrainer (trl.experimental), student and teacher tied, output="frozen"', **_CLOSE_LOGITS, **SLOW)
 def gkd(folder: Path) -> Outcome:
     return pair(folder, "GKD", rows="chat", extra=_teacher, lmbda=0.0, max_length=32, max_new_tokens=6)
 
 
-@door('GKDTrainer (trl.experimental), on-policy, tied, output="frozen", on_missing="base"', **_CLOSE_LOGITS, **_SLOW)
+@door('GKDTrainer (trl.experimental), on-policy, tied, output="frozen", on_missing="base"', **_CLOSE_LOGITS, **SLOW)
 def gkd_on_policy(folder: Path) -> Outcome:
     options = {"lmbda": 1.0, "max_length": 32, "max_new_tokens": 6}
     return pair(folder, "GKD", rows="chat", extra=_teacher, lean={"on_missing": "base"}, **options)
 
 
-@door('OnlineDPOTrainer (trl.experimental), tied, output="frozen", on_missing="base"', **_CLOSE_LOGITS, **_SLOW)
+@door('OnlineDPOTrainer (trl.experimental), tied, output="frozen", on_missing="base"', **_CLOSE_LOGITS, **SLOW)
 def online_dpo(folder: Path) -> Outcome:
     options = {"max_new_tokens": 6, "max_length": 32}
     return pair(folder, "OnlineDPO", rows="prompt", extra=_rewards, lean={"on_missing": "base"}, **options)
