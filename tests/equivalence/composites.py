@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import tiny_models
 import torch
-from tiny_models import BATCH, LENGTH, Override, Pair, SpecialIds, Tiny, noise
+from composite_media import MEDIA, Inputs, Media
+from tiny_models import LENGTH, Override, Pair, Tiny
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto
@@ -34,85 +35,72 @@ COMPOSITES = [
     if task != "speech-seq2seq" or model_type not in COMPOSITE_CLASSES["multimodal-lm"]
 ]
 
-Inputs = dict[str, Any]
+# Sections of positions that add up to half a head.
+SECTIONS = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
+ONE_OF_EITHER_KIND = ["linear_attention", "full_attention"]
 
+VISUAL_TOKENS = {"<image>": 290, "IMGIMGAZ": 21, "IMGIMGBZ": 22, "IMGIMGCZ": 23, "IMGIMGDZ": 24}
 
-@dataclasses.dataclass(frozen=True)
-class Media:
-    """What a processor makes of two images or sounds, for some architectures."""
+COMPOSITE_OVERRIDES = [
+    Override("ernie4_5_vl_moe", "sections of another order", {"text_config.rope_parameters": {**SECTIONS, "mrope_section": [1, 1, 2]}}),
+    Override("qwen2_5_omni_thinker qwen3_omni_moe_thinker", "read, but no default", {"vision_start_token_id": 31, "vision_end_token_id": 32}),
+    Override("qwen2_audio voxtral whisper glmasr moss_transcribe_diarize qwen3_asr", "short sounds", {"audio_config.max_source_positions": 16, "max_source_positions": 16}),
+    Override("vision-encoder-decoder", "cannot be built without arguments", {"encoder": "vit", "decoder": "bert", "decoder.is_decoder": True, "decoder.add_cross_attention": True}),
+    Override("speech-encoder-decoder", "cannot be built without arguments", {"encoder": "wav2vec2", "decoder": "bert", "decoder.is_decoder": True, "decoder.add_cross_attention": True}),
 
-    names: str  # model types
-    shape: str  # in words
-    inputs: Callable[[Any], Inputs]  # of a config
-    kind: str = "image"
-    num_tokens: int | None = None  # placeholders for one; None: as many as the model makes features
-    rows: tuple[int, ...] = (0, 2)  # of the batch, that have one; those between are text
-
-
-def side(config: Any) -> int:
-    """Pixels along one side of an image."""
-    for part in (getattr(config, "vision_config", None), getattr(config, "vit_config", None), config):
-        size = getattr(part, "image_size", None)
-        if size is not None:
-            return int(size[0] if isinstance(size, list | tuple) else size)
-    return 32
-
-
-def pixels(*leading: int) -> Callable[[Any], Inputs]:
-    return lambda config: {"pixel_values": noise(*leading, 3, side(config), side(config))}
-
-
-def patches_of_grids(config: Any) -> Inputs:
-    """Two images of 1 × 4 × 4 patches, flat, as Qwen2-VL takes them."""
-    vision = config.vision_config
-    patch = vision.patch_size ** 2 * getattr(vision, "temporal_patch_size", 1)
-    channels = getattr(vision, "num_channels", None) or getattr(vision, "in_channels", 3)
-    return {
-        "pixel_values": noise(2 * 16, channels * patch),
-        "image_grid_thw": torch.tensor([[1, 4, 4], [1, 4, 4]]),
-    }
-
-
-def tiles(config: Any) -> Inputs:
-    """Two images of one tile and the whole picture each, as LLaVA-NeXT takes them."""
-    size = side(config)
-    return {"pixel_values": noise(2, 2, 3, size, size), "image_sizes": torch.tensor([[size, size], [size, size]])}
-
-
-def sized(config: Any) -> Inputs:
-    size = side(config)
-    return {"pixel_values": noise(2, 3, size, size), "image_sizes": torch.tensor([[size, size], [size, size]])}
-
-
-def pictures_by_row(config: Any) -> Inputs:
-    """One picture a row, black where there is none, as Idefics2 takes them."""
-    size = side(config)
-    images = noise(BATCH, 1, 3, size, size)
-    images[1] = 0
-    return {"pixel_values": images}
-
-
-MEDIA = [
-    Media(
-        "aria aya_vision blip-2 chameleon cohere2_vision deepseek_vl gemma3 got_ocr2 internvl janus llava vipllava paligemma "
-        "shieldgemma2 qianfan_ocr ovis2 pp_chart2table llama4 t5gemma2 florence2 video_llava",
-        "pixels of each image",
-        pixels(2),
+    Override(
+        "qwen2_vl qwen2_5_vl glm46v glm4v glm_ocr glmga paddleocr_vl hunyuan_vl qwen2_5_omni_thinker "
+        "cosmos3_edge qwen3_omni_moe_thinker",
+        "sections of positions that add up to half a head",
+        {"text_config.rope_parameters": SECTIONS},
     ),
-    Media("blip git vision-encoder-decoder pp_formulanet", "an image a row", pixels(BATCH), num_tokens=0),
-    Media(
-        "qwen2_vl qwen2_5_vl qwen3_vl qwen3_vl_moe qwen3_5 qwen3_5_moe qwen4_exp glm4v glm46v glm4v_moe glm_ocr glmga "
-        "exaone4_5 cosmos3_omni cosmos3_edge cohere_compass ernie4_5_vl_moe hunyuan_vl hyperclovax_vision_v2 kimi_k25 lfm3_vl "
-        "minimax_m3_vl muse_glimmer muse_spark inkling2 glm5_next qwen2_5_omni_thinker qwen3_omni_moe_thinker dots3_note",
-        "patches of grids",
-        patches_of_grids,
+    Override("glm4v_moe", "all of a head is rotated", {"text_config.rope_parameters": {**SECTIONS, "partial_rotary_factor": 1.0}}),
+    Override(
+        "cohere_compass",
+        "no default rope",
+        {"text_config.rope_parameters": {"full_attention": SECTIONS, "sliding_attention": SECTIONS}},
     ),
-    Media("llava_next llava_next_video llava_onevision granite4_vision", "tiles", tiles),
-    Media("mistral3 mistral_large4 lighton_ocr", "images and their sizes", sized),
-    Media("idefics2 idefics3 smolvlm granite_docling", "images by row, black ones left out", pictures_by_row),
+    Override(
+        "qwen2_5_vl exaone4_5 hyperclovax_vision_v2 qwen2_5_omni_thinker",
+        "windows of whole merged patches",
+        {"vision_config.window_size": 112},
+    ),
+    Override("aria", "queries for one patch", {"projector_patch_to_query_dict": {1: 2}}),
+    Override("gemma3 shieldgemma2", "one token for 2 × 2 patches", {"mm_tokens_per_image": 1}),
+    Override("t5gemma2", "one token for 2 × 2 patches", {"encoder.mm_tokens_per_image": 1}),
+    Override("idefics3 smolvlm", "2 × 2 patches are one token", {"vision_config.patch_size": 16}),
+    Override("vipllava", "layers that are there", {"vision_feature_layers": [-1, -2]}),
+    Override(
+        "llava_next llava_next_video llava_onevision granite4_vision",
+        "tiles of the images' size",
+        {"image_grid_pinpoints": [[32, 32], [32, 64]]},
+    ),
+    Override(
+        "internvl qianfan_ocr", "four patches", {"vision_config.image_size": [32, 32], "vision_config.patch_size": [8, 8]}
+    ),
+    Override("llama4", "the projector's width is the features'", {"vision_config.intermediate_size": 128}),
+    Override("fun_asr_nano", "a quarter of the width", {"adaptor_config.intermediate_size": 8}),
+    Override("moonshine_streaming", "read, but no default", {"num_key_value_heads": 4}),
+    Override("molmo2", "layers that are there", {"adapter_config.vision_feature_layer": [-1, -2]}),
+    Override(
+        "muse_spark",
+        "a size for each stage",
+        {
+            "audio_config.patch_sizes": [4, 2],
+            "audio_config.hidden_sizes": [16, 32],
+            "audio_config.depths": [1, 1],
+            "audio_config.num_hidden_layers": 2,
+            "audio_config.out_hidden_size": 32,
+        },
+    ),
+    Override("nemotron_h_omni", "of both parts", {"text_config.n_groups": 2, "vision_config.video_temporal_patch_size": 2}),
+    Override("chameleon", "the tokens of images", {"vocabulary_map": VISUAL_TOKENS, "vq_config.num_embeddings": 4}),
+    Override("granite4_vision", "one layer into one", {"deepstack_layer_map": [[-1, 0]], "qformer_config.num_attention_heads": 4}),
+    Override("diffusion_gemma", "the router has no default", {"text_config.num_experts": 4, "text_config.top_k_experts": 2, "text_config.moe_intermediate_size": 16}),
+    Override("deepseek_ocr2", "one layer of either kind", {"text_config.mlp_layer_types": ["dense", "sparse"], "text_config.num_experts_per_tok": 2}),
+    Override("dots3_note", "one layer of either kind", {"vision_config.mlp_layer_types": ["dense", "sparse"]}),
+    Override("glm5_next", "attention without positions", {"text_config.qk_rope_head_dim": 0, "text_config.index_kpool": 2}),
 ]
-
-COMPOSITE_OVERRIDES: list[Override] = []
 
 UNBUILDABLE_COMPOSITES: dict[str, str] = {}
 
@@ -149,6 +137,13 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(part)
 
 
+def num_placeholders(model: PreTrainedModel, media: Media, inputs: Inputs) -> int:
+    """Of one image or sound."""
+    if media.is_prompt or media.num_tokens is not None:
+        return media.num_tokens or 0
+    return num_features(model, inputs, media.kind) // len(media.rows)
+
+
 def mixed_inputs(tiny: Tiny) -> Inputs:
     """The batch of text with media in some rows, behind the first token; rows without are padded to the same length."""
     config, model, inputs = tiny.model.config, tiny.model, dict(tiny.inputs)
@@ -158,14 +153,12 @@ def mixed_inputs(tiny: Tiny) -> Inputs:
     for media in media_of(tiny.pair):
         its = media.inputs(config)
         extra |= its
-        number = media.num_tokens
-        if number is None:
-            number = num_features(model, its, media.kind) // len(media.rows)
+        if media.is_prompt:
+            return {**its, "labels": inputs["labels"]}
+        number = num_placeholders(model, media, its)
         for row in media.rows if number else ():
             ids[row][1:1] = [placeholder(config, media.kind)] * number
             kinds[row][1:1] = [1 if media.kind == "image" else 2] * number
-    if not extra:
-        raise NotImplementedError("no media")
     return _batch_of(tiny, ids, kinds, extra)
 
 
@@ -191,8 +184,8 @@ def _batch_of(tiny: Tiny, ids: list[list[int]], kinds: list[list[int]], extra: I
     return inputs
 
 
-# Composites whose forward takes no text without media.
-NO_TEXT_ALONE: dict[str, str] = {}
+# Composites whose forward takes no text without media; others take no text but labels, as their media say.
+NO_TEXT_ALONE = "blip blip-2 idefics instructblip instructblipvideo kosmos-2 udop"
 
 
 def build(pair: Pair) -> Tiny:
@@ -208,13 +201,14 @@ def build_or_reason(pair: Pair) -> Tiny | str:
 
 
 def takes_text_alone(pair: Pair) -> bool:
-    return not {pair.model_type, pair.class_name} & set(" ".join(NO_TEXT_ALONE.values()).split())
+    return pair.model_type not in NO_TEXT_ALONE.split() and not any(media.is_prompt for media in media_of(pair))
 
 
 def batches(tiny: Tiny) -> dict[str, Inputs]:
     """The batch of text alone, where the model takes one, and the mixed one."""
     text = {"text": tiny.inputs} if takes_text_alone(tiny.pair) else {}
-    return {**text, "mixed": mixed_inputs(tiny)}
+    mixed = {"mixed": mixed_inputs(tiny)} if media_of(tiny.pair) else {}
+    return text | mixed
 
 
 def prompt(inputs: Inputs) -> Inputs:
