@@ -110,7 +110,8 @@ def positioned(config: Any) -> Inputs:
     """Two images of 4 × 4 patches with their positions, as Gemma 4 takes them."""
     rows, columns = torch.meshgrid(torch.arange(4), torch.arange(4), indexing="ij")
     positions = torch.stack([columns, rows], -1).reshape(1, 16, 2).repeat(2, 1, 1)
-    return {"pixel_values": noise(2, 16, 3 * patch_size(config) ** 2), "image_position_ids": positions}
+    size = getattr(config.vision_config, "model_patch_size", patch_size(config))
+    return {"pixel_values": noise(2, 16, 3 * size**2), "image_position_ids": positions}
 
 
 def shaped(config: Any) -> Inputs:
@@ -156,8 +157,7 @@ def latents(config: Any) -> dict[str, torch.Tensor]:
 
 def flattened_patches(config: Any) -> Inputs:
     """Row, column and pixels of four patches a row, as Pix2Struct takes them."""
-    size = config.vision_config.patch_size
-    patches = noise(BATCH, 4, 2 + 3 * size**2)
+    patches = noise(BATCH, 4, 2 + config.vision_config.patch_embed_hidden_size)
     patches[..., :2] = torch.tensor([[1, 1], [1, 2], [2, 1], [2, 2]])
     return {"flattened_patches": patches}
 
@@ -234,6 +234,7 @@ MEDIA = [
     Media("lfm2_vl", "patches and their shapes", shaped),
     Media("minicpm_ocr minicpmv4_6 minicpmv4_7", "patches side by side", packed),
     Media("llava_next llava_next_video llava_onevision granite4_vision", "tiles", tiles),
+    Media("emu3", "images that become tokens of their own", sized, num_tokens=20),
     Media("mistral3 mistral_large4 lighton_ocr", "images and their sizes", sized),
     Media("idefics2 idefics3 smolvlm", "images by row, black ones left out", pictures_by_row),
     Media("granite_docling", "images by row and which there are", pictures_with_a_mask),
@@ -246,7 +247,8 @@ MEDIA = [
     Media("instructblipvideo", "videos and questions", queried(BATCH, 4), kind="video", rows=ALL_ROWS),
     Media("udop", "boxes of words", boxes, num_tokens=0),
     Media("evolla", "proteins", proteins, num_tokens=0),
-    Media("glmasr qwen3_asr", "mels and which there are", mels(2, mask="input_features_mask"), kind="audio"),
+    Media("qwen3_asr", "mels of a chunk and which there are", mels(2, mask="input_features_mask", frames=100), kind="audio"),
+    Media("glmasr", "mels and which there are", mels(2, mask="input_features_mask"), kind="audio"),
     Media("fun_asr_nano nemo_speechlm", "frames and which there are", mels(2, mask="input_features_mask", last=True), kind="audio"),
     Media("moss_transcribe_diarize", "mels, and samples that there are", mels(2, mask="input_features_mask", padding_mask=torch.ones(2, 320)), kind="audio"),
     Media("granite_speech granite_speech_plus", "frames", mels(2, last=True), kind="audio"),

@@ -39,14 +39,33 @@ COMPOSITES = [
 SECTIONS = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
 ONE_OF_EITHER_KIND = ["linear_attention", "full_attention"]
 
+EMU_TOKENS = {"<image>": 290, "<|extra_200|>": 25} | {f"<|visual token {code:06}|>": 21 + code for code in range(4)}
 VISUAL_TOKENS = {"<image>": 290, "IMGIMGAZ": 21, "IMGIMGBZ": 22, "IMGIMGCZ": 23, "IMGIMGDZ": 24}
 
 COMPOSITE_OVERRIDES = [
+    Override("emu3", "the tokens of images", {"text_config.vocab_size": 300, "vocabulary_map": EMU_TOKENS, "vq_config.codebook_size": 4}),
+    Override("gemma4 gemma4_unified", "parts that are left out by default", {"vision_config": "gemma4_vision", "vision_config.pooling_kernel_size": 2}),
+    Override("gemma4", "parts that are left out by default", {"audio_config": "gemma4_audio", "text_config.num_hidden_layers": 4, "text_config.num_kv_shared_layers": 2, "text_config.layer_types": ["sliding_attention", "full_attention"] * 2}),
+    Override("gemma4_unified", "parts of its own", {"vision_config": "gemma4_unified_vision"}),
+    Override("cosmos3_edge", "positions of 4 × 4 patches", {"vision_config.num_patches": 16}),
+    Override("lfm2_vl", "positions of 4 × 4 patches", {"vision_config.num_patches": 16}),
+    Override("granite_docling", "4 × 4 patches are one token", {"vision_config.patch_size": 8}),
+    Override("mllama", "layers that are there", {"vision_config.intermediate_layers_indices": [0, 1], "vision_config.vision_output_dim": 96}),
+    Override("deepseek_vl_hybrid", "layers that are there", {"high_res_vision_config.global_attn_indexes": [0, 1]}),
+    Override("kosmos-2", "few features", {"latent_query_num": 3}),
+    Override("kosmos-2.5", "few features", {"latent_query_num": 3}),
+    Override("muse_glimmer muse_spark", "2 × 2 patches side by side", {"out_hidden_size": 128}),
+    Override("step3p7", "read, but no default", {"text_config.sliding_window": 8}),
+    Override("qwen3_asr", "windows of whole chunks", {"audio_config.n_window": 50, "audio_config.n_window_infer": 100}),
+    Override("moonshine_streaming", "frames of 80 samples", {"encoder_config.sample_rate": 16000}),
+    Override("blip-visual-question-answering", "as wide as the text", {"text_config.encoder_hidden_size": 32}),
+    Override("speecht5", "not masked", {"apply_spec_augment": False}),
+    Override("speech-encoder-decoder", "not masked", {"encoder.apply_spec_augment": False}),
     Override("ernie4_5_vl_moe", "sections of another order", {"text_config.rope_parameters": {**SECTIONS, "mrope_section": [1, 1, 2]}}),
     Override("qwen2_5_omni_thinker qwen3_omni_moe_thinker", "read, but no default", {"vision_start_token_id": 31, "vision_end_token_id": 32}),
     Override("qwen2_audio voxtral whisper glmasr moss_transcribe_diarize qwen3_asr", "short sounds", {"audio_config.max_source_positions": 16, "max_source_positions": 16}),
-    Override("vision-encoder-decoder", "cannot be built without arguments", {"encoder": "vit", "decoder": "bert", "decoder.is_decoder": True, "decoder.add_cross_attention": True}),
-    Override("speech-encoder-decoder", "cannot be built without arguments", {"encoder": "wav2vec2", "decoder": "bert", "decoder.is_decoder": True, "decoder.add_cross_attention": True}),
+    Override("vision-encoder-decoder", "cannot be built without arguments", {"encoder": "vit", "decoder": "bert", "decoder.is_decoder": True, "decoder.add_cross_attention": True, "pad_token_id": 5}),
+    Override("speech-encoder-decoder", "cannot be built without arguments", {"encoder": "wav2vec2", "decoder": "bert", "decoder.is_decoder": True, "decoder.add_cross_attention": True, "pad_token_id": 5}),
 
     Override(
         "qwen2_vl qwen2_5_vl glm46v glm4v glm_ocr glmga paddleocr_vl hunyuan_vl qwen2_5_omni_thinker "
@@ -78,7 +97,7 @@ COMPOSITE_OVERRIDES = [
     Override(
         "internvl qianfan_ocr", "four patches", {"vision_config.image_size": [32, 32], "vision_config.patch_size": [8, 8]}
     ),
-    Override("llama4", "the projector's width is the features'", {"vision_config.intermediate_size": 128}),
+    Override("llama4", "the projector's width is the features'", {"vision_config.intermediate_size": 128, "vision_config.projector_output_dim": 32, "vision_config.vision_output_dim": 32}),
     Override("fun_asr_nano", "a quarter of the width", {"adaptor_config.intermediate_size": 8}),
     Override("moonshine_streaming", "read, but no default", {"num_key_value_heads": 4}),
     Override("molmo2", "layers that are there", {"adapter_config.vision_feature_layer": [-1, -2]}),
@@ -95,7 +114,7 @@ COMPOSITE_OVERRIDES = [
     ),
     Override("nemotron_h_omni", "of both parts", {"text_config.n_groups": 2, "vision_config.video_temporal_patch_size": 2}),
     Override("chameleon", "the tokens of images", {"vocabulary_map": VISUAL_TOKENS, "vq_config.num_embeddings": 4}),
-    Override("granite4_vision", "one layer into one", {"deepstack_layer_map": [[-1, 0]], "qformer_config.num_attention_heads": 4}),
+    Override("granite4_vision", "one layer into one", {"deepstack_layer_map": [[-1, 0]], "spatial_target_layers": [0, 0, 1, 1], "vision_config.hidden_size": 128, "vision_config.patch_size": 8, "downsample_rate": "1/2"}),
     Override("diffusion_gemma", "the router has no default", {"text_config.num_experts": 4, "text_config.top_k_experts": 2, "text_config.moe_intermediate_size": 16}),
     Override("deepseek_ocr2", "one layer of either kind", {"text_config.mlp_layer_types": ["dense", "sparse"], "text_config.num_experts_per_tok": 2}),
     Override("dots3_note", "one layer of either kind", {"vision_config.mlp_layer_types": ["dense", "sparse"]}),
@@ -122,9 +141,10 @@ def num_features(model: PreTrainedModel, inputs: Inputs, kind: str) -> int:
     method = getattr(model, f"get_{kind}_features", None) or getattr(model.base_model, f"get_{kind}_features")
     was, _ = model.training, model.eval()
     with torch.no_grad():
-        features = method(**inputs, return_dict=True)
+        o = features = method(**inputs, return_dict=True)
     model.train(was)
-    features = getattr(features, "pooler_output", features)
+    features = getattr(features, "pooler_output", None) if hasattr(features, "keys") else features
+    if features is None: features = o.last_hidden_state
     parts = list(_tensors(features))
     return sum(part.numel() // part.shape[-1] for part in parts)
 

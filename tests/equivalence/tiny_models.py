@@ -108,7 +108,8 @@ AT_MOST: list[tuple[str, Any]] = [
 ]
 
 
-WANTED_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "image_token_index", "video_token_index")  # where None
+# Given an id where the config's default is None.
+WANTED_IDS = re.compile(r"^(pad|bos|eos|image|video|audio)_token_(id|index)$")
 
 
 def is_token_id(name: str) -> bool:
@@ -140,7 +141,7 @@ class SpecialIds:
 def tiny_value(name: str, old: Any, special: SpecialIds) -> Any:
     """The tiny value of the config field `name`, whose default is `old`."""
     if is_token_id(name):
-        wanted = old is not None or name in WANTED_IDS
+        wanted = old is not None or WANTED_IDS.search(name)
         return special[name] if wanted and not isinstance(old, list) else old
     for pattern, value in ALWAYS:
         if re.search(pattern, name):
