@@ -49,6 +49,11 @@ def pixels(*leading: int) -> Callable[[Any], Inputs]:
     return lambda config: {"pixel_values": noise(*leading, 3, side(config), side(config))}
 
 
+def inkling_patches(config: Any) -> Inputs:
+    size = config.vision_config.patch_size
+    return {"pixel_values": noise(8, config.vision_config.temporal_patch_size, size, size, 3)}
+
+
 def pixels_twice(config: Any) -> Inputs:
     """Of low and of high resolution."""
     high = config.high_res_vision_config.image_size
@@ -215,6 +220,8 @@ MEDIA = [
         "pixels of each image",
         pixels(2),
     ),
+    Media("fuyu", "patches", lambda config: {"pixel_values": noise(2, 4, 3 * config.patch_size**2)}),
+    Media("inkling_mm_model", "patches two frames deep", inkling_patches, num_tokens=4),
     Media("deepseek_vl_hybrid", "pixels of each image, twice", pixels_twice),
     Media("blip git", "an image a row", pixels(BATCH), num_tokens=0),
     Media("vision-encoder-decoder pp_formulanet", "an image a row", pixels(BATCH), is_prompt=True),
@@ -249,7 +256,8 @@ MEDIA = [
     Media("evolla", "proteins", proteins, num_tokens=0),
     Media("qwen3_asr", "mels of a chunk and which there are", mels(2, mask="input_features_mask", frames=100), kind="audio"),
     Media("glmasr", "mels and which there are", mels(2, mask="input_features_mask"), kind="audio"),
-    Media("fun_asr_nano nemo_speechlm", "frames and which there are", mels(2, mask="input_features_mask", last=True), kind="audio"),
+    Media("fun_asr_nano", "seven frames side by side", lambda config: {"input_features": noise(2, 32, 7 * 32), "input_features_mask": torch.ones(2, 32, dtype=torch.long)}, kind="audio"),
+    Media("nemo_speechlm", "frames and which there are", mels(2, mask="input_features_mask", last=True), kind="audio"),
     Media("moss_transcribe_diarize", "mels, and samples that there are", mels(2, mask="input_features_mask", padding_mask=torch.ones(2, 320)), kind="audio"),
     Media("granite_speech granite_speech_plus", "frames", mels(2, last=True), kind="audio"),
     Media("voxtral", "mels", mels(2), kind="audio"),

@@ -43,7 +43,9 @@ EMU_TOKENS = {"<image>": 290, "<|extra_200|>": 25} | {f"<|visual token {code:06}
 VISUAL_TOKENS = {"<image>": 290, "IMGIMGAZ": 21, "IMGIMGBZ": 22, "IMGIMGCZ": 23, "IMGIMGDZ": 24}
 
 COMPOSITE_OVERRIDES = [
-    Override("emu3", "the tokens of images", {"text_config.vocab_size": 300, "vocabulary_map": EMU_TOKENS, "vq_config.codebook_size": 4}),
+    Override("deepseek_ocr2", "as wide as the queries", {"vision_config.sam_config.downsample_channels": [32, 32]}),
+    Override("unlimited_ocr", "as wide as the encoder", {"vision_config.sam_config.downsample_channels": [32, 32]}),
+    Override("emu3", "the tokens of images", {"text_config.vocab_size": 300, "vocabulary_map": EMU_TOKENS, "vq_config.codebook_size": 4, "vq_config.hidden_size": 128}),
     Override("gemma4 gemma4_unified", "parts that are left out by default", {"vision_config": "gemma4_vision", "vision_config.pooling_kernel_size": 2}),
     Override("gemma4", "parts that are left out by default", {"audio_config": "gemma4_audio", "text_config.num_hidden_layers": 4, "text_config.num_kv_shared_layers": 2, "text_config.layer_types": ["sliding_attention", "full_attention"] * 2}),
     Override("gemma4_unified", "parts of its own", {"vision_config": "gemma4_unified_vision"}),
@@ -144,7 +146,7 @@ def num_features(model: PreTrainedModel, inputs: Inputs, kind: str) -> int:
         o = features = method(**inputs, return_dict=True)
     model.train(was)
     features = getattr(features, "pooler_output", None) if hasattr(features, "keys") else features
-    if features is None: features = o.last_hidden_state
+    if features is None: features = o.deepstack_features[0][1] if getattr(o, "deepstack_features", None) else o.last_hidden_state
     parts = list(_tensors(features))
     return sum(part.numel() // part.shape[-1] for part in parts)
 
@@ -152,6 +154,8 @@ def num_features(model: PreTrainedModel, inputs: Inputs, kind: str) -> int:
 def _tensors(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
+    elif isinstance(value, int):
+        return
     else:
         for part in value:
             yield from _tensors(part)
@@ -174,7 +178,9 @@ def mixed_inputs(tiny: Tiny) -> Inputs:
         its = media.inputs(config)
         extra |= its
         if media.is_prompt:
-            return {**its, "labels": inputs["labels"]}
+            names = inspect.signature(type(model).forward).parameters
+            labels = inputs["labels"]
+            return {**its, **({"labels": labels} if "labels" in names else {"decoder_input_ids": labels})}
         number = num_placeholders(model, media, its)
         for row in media.rows if number else ():
             ids[row][1:1] = [placeholder(config, media.kind)] * number
@@ -195,7 +201,7 @@ def _batch_of(tiny: Tiny, ids: list[list[int]], kinds: list[list[int]], extra: I
         ]
     )
     inputs = {**text, "input_ids": input_ids, "attention_mask": mask, **extra}
-    if not config.is_encoder_decoder:
+    if not config.is_encoder_decoder and str(tiny.pair) not in LABELS_ARE_IDS:
         inputs["labels"] = input_ids.masked_fill((mask == 0) | (kind != 0), -100)
     names = inspect.signature(type(tiny.model).forward).parameters
     for name in ("token_type_ids", "mm_token_type_ids"):
@@ -208,12 +214,20 @@ def _batch_of(tiny: Tiny, ids: list[list[int]], kinds: list[list[int]], extra: I
 NO_TEXT_ALONE = "blip blip-2 idefics instructblip instructblipvideo kosmos-2 udop"
 
 
+# Composites that take labels for ids, without -100.
+LABELS_ARE_IDS = ("blip-visual-question-answering", "pp_formulanet-multimodal-lm")
+
+
 def build(pair: Pair) -> Tiny:
     overrides: dict[str, Any] = {}
     for override in COMPOSITE_OVERRIDES:
         if {pair.model_type, str(pair), pair.class_name} & set(override.names.split()):
             overrides |= override.config
-    return tiny_models.build(pair, overrides=overrides)
+    tiny = tiny_models.build(pair, overrides=overrides)
+    if str(pair) in LABELS_ARE_IDS:
+        pad = tiny.model.config.get_text_config().pad_token_id
+        tiny.inputs["labels"] = tiny.inputs["labels"].where(tiny.inputs["labels"] >= 0, torch.tensor(pad))
+    return tiny
 
 
 def build_or_reason(pair: Pair) -> Tiny | str:
