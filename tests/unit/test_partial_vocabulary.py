@@ -344,6 +344,16 @@ def test_ids_that_a_config_can_insert_are_kept(config: Any, expected: set[int]) 
     assert inserted - extra == expected - extra
 
 
+@pytest.mark.parametrize("kind", ["image", "video", "audio"])
+@pytest.mark.parametrize("placeholder", [6, 60])
+def test_the_id_that_composites_look_up_in_the_place_of_a_placeholder_is_kept(kind: str, placeholder: int) -> None:
+    # Kimi, Muse Glimmer and Granite Speech write 0 over placeholders before the lookup, Gemma 3 over those beyond the table.
+    config = {"text_config": {"vocab_size": 50}, f"{kind}_token_id": placeholder}
+    expected = {0, 5, placeholder} if placeholder < 50 else {0, 5}
+    assert set(kept(count_tokens([[5]]), model=config)) == expected
+    assert kept(count_tokens([[5]]), model={"text_config": {"vocab_size": 50}, f"{kind}_token_id": None}) == [5]
+
+
 @pytest.fixture(scope="module")
 def bart() -> Any:
     config = transformers.BartConfig(

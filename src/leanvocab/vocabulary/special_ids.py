@@ -14,6 +14,10 @@ _TOKEN_NAME = re.compile(
     r"|(^|_)(start|end|newline|patch)_id$"  # image_start_id, slice_end_id, …
     r"|^forced_decoder_ids$"
 )
+# Where images and sounds go. Models write 0 over these ids before the lookup: those that lie beyond the table (Gemma 3,
+# PaliGemma), or all of them (Kimi, Granite Speech).
+_PLACEHOLDER_NAME = re.compile(r"^(image|video|audio)_token_(id|index)$")
+_ID_OVER_PLACEHOLDERS = 0
 # Dictionaries of ids: lang_to_id, task_to_id (Whisper), text_decoder_lang_to_code_id (SeamlessM4T),
 # composer_to_feature_token (Pop2Piano).
 _DICTIONARY_NAME = re.compile(r"_to_(\w+_)?(id|token)$")
@@ -114,6 +118,8 @@ def _config_ids(config: Any) -> Iterator[int]:
             yield from _config_ids(value)
         elif _TOKEN_NAME.search(name):
             yield from _token_values(name, value)
+            if _PLACEHOLDER_NAME.search(name) and value is not None:
+                yield _ID_OVER_PLACEHOLDERS
 
 
 def _token_values(name: str, value: Any) -> Iterator[int]:
