@@ -137,7 +137,7 @@ def packed(config: Any) -> Inputs:
 def attended(config: Any) -> Inputs:
     """An image a row, which the text attends to, as Idefics takes them."""
     size = side(config)
-    return {"pixel_values": noise(BATCH, 1, 3, size, size), "image_attention_mask": torch.ones(BATCH, LENGTH, 1)}
+    return {"pixel_values": noise(BATCH, 1, 3, size, size), "image_attention_mask": torch.ones(BATCH, LENGTH + 1, 1)}
 
 
 def attended_tiles(config: Any) -> Inputs:
@@ -245,7 +245,7 @@ MEDIA = [
     Media("mistral3 mistral_large4 lighton_ocr", "images and their sizes", sized),
     Media("idefics2 idefics3 smolvlm", "images by row, black ones left out", pictures_by_row),
     Media("granite_docling", "images by row and which there are", pictures_with_a_mask),
-    Media("idefics", "images that are attended to", attended, num_tokens=0),
+    Media("idefics", "images that are attended to", attended, num_tokens=1, rows=ALL_ROWS),
     Media("mllama", "tiles that are attended to", attended_tiles, num_tokens=0),
     Media("kosmos-2", "pixels, and where their features go", lambda config: pixels(BATCH)(config) | latents(config), num_tokens=0),
     Media("kosmos-2.5", "patches, and where their features go", lambda config: flattened_patches(config) | latents(config), num_tokens=0),

@@ -354,6 +354,23 @@ def test_the_id_that_composites_look_up_in_the_place_of_a_placeholder_is_kept(ki
     assert kept(count_tokens([[5]]), model={"text_config": {"vocab_size": 50}, f"{kind}_token_id": None}) == [5]
 
 
+BEYOND = [
+    pytest.param({"vocab_size": 50, "image_token_id": 50}, id="a placeholder"),
+    pytest.param({"text_config": {"vocab_size": 50}, "audio_token_index": 50}, id="a placeholder of a composite"),
+    pytest.param({"vocab_size": 50, "additional_vocab_size": 1}, id="a table of further ids"),
+]
+
+
+@pytest.mark.parametrize("config", BEYOND)
+def test_counted_ids_beyond_the_table_that_the_model_does_not_look_up_there_have_no_row(config: Any) -> None:
+    """The data of composites have them, and their models write 0 over them before the lookup."""
+    assert kept(count_tokens([[50, 7, 50]]), model=config) == [0, 7]
+    with pytest.raises(
+        VocabularyError, match=r"id 51 was counted 1 times, but the model's input embeddings have 50 rows"
+    ):
+        kept(count_tokens([[50, 7, 51]]), model=config)
+
+
 @pytest.fixture(scope="module")
 def bart() -> Any:
     config = transformers.BartConfig(
