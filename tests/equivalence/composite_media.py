@@ -49,6 +49,26 @@ def pixels(*leading: int) -> Callable[[Any], Inputs]:
     return lambda config: {"pixel_values": noise(*leading, 3, side(config), side(config))}
 
 
+def pooled(config: Any) -> Inputs:
+    """Two images of 4 patches that become one feature each, as Molmo 2 takes them."""
+    return {
+        "pixel_values": noise(2, 4, 3 * patch_size(config) ** 2),
+        "image_token_pooling": torch.arange(8).reshape(2, 4),
+        "image_grids": torch.tensor([[1, 1, 0, 0]] * 2),
+    }
+
+
+def cropped(config: Any) -> Inputs:
+    """Two images whole and as one crop, as Phi-4 multimodal takes them."""
+    its = config.vision_config
+    size, patches = its.crop_size, its.crop_size // its.patch_size
+    return {
+        "image_pixel_values": noise(2, 2, 3, size, size),
+        "image_sizes": torch.tensor([[size, size]] * 2),
+        "image_attention_mask": torch.ones(2, 2, patches, patches),
+    }
+
+
 def inkling_patches(config: Any) -> Inputs:
     size = config.vision_config.patch_size
     return {"pixel_values": noise(8, config.vision_config.temporal_patch_size, size, size, 3)}
@@ -137,7 +157,7 @@ def packed(config: Any) -> Inputs:
 def attended(config: Any) -> Inputs:
     """An image a row, which the text attends to, as Idefics takes them."""
     size = side(config)
-    return {"pixel_values": noise(BATCH, 1, 3, size, size), "image_attention_mask": torch.ones(BATCH, LENGTH + 1, 1)}
+    return {"pixel_values": noise(BATCH, 1, 3, size, size), "image_attention_mask": torch.ones(BATCH, LENGTH, 1)}
 
 
 def attended_tiles(config: Any) -> Inputs:
@@ -185,9 +205,8 @@ def proteins(config: Any) -> Inputs:
 
 
 def audio(config: Any) -> Any:
-    for name in ("audio_config", "encoder_config"):
-        if getattr(config, name, None) is not None:
-            return getattr(config, name)
+    for name in ("audio_config", "encoder_config", "asr_config"):
+        config = getattr(config, name, None) or config
     return config
 
 
@@ -220,6 +239,9 @@ MEDIA = [
         "pixels of each image",
         pixels(2),
     ),
+    Media("molmo2", "patches, and how they are pooled", pooled),
+    Media("phi4_multimodal", "the whole and crops", cropped, num_tokens=5),
+    Media("fast_vlm gemma3n perception_lm", "pixels of each image", pixels(2)),
     Media("fuyu", "patches", lambda config: {"pixel_values": noise(2, 4, 3 * config.patch_size**2)}),
     Media("inkling_mm_model", "patches two frames deep", inkling_patches, num_tokens=4),
     Media("deepseek_vl_hybrid", "pixels of each image, twice", pixels_twice),
@@ -245,7 +267,7 @@ MEDIA = [
     Media("mistral3 mistral_large4 lighton_ocr", "images and their sizes", sized),
     Media("idefics2 idefics3 smolvlm", "images by row, black ones left out", pictures_by_row),
     Media("granite_docling", "images by row and which there are", pictures_with_a_mask),
-    Media("idefics", "images that are attended to", attended, num_tokens=1, rows=ALL_ROWS),
+    Media("idefics", "images that are attended to", attended, num_tokens=0),
     Media("mllama", "tiles that are attended to", attended_tiles, num_tokens=0),
     Media("kosmos-2", "pixels, and where their features go", lambda config: pixels(BATCH)(config) | latents(config), num_tokens=0),
     Media("kosmos-2.5", "patches, and where their features go", lambda config: flattened_patches(config) | latents(config), num_tokens=0),

@@ -6,13 +6,11 @@ that a family of models takes; placeholders stand in the ids, as many as the mod
 
 from __future__ import annotations
 
-import dataclasses
+import importlib.util
 import inspect
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import tiny_models
 import torch
 from composite_media import MEDIA, Inputs, Media
@@ -45,9 +43,11 @@ VISUAL_TOKENS = {"<image>": 290, "IMGIMGAZ": 21, "IMGIMGBZ": 22, "IMGIMGCZ": 23,
 COMPOSITE_OVERRIDES = [
     Override("deepseek_ocr2", "as wide as the queries", {"vision_config.sam_config.downsample_channels": [32, 32]}),
     Override("unlimited_ocr", "as wide as the encoder", {"vision_config.sam_config.downsample_channels": [32, 32]}),
-    Override("idefics", "an additional table, with the placeholder in it", {"additional_vocab_size": 2, "image_token_id": 301}),
     Override("instructblip instructblipvideo", "another vocabulary", {"qformer_config.vocab_size": 310}),
     Override("evolla", "another vocabulary", {"protein_encoder_config.vocab_size": 310}),
+    Override("vibevoice", "a size for each stage", {f"{part}.{name}": value for part in ("semantic_model_config", "audio_config") for name, value in {"downsampling_ratios": [2, 2], "depths": [1, 1, 1], "num_filters": 4}.items()}),
+    Override("qwen3_omni_moe", "read, but no default", {"talker_config.text_config.shared_expert_intermediate_size": 32}),
+    Override("molmo2", "four patches", {"vision_config.image_size": [28, 28], "adapter_config.vision_feature_layer": [-1, -2]}),
     Override("emu3", "the tokens of images", {"text_config.vocab_size": 300, "vocabulary_map": EMU_TOKENS, "vq_config.codebook_size": 4, "vq_config.hidden_size": 128}),
     Override("gemma4 gemma4_unified", "parts that are left out by default", {"vision_config": "gemma4_vision", "vision_config.pooling_kernel_size": 2}),
     Override("gemma4", "parts that are left out by default", {"audio_config": "gemma4_audio", "text_config.num_hidden_layers": 4, "text_config.num_kv_shared_layers": 2, "text_config.layer_types": ["sliding_attention", "full_attention"] * 2}),
@@ -126,7 +126,18 @@ COMPOSITE_OVERRIDES = [
     Override("glm5_next", "attention without positions", {"text_config.qk_rope_head_dim": 0, "text_config.index_kpool": 2}),
 ]
 
-UNBUILDABLE_COMPOSITES: dict[str, str] = {}
+HAS_TIMM = importlib.util.find_spec("timm") is not None
+
+UNBUILDABLE_COMPOSITES = {
+    "diffusion_gemma-multimodal-lm": "draws what it looks up at random, and has no loss",
+    "qwen2_5_omni-multimodal-lm": "has no forward; its thinker is here, which takes the text",
+    "qwen3_omni_moe-multimodal-lm": "has no forward; its thinker is here, which takes the text",
+}
+if not HAS_TIMM:
+    UNBUILDABLE_COMPOSITES |= {
+        f"{model_type}-multimodal-lm": "its vision tower is in timm, which is not installed"
+        for model_type in ("fast_vlm", "gemma3n", "perception_lm")
+    }
 
 
 def media_of(pair: Pair) -> list[Media]:
@@ -134,11 +145,10 @@ def media_of(pair: Pair) -> list[Media]:
 
 
 def placeholder(config: Any, kind: str) -> int:
-    for name in (f"{kind}_token_id", f"{kind}_token_index"):
-        token_id = getattr(config, name, None)
-        if token_id is not None:
-            return int(token_id)
-    raise AttributeError(f"no placeholder for {kind}")
+    """The token id of the composite or of the part that makes the features."""
+    parts = (config, getattr(config, "vision_config", None))
+    names = (f"{kind}_token_id", f"{kind}_token_index")
+    return next(int(token_id) for part in parts for name in names if (token_id := getattr(part, name, None)) is not None)
 
 
 def num_features(model: PreTrainedModel, inputs: Inputs, kind: str) -> int:
@@ -227,6 +237,8 @@ def build(pair: Pair) -> Tiny:
         if {pair.model_type, str(pair), pair.class_name} & set(override.names.split()):
             overrides |= override.config
     tiny = tiny_models.build(pair, overrides=overrides)
+    if "mm_token_type_ids" in inspect.signature(type(tiny.model).forward).parameters:
+        tiny.inputs["mm_token_type_ids"] = torch.zeros_like(tiny.inputs["input_ids"])
     if str(pair) in LABELS_ARE_IDS:
         pad = tiny.model.config.get_text_config().pad_token_id
         tiny.inputs["labels"] = tiny.inputs["labels"].where(tiny.inputs["labels"] >= 0, torch.tensor(pad))
