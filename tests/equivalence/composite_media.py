@@ -69,6 +69,17 @@ def cropped(config: Any) -> Inputs:
     }
 
 
+def seen_and_done(config: Any) -> Inputs:
+    """An image, a state and actions a row, as Pi0 takes them."""
+    size = config.vlm_config.vision_config.image_size
+    return {
+        "pixel_values": noise(BATCH, 1, 3, size, size),
+        "pixel_attention_mask": torch.ones(BATCH, 1, dtype=torch.bool),
+        "state": noise(BATCH, config.max_state_dim),
+        "actions": noise(BATCH, config.chunk_size, config.max_action_dim),
+    }
+
+
 def inkling_patches(config: Any) -> Inputs:
     size = config.vision_config.patch_size
     return {"pixel_values": noise(8, config.vision_config.temporal_patch_size, size, size, 3)}
@@ -226,6 +237,20 @@ def mels(number: int, *, mask: str | None = None, last: bool = False, frames: in
     return inputs
 
 
+def codes_to_say(config: Any) -> Inputs:
+    """Codes that a decoder has said, in channels, as Dia takes them."""
+    channels = config.decoder_config.num_channels
+    codes = torch.arange(BATCH * 6 * channels).reshape(BATCH, 6, channels) % 30
+    return {"decoder_input_ids": codes, "labels": codes.transpose(1, 2).reshape(-1, 6)}
+
+
+def codes_heard(config: Any) -> Inputs:
+    """A token of text and codes of sounds at each moment, as Kyutai's model takes them."""
+    text = torch.arange(BATCH * LENGTH).reshape(BATCH, LENGTH, 1) % 24
+    codes = torch.arange(config.num_codebooks).expand(BATCH, LENGTH, -1) % 4
+    return {"input_ids": torch.cat([text, codes], -1)}
+
+
 def waves(number: int, length: int, *, mask: str | None = None) -> Callable[[Any], Inputs]:
     masks = {} if mask is None else {mask: torch.ones(number, length, dtype=torch.long)}
     return lambda config: {"input_values": noise(number, length), **masks}
@@ -241,12 +266,17 @@ MEDIA = [
     ),
     Media("molmo2", "patches, and how they are pooled", pooled),
     Media("phi4_multimodal", "the whole and crops", cropped, num_tokens=5),
-    Media("fast_vlm gemma3n perception_lm", "pixels of each image", pixels(2)),
+    Media("fast_vlm gemma3n", "pixels of each image", pixels(2)),
+    Media("pi0", "images, states and actions", seen_and_done, num_tokens=4, rows=ALL_ROWS),
+    Media("perception_lm", "tiles of each image", pixels(2, 1), num_tokens=3),
     Media("fuyu", "patches", lambda config: {"pixel_values": noise(2, 4, 3 * config.patch_size**2)}),
     Media("inkling_mm_model", "patches two frames deep", inkling_patches, num_tokens=4),
     Media("deepseek_vl_hybrid", "pixels of each image, twice", pixels_twice),
     Media("blip git", "an image a row", pixels(BATCH), num_tokens=0),
-    Media("vision-encoder-decoder pp_formulanet", "an image a row", pixels(BATCH), is_prompt=True),
+    Media("pp_formulanet", "an image a row", pixels(BATCH), num_tokens=0),
+    Media("vision-encoder-decoder", "an image a row", pixels(BATCH), is_prompt=True),
+    Media("dia", "codes of sounds", codes_to_say, num_tokens=0),
+    Media("kyutai_speech_to_text", "codes of sounds beside the text", codes_heard, num_tokens=0),
     Media(
         "qwen2_vl qwen2_5_vl qwen3_vl qwen3_vl_moe qwen3_5 qwen3_5_moe qwen4_exp glm4v glm46v glm4v_moe glm_ocr glmga "
         "exaone4_5 cosmos3_omni cosmos3_edge cohere_compass ernie4_5_vl_moe hunyuan_vl hyperclovax_vision_v2 lfm3_vl "
@@ -269,26 +299,58 @@ MEDIA = [
     Media("granite_docling", "images by row and which there are", pictures_with_a_mask),
     Media("idefics", "images that are attended to", attended, num_tokens=0),
     Media("mllama", "tiles that are attended to", attended_tiles, num_tokens=0),
-    Media("kosmos-2", "pixels, and where their features go", lambda config: pixels(BATCH)(config) | latents(config), num_tokens=0),
-    Media("kosmos-2.5", "patches, and where their features go", lambda config: flattened_patches(config) | latents(config), num_tokens=0),
+    Media(
+        "kosmos-2",
+        "pixels, and where their features go",
+        lambda config: pixels(BATCH)(config) | latents(config),
+        num_tokens=0,
+    ),
+    Media(
+        "kosmos-2.5",
+        "patches, and where their features go",
+        lambda config: flattened_patches(config) | latents(config),
+        num_tokens=0,
+    ),
     Media("pix2struct", "patches", flattened_patches, is_prompt=True),
     Media("instructblip", "images and questions", queried(BATCH), rows=ALL_ROWS),
     Media("instructblipvideo", "videos and questions", queried(BATCH, 4), kind="video", rows=ALL_ROWS),
     Media("udop", "boxes of words", boxes, num_tokens=0),
     Media("evolla", "proteins", proteins, num_tokens=0),
-    Media("qwen3_asr", "mels of a chunk and which there are", mels(2, mask="input_features_mask", frames=100), kind="audio"),
+    Media(
+        "qwen3_asr",
+        "mels of a chunk and which there are",
+        mels(2, mask="input_features_mask", frames=100),
+        kind="audio",
+    ),
     Media("glmasr", "mels and which there are", mels(2, mask="input_features_mask"), kind="audio"),
-    Media("fun_asr_nano", "seven frames side by side", lambda config: {"input_features": noise(2, 32, 7 * 32), "input_features_mask": torch.ones(2, 32, dtype=torch.long)}, kind="audio"),
+    Media(
+        "fun_asr_nano",
+        "seven frames side by side",
+        lambda config: {
+            "input_features": noise(2, 32, 7 * 32),
+            "input_features_mask": torch.ones(2, 32, dtype=torch.long),
+        },
+        kind="audio",
+    ),
     Media("nemo_speechlm", "frames and which there are", mels(2, mask="input_features_mask", last=True), kind="audio"),
-    Media("moss_transcribe_diarize", "mels, and samples that there are", mels(2, mask="input_features_mask", padding_mask=torch.ones(2, 320)), kind="audio"),
+    Media(
+        "moss_transcribe_diarize",
+        "mels, and samples that there are",
+        mels(2, mask="input_features_mask", padding_mask=torch.ones(2, 320)),
+        kind="audio",
+    ),
     Media("granite_speech granite_speech_plus", "frames", mels(2, last=True), kind="audio"),
     Media("voxtral", "mels", mels(2), kind="audio"),
     Media("voxtral_realtime", "mels along the text", mels(BATCH, frames=8 * LENGTH), num_tokens=0),
-    Media("qwen2_audio", "mels and which there are", mels(2, mask="feature_attention_mask"), kind="audio", num_tokens=8),
+    Media(
+        "qwen2_audio", "mels and which there are", mels(2, mask="feature_attention_mask"), kind="audio", num_tokens=8
+    ),
     Media("vibevoice_asr", "samples", lambda config: {"input_values": noise(2, 1, 64)}, kind="audio"),
     Media("whisper", "mels", mels(BATCH), is_prompt=True),
     Media("speech_to_text seamless_m4t seamless_m4t_v2", "frames", mels(BATCH, last=True), is_prompt=True),
     Media("canary cohere_asr", "frames", mels(BATCH, last=True, frames=64), is_prompt=True),
-    Media("moonshine moonshine_streaming speecht5 speech-encoder-decoder", "samples", waves(BATCH, 1600), is_prompt=True),
+    Media(
+        "moonshine moonshine_streaming speecht5 speech-encoder-decoder", "samples", waves(BATCH, 1600), is_prompt=True
+    ),
     Media("pop2piano", "features", lambda config: {"input_features": noise(BATCH, 8, config.d_model)}, is_prompt=True),
 ]

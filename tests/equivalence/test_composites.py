@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 from comparing import differing
-from composites import COMPOSITES, batches, build_or_reason, prompt
-from tiny_models import MARKS, Pair, Tiny, vocabularies
+from composites import COMPOSITES, batches, build_or_reason, prompt, vocabulary_of
+from tiny_models import MARKS, Pair, Tiny
 from torch import Tensor
 from training import check_files, check_outputs, check_refusal, check_same, check_training, seed_everything
 
@@ -25,7 +25,13 @@ NUM_NEW_TOKENS = 4
 REFUSED: dict[str, tuple[type[LeanVocabError], str]] = {}
 
 # Composites with which nothing is generated here, in full either.
-CANNOT_GENERATE: dict[str, str] = {}
+CANNOT_GENERATE = {
+    "kyutai_speech_to_text": "takes waves, which a codec turns into codes",
+    "pi0": "gives actions",
+    "pop2piano": "asks for a composer, whom a processor knows",
+    "vibevoice": "its scheduler is in diffusers, which is not installed",
+    "voxtral_realtime": "as many tokens as the sound is long, and the prompt is",
+}
 
 
 @pytest.mark.parametrize("pair", COMPOSITES, ids=str)
@@ -40,7 +46,7 @@ def test_a_shrunk_composite_computes_trains_generates_saves_and_merges_as_the_fu
         check_refusal(tiny, lean, *REFUSED[str(pair)])
         record_property("refused", REFUSED[str(pair)][0].__name__)
         return
-    shrink_(lean, vocabularies(tiny))
+    shrink_(lean, vocabulary_of(tiny))
 
     for name, inputs in batches(tiny).items():
         for mode in (True, False):
@@ -56,7 +62,7 @@ def test_a_shrunk_composite_computes_trains_generates_saves_and_merges_as_the_fu
 
 
 def check_generation(tiny: Tiny, lean: Any, inputs: dict[str, Any]) -> None:
-    if str(tiny.pair) in CANNOT_GENERATE:
+    if tiny.pair.model_type in CANNOT_GENERATE:
         return
     expected = generated(tiny.model, prompt(inputs))
     with warnings.catch_warnings():
