@@ -222,7 +222,10 @@ def audio(config: Any) -> Any:
 
 
 def num_mels(config: Any) -> int:
-    names = ("num_mel_bins", "input_feat_per_channel", "input_dim", "feature_projection_input_dim", "feature_size")
+    names = (
+        "num_mel_bins", "n_mel_bins", "input_feat_size", "input_feat_per_channel", "input_dim", "feature_projection_input_dim",
+        "feature_size",
+    )  # fmt: skip
     return next(int(getattr(audio(config), name)) for name in names if getattr(audio(config), name, None))
 
 
@@ -249,6 +252,19 @@ def codes_heard(config: Any) -> Inputs:
     text = torch.arange(BATCH * LENGTH).reshape(BATCH, LENGTH, 1) % 24
     codes = torch.arange(config.num_codebooks).expand(BATCH, LENGTH, -1) % 4
     return {"input_ids": torch.cat([text, codes], -1)}
+
+
+def mels_of_gemma(config: Any) -> Inputs:
+    """A sound, of as many mels as the first convolution of Gemma 4 has channels."""
+    its = config.audio_config
+    number = getattr(its, "input_feat_size", None) or its.subsampling_conv_channels[0]
+    return {"input_features": noise(1, 48, number), "input_features_mask": torch.ones(1, 48, dtype=torch.bool)}
+
+
+def bins(config: Any) -> Inputs:
+    """A sound as numbers of bins, as Inkling takes it."""
+    ids = torch.arange(3 * config.audio_config.num_codebooks).reshape(1, 3, -1) % config.audio_config.codebook_size
+    return {"audio_input_ids": ids, "audio_input_ids_mask": torch.ones(1, 3, dtype=torch.bool)}
 
 
 def waves(number: int, length: int, *, mask: str | None = None) -> Callable[[Any], Inputs]:
@@ -344,6 +360,16 @@ MEDIA = [
     Media("voxtral_realtime", "mels along the text", mels(BATCH, frames=8 * LENGTH), num_tokens=0),
     Media(
         "qwen2_audio", "mels and which there are", mels(2, mask="feature_attention_mask"), kind="audio", num_tokens=8
+    ),
+    Media("gemma3n", "a sound behind the second image", mels_of_gemma, kind="audio", num_tokens=4, rows=(2,)),
+    Media("gemma4", "a sound behind the second image", mels_of_gemma, kind="audio", rows=(2,)),
+    Media("inkling_mm_model", "a sound behind the second image", bins, kind="audio", num_tokens=3, rows=(2,)),
+    Media(
+        "qwen2_5_omni_thinker qwen3_omni_moe_thinker",
+        "a sound behind the second image",
+        mels(1, mask="feature_attention_mask", frames=100),
+        kind="audio",
+        rows=(2,),
     ),
     Media("vibevoice_asr", "samples", lambda config: {"input_values": noise(2, 1, 64)}, kind="audio"),
     Media("whisper", "mels", mels(BATCH), is_prompt=True),

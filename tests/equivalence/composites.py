@@ -4,6 +4,7 @@ The recipe is `tiny_models`'. What it gets wrong is put right in `OVERRIDES`; wh
 in `composite_media`. Placeholders stand in the ids of the mixed batch, as many as the model makes features.
 """
 
+import contextlib
 import inspect
 from collections.abc import Iterator
 from typing import Any
@@ -59,8 +60,8 @@ OVERRIDES = [
     ),
     Override(
         "gemma3n",
-        "too few layers to share keys; four features",
-        {"text_config.num_kv_shared_layers": 0, "vision_soft_tokens_per_image": 4},
+        "too few layers to share keys; four features of each",
+        {"text_config.num_kv_shared_layers": 0, "vision_soft_tokens_per_image": 4, "audio_soft_tokens_per_image": 4},
     ),
     Override("deepseek_ocr2", "as wide as the queries", {"vision_config.sam_config.downsample_channels": [32, 32]}),
     Override("unlimited_ocr", "as wide as the encoder", {"vision_config.sam_config.downsample_channels": [32, 32]}),
@@ -119,7 +120,11 @@ OVERRIDES = [
     Override("kosmos-2.5", "few features", {"latent_query_num": 3}),
     Override("muse_glimmer muse_spark", "2 × 2 patches side by side", {"out_hidden_size": 128}),
     Override("step3p7", "read, but no default", {"text_config.sliding_window": 8}),
-    Override("qwen3_asr", "windows of whole chunks", {"audio_config.n_window": 50, "audio_config.n_window_infer": 100}),
+    Override(
+        "qwen3_asr qwen3_omni_moe_thinker",
+        "windows of whole chunks",
+        {"audio_config.n_window": 50, "audio_config.n_window_infer": 100},
+    ),
     Override("moonshine_streaming", "frames of 80 samples", {"encoder_config.sample_rate": 16000}),
     Override("blip-question-answering", "as wide as the text", {"text_config.encoder_hidden_size": 32}),
     Override("speecht5", "not masked", {"apply_spec_augment": False}),
@@ -182,6 +187,23 @@ OVERRIDES = [
         "windows of whole merged patches",
         {"vision_config.window_size": 112},
     ),
+    Override(
+        "florence2",
+        "a size for each stage",
+        {
+            f"vision_config.{name}": value
+            for name, value in {
+                "depths": [1, 1],
+                "embed_dim": [8, 16],
+                "num_heads": [2, 2],
+                "num_groups": [2, 2],
+                "patch_size": [7, 3],
+                "patch_stride": [4, 2],
+                "patch_padding": [3, 1],
+                "patch_prenorm": [False, True],
+            }.items()
+        },
+    ),  # fmt: skip
     Override("aria", "queries for one patch", {"projector_patch_to_query_dict": {1: 2}}),
     Override("gemma3 shieldgemma2", "one token for 2 × 2 patches", {"mm_tokens_per_image": 1}),
     Override("t5gemma2", "one token for 2 × 2 patches", {"encoder.mm_tokens_per_image": 1}),
@@ -285,21 +307,28 @@ class StandIn(nn.Module):
         return BaseModelOutputWithPooling(features.flatten(2).transpose(1, 2) if self.is_sequence else features)
 
 
+@contextlib.contextmanager
+def stand_ins(pair: Pair) -> Iterator[None]:
+    """Within the block the vision towers of `pair` that are in timm, which is not installed, are stand-ins."""
+    from_config = AutoModel.from_config
+
+    def with_stand_ins(config: Any, **options: Any) -> Any:
+        if hasattr(config, "model_args"):  # of timm
+            return StandIn(config.model_args["embed_dim"], is_sequence=pair.model_type == "perception_lm")
+        return from_config(config, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AutoModel, "from_config", with_stand_ins)
+        yield
+
+
 def build(pair: Pair) -> Tiny:
     """The tiny model of `pair` with its batch of text, the same ones every time."""
     overrides: dict[str, Any] = {}
     for override in OVERRIDES:
         if {pair.model_type, str(pair)} & set(override.names.split()):
             overrides |= override.config
-    from_config = AutoModel.from_config
-
-    def with_stand_ins(config: Any, **options: Any) -> Any:
-        if config.model_type != "timm_wrapper" and not hasattr(config, "model_args"):
-            return from_config(config, **options)
-        return StandIn(32, is_sequence=pair.model_type == "perception_lm")
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(AutoModel, "from_config", with_stand_ins)
+    with stand_ins(pair):
         tiny = tiny_models.build(pair, overrides=overrides)
     tiny.made_up_ids = MADE_UP_IDS.get(pair.model_type, [])
     if takes(tiny.model, "mm_token_type_ids"):
