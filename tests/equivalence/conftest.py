@@ -9,6 +9,8 @@ _pairs: dict[str, pytest.TestReport] = {}  # of one session: pair → its report
 _tied: list[str] = []  # how many tied models were refused, by task
 _norms: dict[bool, list[tuple[float, float]]] = defaultdict(list)  # whether the dimension is a multiple of 16 → norms
 _cases: dict[str, pytest.TestReport] = {}  # pair, tied or untied, mode → its report
+_composites: dict[str, pytest.TestReport] = {}  # pair → its report
+_COMPOSITE_TEST = "test_a_shrunk_composite_computes_trains_generates_saves_and_merges_as_the_full_one["
 _CASE_TEST = "test_a_partial_output_layer_computes_trains_generates_saves_and_merges_as_the_full_one_masked["
 _PAIR_TEST = "test_a_shrunk_model_computes_trains_saves_and_merges_as_the_full_one["
 
@@ -28,6 +30,8 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         _pairs[name[len(_PAIR_TEST) : -1]] = report
     if name.startswith(_CASE_TEST) and (report.when == "call" or report.outcome == "skipped"):
         _cases[name[len(_CASE_TEST) : -1]] = report
+    if name.startswith(_COMPOSITE_TEST) and (report.when == "call" or report.outcome == "skipped"):
+        _composites[name[len(_COMPOSITE_TEST) : -1]] = report
     properties: dict[str, Any] = dict(report.user_properties) if report.when == "call" else {}
     if "norms" in properties:
         is_multiple, norms = properties["norms"]
@@ -46,6 +50,10 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     if _cases:
         terminalreporter.section("output layers: frozen and restricted beside the full model, masked")
         for line in _lines_on_cases():
+            terminalreporter.write_line(line)
+    if _composites:
+        terminalreporter.section("composites: shrunk beside full, bit for bit")
+        for line in _lines_on_composites():
             terminalreporter.write_line(line)
     if _norms:
         terminalreporter.section("training with clipping: gradient norms, shrunk beside full")
@@ -102,6 +110,30 @@ def _lines_on_cases() -> list[str]:
                 f"{tie:8} {mode:12} {task:12} {counted['held']:3} of {counted.total():3} held{others and '; ' + others}"
             )
     return lines + [f"{note}\n    {' '.join(sorted(pairs))}" for note, pairs in notes.items()]
+
+
+def _lines_on_composites() -> list[str]:
+    """Numbers of composites that held, by task, with how many of them on text alone and on a mixed batch."""
+    from composites import COMPOSITE_CLASSES  # only where these tests run: it imports transformers
+
+    tasks: dict[str, Counter[str]] = defaultdict(Counter)
+    notes: dict[str, list[str]] = defaultdict(list)
+    for name, report in _composites.items():
+        properties: dict[str, Any] = dict(report.user_properties)
+        outcome, reason = _outcome(report, properties)
+        task = next(task for task in COMPOSITE_CLASSES if name.endswith(task))
+        tasks[task].update([outcome, *(properties["batches"] if outcome == "held" else [])])
+        if reason:
+            notes[f"{outcome}: {reason}"].append(name)
+        if properties.get("not_generated"):
+            notes[f"not generated with: {properties['not_generated']}"].append(name)
+    lines = []
+    for task, counted in [*tasks.items(), ("all", sum(tasks.values(), Counter()))]:
+        others = "".join(f"; {counted[each]} {each}" for each in ("refused", "not built", "failed") if counted[each])
+        held = f"held: {counted['text']} on text, {counted['mixed']} on a mixed batch"
+        number = sum(counted[each] for each in ("held", "refused", "not built", "failed"))
+        lines.append(f"{task:24} {counted['held']:3} of {number:3} {held}{others}")
+    return lines + [f"{note}\n    {' '.join(names)}" for note, names in notes.items()]
 
 
 def _lines_on_norms() -> list[str]:

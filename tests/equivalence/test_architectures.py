@@ -3,20 +3,15 @@
 import copy
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import tiny_models
-import torch
 from comparing import differing, same_bits
-from tiny_models import AUTO_CLASSES, MARKS, PAIRS, TABLES, UNBUILDABLE, Pair, Tiny, build_or_reason, vocabularies
-from torch import nn
-from training import check_same, outputs, train_unclipped
+from tiny_models import AUTO_CLASSES, MARKS, PAIRS, TABLES, UNBUILDABLE, Pair, build_or_reason, vocabularies
+from training import check_files, check_outputs, check_refusal, check_same, check_training, outputs
 
 from leanvocab.errors import BypassError, LeanVocabError, ModelError, TiedOutputError
 from leanvocab.model.shrink import merge_, shrink_
-from leanvocab.partial.embedding import RemapEmbedding
 
 pytestmark = MARKS
 
@@ -54,54 +49,6 @@ def test_a_shrunk_model_computes_trains_saves_and_merges_as_the_full_one(
     check_same(full, lean)
     record_property("equal_norms", equal_norms)
     record_property("dropout", [has_dropout])
-
-
-def check_outputs(full: nn.Module, lean: nn.Module, inputs: dict[str, Any]) -> None:
-    expected, found = outputs(full, inputs, seed=7), outputs(lean, inputs, seed=7)
-    assert len(expected) > 1, "a loss and logits"
-    assert len(expected) == len(found)
-    assert all(map(same_bits, expected, found))
-
-
-def check_training(full: nn.Module, lean: nn.Module, inputs: dict[str, Any]) -> list[bool]:
-    """Three steps of each; whether the norms of their gradients, which clipping sees, are equal to the last bit."""
-    paths = [path for path, each in lean.named_modules() if isinstance(each, RemapEmbedding)]
-    before = {path: full.get_submodule(path).weight.detach().clone() for path in paths}
-    (losses, norms), (lean_losses, lean_norms) = (
-        train_unclipped(model, inputs, 3, torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0))
-        for model in (full, lean)
-    )
-    assert np.isfinite(losses).all()
-    assert losses == lean_losses
-    assert norms == pytest.approx(lean_norms, rel=1e-5)
-    assert any((full.get_submodule(path).weight != before[path]).any() for path in paths), (
-        "no table took part in training"
-    )
-    return [first == second for first, second in zip(norms, lean_norms, strict=True)]
-
-
-def check_files(full: Any, lean: Any, folder: Path) -> None:
-    full.save_pretrained(folder / "full")
-    lean.save_pretrained(folder / "lean")
-    files = sorted(path.name for path in (folder / "full").iterdir())
-    assert files == sorted(path.name for path in (folder / "lean").iterdir())
-    assert "model.safetensors" in files
-    for name in files:
-        assert (folder / "full" / name).read_bytes() == (folder / "lean" / name).read_bytes(), name
-
-
-def check_refusal(tiny: Tiny, lean: Any, error: type[LeanVocabError], message: str) -> None:
-    """Refused when shrunk, or at the first forward; either way the model is whole (again)."""
-
-    def shrink_and_run() -> None:
-        shrink_(lean, vocabularies(tiny))
-        lean(**tiny.inputs)
-
-    with pytest.raises(error, match=message):
-        shrink_and_run()
-    if any(isinstance(each, RemapEmbedding) for each in lean.modules()):
-        merge_(lean)
-    check_same(tiny.model, lean)
 
 
 def test_a_bound_on_what_cannot_be_built() -> None:

@@ -108,6 +108,10 @@ AT_MOST: list[tuple[str, Any]] = [
 ]
 
 
+# Given an id where the config's default is None.
+WANTED_IDS = re.compile(r"^(pad|bos|eos|image|video|audio)_token_(id|index)$")
+
+
 def is_token_id(name: str) -> bool:
     """True where a config field holds a token id."""
     return bool(re.search(r"_token_(id|index)$|^(pad|bos|eos|unk|mask)_index$", name))
@@ -137,7 +141,7 @@ class SpecialIds:
 def tiny_value(name: str, old: Any, special: SpecialIds) -> Any:
     """The tiny value of the config field `name`, whose default is `old`."""
     if is_token_id(name):
-        wanted = old is not None or name in ("pad_token_id", "bos_token_id", "eos_token_id")
+        wanted = old is not None or WANTED_IDS.search(name)
         return special[name] if wanted and not isinstance(old, list) else old
     for pattern, value in ALWAYS:
         if re.search(pattern, name):
@@ -453,14 +457,13 @@ def make_inputs(pair: Pair, config: Any, special: SpecialIds) -> dict[str, Any]:
     inputs = {"input_ids": input_ids, "attention_mask": mask}
     if pair.task == "sequence-classification":
         inputs["labels"] = torch.tensor([0, 2, 1])
-    elif pair.task == "causal-lm":
-        inputs["labels"] = input_ids.masked_fill(mask == 0, -100)
-    elif pair.task == "seq2seq-lm":
+    elif config.is_encoder_decoder and pair.task not in ("causal-lm", "masked-lm"):
         labels, labels_mask = padded_rows(rng, ids, eos, pad)
         inputs["labels"] = labels.masked_fill(labels_mask == 0, -100)
     else:
         inputs["labels"] = input_ids.masked_fill(mask == 0, -100)
-        inputs["labels"][:, ::2] = -100
+        if pair.task == "masked-lm":
+            inputs["labels"][:, ::2] = -100
     for names, extra in EXTRA_INPUTS:
         if {pair.model_type, str(pair)} & set(names.split()):
             inputs |= extra(inputs, config)

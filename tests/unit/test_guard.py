@@ -10,7 +10,6 @@ from accelerate.hooks import AlignDevicesHook, ModelHook, add_hook_to_module, re
 from comparing import differing, train
 from models import batch, small_model, twins, used_vocabulary
 from torch import Tensor, nn
-from transformers.models.idefics.modeling_idefics import IdeficsDecoupledEmbedding
 
 from leanvocab.errors import BypassError, ModelError
 from leanvocab.model.shrink import merge_, partial_state_dicts, shrink_
@@ -87,12 +86,6 @@ def test_a_forward_that_raises_leaves_no_watch_behind() -> None:
     assert torch.overrides._get_current_function_mode_stack() == []
     full, _ = twins()
     assert train(model)[0] == train(full)[0]
-
-
-def test_a_table_that_looks_rows_up_itself_is_refused_at_once() -> None:
-    model = nn.Sequential(IdeficsDecoupledEmbedding(9, 2, 4))
-    with pytest.raises(BypassError, match=r"0: IdeficsDecoupledEmbedding\.forward looks rows up in the weight itself"):
-        shrink_(model, VOCABULARY, embedding="0")
 
 
 def test_resizing_while_shrunk_is_refused_and_works_again_after_merging() -> None:

@@ -344,6 +344,33 @@ def test_ids_that_a_config_can_insert_are_kept(config: Any, expected: set[int]) 
     assert inserted - extra == expected - extra
 
 
+@pytest.mark.parametrize("kind", ["image", "video", "audio"])
+@pytest.mark.parametrize("placeholder", [6, 60])
+def test_the_id_that_composites_look_up_in_the_place_of_a_placeholder_is_kept(kind: str, placeholder: int) -> None:
+    # Kimi, Muse Glimmer and Granite Speech write 0 over placeholders before the lookup, Gemma 3 over those beyond the table.
+    config = {"text_config": {"vocab_size": 50}, f"{kind}_token_id": placeholder}
+    expected = {0, 5, placeholder} if placeholder < 50 else {0, 5}
+    assert set(kept(count_tokens([[5]]), model=config)) == expected
+    assert kept(count_tokens([[5]]), model={"text_config": {"vocab_size": 50}, f"{kind}_token_id": None}) == [5]
+
+
+BEYOND = [
+    pytest.param({"vocab_size": 50, "image_token_id": 50}, id="a placeholder"),
+    pytest.param({"text_config": {"vocab_size": 50}, "audio_token_index": 50}, id="a placeholder of a composite"),
+    pytest.param({"vocab_size": 50, "additional_vocab_size": 1}, id="a table of further ids"),
+]
+
+
+@pytest.mark.parametrize("config", BEYOND)
+def test_counted_ids_beyond_the_table_that_the_model_does_not_look_up_there_have_no_row(config: Any) -> None:
+    """The data of composites have them, and their models write 0 over them before the lookup."""
+    assert kept(count_tokens([[50, 7, 50]]), model=config) == [0, 7]
+    with pytest.raises(
+        VocabularyError, match=r"id 51 was counted 1 times, but the model's input embeddings have 50 rows"
+    ):
+        kept(count_tokens([[50, 7, 51]]), model=config)
+
+
 @pytest.fixture(scope="module")
 def bart() -> Any:
     config = transformers.BartConfig(

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from comparing import same_bits
+from comparing import differing, same_bits
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers.models.idefics.modeling_idefics import IdeficsDecoupledEmbedding
 
 from leanvocab.errors import BypassError, LeanVocabWarning, MissingTokenError
 from leanvocab.model.shrink import merge_, shrink_
@@ -157,3 +158,73 @@ def test_a_compiled_forward_that_reads_rows_is_refused_by_name() -> None:
     _, lean = twins(lambda table, ids: table.weight[ids])
     with pytest.raises(BypassError, match=r"reads the weight of table itself.*a compiled forward cannot be watched"):
         torch.compile(lean, backend="eager")(IDS)
+
+
+# --- tables that look rows up themselves ------------------------------------------------------------------------------
+
+
+class Indexing(nn.Embedding):
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.weight[ids] * 2 + self.weight[3]
+
+
+class Doubling(nn.Embedding):
+    """Looks rows up in a way of its own and keeps what it looked up in another room of its code."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.rows(ids) * 2
+
+    def rows(self, ids: Tensor) -> Tensor:
+        return F.embedding(ids, self.weight)
+
+
+OWN_TABLES: dict[str, Callable[[], nn.Embedding]] = {
+    "Idefics with an additional table": lambda: IdeficsDecoupledEmbedding(12, 2, 4),
+    "Idefics without": lambda: IdeficsDecoupledEmbedding(12, 0, 4),
+    "weight[ids]": lambda: Indexing(12, 4),
+    "in a method of its own": lambda: Doubling(12, 4),
+}
+
+
+@pytest.mark.parametrize("inside", [True, False], ids=["in a model", "called by itself"])
+@pytest.mark.parametrize("make", OWN_TABLES.values(), ids=OWN_TABLES)
+def test_a_table_that_looks_rows_up_itself_is_answered(make: Any, inside: bool) -> None:
+    torch.manual_seed(0)
+    full = nn.Sequential(make())
+    lean = shrink_(copy.deepcopy(full), PartialVocabulary([0, *KEPT], 12), embedding="0")
+    ids = torch.tensor([[8, 3, 13], [12, 1, 5]]) if getattr(full[0], "num_additional_embeddings", 0) else IDS
+    called = [model if inside else model[0] for model in (full, lean)]
+    for _ in range(3):
+        for model in called:
+            model(ids).sin().sum().backward()
+        for model in (full, lean):
+            torch.optim.SGD(model.parameters(), lr=0.1).step()
+            model.zero_grad()
+        assert same_bits(*(model(ids) for model in called))
+    with pytest.raises(MissingTokenError, match="0: token id 4 .*is outside the partial vocabulary"):
+        called[1](torch.tensor([4]))
+    full.eval(), lean.eval()
+    with pytest.warns(LeanVocabWarning, match="are served from the base"):
+        assert same_bits(*(model(torch.tensor([4, 3])) for model in called))
+    assert not differing(full, lean)
+    assert type(merge_(lean)[0]) is type(full[0])
+    assert same_bits(full[0](ids), lean[0](ids))
+
+
+def test_a_table_whose_forward_takes_all_rows_is_refused_at_once() -> None:
+    class Multiplying(nn.Embedding):
+        def forward(self, ids: Tensor) -> Tensor:
+            return F.one_hot(ids, 12).float() @ self.weight + F.embedding(ids, self.weight)
+
+    with pytest.raises(BypassError, match=r"0: Multiplying\.forward looks rows up in the weight itself"):
+        shrink_(nn.Sequential(Multiplying(12, 4)), VOCABULARY, embedding="0")
+
+
+def test_a_table_whose_own_lookup_renormalizes_rows_is_refused_when_it_runs() -> None:
+    class Renormalizing(nn.Embedding):
+        def forward(self, ids: Tensor) -> Tensor:
+            return F.embedding(ids, self.weight, max_norm=1.0)
+
+    lean = shrink_(nn.Sequential(Renormalizing(12, 4)), VOCABULARY, embedding="0")
+    with pytest.raises(BypassError, match="calls embedding on the weight of 0 itself"):
+        lean(IDS)

@@ -46,7 +46,7 @@ def check_module(path: str, module: nn.Embedding | nn.Linear) -> None:
         size = "num_embeddings" if isinstance(module, nn.Embedding) else "out_features"
         raise ModelError(f"{path}: {size} is {num_ids_of(module):,}, its weight has {weight.shape[0]:,} rows")
     base = nn.Embedding if isinstance(module, nn.Embedding) else nn.Linear
-    own = _own_forward(type(module), base)
+    own = _own_forward(module, base)
     if own is not None:
         does = "looks rows up in" if base is nn.Embedding else "multiplies by"
         raise BypassError(
@@ -56,14 +56,19 @@ def check_module(path: str, module: nn.Embedding | nn.Linear) -> None:
     _check_shadowing(path, module)
 
 
-def _own_forward(cls: type, base: type[nn.Module]) -> type | None:
-    """The class between `cls` and the torch class `base` whose forward does not call super(): one of its own."""
-    for parent in cls.__mro__[: cls.__mro__.index(base)]:
+def _own_forward(module: nn.Embedding | nn.Linear, base: type[nn.Module]) -> type | None:
+    """The class of `module` below the torch class `base` whose forward is one of its own: it does not call super().
+
+    A table's that only reads rows by their ids (Idefics) is none: the guard watches that forward, and answers them.
+    """
+    parents = type(module).__mro__
+    for parent in parents[: parents.index(base)]:
         forward = parent.__dict__.get("forward")
         if forward is not None:
             names = set().union(*map(names_of, functions_in(forward)))
             if not {"super", "__class__", base.__name__} & names:
-                return parent
+                reads = reads_of(module, [module]) if base is nn.Embedding else []
+                return None if reads and all(read.is_of_rows for read in reads) else parent
             # F.embedding beside super(): which of the two sees an id is not ours to know.
             if base.__name__.lower() in names:
                 return parent

@@ -139,7 +139,8 @@ def _refuse_compiling(read: str) -> None:
 
 
 class Guard:
-    """Watches the forwards of the modules above the shrunk tables until one has passed in each mode.
+    """Watches the forwards of the modules above the shrunk tables, and of tables with a lookup of their own, until one has
+    passed in each mode.
 
     The hooks hold it, and it holds the model weakly: both are freed together.
     """
@@ -160,6 +161,8 @@ class Guard:
             parts = path.split(".")
             ancestors = [root.get_submodule(".".join(parts[:depth])) for depth in range(len(parts))]
             above.update(dict.fromkeys(ancestors))
+            if reads_of(module, [module]):  # a lookup of its own: called by itself, it is watched too
+                above[module] = None
             self._sites.append((Weakly(ancestors[-1]), parts[-1], Weakly(module)))
         for ancestor in above:
             keep_hooks(

@@ -19,7 +19,13 @@ from leanvocab.errors import RESIZE_FIRST, MissingTokenError, VocabularyError
 from leanvocab.extras import is_tensor
 from leanvocab.vocabulary.counts import TokenCounts
 from leanvocab.vocabulary.remap import remap_dataset
-from leanvocab.vocabulary.special_ids import model_full_size, model_ids, tokenizer_full_size, tokenizer_ids
+from leanvocab.vocabulary.special_ids import (
+    ids_looked_up_elsewhere,
+    model_full_size,
+    model_ids,
+    tokenizer_full_size,
+    tokenizer_ids,
+)
 from leanvocab.vocabulary.vocabulary_file import compose, parse
 
 _LARGEST_SIZE = 2**31 - 1
@@ -79,7 +85,8 @@ class PartialVocabulary:
             full_size: rows of the full matrix. None: those of the model's input embeddings or its config; else that of
                 the counts; else that of the tokenizer.
             tokenizer: its special and added tokens are kept, and it names tokens in messages.
-            model: a model or a config; ids that it or its generation config can insert are kept.
+            model: a model or a config; ids that it or its generation config can insert are kept. Ids beyond its table that
+                it does not look up there may be counted: placeholders of images and sounds have no row.
             always_keep: further ids to keep.
             min_count: ids counted less often are dropped. Above 1 the data then holds ids that are not in the
                 vocabulary, which is an error in training.
@@ -94,14 +101,15 @@ class PartialVocabulary:
         if isinstance(min_count, bool) or min_count < 1:
             raise VocabularyError(f"expected min_count of 1 or more, got {min_count!r}")
         size, source, is_minimum = _find_full_size(full_size, model, counts, tokenizer)
-        if len(counts.token_ids) and counts.token_ids[-1] >= size:
-            outside = int(counts.token_ids[-1])
+        beyond = set(counts.token_ids[counts.token_ids >= size].tolist())
+        if beyond and (unknown := beyond - ids_looked_up_elsewhere(model)):
+            outside = max(unknown)
             raise VocabularyError(
                 f"id {outside} was counted {counts.counts[outside]} times, but {source}: "
                 f"was the data tokenized for another model? Or {RESIZE_FIRST}"
             )
         keep = np.zeros(size, dtype=np.bool_)
-        keep[np.flatnonzero(counts.counts >= min_count)] = True
+        keep[np.flatnonzero(counts.counts[:size] >= min_count)] = True
         keep[_checked_ids(always_keep, size, "always_keep")] = True
         # An id at or beyond the full size has no row (image placeholders, tokens added without resizing the model).
         inserted = tokenizer_ids(tokenizer) | model_ids(model, size)

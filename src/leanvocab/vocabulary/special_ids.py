@@ -14,6 +14,10 @@ _TOKEN_NAME = re.compile(
     r"|(^|_)(start|end|newline|patch)_id$"  # image_start_id, slice_end_id, …
     r"|^forced_decoder_ids$"
 )
+# Where images and sounds go. Models write 0 over these ids before the lookup: those that lie beyond the table (Gemma 3,
+# PaliGemma), or all of them (Kimi, Granite Speech); so does Idefics over those of its additional table.
+_PLACEHOLDER_NAME = re.compile(r"^(image|video|audio)_token_(id|index)$")
+_ID_OVER_OTHERS = 0
 # Dictionaries of ids: lang_to_id, task_to_id (Whisper), text_decoder_lang_to_code_id (SeamlessM4T),
 # composer_to_feature_token (Pop2Piano).
 _DICTIONARY_NAME = re.compile(r"_to_(\w+_)?(id|token)$")
@@ -45,17 +49,19 @@ def model_ids(model: Any, full_size: int) -> set[int]:
 
     `suppress_tokens` and `bad_words_ids` are not inserted, and not among them. An id may lie beyond `full_size`.
     """
-    ids = set(_config_ids(model))
-    seen: dict[int, Any] = {}  # most layers hold the same config
+    ids = {token_id for config in _configs(model) for token_id in _config_ids(config)}
     for module in _modules(model):
-        for name in ("config", "generation_config"):
-            config = getattr(module, name, None)
-            if id(config) not in seen:
-                seen[id(config)] = config
-                ids |= set(_config_ids(config))
         if getattr(module, "num_embeddings", None) == full_size:
             ids |= set(_integers([getattr(module, "padding_idx", None)]))
     return ids
+
+
+def ids_looked_up_elsewhere(model: Any) -> set[int]:
+    """Ids that a model, or a config, takes without looking them up in its table: placeholders of images and sounds, whose
+    features stand in their place, and those of an additional table (Idefics).
+    """
+    mappings = (mapping for config in _configs(model) for mapping in _mappings(config))
+    return {token_id for mapping in mappings for token_id in _ids_elsewhere(mapping)}
 
 
 def model_full_size(model: Any) -> int | None:
@@ -67,6 +73,12 @@ def model_full_size(model: Any) -> int | None:
 def _modules(model: Any) -> Iterable[Any]:
     modules = getattr(model, "modules", None)
     return modules() if callable(modules) else ()
+
+
+def _configs(model: Any) -> Iterable[Any]:
+    """The model itself, which may be a config, and each config of its parts once: most layers hold the same one."""
+    parts = (getattr(module, name, None) for module in _modules(model) for name in ("config", "generation_config"))
+    return {id(config): config for config in (model, *parts)}.values()
 
 
 def _input_rows(module: Any) -> int | None:
@@ -98,22 +110,38 @@ def _attribute(config: Any, name: str) -> Any:
     return config.get(name) if isinstance(config, Mapping) else getattr(config, name, None)
 
 
-def _config_ids(config: Any) -> Iterator[int]:
+def _mappings(config: Any) -> Iterator[Mapping[str, Any]]:
+    """A config as a dictionary, and every config in it; dictionaries of ids are none."""
     if hasattr(config, "to_dict"):
         config = config.to_dict()
     if not isinstance(config, Mapping):
         return
+    yield {name: value for name, value in config.items() if isinstance(name, str)}
     for name, value in config.items():
-        if not isinstance(name, str):
-            continue
-        if name == "vocabulary_map" and isinstance(value, Mapping):
-            yield from _integers(token_id for token, token_id in value.items() if _IMAGE_TOKEN.match(str(token)))
-        elif isinstance(value, Mapping) and _DICTIONARY_NAME.search(name):
-            yield from _integers(value.values())
-        elif isinstance(value, Mapping) or hasattr(value, "to_dict"):
-            yield from _config_ids(value)
-        elif _TOKEN_NAME.search(name):
-            yield from _token_values(name, value)
+        if isinstance(name, str) and name != "vocabulary_map" and not _DICTIONARY_NAME.search(name):
+            yield from _mappings(value)
+
+
+def _config_ids(config: Any) -> Iterator[int]:
+    for mapping in _mappings(config):
+        for name, value in mapping.items():
+            if name == "vocabulary_map" and isinstance(value, Mapping):
+                yield from _integers(token_id for token, token_id in value.items() if _IMAGE_TOKEN.match(str(token)))
+            elif isinstance(value, Mapping) and _DICTIONARY_NAME.search(name):
+                yield from _integers(value.values())
+            elif _TOKEN_NAME.search(name):
+                yield from _token_values(name, value)
+        if any(_ids_elsewhere(mapping)):
+            yield _ID_OVER_OTHERS
+
+
+def _ids_elsewhere(mapping: Mapping[str, Any]) -> Iterator[int]:
+    for name, value in mapping.items():
+        if _PLACEHOLDER_NAME.search(name):
+            yield from _integers([value])
+    further, size = mapping.get("additional_vocab_size"), mapping.get("vocab_size")
+    if isinstance(further, int) and isinstance(size, int):
+        yield from range(size, size + further)
 
 
 def _token_values(name: str, value: Any) -> Iterator[int]:

@@ -1,0 +1,113 @@
+"""Composites of text with images or sounds, as transformers maps them: shrinking changes nothing but a table's size.
+
+Placeholders of images and sounds are in no text that is counted: the model says which ids it needs.
+"""
+
+import copy
+import random
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from comparing import differing
+from composites import (
+    COMPOSITES,
+    UNBUILDABLE,
+    batches,
+    build_or_reason,
+    media_of,
+    placeholder,
+    prompt,
+    stand_ins,
+    vocabulary_of,
+)
+from tiny_models import MARKS, Pair
+from torch import Tensor
+from training import check_files, check_outputs, check_same, check_training, seed_everything, ties_of
+
+from leanvocab.errors import LeanVocabWarning
+from leanvocab.model.shrink import merge_, shrink_
+
+pytestmark = MARKS
+
+NUM_NEW_TOKENS = 4
+
+# Composites with which nothing is generated here, in full either.
+CANNOT_GENERATE = {
+    "kyutai_speech_to_text": "takes waves, which a codec turns into codes",
+    "pi0": "gives actions",
+    "pop2piano": "asks for a composer, whom a processor knows",
+    "vibevoice": "its scheduler is in diffusers, which is not installed",
+    "voxtral_realtime": "as many tokens as the sound is long, and the prompt is",
+}
+
+
+# Twelve that every run of the tests has.
+BUILDABLE = [pair for pair in COMPOSITES if str(pair) not in UNBUILDABLE]
+DOZEN = random.Random(3).sample(BUILDABLE, 12)
+CASES = [pytest.param(pair, id=str(pair), marks=[] if pair in DOZEN else [pytest.mark.slow]) for pair in COMPOSITES]
+
+
+@pytest.mark.parametrize("pair", CASES)
+def test_a_shrunk_composite_computes_trains_generates_saves_and_merges_as_the_full_one(
+    pair: Pair, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    tiny = build_or_reason(pair)
+    if isinstance(tiny, str):
+        pytest.skip(f"not built: {tiny}")
+    full, lean = tiny.model, copy.deepcopy(tiny.model)
+    shrink_(lean, vocabulary_of(tiny))
+
+    its_batches = batches(tiny)
+    for inputs in its_batches.values():
+        for mode in (True, False):
+            check_outputs(full.train(mode), lean.train(mode), inputs)
+        check_training(full.train(), lean.train(), inputs)
+        if pair.model_type not in CANNOT_GENERATE:
+            check_generation(full, lean, inputs)
+    assert differing(full.state_dict(), lean.state_dict()) == []
+    check_files(full, lean, tmp_path)
+    with stand_ins(pair):
+        check_loading(full, tmp_path / "lean")
+
+    merge_(lean)
+    check_same(full, lean)
+    record_property("batches", list(its_batches))
+    record_property("not_generated", CANNOT_GENERATE.get(pair.model_type, ""))
+
+
+def check_generation(full: Any, lean: Any, inputs: dict[str, Any]) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*served from the base", category=LeanVocabWarning)
+        assert torch.equal(generated(full, prompt(inputs)), generated(lean, prompt(inputs)))
+
+
+def generated(model: Any, inputs: dict[str, Any]) -> Tensor:
+    """Ids [batch, length], greedily."""
+    seed_everything(7)
+    ids: Tensor = model.eval().generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=NUM_NEW_TOKENS)
+    return ids
+
+
+def check_loading(full: Any, folder: Path) -> None:
+    """Loaded plainly, what the shrunk model saved is the full one."""
+    loaded = type(full).from_pretrained(folder)
+    assert ties_of(loaded) == ties_of(full)
+    assert differing(dict(full.state_dict()), dict(loaded.state_dict())) == []
+
+
+@pytest.mark.parametrize("pair", DOZEN, ids=str)
+def test_placeholders_are_kept_without_being_counted(pair: Pair) -> None:
+    tiny = build_or_reason(pair)
+    assert not isinstance(tiny, str)
+    vocabulary = vocabulary_of(tiny)
+    for media in media_of(pair):
+        if media.num_tokens != 0 and not media.is_prompt:
+            assert placeholder(tiny.model.config, media.kind) in vocabulary
+
+
+def test_a_bound_on_what_cannot_be_built() -> None:
+    assert len(BUILDABLE) >= len(COMPOSITES) - 3
