@@ -1,6 +1,7 @@
 """Paths around the lookup, each with ids below the partial size: an index error would catch only the others."""
 
 import copy
+import types
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from accelerate.hooks import AlignDevicesHook, ModelHook, add_hook_to_module, remove_hook_from_module
 from comparing import differing, train
-from models import batch, small_model, twins, used_vocabulary
+from models import batch, small_lm, small_model, twins, used_vocabulary
 from torch import Tensor, nn
 
 from leanvocab.errors import BypassError, ModelError
@@ -155,11 +156,44 @@ def test_a_hook_that_is_removed_while_shrunk_leaves_the_lookup_right_after_mergi
     assert torch.equal(model(torch.tensor([8, 1, 3])), expected)
 
 
-def test_a_forward_replaced_on_the_instance_is_refused() -> None:
+REPLACED: dict[str, Any] = {
+    "a lookup in the weight": lambda table: lambda ids: F.embedding(ids, table.weight),
+    "around the forward that was there": lambda table: lambda ids, before=table.forward: before(ids) * 2,
+    "a method of another class": lambda table: types.MethodType(lambda self, ids: self.weight[ids], table),
+}
+
+
+@pytest.mark.parametrize("make", REPLACED.values(), ids=REPLACED)
+def test_a_forward_that_was_put_on_a_table_and_reads_rows_is_answered_in_the_model_and_by_itself(make: Any) -> None:
+    full, model = (nn.Sequential(nn.Embedding(9, 4)) for _ in range(2))
+    model.load_state_dict(full.state_dict())
+    for each in (full, model):
+        each[0].forward = make(each[0])
+    shrink_(model, VOCABULARY)
+    ids = torch.tensor([8, 0, 3])
+    for _ in range(2):
+        assert torch.equal(model(ids), full(ids))
+        assert torch.equal(model[0](ids), full[0](ids))
+    with pytest.raises(BypassError, match="a compiled forward cannot be watched"):
+        torch.compile(model, backend="eager")(ids)
+    merge_(model)
+    assert torch.equal(model(torch.tensor([7])), full(torch.tensor([7])))
+
+
+def test_a_forward_that_was_put_on_a_table_and_reads_all_rows_is_refused_where_it_comes() -> None:
     model = nn.Sequential(nn.Embedding(9, 4))
-    model[0].forward = lambda ids: F.embedding(ids, model[0].weight)
-    with pytest.raises(BypassError, match="its forward was replaced on the instance"):
-        shrink_(model, VOCABULARY)
+    model[0].forward = lambda ids: model[0].weight.mean(0)[None] + ids[:, None]
+    shrink_(model, VOCABULARY)
+    for each in (model, model[0]):
+        with pytest.raises(BypassError, match="calls mean on the weight of 0 itself"):
+            each(LOW)
+
+
+def test_a_forward_that_was_put_on_an_output_layer_is_refused() -> None:
+    model = small_lm("llama-untied")
+    model.lm_head.forward = lambda hidden: F.linear(hidden, model.lm_head.weight)
+    with pytest.raises(BypassError, match="lm_head: its forward was replaced on the instance"):
+        shrink_(model, used_vocabulary(), output="frozen")
 
 
 def test_an_offloaded_table_is_refused() -> None:

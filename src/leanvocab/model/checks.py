@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from leanvocab.choices import FROZEN_ROWS_ON, OUTPUT_MODES
 from leanvocab.errors import RESIZE_FIRST, BypassError, ModelError, OptimizerError, TiedOutputError, VocabularyError
-from leanvocab.model.full_table import FullTable, ask, num_ids_of
+from leanvocab.model.full_table import FullTable, ask, has_forward_of_its_own, num_ids_of
 from leanvocab.model.input_tables import per_layer_modules
 from leanvocab.model.trainable_tokens import LAYER, WRAPPER, check_tokens
 from leanvocab.partial.module import PartialModule
@@ -79,10 +79,10 @@ def _check_shadowing(path: str, module: nn.Module) -> None:
     hook = getattr(module, "_hf_hook", None)
     if any(getattr(part, "offload", False) for part in getattr(hook, "hooks", [hook])):
         raise ModelError(f"{path}: its weight is offloaded by accelerate; shrink the model before it is dispatched")
-    forward = module.__dict__.get("forward")
-    if forward is not None and hook is None and getattr(forward, "__func__", None) is not type(module).forward:
+    # What was put on a table is watched, and its reads of rows are answered.
+    if isinstance(module, nn.Linear) and has_forward_of_its_own(module):
         raise BypassError(
-            f"{path}: its forward was replaced on the instance, which would shadow the remapped lookup; undo that"
+            f"{path}: its forward was replaced on the instance, which would shadow the one over the kept rows; undo that"
         )
 
 

@@ -52,6 +52,13 @@ def ask(owner: Any, method: str) -> Any:
         return None
 
 
+def has_forward_of_its_own(module: nn.Module) -> bool:
+    """True where a forward was put on the instance, before the one of its class; accelerate's hooks aside, which call that."""
+    forward = module.__dict__.get("forward")
+    own = getattr(forward, "__func__", None)
+    return forward is not None and not hasattr(module, "_hf_hook") and own is not type(module).forward
+
+
 def partial_weight(full: nn.Parameter, table: PartialTable) -> nn.Parameter:
     """The kept rows of a full matrix, with their gradients."""
     partial = nn.Parameter(take_rows(full.detach(), table.token_ids), requires_grad=full.requires_grad)

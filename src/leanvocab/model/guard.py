@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from leanvocab.errors import BypassError
+from leanvocab.model.full_table import has_forward_of_its_own
 from leanvocab.model.row_reads import answer
 from leanvocab.model.stand_ins import refuse_merging
 from leanvocab.model.trainable_tokens import refuse_tokens_put_on_since
@@ -152,16 +153,22 @@ class Guard:
         self._owner: nn.Module | None = None
         self._calls: dict[int, int] = {}
         reads = reads_of(root, modules.values())
-        self._may_come_later = bool(reads)
+        replaced = [
+            f"{path}: the forward that was put on it reads"
+            for path, each in modules.items()
+            if has_forward_of_its_own(each)
+        ]
+        self._may_come_later = bool(reads or replaced)
         # Forwards of peft's adapters call the layer; their other methods read it to merge, which is refused by itself.
-        self._unseen_if_compiled = [f"{read} {', '.join(modules)}" for read in reads if read.library != "peft"]
+        named = [f"{read} {', '.join(modules)}" for read in reads if read.library != "peft"]
+        self._unseen_if_compiled = [*named, *(f"{words} the weight" for words in replaced)]
         self._sites: list[tuple[Weakly[nn.Module], str, Weakly[nn.Module]]] = []  # (parent, name there, child)
         above: dict[nn.Module, None] = {}
         for path, module in modules.items():
             parts = path.split(".")
             ancestors = [root.get_submodule(".".join(parts[:depth])) for depth in range(len(parts))]
             above.update(dict.fromkeys(ancestors))
-            if reads_of(module, [module]):  # a lookup of its own: called by itself, it is watched too
+            if reads_of(module, [module]) or has_forward_of_its_own(module):  # called by itself, it is watched too
                 above[module] = None
             self._sites.append((Weakly(ancestors[-1]), parts[-1], Weakly(module)))
         for ancestor in above:

@@ -187,7 +187,8 @@ def _put_in_place(
         for table, its, weight in zip(tables, partial, full, strict=True):
             for module in table.modules:
                 kind = RemapEmbedding if isinstance(module, nn.Embedding) else RemapLinear
-                _rebind_forward(switch_class(module, kind, its, weight))
+                switched = switch_class(module, kind, its, weight)
+                _rebind_forward(switched, type(switched))
         hook = _watch(model)
     except BaseException:
         _restore(model, full)
@@ -225,11 +226,13 @@ def _on_their_devices(
     return full
 
 
-def _rebind_forward(module: nn.Module) -> None:
-    """Binds a forward on the instance (accelerate's hooks keep the old one there) to the class of now."""
+def _rebind_forward(module: nn.Module, partial: type[nn.Module]) -> None:
+    """Binds a forward on the instance (accelerate's hooks keep the old one there) to the class of now, where it is of a class
+    that the partial one inherits; one of another is its user's."""
+    forwards = [vars(each).get("forward") for each in partial.__mro__]
     for name in ("_old_forward", "forward"):
         bound = module.__dict__.get(name)
-        if isinstance(bound, types.MethodType) and bound.__self__ is module:
+        if isinstance(bound, types.MethodType) and bound.__self__ is module and bound.__func__ in forwards:
             module.__dict__[name] = types.MethodType(type(module).forward, module)
 
 
@@ -246,6 +249,7 @@ def _watch(model: nn.Module) -> StepHook:
 def _restore(model: nn.Module, full: dict[nn.Parameter, nn.Parameter]) -> None:
     """Gives every module its full parameter back in the place of the partial one, and takes off what was put on."""
     for module in partial_modules(model).values():
+        partial = type(module)
         restore_class(module, full[weight_of(module)])
-        _rebind_forward(module)
+        _rebind_forward(module, partial)
     take_off(model)
