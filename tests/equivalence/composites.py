@@ -203,7 +203,7 @@ OVERRIDES = [
                 "patch_prenorm": [False, True],
             }.items()
         },
-    ),  # fmt: skip
+    ),
     Override("aria", "queries for one patch", {"projector_patch_to_query_dict": {1: 2}}),
     Override("gemma3 shieldgemma2", "one token for 2 × 2 patches", {"mm_tokens_per_image": 1}),
     Override("t5gemma2", "one token for 2 × 2 patches", {"encoder.mm_tokens_per_image": 1}),

@@ -28,7 +28,8 @@ from tiny_models import MARKS, Pair
 from torch import Tensor
 from training import check_files, check_outputs, check_same, check_training, seed_everything, ties_of
 
-from leanvocab.errors import LeanVocabWarning
+from leanvocab.choices import OutputMode
+from leanvocab.errors import BypassError, LeanVocabWarning
 from leanvocab.model.shrink import merge_, shrink_
 
 pytestmark = MARKS
@@ -107,6 +108,14 @@ def test_placeholders_are_kept_without_being_counted(pair: Pair) -> None:
     for media in media_of(pair):
         if media.num_tokens != 0 and not media.is_prompt:
             assert placeholder(tiny.model.config, media.kind) in vocabulary
+
+
+@pytest.mark.parametrize("mode", ["frozen", "restricted"])
+def test_the_output_layer_of_idefics_can_only_stay_whole(mode: OutputMode) -> None:
+    tiny = build_or_reason(next(pair for pair in COMPOSITES if pair.model_type == "idefics"))
+    assert not isinstance(tiny, str)
+    with pytest.raises(BypassError, match=r"lm_head: IdeficsDecoupledLinear\.forward multiplies by the weight itself"):
+        shrink_(tiny.model, vocabulary_of(tiny), output=mode)
 
 
 def test_a_bound_on_what_cannot_be_built() -> None:
