@@ -267,7 +267,6 @@ OVERRIDES = [
     ),
 ]
 
-
 UNBUILDABLE = {
     "diffusion_gemma-multimodal-lm": "draws the ids that it looks up at random, and has no loss",
     "qwen2_5_omni-multimodal-lm": "has no forward; its thinker, which takes the text, is here",
@@ -288,7 +287,8 @@ MADE_UP_IDS = {
 
 # Composites whose forward takes no text without media, beside those whose media stand in the place of ids.
 NO_TEXT_ALONE = (
-    "blip blip-2 dia idefics instructblip instructblipvideo kosmos-2 kyutai_speech_to_text pi0 pp_formulanet udop"
+    "blip blip-2 dia git idefics instructblip instructblipvideo kosmos-2 kyutai_speech_to_text pi0 pp_formulanet udop "
+    "voxtral_realtime"
 )
 
 # Pairs that take labels for ids, without -100.

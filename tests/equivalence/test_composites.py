@@ -46,6 +46,9 @@ CANNOT_GENERATE = {
 }
 
 
+# Composites whose files, byte for byte the full model's, transformers itself does not load into the class that it maps them to.
+CANNOT_BE_LOADED = ("shieldgemma2",)
+
 # Twelve that every run of the tests has.
 BUILDABLE = [pair for pair in COMPOSITES if str(pair) not in UNBUILDABLE]
 DOZEN = random.Random(3).sample(BUILDABLE, 12)
@@ -71,8 +74,8 @@ def test_a_shrunk_composite_computes_trains_generates_saves_and_merges_as_the_fu
             check_generation(full, lean, inputs)
     assert differing(full.state_dict(), lean.state_dict()) == []
     check_files(full, lean, tmp_path)
-    with stand_ins(pair):
-        check_loading(full, tmp_path / "lean")
+    if pair.model_type not in CANNOT_BE_LOADED:
+        check_loading(pair, full, tmp_path / "lean")
 
     merge_(lean)
     check_same(full, lean)
@@ -93,9 +96,10 @@ def generated(model: Any, inputs: dict[str, Any]) -> Tensor:
     return ids
 
 
-def check_loading(full: Any, folder: Path) -> None:
+def check_loading(pair: Pair, full: Any, folder: Path) -> None:
     """Loaded plainly, what the shrunk model saved is the full one."""
-    loaded = type(full).from_pretrained(folder)
+    with stand_ins(pair):
+        loaded = type(full).from_pretrained(folder)
     assert ties_of(loaded) == ties_of(full)
     assert differing(dict(full.state_dict()), dict(loaded.state_dict())) == []
 

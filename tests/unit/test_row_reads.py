@@ -201,7 +201,7 @@ def test_a_table_that_looks_rows_up_itself_is_answered(make: Any, inside: bool) 
             torch.optim.SGD(model.parameters(), lr=0.1).step()
             model.zero_grad()
         assert same_bits(*(model(ids) for model in called))
-    with pytest.raises(MissingTokenError, match="0: token id 4 .*is outside the partial vocabulary"):
+    with pytest.raises(MissingTokenError, match=r"0: token id 4 .*is outside the partial vocabulary"):
         called[1](torch.tensor([4]))
     full.eval(), lean.eval()
     with pytest.warns(LeanVocabWarning, match="are served from the base"):
