@@ -9,6 +9,7 @@ be the first to come to, each forward is watched.
 
 import sys
 from collections.abc import Iterable, Iterator
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -18,11 +19,11 @@ from torch.overrides import TorchFunctionMode
 
 from leanvocab.errors import BypassError
 from leanvocab.model.row_reads import answer
-from leanvocab.model.stand_ins import refuse_merging
+from leanvocab.model.stand_ins import refuse_merging, stood_before
 from leanvocab.output.layer import RemapLinear
 from leanvocab.output.lazy_logits import LazyLogits
 from leanvocab.output.logit_operations import QUESTIONS
-from leanvocab.partial.attachments import Weakly, keep_hooks
+from leanvocab.partial.attachments import Weakly, keep_hooks, put_attributes
 from leanvocab.partial.embedding import RemapEmbedding
 from leanvocab.partial.missing import begin_forward, end_forward
 from leanvocab.partial.module import PartialModule, partial_modules, raise_missing, refuse_computed, shrunk_modules
@@ -158,8 +159,8 @@ class Guard:
             parts = path.split(".")
             ancestors = [root.get_submodule(".".join(parts[:depth])) for depth in range(len(parts))]
             above.update(dict.fromkeys(ancestors))
-            if reads_of(module, [module]):  # a lookup of its own: called by itself, it is watched too
-                above[module] = None
+            if isinstance(module, RemapEmbedding) and reads_of(module, [module]):  # called by itself, it is watched too
+                put_attributes(module, {"forward": partial(self._look_up, Weakly(module))})
             self._sites.append((Weakly(ancestors[-1]), parts[-1], Weakly(module)))
         for ancestor in above:
             keep_hooks(
@@ -196,6 +197,16 @@ class Guard:
         self._owner, self._watch = module, _Watch(held)
         self._calls = self._num_calls(module)
         self._watch.__enter__()
+
+    def _look_up(self, held: Weakly[nn.Module], *args: Any, **kwargs: Any) -> Any:
+        """The forward of a table with a lookup of its own, watched like those of the modules above it."""
+        (module, usual), output = stood_before(held, "forward"), None
+        self._enter(module, args)
+        try:
+            output = usual(*args, **kwargs)
+        finally:
+            self._leave(module, args, output)
+        return output
 
     def _held(self) -> list[PartialModule]:
         return [partial for weakly in self._modules if isinstance(partial := weakly(), PartialModule)]

@@ -14,7 +14,7 @@ from leanvocab.partial.attachments import Weakly, method_before, put_attributes
 from leanvocab.partial.module import PartialModule, partial_modules
 
 
-def _stood_before(held: Weakly[nn.Module], name: str) -> tuple[nn.Module, Callable[..., Any]]:
+def stood_before(held: Weakly[nn.Module], name: str) -> tuple[nn.Module, Callable[..., Any]]:
     """The module that a stand-in stands on, and the method that it stands before."""
     module = held()
     if module is None:
@@ -24,7 +24,7 @@ def _stood_before(held: Weakly[nn.Module], name: str) -> tuple[nn.Module, Callab
 
 def _refuse_resize(held: Weakly[nn.Module], *args: Any, method: str, **kwargs: Any) -> Any:
     """Resizing would lay rows out from the partial matrix."""
-    module, usual = _stood_before(held, method)
+    module, usual = stood_before(held, method)
     for holder in partial_modules(module).values():
         raise BypassError(
             f"{method}: {holder.table.name} is shrunk to a partial vocabulary, and would be resized from its "
@@ -35,7 +35,7 @@ def _refuse_resize(held: Weakly[nn.Module], *args: Any, method: str, **kwargs: A
 
 def _refuse_new_weights(held: Weakly[nn.Module], layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """New random weights would be those of the kept rows alone, with zeros for the row that has the partial id of padding."""
-    _, usual = _stood_before(held, "_init_weights")
+    _, usual = stood_before(held, "_init_weights")
     if isinstance(layer, PartialModule):
         layer.reset_parameters()
     return usual(layer, *args, **kwargs)
@@ -43,7 +43,7 @@ def _refuse_new_weights(held: Weakly[nn.Module], layer: nn.Module, *args: Any, *
 
 def _tie(held: Weakly[nn.Module], *args: Any, **kwargs: Any) -> Any:
     """Tying fits biases to the rows that a matrix has, and may tie what is not of this vocabulary to a partial matrix."""
-    module, usual = _stood_before(held, "tie_weights")
+    module, usual = stood_before(held, "tie_weights")
     shrunk, before = partial_modules(module), [(each, dict(each._parameters)) for each in module.modules()]
     vectors = [(each, each.data) for each in module.parameters() if each.ndim == 1]
     result = usual(*args, **kwargs)
@@ -72,7 +72,7 @@ def _full_num_parameters(
     held: Weakly[nn.Module], only_trainable: bool = False, exclude_embeddings: bool = False
 ) -> int:
     """The number of the full model's parameters, which transformers writes into a shard index."""
-    module, usual = _stood_before(held, "num_parameters")
+    module, usual = stood_before(held, "num_parameters")
     count: int = usual(only_trainable, exclude_embeddings)
     holders = {id(holder.weight): holder for holder in partial_modules(module).values()}
     for name, parameter in module.named_parameters():
@@ -85,7 +85,7 @@ def _full_num_parameters(
 
 def _save_full(held: Weakly[nn.Module], *args: Any, **kwargs: Any) -> Any:
     """Completes a state dict that was gathered around our hooks, as DeepSpeed's ZeRO-3 does, and handed over to be saved."""
-    module, usual = _stood_before(held, "save_pretrained")
+    module, usual = stood_before(held, "save_pretrained")
     if kwargs.get("state_dict") is not None:
         kwargs["state_dict"] = state_dict = dict(kwargs["state_dict"])
         for path, holder in partial_modules(module).items():
@@ -97,7 +97,7 @@ def _save_full(held: Weakly[nn.Module], *args: Any, **kwargs: Any) -> Any:
 
 def _refuse_merge(held: Weakly[nn.Module], *args: Any, **kwargs: Any) -> Any:
     """Keeps an adapter from merging itself into a partial matrix: its update has full rows."""
-    module, usual = _stood_before(held, "merge")
+    module, usual = stood_before(held, "merge")
     layer = module.base_layer
     if not isinstance(layer, PartialModule):
         return usual(*args, **kwargs)
