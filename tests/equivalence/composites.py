@@ -428,7 +428,8 @@ def placeholder(config: Any, kind: str) -> int:
 
 def num_features(model: Any, inputs: Inputs, kind: str) -> int:
     """Rows that the model makes of all media of a kind, which stand in the place of as many placeholders."""
-    method = getattr(model, f"get_{kind}_features", None) or getattr(model.base_model, f"get_{kind}_features")
+    name = "_".join(("get", kind, "features"))
+    method = getattr(model, name, None) or getattr(model.base_model, name)
     model.eval()
     with torch.no_grad():
         output = method(**inputs, return_dict=True)
