@@ -203,7 +203,7 @@ OVERRIDES = [
                 "patch_prenorm": [False, True],
             }.items()
         },
-    ),  # fmt: skip
+    ),
     Override("aria", "queries for one patch", {"projector_patch_to_query_dict": {1: 2}}),
     Override("gemma3 shieldgemma2", "one token for 2 × 2 patches", {"mm_tokens_per_image": 1}),
     Override("t5gemma2", "one token for 2 × 2 patches", {"encoder.mm_tokens_per_image": 1}),
@@ -267,7 +267,6 @@ OVERRIDES = [
     ),
 ]
 
-
 UNBUILDABLE = {
     "diffusion_gemma-multimodal-lm": "draws the ids that it looks up at random, and has no loss",
     "qwen2_5_omni-multimodal-lm": "has no forward; its thinker, which takes the text, is here",
@@ -288,7 +287,8 @@ MADE_UP_IDS = {
 
 # Composites whose forward takes no text without media, beside those whose media stand in the place of ids.
 NO_TEXT_ALONE = (
-    "blip blip-2 dia idefics instructblip instructblipvideo kosmos-2 kyutai_speech_to_text pi0 pp_formulanet udop"
+    "blip blip-2 dia git idefics instructblip instructblipvideo kosmos-2 kyutai_speech_to_text pi0 pp_formulanet udop "
+    "voxtral_realtime"
 )
 
 # Pairs that take labels for ids, without -100.
@@ -428,7 +428,8 @@ def placeholder(config: Any, kind: str) -> int:
 
 def num_features(model: Any, inputs: Inputs, kind: str) -> int:
     """Rows that the model makes of all media of a kind, which stand in the place of as many placeholders."""
-    method = getattr(model, f"get_{kind}_features", None) or getattr(model.base_model, f"get_{kind}_features")
+    name = "_".join(("get", kind, "features"))
+    method = getattr(model, name, None) or getattr(model.base_model, name)
     model.eval()
     with torch.no_grad():
         output = method(**inputs, return_dict=True)

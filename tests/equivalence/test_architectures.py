@@ -15,7 +15,8 @@ from leanvocab.model.shrink import merge_, shrink_
 
 pytestmark = MARKS
 
-# Pairs that leanvocab refuses: a table that is no torch.nn.Embedding, or code that reads its weight around the lookup.
+# Pairs that leanvocab refuses: I-BERT's table is no torch.nn.Embedding, and is quantized by the largest value of all rows;
+# Perceiver's decoder multiplies by the transposed table, around the lookup.
 REFUSED: dict[str, tuple[type[LeanVocabError], str]] = {
     "ibert-sequence-classification": (ModelError, "QuantEmbedding|does not say which table"),
     "ibert-masked-lm": (ModelError, "QuantEmbedding|does not say which table"),

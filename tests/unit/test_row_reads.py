@@ -186,28 +186,37 @@ OWN_TABLES: dict[str, Callable[[], nn.Embedding]] = {
 }
 
 
-@pytest.mark.parametrize("inside", [True, False], ids=["in a model", "called by itself"])
+WAYS: dict[str, Callable[[nn.Sequential], Callable[[Tensor], Tensor]]] = {
+    "in a model": lambda model: model,
+    "called by itself": lambda model: model[0],
+    "by its forward": lambda model: model[0].forward,
+}
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 @pytest.mark.parametrize("make", OWN_TABLES.values(), ids=OWN_TABLES)
-def test_a_table_that_looks_rows_up_itself_is_answered(make: Any, inside: bool) -> None:
+def test_a_table_that_looks_rows_up_itself_is_answered(make: Any, way: Any) -> None:
     torch.manual_seed(0)
     full = nn.Sequential(make())
     lean = shrink_(copy.deepcopy(full), PartialVocabulary([0, *KEPT], 12), embedding="0")
     ids = torch.tensor([[8, 3, 13], [12, 1, 5]]) if getattr(full[0], "num_additional_embeddings", 0) else IDS
-    called = [model if inside else model[0] for model in (full, lean)]
     for _ in range(3):
-        for model in called:
-            model(ids).sin().sum().backward()
+        called = [way(model) for model in (full, lean)]
+        for forward in called:
+            forward(ids).sin().sum().backward()
         for model in (full, lean):
             torch.optim.SGD(model.parameters(), lr=0.1).step()
             model.zero_grad()
-        assert same_bits(*(model(ids) for model in called))
-    with pytest.raises(MissingTokenError, match="0: token id 4 .*is outside the partial vocabulary"):
+        assert same_bits(*(forward(ids) for forward in called))
+    assert same_bits(copy.deepcopy(lean)(ids), full(ids))
+    with pytest.raises(MissingTokenError, match=r"0: token id 4 .*is outside the partial vocabulary"):
         called[1](torch.tensor([4]))
     full.eval(), lean.eval()
     with pytest.warns(LeanVocabWarning, match="are served from the base"):
-        assert same_bits(*(model(torch.tensor([4, 3])) for model in called))
+        assert same_bits(*(way(model)(torch.tensor([4, 3])) for model in (full, lean)))
     assert not differing(full, lean)
     assert type(merge_(lean)[0]) is type(full[0])
+    assert "forward" not in vars(lean[0])
     assert same_bits(full[0](ids), lean[0](ids))
 
 

@@ -9,6 +9,7 @@ be the first to come to, each forward is watched.
 
 import sys
 from collections.abc import Iterable, Iterator
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -24,7 +25,7 @@ from leanvocab.model.trainable_tokens import refuse_tokens_put_on_since
 from leanvocab.output.layer import RemapLinear
 from leanvocab.output.lazy_logits import LazyLogits
 from leanvocab.output.logit_operations import QUESTIONS
-from leanvocab.partial.attachments import Weakly, keep_hooks
+from leanvocab.partial.attachments import Weakly, keep_hooks, put_attributes, stood_before
 from leanvocab.partial.embedding import RemapEmbedding
 from leanvocab.partial.missing import begin_forward, end_forward
 from leanvocab.partial.module import PartialModule, partial_modules, raise_missing, refuse_computed, shrunk_modules
@@ -168,8 +169,9 @@ class Guard:
             parts = path.split(".")
             ancestors = [root.get_submodule(".".join(parts[:depth])) for depth in range(len(parts))]
             above.update(dict.fromkeys(ancestors))
-            if reads_of(module, [module]) or has_forward_of_its_own(module):  # called by itself, it is watched too
-                above[module] = None
+            has_own_lookup = bool(reads_of(module, [module])) or has_forward_of_its_own(module)
+            if isinstance(module, RemapEmbedding) and has_own_lookup:  # called by itself, it is watched too
+                put_attributes(module, {"forward": partial(self._look_up, Weakly(module))})
             self._sites.append((Weakly(ancestors[-1]), parts[-1], Weakly(module)))
         for ancestor in above:
             keep_hooks(
@@ -206,6 +208,16 @@ class Guard:
         self._owner, self._watch = module, Watch(held)
         self._calls = self._num_calls(module)
         self._watch.__enter__()
+
+    def _look_up(self, held: Weakly[nn.Module], *args: Any, **kwargs: Any) -> Any:
+        """The forward of a table with a lookup of its own, watched like those of the modules above it."""
+        (module, usual), output = stood_before(held, "forward"), None
+        self._enter(module, args)
+        try:
+            output = usual(*args, **kwargs)
+        finally:
+            self._leave(module, args, output)
+        return output
 
     def _held(self) -> list[PartialModule]:
         return [partial for weakly in self._modules if isinstance(partial := weakly(), PartialModule)]
