@@ -12,6 +12,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from leanvocab.output import softmax_kernel
+
 STREAMED_BYTES = 64 << 20  # one block of frozen rows on its way to a device, or to another dtype
 
 
@@ -79,6 +81,9 @@ class FrozenBlock(_SomeIds):
 
     def add_rows_of(self, columns: Tensor, total: Tensor) -> None:
         """Adds the rows of columns [n] to `total` [n, dim], where there are such columns."""
+        if softmax_kernel.serves(self.rows) and total.is_contiguous():
+            softmax_kernel.add_rows(total, self.rows, columns)
+            return
         is_here = (columns >= 0).to(total.dtype).unsqueeze(1)
         total.addcmul_(self.rows.index_select(0, columns.clamp(min=0)), is_here)
 
