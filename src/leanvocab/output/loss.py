@@ -57,7 +57,7 @@ def _tokens_of(scores_bytes: int, value_bytes: int, num_columns: int) -> int:
 
 
 def peak_bytes(num_tokens: int, kept_rows: int, dim: int, computed: torch.dtype, frozen: FrozenSizes | None) -> int:
-    """Bytes that the loss holds at its peak on a GPU of 12 GiB or more, beside the frozen rows: by arithmetic, for an
+    """Bytes that the loss holds at its peak on a GPU that reports 12 GiB or more, beside the frozen rows: by arithmetic, for an
     estimate.
 
     Frozen rows that are streamed are one part of it, and kept rows are another, after them: the larger one counts.
