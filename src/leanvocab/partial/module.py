@@ -262,7 +262,7 @@ def _full_for_zero3(module: PartialModule, parameter: Any) -> nn.Parameter:
     if parameter is not module.weight or parameter.numel() == 0 or table.gives_partial_state_dicts:
         return parameter  # type: ignore[no-any-return]
     full: Any = nn.Parameter(table.full_rows(parameter), requires_grad=parameter.requires_grad)
-    full.ds_id = parameter.ds_id
+    full.ds_id = parameter.ds_id  # type: ignore[attr-defined]
     return full  # type: ignore[no-any-return]
 
 
