@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from doors import models, pairs, ranks
+from doors import pairs, ranks
 from doors.registry import Outcome, door
 
 _NEEDS: Any = {"needs": ("deepspeed",), "fast": False}
@@ -46,21 +46,26 @@ def layouts(folder: Path) -> Outcome:
     return pairs.nothing_wrong(ranks.start(moved, folder))
 
 
+@door("DeepSpeed ZeRO-3, engine.save_16bit_model into a full model", **_NEEDS)
+def zero3_16bit(folder: Path) -> Outcome:
+    return pairs.nothing_wrong(ranks.start(saved_by_the_engine, folder))
+
+
 @door(
-    "DeepSpeed ZeRO-3, engine.save_16bit_model",
-    expects="different",
-    why="DeepSpeed writes what it gathered itself: the table has the partial rows alone, and loads into no full model, which is "
-    "an error; save with model.save_pretrained(folder, state_dict=…), as the Trainer does, or within "
-    "deepspeed.zero.GatheredParameters",
+    "DeepSpeed ZeRO-3, zero_to_fp32.py into a shrunk model",
+    expects="refused",
+    refuses="load them within partial_state_dicts(model)",
+    why="the script puts together what the ranks wrote, with no model at hand: the table has the kept rows alone, and nothing "
+    "says of which vocabulary. Full models refuse it too, by torch's error of another size",
     **_NEEDS,
 )
-def zero3_16bit(folder: Path) -> Outcome:
-    rows = ranks.start(saved_by_the_engine, folder)
-    return (
-        Outcome("identical")
-        if rows == models.FULL_SIZE
-        else Outcome("different", f"{rows} of {models.FULL_SIZE} rows", 1.0)
-    )
+def zero3_to_fp32(folder: Path) -> Outcome:
+    return ranks.start(refused_as_it_is, folder)  # type: ignore[no-any-return]
+
+
+@door("DeepSpeed ZeRO-3, zero_to_fp32.py into a shrunk model within partial_state_dicts, saved in full", **_NEEDS)
+def zero3_to_fp32_shrunk(folder: Path) -> Outcome:
+    return pairs.nothing_wrong(ranks.start(converted, folder))
 
 
 @door(
@@ -180,12 +185,48 @@ def _equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> boo
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
-def saved_by_the_engine(folder: Path) -> int:
-    """Rows of the table in the file."""
+def _trained(folder: Path) -> tuple[Any, dict[str, torch.Tensor]]:
+    """An engine after two steps, and its full state."""
     engine = _engine(ranks.made("llama", True), 3)
+    _steps(engine, pairs.Run(), range(2))
+    with _gathered(engine) as model:
+        return engine, pairs.state_of(model)
+
+
+def saved_by_the_engine(folder: Path) -> list[str]:
+    """What differs in a full model that loads the engine's file."""
+    engine, state = _trained(folder)
     engine.save_16bit_model(str(folder))
     dist.barrier()
-    return len(torch.load(folder / "pytorch_model.bin")["model.embed_tokens.weight"])
+    full = ranks.made("llama", False)
+    full.load_state_dict(torch.load(folder / "pytorch_model.bin"))
+    return [] if _equal(pairs.state_of(full), state) else ["what the engine saved"]
+
+
+def _in_fp32(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """What zero_to_fp32.py makes of a checkpoint, and the full state."""
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    engine, state = _trained(folder)
+    engine.save_checkpoint(str(folder / "checkpoint"))
+    dist.barrier()
+    return get_fp32_state_dict_from_zero_checkpoint(str(folder / "checkpoint")), state
+
+
+def refused_as_it_is(folder: Path) -> Outcome:
+    """What the script made has no vocabulary that could be compared."""
+    made, _ = _in_fp32(folder)
+    return pairs.refused(lambda: ranks.made("llama", True).load_state_dict(made))
+
+
+def converted(folder: Path) -> list[str]:
+    """What differs in a shrunk model that takes what the script made."""
+    import leanvocab as lv
+
+    (made, state), other = _in_fp32(folder), ranks.made("llama", True)
+    with lv.partial_state_dicts(other):
+        other.load_state_dict(made)
+    return [] if _equal(pairs.state_of(other), state) else ["what zero_to_fp32.py made"]
 
 
 def frozen(folder: Path) -> Outcome:

@@ -200,6 +200,15 @@ def test_the_first_loss_of_frozen_is_that_of_the_full_model(tmp_path, tied):
     assert restricted.losses[0][1] < full.losses[0][1] - 0.1  # over fewer rows
 
 
+def test_a_filtered_run_has_the_first_loss_of_an_exact_one_to_the_bit_and_then_another(tmp_path):
+    base = save_language_model(tmp_path / "base", "llama", tied=True)
+    data, knobs = write(tmp_path / "data.jsonl", pairs()), {"save_strategy": "no", "max_steps": 3, "output": "frozen"}
+    exact = run(base, data, tmp_path / "exact", "causal-lm", **knobs)
+    filtered = run(base, data, tmp_path / "filtered", "causal-lm", filter_eps="0.5", **knobs)
+    assert filtered.losses[0] == exact.losses[0]
+    assert filtered.losses[2] != exact.losses[2]
+
+
 def test_restricted_is_said_aloud_to_be_another_objective(tmp_path):
     base = save_language_model(tmp_path / "base", "llama", tied=True)
     data = write_language_splits(tmp_path / "data", texts)

@@ -216,7 +216,9 @@ def test_no_gradient_is_computed_that_nobody_wants(monkeypatch: pytest.MonkeyPat
     asked: list[bool] = []
     original = MappedRows.backproject
 
-    def backproject(self: MappedRows, gradient: Tensor, hidden: Tensor | None, weight: Tensor) -> Any:
+    def backproject(
+        self: MappedRows, gradient: Tensor, hidden: Tensor | None, weight: Tensor, choose: Any = None
+    ) -> Any:
         asked.append(hidden is not None)
         return original(self, gradient, hidden, weight)
 

@@ -165,3 +165,52 @@ def test_a_missing_key_is_reported_as_torch_reports_it() -> None:
     state = model.state_dict()
     del state[KEY]
     assert model.load_state_dict(state, strict=False).missing_keys == [KEY]
+
+
+# --- state dicts that DeepSpeed's ZeRO-3 puts together, module by module, around torch's hooks -------------------------
+
+
+def get_layer_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
+    """DeepSpeed's function of this name, without the gathering; it knows ties by the number of a parameter."""
+    state_dict: dict[str, torch.Tensor] = {}
+    shared: dict[int, str] = {}
+    for path, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            key = f"{path}.{name}"
+            if parameter.ds_id in shared:
+                state_dict[key] = state_dict[shared[parameter.ds_id]]
+            else:
+                state_dict[key] = parameter.detach().cpu()
+                shared[parameter.ds_id] = key
+    return state_dict
+
+
+def _numbered(model: nn.Module) -> nn.Module:
+    for number, parameter in enumerate(model.parameters()):
+        parameter.ds_id = number
+    return model
+
+
+@pytest.mark.parametrize("family", ["roberta", "bart", "llama"])
+def test_what_zero3_puts_together_is_the_full_model(family: str) -> None:
+    full, model = twins(family)
+    shrink_(model, used_vocabulary())
+    for each in (full, model):
+        train(_numbered(each))
+    found, expected = get_layer_state_dict(model), get_layer_state_dict(full)
+    assert found.keys() == expected.keys()
+    assert [name for name in expected if bits(found[name]) != bits(expected[name])] == []
+    pointers = [{name: its.data_ptr() for name, its in state.items()} for state in (found, expected)]
+    ties = [{(a, b) for a in its for b in its if its[a] == its[b]} for its in pointers]
+    assert ties[0] == ties[1]
+
+
+def test_all_others_and_those_who_ask_for_partial_state_dicts_get_the_partial_parameter() -> None:
+    model = _numbered(shrink_(small_model(), used_vocabulary()))
+    weight = model.roberta.embeddings.word_embeddings.weight
+    assert dict(model.roberta.embeddings.word_embeddings.named_parameters())["weight"] is weight
+    assert list(model.roberta.embeddings.word_embeddings.parameters(recurse=False)) == [weight]
+    with partial_state_dicts(model):
+        assert len(get_layer_state_dict(model)[KEY]) == len(used_vocabulary())
+    merge_(model)
+    assert len(get_layer_state_dict(_numbered(model))[KEY]) == FULL_SIZE

@@ -108,11 +108,35 @@ def test_language_models_have_defaults_of_their_own():
             {"frozen_rows": "host", "output": "restricted", "task": "causal-lm"},
             "frozen_rows says where the rows of .* lie",
         ),
+        ({"filter_eps": "auto"}, "filter_eps is for causal-lm .*; the task is classification"),
+        (
+            {"filter_eps": "high", "task": "causal-lm"},
+            "filter_eps must be auto or a number between 0 and 1; got 'high'",
+        ),
+        ({"filter_eps": "1.5", "task": "causal-lm"}, "filter_eps must be auto or a number between 0 and 1; got '1.5'"),
+        ({"filter_eps": "nan", "task": "causal-lm"}, "filter_eps must be auto or a number between 0 and 1; got 'nan'"),
+        (
+            {"filter_eps": "auto", "full_vocabulary": True, "task": "causal-lm"},
+            "filter_eps='auto' has no meaning; leave",
+        ),
+        (
+            {"filter_eps": "auto", "output": "full", "task": "causal-lm"},
+            "filter_eps leaves out rows of output='frozen'; output is 'full'",
+        ),
+        (
+            {"filter_eps": "auto", "frozen_rows": "host", "task": "causal-lm"},
+            "filter_eps and frozen_rows='host' exclude each other",
+        ),
     ],
 )
 def test_a_value_that_cannot_be_is_an_error_that_names_it(knobs, message):
     with pytest.raises(SettingsError, match=message):
         FineTuneSettings(**knobs)
+
+
+@pytest.mark.parametrize(("given", "threshold"), [(None, None), ("auto", "auto"), ("1e-4", 1e-4), (1e-4, 1e-4)])
+def test_a_threshold_is_auto_or_a_number(given, threshold):
+    assert FineTuneSettings(task="causal-lm", filter_eps=given).filter_threshold == threshold
 
 
 def test_every_knob_stands_in_one_group_in_the_order_of_the_help():

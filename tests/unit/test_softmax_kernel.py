@@ -49,6 +49,13 @@ for dtype in (torch.float32, torch.bfloat16, torch.float16):
             triton_kernels.write_gradient(scores, lse, its_columns, 0.9, 0.1 / num_columns, its_scale)
             torch.testing.assert_close(scores.float(), gradient, rtol=2**-7, atol=1e-6)
 
+    for dim in (1, 70, 9_000):
+        rows, total = (torch.randint(-8, 9, (num, dim)).to(dtype) for num in (4, 5))  # sums are not rounded
+        picked = torch.tensor([3, -1, 0, 3, 1])
+        added = torch.where(picked[:, None] < 0, total, total + rows[picked])
+        triton_kernels.add_rows(total, rows, picked)
+        torch.testing.assert_close(total, added, rtol=0, atol=0)
+
 raw, scale = torch.randn(5, 70), torch.rand(5, 1)
 targets = Targets(torch.tensor([0, -1, 69, 3, 35]), 0.1, 90)
 both = []
@@ -74,7 +81,8 @@ for kernel, dtype in itertools.product(triton_kernels.KERNELS, ("fp32", "bf16", 
     for flags in itertools.product((True, False), repeat=sum(name.startswith("has") for name in kernel.arg_names)):
         constants = {"block": 8192, **dict(zip(("has_labels", "has_scale"), flags))}
         make(
-            kernel, constants, scores="*" + dtype, columns="*i64", num_columns="i32", at_label="fp32", share="fp32",
+            kernel, constants, columns="*i64", num_columns="i32", dim="i32", at_label="fp32", share="fp32",
+            **dict.fromkeys(("scores", "rows", "sums"), "*" + dtype),
         )
 """
 
@@ -91,7 +99,7 @@ def test_the_kernels_give_what_torchs_operations_give() -> None:
     """By a stand-in for Triton's language, which is there on every machine."""
     with kernels_run() as moved:
         exec(compile(_VALUES, "kernels", "exec"), {})
-    assert len(moved) == 2  # both kernels ran
+    assert len(moved) == 3  # all kernels ran
 
 
 @_TRITON

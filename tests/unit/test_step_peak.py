@@ -1,5 +1,7 @@
 """Peaks of a training step, found without memory, are those that torch's profiler sees."""
 
+from typing import Any
+
 import pytest
 import torch
 import transformers
@@ -9,7 +11,8 @@ from torch import nn
 import leanvocab as lv
 from benchmarks._results import OURS
 from benchmarks.estimate import FULL, MODELS, QUICK, ratios
-from leanvocab.reports.memory_estimate import SAVES_LITTLE, TrainingStep
+from leanvocab.output.loss import chunk_bytes
+from leanvocab.reports.memory_estimate import CARDS, SAVES_LITTLE, TrainingStep
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
@@ -77,6 +80,22 @@ def test_a_model_that_needs_values_has_no_peak_and_says_why() -> None:
     assert "Its peak is missing: the model cannot be run without values (" in str(estimate)
     assert "missing" in estimate.__str__()
     assert estimate.cards == {}
+
+
+@pytest.mark.parametrize(("output", "is_said"), [("frozen", True), ("restricted", True), ("full", False)])
+def test_the_cards_say_which_chunks_of_scores_are_counted(output: Any, is_said: bool) -> None:
+    """Small cards hold fewer scores at once than the estimate, which knows no card; a card reports less than its name says."""
+    reported = {size: int(0.98 * (size << 30)) for size in CARDS}
+    less = {size: chunk_bytes("cuda") - chunk_bytes("cuda", num_bytes) >> 20 for size, num_bytes in reported.items()}
+    assert less == {8: 256, 12: 256, 16: 0, 24: 0}
+    config = transformers.GPT2Config(
+        vocab_size=4096, n_embd=48, n_layer=1, n_head=2, tie_word_embeddings=output != "full"
+    )
+    options = {"auto_class": "AutoModelForCausalLM", "step": TrainingStep(batch_size=2, length=16), "output": output}
+    shown = " ".join(lv.estimate_memory(config, 100, **options).notes)
+    assert (
+        "Scores count in chunks of 512 MiB; cards of 8 and 12 GB hold 256 MiB at once, which is less." in shown
+    ) == is_said
 
 
 def test_cards_are_told_for_a_gpu_at_the_batch_that_was_asked_for() -> None:

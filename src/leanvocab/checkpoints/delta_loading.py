@@ -146,12 +146,14 @@ def widen_tables(model: nn.Module, description: Description, paths: dict[str, st
         return
     options, mode = next(iter(tables)), status(model).output
     on_host = any(table.frozen_rows_on == "host" for table in tables)
+    filter_eps = next((table.filter_eps for table in tables if table.output == "frozen"), None)
     merge_(model)
     shrink_(
         model,
         vocabularies,
         output=cast(OutputMode | None, mode),
         frozen_rows="host" if on_host else "device",
+        filter_eps=filter_eps,
         on_missing=options.on_missing,
         decay_unused_rows=options.decay is not None,
         store_dir=options.store_dir,

@@ -294,6 +294,7 @@ def _shrink(
     """
     decays = settings.weight_decay > 0 and not settings.uses_lora
     layer: dict[str, Any] = {"output": settings.output, "frozen_rows": settings.frozen_rows}
+    layer["filter_eps"] = settings.filter_threshold
     with _timed(seconds, "shrinking"):
         shrink_(network, vocabulary, decay_unused_rows=decays, **layer)
     return status(network).output if settings.is_language_model else None

@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
-from leanvocab.choices import FROZEN_ROWS_ON, OUTPUT_MODES
+from leanvocab.choices import FROZEN_ROWS_ON, OUTPUT_MODES, FilterEps
 from leanvocab.errors import SettingsError
 
 CLASSIFICATION, REGRESSION = LABEL_TASKS = ("classification", "regression")
@@ -123,6 +123,17 @@ class VocabularySettings:
         one_of=FROZEN_ROWS_ON,
         tasks=LANGUAGE_TASKS,
     )
+    filter_eps: str | None = knob(
+        None,
+        "Not exact: leave frozen rows out of the hidden states' gradient where that of their scores is smaller for all tokens "
+        "of a chunk: a number, or auto (below the dtype's precision). By default none is left out.",
+        tasks=LANGUAGE_TASKS,
+    )
+
+    @property
+    def filter_threshold(self) -> FilterEps | None:
+        """`filter_eps` as `shrink_` takes it."""
+        return "auto" if self.filter_eps == "auto" else None if self.filter_eps is None else float(self.filter_eps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -361,6 +372,7 @@ class FineTuneSettings(SavingSettings, TrainingSettings, DataSettings, Vocabular
         given = {
             "output": self.output,
             "frozen_rows": None if self.frozen_rows == "device" else self.frozen_rows,
+            "filter_eps": self.filter_eps,
             "vocabulary": self.vocabulary,
         }
         for name, value in given.items():
@@ -370,3 +382,17 @@ class FineTuneSettings(SavingSettings, TrainingSettings, DataSettings, Vocabular
                 )
         if self.frozen_rows != "device" and self.output in ("full", "restricted"):
             raise SettingsError(f"frozen_rows says where the rows of output='frozen' lie; output is {self.output!r}")
+        if self.filter_eps is not None:
+            self._check_filter()
+
+    def _check_filter(self) -> None:
+        try:
+            is_one = self.filter_threshold == "auto" or 0 < float(str(self.filter_threshold)) < 1
+        except ValueError:
+            is_one = False
+        if not is_one:
+            raise SettingsError(f"filter_eps must be auto or a number between 0 and 1; got {self.filter_eps!r}")
+        if self.output in ("full", "restricted"):
+            raise SettingsError(f"filter_eps leaves out rows of output='frozen'; output is {self.output!r}")
+        if self.frozen_rows == "host":
+            raise SettingsError("filter_eps and frozen_rows='host' exclude each other: leave one of them out")

@@ -193,8 +193,26 @@ def check_options(output: str | None, frozen_rows: str, ids: str, on_missing: st
         raise ModelError("on_missing='base' needs full ids: a partial id outside the vocabulary names no row")
 
 
-def check_modes(model: nn.Module, tables: list[FullTable], ids: str) -> None:
-    """Raises `ModelError` where partial ids would go to an output layer, or to a table for each layer that keeps others."""
+def check_filter(filter_eps: object, frozen_rows: str) -> None:
+    """Raises `ModelError` for a threshold that is none, or that rows on the host cannot be held against."""
+    is_number = isinstance(filter_eps, int | float) and not isinstance(filter_eps, bool) and 0 < filter_eps < 1
+    if not (filter_eps is None or filter_eps == "auto" or is_number):
+        raise ModelError(f"filter_eps={filter_eps!r}: expected None, 'auto' or a number between 0 and 1")
+    if filter_eps is not None and frozen_rows == "host":
+        raise ModelError(
+            f"filter_eps={filter_eps!r} with frozen_rows='host': rows that are streamed are multiplied before their share of the "
+            "softmax is known; leave one of them out"
+        )
+
+
+def check_modes(model: nn.Module, tables: list[FullTable], ids: str, filter_eps: object) -> None:
+    """Raises `ModelError` where partial ids would go to an output layer, or to a table for each layer that keeps others, and where
+    no rows are frozen of which some were to be left out."""
+    if filter_eps is not None and all(table.output != "frozen" for table in tables):
+        raise ModelError(
+            f"filter_eps={filter_eps!r} leaves frozen rows out of a gradient, and no output layer of this model would have "
+            'frozen rows; leave it out, or shrink with output="frozen"'
+        )
     per_layer = per_layer_modules(model)
     for table in tables if ids == "partial" else ():
         if table.output is not None:

@@ -15,11 +15,18 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from leanvocab.choices import FrozenRowsOn, Ids, OnMissing, OutputMode
+from leanvocab.choices import FilterEps, FrozenRowsOn, Ids, OnMissing, OutputMode
 from leanvocab.errors import LeanVocabWarning, NotShrunkError
 from leanvocab.files.row_store import RowStore
 from leanvocab.model import stand_ins
-from leanvocab.model.checks import check_gradient, check_inserted_ids_stay, check_modes, check_options, check_whole
+from leanvocab.model.checks import (
+    check_filter,
+    check_gradient,
+    check_inserted_ids_stay,
+    check_modes,
+    check_options,
+    check_whole,
+)
 from leanvocab.model.find import find_tables
 from leanvocab.model.full_table import FullTable, full_rows_of, full_weight, partial_weight, weight_of
 from leanvocab.model.guard import Guard
@@ -51,6 +58,7 @@ def shrink_(
     *,
     output: OutputMode | None = None,
     frozen_rows: FrozenRowsOn = "device",
+    filter_eps: FilterEps | None = None,
     embedding: str | Iterable[str] | None = None,
     ids: Ids = "full",
     on_missing: OnMissing | None = None,
@@ -70,6 +78,9 @@ def shrink_(
             default where it is not tied to an input table. "frozen": kept rows train, the others stay in the softmax; the
             default where it is tied. "restricted": the softmax is over the kept rows alone, which is another objective.
         frozen_rows: where the frozen rows are: on the model's "device", or in "host" memory, streamed in blocks.
+        filter_eps: not exact where it is given. Frozen rows are left out of the gradient of the hidden states, a chunk of tokens
+            at a time, where the gradient of their scores is below it for every token: a number, or "auto", which is below the
+            precision of the dtype, as in CCE. Neither the loss nor the gradient of the kept rows in it changes (docs/output.md).
         embedding: path or paths of the tables, where the model does not say itself (any nn.Module).
         ids: "full" (remapped in the lookup), or "partial" for data that `vocabulary.remap_dataset` made (the paper's D').
         on_missing: "error" or "base" (rows from the base) for ids outside the vocabulary; by default an error in training
@@ -85,11 +96,12 @@ def shrink_(
         OptimizerError: the optimizer's states would be lost.
     """
     check_options(output, frozen_rows, ids, on_missing)
+    check_filter(filter_eps, frozen_rows)
     tables = find_tables(model, vocabulary, embedding, output)
-    check_modes(model, tables, ids)
+    check_modes(model, tables, ids, filter_eps)
     if ids == "partial":
         check_inserted_ids_stay(model, tables)
-    options = {"on_missing": on_missing, "ids": ids, "frozen_rows_on": frozen_rows}
+    options = {"on_missing": on_missing, "ids": ids, "frozen_rows_on": frozen_rows, "filter_eps": filter_eps}
     partial = [_make_table(table, decay_unused_rows, store_dir, **options) for table in tables]
     _announce(model, tables)
     _put_in_place(model, tables, partial, unwrapped_optimizer(optimizer))

@@ -32,6 +32,7 @@ class TableStatus:
     decay_unused_rows: bool
     store: str  # the file that holds the full rows
     output: str | None = None  # "frozen" or "restricted", where an output layer holds the matrix
+    filter_eps: float | str | None = None  # of frozen rows that are left out of a gradient: not exact
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ def _table_status(holders: list[tuple[str, PartialModule]]) -> TableStatus:
         decay_unused_rows=table.decay is not None,
         store="a temporary file" if table.store.temporary else table.store.path,
         output=table.output,
+        filter_eps=table.filter_eps,
     )
 
 
@@ -114,6 +116,7 @@ def _other_options(now: Status, modules: Mapping[str, PartialModule], options: M
     has: dict[str, set[Any]] = {
         "output": {now.output or "full"},
         "frozen_rows": {table.frozen_rows_on for table in tables if table.output == "frozen"},
+        "filter_eps": {table.filter_eps for table in tables if table.output == "frozen"},
         "on_missing": {table.on_missing for table in tables},
         "ids": {table.ids for table in tables},
         "decay_unused_rows": {table.decay is not None for table in tables if table.output != "frozen"},

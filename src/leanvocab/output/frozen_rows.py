@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from leanvocab.output.projection import CompactRows, FrozenBlock, MappedRows, Projection, rows_in_a_block
+from leanvocab.output.row_filter import RowFilter
 from leanvocab.partial.devices import Passage, brought, has_streams
 from leanvocab.partial.partial_table import PartialTable
 
@@ -79,6 +80,9 @@ class FrozenRows:
         on_host = table.frozen_rows_on == "host"
         full_rows, dim = self._source.shape
         self.sizes = FrozenSizes(full_rows, table.num_rows, dim, self._source.dtype, dtype, on_host)
+        self.filter = None if table.filter_eps is None else RowFilter(table.filter_eps, self.sizes.frozen_rows)
+        if last is not None:
+            self.filter = last.filter  # which goes on counting
         if last is not None and last.serves(table, device, self.sizes.held_dtype):
             self._whole = last._whole
 

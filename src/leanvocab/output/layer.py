@@ -100,7 +100,7 @@ class RemapLinear(PartialModule, nn.Linear):
         if frozen is None or not frozen.fits(self.table, hidden.device, hidden.dtype):
             frozen = self.frozen_rows = FrozenRows(self.table, hidden.device, hidden.dtype, frozen)
         if not frozen.sizes.on_host:
-            return SoftmaxColumns(frozen.whole, self.table.full_size)
+            return SoftmaxColumns(frozen.whole, self.table.full_size, row_filter=frozen.filter)
         return SoftmaxColumns(frozen.whole, self.table.full_size, frozen.blocks, self._kept_rows(hidden.device))
 
     def _kept_rows(self, device: torch.device) -> KeptRows:

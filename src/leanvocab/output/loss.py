@@ -18,6 +18,7 @@ from leanvocab.choices import IGNORE_INDEX
 from leanvocab.output.frozen_rows import FrozenSizes
 from leanvocab.output.logit_operations import Elementwise
 from leanvocab.output.projection import FrozenBlock, KeptRows, Projection
+from leanvocab.output.row_filter import Choose, RowFilter
 from leanvocab.output.scores import Scores, Statistics, Targets, in_pieces, tokens_in_a_piece, wide_dtype
 from leanvocab.partial.devices import OnItsWay, has_streams, memory_bytes, without_autocast
 
@@ -56,7 +57,7 @@ def _tokens_of(scores_bytes: int, value_bytes: int, num_columns: int) -> int:
 
 
 def peak_bytes(num_tokens: int, kept_rows: int, dim: int, computed: torch.dtype, frozen: FrozenSizes | None) -> int:
-    """Bytes that the loss holds at its peak on a GPU of 12 GiB or more, beside the frozen rows: by arithmetic, for an
+    """Bytes that the loss holds at its peak on a GPU that reports 12 GiB or more, beside the frozen rows: by arithmetic, for an
     estimate.
 
     Frozen rows that are streamed are one part of it, and kept rows are another, after them: the larger one counts.
@@ -94,6 +95,7 @@ class SoftmaxColumns:
     num_columns: int
     frozen_blocks: Callable[[bool], Iterator[FrozenBlock]] | None = None  # True: the memory of a block is used again
     kept: KeptRows | None = None  # where there are blocks
+    row_filter: RowFilter | None = None  # where not all frozen rows count in the gradient of the hidden states
 
     def parts(self, *, passing: bool) -> Iterator[FrozenBlock | KeptRows]:
         """All columns where frozen rows are streamed, those of kept rows last."""
@@ -285,7 +287,8 @@ class _LossPass:
                     sums.add_operands(of_operands)
                 del scores  # before the next ones are made, not after
             if sums is not None:
-                sums.add(tokens, projection, raw)
+                row_filter = self.columns.row_filter
+                sums.add(tokens, projection, raw, None if row_filter is None else row_filter.of(_at(scale, tokens)))
         return losses
 
     def _in_parts(self, inputs: _Inputs, scale: Tensor | None, sums: "_GradientSums | None") -> Tensor:
@@ -385,10 +388,11 @@ class _GradientSums:
         self._of_weight: Tensor | None = None
         self._of_operands: list[Tensor | None] = [None] * len(inputs.operands)
 
-    def add(self, tokens: slice, projection: Projection, gradient: Tensor) -> None:
+    def add(self, tokens: slice, projection: Projection, gradient: Tensor, choose: Choose | None = None) -> None:
         """Adds what flows back from the gradient of the scores of some tokens; overwrites it."""
         hidden, weight, _ = self._inputs
-        of_hidden, of_weight = projection.backproject(gradient, hidden[tokens] if self._with_weight else None, weight)
+        its_hidden = hidden[tokens] if self._with_weight else None
+        of_hidden, of_weight = projection.backproject(gradient, its_hidden, weight, choose)
         if self._of_hidden is None and len(of_hidden) == len(hidden):
             self._of_hidden = of_hidden
         else:

@@ -12,6 +12,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from leanvocab.output import softmax_kernel
+from leanvocab.output.row_filter import Choose
+
 STREAMED_BYTES = 64 << 20  # one block of frozen rows on its way to a device, or to another dtype
 
 
@@ -21,9 +24,11 @@ class Projection(Protocol):
     def project(self, hidden: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
         """Scores [n, columns] of hidden states [n, dim], in `out` if given; `weight` [len(vocabulary), dim] are all kept rows."""
 
-    def backproject(self, gradient: Tensor, hidden: Tensor | None, weight: Tensor) -> tuple[Tensor, Tensor | None]:
+    def backproject(
+        self, gradient: Tensor, hidden: Tensor | None, weight: Tensor, choose: Choose | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Gradients of hidden states [n, dim] and of the kept rows, of these where hidden states are given and they have
-        columns here. Overwrites `gradient` [n, columns]."""
+        columns here. Overwrites `gradient` [n, columns]. Frozen rows that `choose` does not choose are left out."""
 
     def columns_of(self, token_ids: Tensor) -> Tensor:
         """The column of each token id; -1 where there is none."""
@@ -61,7 +66,9 @@ class KeptRows(_SomeIds):
     def project(self, hidden: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
         return torch.mm(hidden, weight.t(), out=out)
 
-    def backproject(self, gradient: Tensor, hidden: Tensor | None, weight: Tensor) -> tuple[Tensor, Tensor | None]:
+    def backproject(
+        self, gradient: Tensor, hidden: Tensor | None, weight: Tensor, choose: Choose | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         return gradient @ weight, _rows_gradient(gradient, hidden)
 
 
@@ -74,11 +81,16 @@ class FrozenBlock(_SomeIds):
     def project(self, hidden: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
         return torch.mm(hidden, self.rows.t(), out=out)
 
-    def backproject(self, gradient: Tensor, hidden: Tensor | None, weight: Tensor) -> tuple[Tensor, Tensor | None]:
+    def backproject(
+        self, gradient: Tensor, hidden: Tensor | None, weight: Tensor, choose: Choose | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         return gradient @ self.rows, None
 
     def add_rows_of(self, columns: Tensor, total: Tensor) -> None:
         """Adds the rows of columns [n] to `total` [n, dim], where there are such columns."""
+        if softmax_kernel.serves(self.rows) and total.is_contiguous():
+            softmax_kernel.add_rows(total, self.rows, columns)
+            return
         is_here = (columns >= 0).to(total.dtype).unsqueeze(1)
         total.addcmul_(self.rows.index_select(0, columns.clamp(min=0)), is_here)
 
@@ -98,10 +110,12 @@ class MappedRows:
         _multiply(hidden, self.rows, scores)
         return scores.index_copy_(1, self.kept_columns, hidden @ weight.t())
 
-    def backproject(self, gradient: Tensor, hidden: Tensor | None, weight: Tensor) -> tuple[Tensor, Tensor | None]:
+    def backproject(
+        self, gradient: Tensor, hidden: Tensor | None, weight: Tensor, choose: Choose | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         of_kept = gradient.index_select(1, self.kept_columns)
         gradient.index_fill_(1, self.kept_columns, 0)
-        of_hidden = torch.addmm(_multiply_back(gradient, self.rows), of_kept, weight)
+        of_hidden = torch.addmm(_multiply_back(gradient, self.rows, choose), of_kept, weight)
         return of_hidden, _rows_gradient(of_kept, hidden)
 
     def columns_of(self, token_ids: Tensor) -> Tensor:
@@ -128,9 +142,12 @@ class CompactRows:
         _multiply(hidden, self.rows, scores[:, len(weight) :])
         return scores
 
-    def backproject(self, gradient: Tensor, hidden: Tensor | None, weight: Tensor) -> tuple[Tensor, Tensor | None]:
+    def backproject(
+        self, gradient: Tensor, hidden: Tensor | None, weight: Tensor, choose: Choose | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         of_kept, of_frozen = gradient[:, : len(weight)], gradient[:, len(weight) :]
-        return torch.addmm(_multiply_back(of_frozen, self.rows), of_kept, weight), _rows_gradient(of_kept, hidden)
+        of_hidden = torch.addmm(_multiply_back(of_frozen, self.rows, choose), of_kept, weight)
+        return of_hidden, _rows_gradient(of_kept, hidden)
 
     def columns_of(self, token_ids: Tensor) -> Tensor:
         last_id = len(self.column_of_id) - 1
@@ -154,10 +171,21 @@ def _multiply(hidden: Tensor, rows: Tensor, out: Tensor) -> None:
         torch.mm(hidden, block.t(), out=out[:, start : start + len(block)])
 
 
-def _multiply_back(gradient: Tensor, rows: Tensor) -> Tensor:
-    """gradient [n, columns] @ rows [columns, dim]."""
+def _multiply_back(gradient: Tensor, rows: Tensor, choose: Choose | None) -> Tensor:
+    """gradient [n, columns] @ rows [columns, dim], of all columns or of those that are chosen."""
+    columns = choose(gradient) if choose is not None else None
+    if columns is not None:
+        return _multiply_some_back(gradient, rows, columns)
     products = (gradient[:, start : start + len(block)] @ block for start, block in _blocks_as(rows, gradient.dtype))
     return functools.reduce(Tensor.add_, products)
+
+
+def _multiply_some_back(gradient: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """gradient[:, columns] @ rows[columns]; of both a block is copied at a time."""
+    product = gradient.new_zeros(len(gradient), rows.shape[1])
+    for some in columns.split(rows_in_a_block(rows.shape[1] + len(gradient), gradient.dtype)):
+        product.addmm_(gradient.index_select(1, some), rows.index_select(0, some).to(gradient.dtype))
+    return product
 
 
 def _blocks_as(rows: Tensor, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:

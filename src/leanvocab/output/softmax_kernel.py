@@ -1,4 +1,5 @@
-"""The softmax of scores on CUDA by kernels that read them twice and write them once, where Triton is installed.
+"""The softmax of scores on CUDA by kernels that read them twice and write them once, where Triton is installed; and the rows of
+labels.
 
 torch's own operations pass over scores in bf16 eleven times, since each that widens them is a pass of its own
 (docs/decisions/frozen-rows.md). The kernels are tried once on each device before they are used.
@@ -16,9 +17,9 @@ from leanvocab.errors import LeanVocabWarning
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def serves(scores: Tensor) -> bool:
-    """True where the kernels can be given the scores."""
-    return scores.is_cuda and scores.is_contiguous() and scores.dtype in _DTYPES and works_on(scores.device)
+def serves(values: Tensor) -> bool:
+    """True where the kernels can be given scores, or rows."""
+    return values.is_cuda and values.is_contiguous() and values.dtype in _DTYPES and works_on(values.device)
 
 
 def statistics(scores: Tensor, columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -42,6 +43,14 @@ def turn_into_gradient(
     scale = None if scale is None else scale.contiguous()
     with torch.cuda.device_of(scores):
         triton_kernels.write_gradient(scores, lse.contiguous(), columns, at_label, share, scale)
+
+
+def add_rows(total: Tensor, rows: Tensor, columns: Tensor) -> None:
+    """Adds to each row of `total` [n, dim] the row of its column, and nothing for column -1."""
+    from leanvocab.output import triton_kernels
+
+    with torch.cuda.device_of(total):
+        triton_kernels.add_rows(total, rows, columns.contiguous())
 
 
 @functools.cache
@@ -75,5 +84,8 @@ def is_right_on(device: torch.device) -> bool:
     numbers = torch.stack([lse - scores.logsumexp(-1), total - scores.sum(-1)])
     label_errors = (of_label - scores[torch.arange(3, device=device), columns])[::2]
     turn_into_gradient(scores, lse, columns, 0.5, 0.25, None)
-    errors = (numbers.abs().max(), label_errors.abs().max(), (scores - expected).abs().max())
+    rows, total = torch.eye(3, device=device), torch.ones(3, 3, device=device)
+    add_rows(total, rows, torch.tensor([1, -1, 2], device=device))
+    row_errors = total - 1 - rows[[1, 0, 2]] * torch.tensor([[1.0], [0.0], [1.0]], device=device)
+    errors = [part.abs().max() for part in (numbers, label_errors, scores - expected, row_errors)]
     return all(float(error) < 1e-3 for error in errors) and bool(of_label[1].isinf())

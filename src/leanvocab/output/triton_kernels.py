@@ -1,4 +1,5 @@
-"""Kernels in Triton, for scores [n, columns] in rows: read once for their numbers, read and written once for their gradient.
+"""Kernels in Triton, for scores [n, columns] in rows: read once for their numbers, read and written once for their gradient;
+and for the rows of labels.
 
 Loads Triton: to be imported where it is installed alone (`softmax_kernel`).
 """
@@ -53,7 +54,19 @@ def _gradient_of_rows(  # type: ignore[no-untyped-def]
     tl.store(first + column, gradient.to(values.dtype), mask=is_there)
 
 
-KERNELS = (_statistics_of_rows, _gradient_of_rows)
+@triton.jit  # type: ignore[untyped-decorator]
+def _add_rows_of_labels(sums, rows, columns, dim, block: tl.constexpr):  # type: ignore[no-untyped-def]
+    token = tl.program_id(0).to(tl.int64)
+    column = tl.load(columns + token)
+    step = tl.program_id(1) * block + tl.arange(0, block)
+    is_asked = (step < dim) & (column >= 0)  # of other tokens nothing is moved
+    row = tl.load(rows + tl.maximum(column, 0) * dim + step, mask=is_asked, other=0.0)
+    here = sums + token * dim + step
+    added = tl.load(here, mask=is_asked, other=0.0).to(tl.float32) + row.to(tl.float32)
+    tl.store(here, added.to(row.dtype), mask=is_asked)
+
+
+KERNELS = (_statistics_of_rows, _gradient_of_rows, _add_rows_of_labels)
 
 
 def _block(num_columns: int) -> int:
@@ -79,3 +92,11 @@ def write_gradient(
         scores.shape[1], has_labels=columns is not None, has_scale=scale is not None, block=block,
         num_warps=_NUM_WARPS,
     )  # fmt: skip
+
+
+def add_rows(total: Tensor, rows: Tensor, columns: Tensor) -> None:
+    """To each row of `total` [n, dim]: the row of its column, of `rows` [columns, dim], and nothing for column -1."""
+    num_tokens, dim = total.shape
+    block = _block(dim)
+    grid = (num_tokens, triton.cdiv(dim, block))
+    _add_rows_of_labels[grid](total, rows, columns, dim, block=block, num_warps=_NUM_WARPS)

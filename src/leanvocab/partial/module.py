@@ -4,6 +4,7 @@ The module object is kept. Its weight becomes partial, and its class one with ou
 inheritance, so that subclasses with a forward of their own keep it. State dicts stay full, by torch's public hooks.
 """
 
+import sys
 import weakref
 from collections.abc import Iterable, Iterator, Set
 from typing import Any, ClassVar
@@ -20,6 +21,9 @@ from leanvocab.partial.missing import MissingNote, running_model
 from leanvocab.partial.partial_table import PartialTable
 from leanvocab.partial.sharded import is_sharded, share_of, whole
 
+_GATHERING = (
+    "get_layer_state_dict"  # DeepSpeed's function that puts a state dict of ZeRO-3's weights together, around our hooks
+)
 DIGEST_KEY = "leanvocab_digest"  # in the metadata of a partial state dict: which vocabulary its rows belong to
 
 # Both hold what they know weakly, so that nothing of a model is left here once it is gone, its classes included.
@@ -121,6 +125,13 @@ class PartialModule(nn.Module):
             f"{self.table.name}: new random weights would be those of the kept rows alone; call merge_(model) first, initialize, "
             "and shrink again"
         )
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        """Parameters, with all rows for what DeepSpeed's ZeRO-3 saves: it asks each module for its parameters alone."""
+        named = super().named_parameters(*args, **kwargs)
+        if hasattr(self._parameters.get("weight"), "ds_id") and sys._getframe(1).f_code.co_name == _GATHERING:
+            return ((name, _full_for_zero3(self, parameter)) for name, parameter in named)
+        return named
 
     def _apply(self, fn: Any, recurse: bool = True) -> "PartialModule":
         self.table.take_writes()
@@ -243,6 +254,16 @@ def _give_full_rows(module: nn.Module, state_dict: dict[str, Any], prefix: str, 
     state_dict[key] = given = nn.Parameter(share, requires_grad=weight.requires_grad) if is_kept else share
     if share is full and not weight.is_meta:
         table.gave(given, module.weight)
+
+
+def _full_for_zero3(module: PartialModule, parameter: Any) -> nn.Parameter:
+    """All rows where the parameter is the weight, in one that ZeRO-3 knows by the same number, as it knows ties."""
+    table = module.table
+    if parameter is not module.weight or parameter.numel() == 0 or table.gives_partial_state_dicts:
+        return parameter  # type: ignore[no-any-return]
+    full: Any = nn.Parameter(table.full_rows(parameter), requires_grad=parameter.requires_grad)
+    full.ds_id = parameter.ds_id  # type: ignore[attr-defined]
+    return full  # type: ignore[no-any-return]
 
 
 def _is_taken_away(weight: Tensor) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leanvocab.choices import Ids, OnMissing
+from leanvocab.choices import FilterEps, Ids, OnMissing
 from leanvocab.errors import BypassError
 from leanvocab.files.row_store import RowStore, put_rows, take_rows
 from leanvocab.partial.decay import DecayReplay
@@ -76,10 +76,12 @@ class PartialTable:
         decay: DecayReplay | None,
         output: str | None = None,
         frozen_rows_on: str = "device",
+        filter_eps: FilterEps | None = None,
     ):
         self.name, self.vocabulary, self.on_missing, self.ids = name, vocabulary, on_missing, ids
         self.output = output  # "frozen" or "restricted", where an output layer holds the matrix
         self.frozen_rows_on = frozen_rows_on
+        self.filter_eps = filter_eps  # of frozen rows that are left out of the gradient of hidden states
         self.store_dir, self.decay = store_dir, decay
         self.token_ids = torch.tensor(vocabulary.token_ids, dtype=torch.int64, device="cpu")
         self.num_rows, self.full_size = len(vocabulary), vocabulary.full_size

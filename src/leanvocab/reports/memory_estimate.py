@@ -189,6 +189,10 @@ class MemoryEstimate:
             notes.append(f"Its peak is missing: the model cannot be run without values ({self.no_peak}).")
         if self.cards:
             notes.append(f"Cards: an estimate, with {format_bytes(_TAKEN_BYTES)} of each for the driver and its like.")
+            if self.output in ("frozen", "restricted"):
+                notes.append(
+                    "Scores count in chunks of 512 MiB; cards of 8 and 12 GB hold 256 MiB at once, which is less."
+                )
         return tuple(notes)
 
     @property
