@@ -133,6 +133,16 @@ def plain_loss_bytes(num_tokens: int, full_rows: int) -> int:
     return 3 * num_tokens * full_rows * FP32_BYTES
 
 
+def remap_bytes(full_rows: int, kept_rows: int, num_inputs: int, num_outputs: int) -> int:
+    """Bytes of the maps of one table: each input holds int64 [full_rows + 2]; each output its ids; each int64 [3], a missing id."""
+    return 8 * (num_inputs * (full_rows + 2 + 3) + num_outputs * (kept_rows + 3))
+
+
+def frozen_bytes(full_rows: int, kept_rows: int, dim: int, value_bytes: int) -> int:
+    """Bytes of the rows of a table that do not train, on a device, and of two int64 [full_rows], their order."""
+    return (full_rows - kept_rows) * dim * value_bytes + 2 * 8 * full_rows
+
+
 @dataclass(frozen=True)
 class TableRows:
     """One vocabulary table: its path in the model, and its rows in full and in part."""

@@ -1,0 +1,303 @@
+"""Bytes that training holds, from config.json and the headers of safetensors files: no torch, no transformers, no model.
+
+What the class of the model makes is read from its constructor's text, and has to agree with the tensors in the files; the
+sizes are theirs. Where either is not certain there is no answer, and the model is built without memory instead
+(docs/decisions/estimates-from-headers.md).
+"""
+
+import ast
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from leanvocab.errors import CheckpointError
+from leanvocab.files.headers import TensorEntry, read_weights
+from leanvocab.files.untrusted_files import read_json
+from leanvocab.reports.constructors import Leaf, Module, called, construct
+from leanvocab.reports.memory_estimate import (
+    FP32_BYTES,
+    MemoryEstimate,
+    Parameter,
+    TableRows,
+    frozen_bytes,
+    make_footprint,
+    remap_bytes,
+)
+from leanvocab.reports.transformers_text import UNKNOWN, Unsure, text_of
+
+_FLOATS = ("F16", "BF16", "F32", "F64")
+# Bytes of states: a multiple of the parameter's, and beside it.
+_STATES = {"adamw": (2, FP32_BYTES), "sgd": (0, 0), "sgd_momentum": (1, 0)}
+_VALUE_BYTES = {"fp32": 4, "mixed": 4, "bf16": 2}
+_NOT_PLAIN = ("auto_map", "quantization_config")  # fields of a config with which more is loaded than its class makes
+
+
+@dataclass(eq=False)
+class _Tensor:
+    """A parameter or saved buffer of the model: its names, the modules that hold it, and its entry in the files."""
+
+    leaf: Leaf
+    names: list[str] = field(default_factory=list)
+    holders: list[Module] = field(default_factory=list)
+    shape: tuple[int, ...] = ()
+    num_bytes: int = 0
+
+    @property
+    def embeddings(self) -> list[Module]:
+        return [holder for holder in self.holders if holder.kind == "nn.Embedding"]
+
+
+def estimate_from_headers(
+    folder: Path,
+    kept: Any,
+    *,
+    auto_class: str,
+    precision: str,
+    optimizer: str = "adamw",
+    output: str | None = None,
+    frozen_rows: str = "device",
+) -> MemoryEstimate:
+    """What `estimate_memory` says without a step, to the byte, of the checkpoint in a folder; `kept` is a vocabulary or a number.
+
+    Raises:
+        Unsure: headers and text do not decide it, be it since something is wrong. `estimate_memory` says what.
+    """
+    if optimizer not in _STATES or precision not in _VALUE_BYTES:
+        raise Unsure("only some optimizers and precisions are counted here")
+    network, tensors = _read(folder, auto_class)
+    rows, tables, layer = _tables(network, tensors, kept, output)
+    value_bytes = _VALUE_BYTES[precision]
+    factor, beside = _STATES[optimizer]
+    saved_buffers = sum(tensor.num_bytes for tensor in tensors if tensor.leaf.is_buffer)
+
+    def footprint(partial_rows: Mapping[_Tensor, int], **others: int) -> Any:
+        parameters = [
+            _parameter(tensor, partial_rows.get(tensor), value_bytes, tensor in tables)
+            for tensor in tensors
+            if not tensor.leaf.is_buffer
+        ]
+        states = {each: factor * each.num_bytes + beside for each in parameters}
+        return make_footprint(parameters, states, precision == "mixed", 0, buffers_bytes=saved_buffers, **others)
+
+    held_twice = [tensor for tensor, mode in tables.items() if mode == "frozen" and frozen_rows == "device"]
+    computed_bytes = 2 if precision == "mixed" else value_bytes
+    return MemoryEstimate(
+        model=folder.name,
+        optimizer=optimizer,
+        precision=precision,
+        output=None if layer is None else tables.get(layer) or "full",
+        tables=tuple(TableRows(tensor.names[0].removesuffix(".weight"), tensor.shape[0], rows) for tensor in tables),
+        full=footprint({}),
+        partial=footprint(
+            dict.fromkeys(tables, rows),
+            remap_bytes=sum(
+                remap_bytes(t.shape[0], rows, len(t.embeddings), len(t.holders) - len(t.embeddings) if mode else 0)
+                for t, mode in tables.items()
+            ),
+            frozen_bytes=sum(frozen_bytes(t.shape[0], rows, t.shape[1], computed_bytes) for t in held_twice),
+        ),
+    )
+
+
+def _parameter(tensor: _Tensor, rows: int | None, value_bytes: int, is_table: bool) -> Parameter:
+    return Parameter(
+        shape=tensor.shape if rows is None else (rows, *tensor.shape[1:]),
+        value_bytes=value_bytes,
+        trains=tensor.leaf.trains,
+        in_embedding=bool(tensor.embeddings),
+        in_layer=any(_is_layer(holder) for holder in tensor.holders),
+        is_table=is_table,
+    )
+
+
+def _is_layer(module: Module) -> bool:
+    weight = module.attributes.get("weight")
+    return isinstance(weight, Leaf) and len(weight.shape or ()) >= 2 and module.kind != "nn.Embedding"
+
+
+# --- the tensors of the model, by its constructor and its files --------------------------------------------------------
+
+
+def _read(folder: Path, auto_class: str) -> tuple[Module, list[_Tensor]]:
+    try:
+        _, config = read_json(folder, "config.json")
+        entries = {name: entry for name, (_, entry) in read_weights(folder).tensors.items()}
+    except CheckpointError as error:
+        raise Unsure(str(error)) from error
+    if any(config.get(name) for name in _NOT_PLAIN):
+        raise Unsure("more is loaded than the config's class makes")
+    network = construct(str(config.get("model_type")), auto_class, config)
+    _tie(network)
+    tensors = _tensors(network)
+    names = {name: tensor for tensor in tensors for name in tensor.names}
+    by_tensor = dict[_Tensor, TensorEntry]()
+    for name, entry in entries.items():
+        tensor = _in_model(network, names, name)
+        if tensor is not None and by_tensor.setdefault(tensor, entry) is not entry:
+            raise Unsure(f"{name} is one tensor in the model, and several in the files")
+    for tensor in tensors:
+        _give_size(tensor, by_tensor.get(tensor))
+    return network, tensors
+
+
+def _tie(network: Module) -> None:
+    """Ties what transformers does, in each model within the model."""
+    for _, module in reversed(list(network.named_modules())):
+        config = module.attributes.get("config")
+        ties = None if module.source is None else module.source.value("_tied_weights_keys")
+        if not ties or not isinstance(config, dict) or not _certain(config.get("tie_word_embeddings", False)):
+            continue
+        if not isinstance(ties, dict):
+            raise Unsure("ties that are no literals")
+        for target, source in ties.items():
+            path, _, attribute = target.rpartition(".")
+            holder, leaf = module.at(path) if path else module, module.at(source)
+            if not isinstance(leaf, Leaf) or not isinstance(holder, Module) or attribute not in holder.attributes:
+                raise Unsure(f"the tie of {target} to {source}")
+            if holder.attributes[attribute] is not None:
+                holder.attributes[attribute] = leaf
+
+
+def _certain(value: Any) -> Any:
+    if value is UNKNOWN:
+        raise Unsure("a field of the config is not known")
+    return value
+
+
+def _tensors(network: Module) -> list[_Tensor]:
+    """Parameters and saved buffers, each once."""
+    tensors, seen = dict[int, _Tensor](), set[int]()
+    for path, module in network.named_modules():
+        for name, leaf in module.attributes.items():
+            if isinstance(leaf, Leaf) and (leaf.is_saved or not leaf.is_buffer):
+                tensor = tensors.setdefault(id(leaf), _Tensor(leaf))
+                tensor.names.append(f"{path}.{name}" if path else name)
+                if id(module) not in seen:
+                    tensor.holders.append(module)
+        seen.add(id(module))
+    return list(tensors.values())
+
+
+def _in_model(network: Module, names: Mapping[str, _Tensor], name: str) -> _Tensor | None:
+    """The model's tensor that one of a file is; None for one that is left aside when the file is loaded."""
+    prefix = network.source.value("base_model_prefix") if network.source else None
+    for known in (name, f"{prefix}.{name}"):
+        if known in names:
+            return names[known]
+    for known in (name, f"{prefix}.{name}"):
+        value: Any = network
+        for position, part in enumerate(known.split(".")):
+            if isinstance(value, Module) and (part in value.attributes or position == 0):
+                value = value.attributes.get(part)
+            elif value is not None and not (isinstance(value, Leaf) and value.is_buffer):
+                raise Unsure(f"{name} is not known to the model's class")
+            else:
+                break
+        if isinstance(value, Module) or value is UNKNOWN:
+            raise Unsure(f"{name} is not known to the model's class")
+    return None
+
+
+def _give_size(tensor: _Tensor, entry: TensorEntry | None) -> None:
+    """The size that a tensor has in the files, or the one that the constructor gives what is not there."""
+    shape = tensor.leaf.shape
+    is_known = shape is not None and all(type(size) is int for size in shape)
+    if entry is None:
+        if not is_known or tensor.leaf.is_buffer or shape is None:
+            raise Unsure(f"{tensor.names[0]} is not in the files")
+        tensor.shape = shape
+    elif is_known and shape != entry.shape:
+        raise Unsure(f"{tensor.names[0]} is {shape} in the model, and {entry.shape} in the files")
+    elif not tensor.leaf.is_buffer and entry.dtype not in _FLOATS:
+        raise Unsure(f"{tensor.names[0]} is of {entry.dtype}")
+    else:
+        tensor.shape, tensor.num_bytes = entry.shape, entry.num_bytes
+    tensor.leaf.shape = tensor.shape
+
+
+# --- tables, as model.find finds them ----------------------------------------------------------------------------------
+
+
+def _tables(
+    network: Module, tensors: list[_Tensor], kept: Any, output: str | None
+) -> tuple[int, dict[_Tensor, str | None], _Tensor | None]:
+    """Rows kept, the tables with what becomes of the output layers among them, and the output layer's matrix."""
+    by_leaf = {id(tensor.leaf): tensor for tensor in tensors}
+
+    def matrix_of(module: Any, kind: str) -> _Tensor:
+        weight = module.attributes.get("weight") if isinstance(module, Module) and module.kind == kind else None
+        if weight is None:
+            raise Unsure(f"{module} is no {kind}")
+        return by_leaf[id(weight)]
+
+    table = matrix_of(_input_embeddings(network), "nn.Embedding")
+    full_rows = table.shape[0]
+    of_this_size = [each for each in tensors if each.embeddings and each.shape[0] == full_rows]
+    if of_this_size != [table]:
+        raise Unsure("several tables have as many rows")
+    rows = _num_rows(kept, full_rows)
+    named = _output_embeddings(network)
+    layer = None if named is None else matrix_of(named, "nn.Linear")
+    if layer is None and len(table.holders) > len(table.embeddings):
+        raise Unsure("a layer that is tied to the table, and not named")
+    mode = output or ("frozen" if layer is table else "full")
+    if (mode == "full") is (layer is table) or (mode != "full" and layer is None):
+        raise Unsure("the table is tied to what stays whole, or nothing is scored")
+    tables: dict[_Tensor, str | None] = {table: mode if layer is table else None}
+    if layer is not None and layer is not table and mode != "full":
+        if layer.shape[0] != full_rows:
+            raise Unsure("the output layer scores other ids")
+        tables[layer] = mode
+    for each in tables:
+        _check_reads(network, each)
+    return rows, tables, layer
+
+
+def _num_rows(kept: Any, full_rows: int) -> int:
+    if not isinstance(kept, int):
+        kept = len(kept) if kept.full_size == full_rows else 0
+    if not 1 <= kept <= full_rows:
+        raise Unsure("the vocabulary is not of the table's size")
+    return int(kept)
+
+
+def _input_embeddings(network: Module) -> Any:
+    """What `get_input_embeddings` gives, by the model's own method or by transformers' rules."""
+    own = called(network, "get_input_embeddings")
+    if own is not None:
+        return own
+    name = (network.source.value("_input_embed_layer") if network.source else None) or "embed_tokens"
+    for path in (name, f"embeddings.{name}", f"model.{name}"):
+        if (module := network.at(path)) is not None:
+            return module
+    prefix = network.source.value("base_model_prefix") if network.source else None
+    for part in ("language_model", prefix):
+        inner = network.attributes.get(part) if part else None
+        if isinstance(inner, Module):
+            return _input_embeddings(inner)
+    return None
+
+
+def _output_embeddings(network: Module) -> Any:
+    own = called(network, "get_output_embeddings")
+    return own if own is not None else network.attributes.get("lm_head")
+
+
+def _check_reads(network: Module, table: _Tensor) -> None:
+    """Raises `Unsure` where any code of the model may read the table around the modules that hold it: it may be refused."""
+    for holder in table.holders:
+        forward = None if holder.source is None else holder.source.function("forward")
+        if forward is not None and "super().forward" not in ast.unparse(forward[1]):
+            raise Unsure("a forward of its own")
+    attributes = "|".join({re.escape(name.split(".")[-2]) for name in table.names})
+    read = re.compile(rf"\b(?:{attributes})\.weight\b(?!\s*=[^=])")
+    for room in {module.source.room for _, module in network.named_modules() if module.source is not None}:
+        if read.search(_without_strings(text_of(room))):
+            raise Unsure(f"{room} reads the weight of {attributes}")
+
+
+def _without_strings(text: str) -> str:
+    return re.sub(r'"""(?s:.*?)"""|"[^"\n]*"|#.*', "", text)
+
