@@ -148,7 +148,7 @@ def training_step(settings: FineTuneSettings, *, on_cpu: bool) -> TrainingStep:
 
 
 def estimate_run(
-    config: Any, kept: Any, settings: FineTuneSettings, step: TrainingStep, **others: Any
+    config: Any, kept: Any, settings: FineTuneSettings, step: TrainingStep | None, **others: Any
 ) -> MemoryEstimate:
     """Estimates what training with these settings holds, of a model that is loaded as `Pretrained.load` does, but for QLoRA's
     4 bits; `others` are arguments of `estimate_memory` for training of another kind."""

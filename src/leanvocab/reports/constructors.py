@@ -64,13 +64,30 @@ def construct(model_type: str, auto_class: str, content: Mapping[str, Any]) -> M
 
 
 def called(module: Module, method: str) -> Any:
-    """What a method of a model returns that does nothing but return an attribute; None where there is none of that name."""
+    """What a method of a model returns that takes nothing; None where there is none of that name."""
     if module.source is None or (found := module.source.function(method)) is None:
         return None
-    returned = [each for each in ast.walk(found[1]) if isinstance(each, ast.Return)]
-    if len(returned) != 1 or returned[0].value is None:
-        raise Unsure(f"{method} does more than to return an attribute")
-    return _Frame(found[0], {"self": module}).value(returned[0].value)
+    return _Frame(found[0], {"self": module}).returned(found[1].body)
+
+
+def input_embeddings(model: Module) -> Any:
+    """What `get_input_embeddings` gives, by the model's own method or by transformers' rules; None where it gives nothing."""
+    if (own := called(model, "get_input_embeddings")) is not None:
+        return own
+    name = (model.source.value("_input_embed_layer") if model.source else None) or "embed_tokens"
+    for path in (name, f"embeddings.{name}", f"model.{name}"):
+        if (module := model.at(path)) is not None:
+            return module
+    for part in ("language_model", model.source.value("base_model_prefix") if model.source else None):
+        if isinstance(inner := model.attributes.get(part or ""), Module):
+            return input_embeddings(inner)
+    return None
+
+
+def output_embeddings(model: Module) -> Any:
+    """What `get_output_embeddings` gives; None where it gives nothing."""
+    own = called(model, "get_output_embeddings")
+    return own if own is not None else model.attributes.get("lm_head")
 
 
 # --- constructors -----------------------------------------------------------------------------------------------------
@@ -142,6 +159,11 @@ def _torch(name: str, module: Module, given: list[Any], named: dict[str, Any]) -
         if not isinstance(given[0], dict):
             raise Unsure(f"{name} of what is not known")
         module.attributes |= given[0]
+    elif name == "nn.MultiheadAttention":
+        dim, projection = given[0] if given else named.get("embed_dim"), Module()
+        _torch("nn.Linear", projection, [dim, dim], {})
+        both = {"in_proj_weight": Leaf((_times(3, dim), dim)), "in_proj_bias": Leaf((_times(3, dim),))}
+        module.attributes |= both | {"out_proj": projection}
     elif name in _KINDS:
         arguments, tensors = _KINDS[name]
         values = dict(zip(arguments, given, strict=False)) | named
@@ -153,7 +175,8 @@ def _torch(name: str, module: Module, given: list[Any], named: dict[str, Any]) -
                 continue
             shape = None if sizes is None else tuple(values.get(size, UNKNOWN) for size in sizes)
             shape = shape[0] if shape and isinstance(shape[0], tuple) else shape
-            module.attributes[tensor.rstrip("*")] = Leaf(shape, is_buffer=tensor.endswith("*"))
+            trains = not values.get("_freeze")
+            module.attributes[tensor.rstrip("*")] = Leaf(shape, is_buffer=tensor.endswith("*"), trains=trains)
     elif not (name.startswith("nn.") and short in (*_WITHOUT_TENSORS, "Module")):
         if name.startswith("nn.") and not name.startswith(("nn.init", "nn.functional")):
             raise Unsure(f"{name} is not known")
@@ -162,10 +185,21 @@ def _torch(name: str, module: Module, given: list[Any], named: dict[str, Any]) -
     return True
 
 
+def _times(factor: int, size: Any) -> Any:
+    return UNKNOWN if size is UNKNOWN else factor * size
+
+
 def _is_off(value: Any) -> bool:
     if value is UNKNOWN:
         raise Unsure("a bias that is there or not")
     return not value
+
+
+@dataclass(frozen=True)
+class Values:
+    """Values of a tensor that was made with a shape."""
+
+    shape: tuple[int, ...]
 
 
 @dataclass(eq=False)
@@ -256,7 +290,7 @@ class _Frame:
         test = self.value(statement.test)
         if test is not UNKNOWN:
             self.run(statement.body if test else statement.orelse)
-        elif any(map(_makes_something, (*statement.body, *statement.orelse))):
+        elif any(map(_matters, (*statement.body, *statement.orelse))):
             raise Unsure(f"{self.cls.name}: if {ast.unparse(statement.test)}")
         else:
             self._forget([*statement.body, *statement.orelse])
@@ -311,8 +345,8 @@ class _Frame:
         return UNKNOWN if UNKNOWN in parts else "".join(map(str, parts))
 
     def _of_Attribute(self, node: ast.Attribute) -> Any:  # noqa: N802
-        text = ast.unparse(node)
-        if text.startswith(("nn.", "torch.nn.")):
+        text = ast.unparse(node).removeprefix("torch.")
+        if text.startswith("nn."):
             return text
         holder = self.value(node.value)
         if isinstance(holder, Module):
@@ -414,7 +448,7 @@ class _Frame:
             return UNKNOWN if UNKNOWN in ends else holder[ends[0] : ends[1]]
         index = self.value(node.slice)
         if index is UNKNOWN:
-            return UNKNOWN
+            return _alike(list(holder.values())) if isinstance(holder, dict) else UNKNOWN
         return holder.attributes[str(index)] if isinstance(holder, Module) else holder[index]
 
     def _of_Call(self, node: ast.Call) -> Any:  # noqa: N802
@@ -433,10 +467,14 @@ class _Frame:
         if builtin == "setattr":
             return _set(*given)
         if isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name) and node.func.value.id.startswith("Auto"):
-            if node.func.attr not in ("from_config", "_from_config") or not isinstance(given[0], Config):
+            config = given[0] if given else named.get("config")
+            if node.func.attr not in ("from_config", "_from_config") or not isinstance(config, Config):
                 return UNKNOWN
-            cls = ClassText(class_of(node.func.value.id, given[0]["model_type"]), room_of(given[0]["model_type"]))
-            return _make(cls, [given[0]], {})
+            cls = ClassText(class_of(node.func.value.id, config["model_type"]), room_of(config["model_type"]))
+            return _make(cls, [config], {})
+        if ast.unparse(node.func) in ("torch.empty", "torch.zeros", "torch.ones", "torch.randn", "torch.rand"):
+            sizes = given[0] if given and isinstance(given[0], list | tuple) else given
+            return Values(tuple(sizes)) if all(type(size) is int for size in sizes) else UNKNOWN
         if ast.unparse(node.func) == "copy.deepcopy":
             return copy.copy(given[0])
         function = self.value(node.func)
@@ -447,7 +485,7 @@ class _Frame:
         if function in ("nn.Parameter", "nn.Buffer"):
             is_saved = bool(named.get("persistent", given[1] if len(given) > 1 else True))
             trains = bool(named.get("requires_grad", True))
-            return Leaf(is_buffer=function == "nn.Buffer", is_saved=is_saved, trains=trains)
+            return Leaf(_shape(given), is_buffer=function == "nn.Buffer", is_saved=is_saved, trains=trains)
         return _make(function, given, named) if isinstance(function, ClassText | str) else UNKNOWN
 
     def _run_above(self, given: list[Any], named: dict[str, Any]) -> None:
@@ -482,10 +520,13 @@ class _Frame:
         if name == "register_buffer":
             value = given[1] if len(given) > 1 else named.get("tensor")
             saved = named.get("persistent", given[2] if len(given) > 2 else True)
-            _set(holder, given[0], None if value is None else Leaf(is_buffer=True, is_saved=bool(saved)))
+            leaf = Leaf(_shape([value]), is_buffer=True, is_saved=bool(saved))
+            _set(holder, given[0], None if value is None else leaf)
         elif name in ("register_parameter", "add_module", "append"):
             key = str(len(holder.attributes)) if name == "append" else given[0]
             _set(holder, key, given[-1])
+        elif name in ("get_input_embeddings", "get_output_embeddings"):
+            return input_embeddings(holder) if name == "get_input_embeddings" else output_embeddings(holder)
         elif holder.source is not None and (found := holder.source.function(name)) is not None:
             if any(map(_makes_something, found[1].body)):
                 frame = _Frame(found[0], {"self": holder})
@@ -499,6 +540,10 @@ def module_classes(module: Module, after: ClassText) -> Iterator["ClassText | st
     assert module.source is not None
     order = list(module.source.above())
     return iter(order[order.index(after) + 1 :])
+
+
+def _shape(given: list[Any]) -> tuple[int, ...] | None:
+    return given[0].shape if given and isinstance(given[0], Values) else None
 
 
 def _is_module(cls: ClassText) -> bool:
@@ -528,6 +573,12 @@ def _of_config(config: Config, name: str, named: dict[str, Any]) -> Any:
     return parts[0] if parts else config
 
 
+def _alike(values: list[Any]) -> Any:
+    """One of several classes that have one constructor, as those have that compute in different ways."""
+    constructors = {id(each.function("__init__")[1]) if isinstance(each, ClassText) else 0 for each in values}
+    return values[0] if len(constructors) == 1 and 0 not in constructors else UNKNOWN
+
+
 def _known(value: Any) -> bool:
     if value is UNKNOWN:
         raise Unsure("a condition depends on what is not known")
@@ -545,6 +596,10 @@ def _makes_something(node: ast.AST) -> bool:
             if short[:1].isupper() and not short.endswith(("Error", "Warning", "Config")):
                 return True
     return False
+
+
+def _matters(statement: ast.stmt) -> bool:
+    return _makes_something(statement) or any(isinstance(each, ast.Return) for each in ast.walk(statement))
 
 
 def _getattr(holder: Any, name: str, *default: Any) -> Any:

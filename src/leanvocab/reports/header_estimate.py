@@ -6,6 +6,7 @@ sizes are theirs. Where either is not certain there is no answer, and the model 
 """
 
 import ast
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from typing import Any
 from leanvocab.errors import CheckpointError
 from leanvocab.files.headers import TensorEntry, read_weights
 from leanvocab.files.untrusted_files import read_json
-from leanvocab.reports.constructors import Leaf, Module, called, construct
+from leanvocab.reports.constructors import Leaf, Module, construct, input_embeddings, output_embeddings
 from leanvocab.reports.memory_estimate import (
     FP32_BYTES,
     MemoryEstimate,
@@ -25,7 +26,7 @@ from leanvocab.reports.memory_estimate import (
     make_footprint,
     remap_bytes,
 )
-from leanvocab.reports.transformers_text import UNKNOWN, Unsure, text_of
+from leanvocab.reports.transformers_text import UNKNOWN, ClassText, Unsure
 
 _FLOATS = ("F16", "BF16", "F32", "F64")
 # Bytes of states: a multiple of the parameter's, and beside it.
@@ -40,13 +41,18 @@ class _Tensor:
 
     leaf: Leaf
     names: list[str] = field(default_factory=list)
-    holders: list[Module] = field(default_factory=list)
+    holders: dict[str, Module] = field(default_factory=dict)  # path → module
     shape: tuple[int, ...] = ()
     num_bytes: int = 0
 
     @property
-    def embeddings(self) -> list[Module]:
-        return [holder for holder in self.holders if holder.kind == "nn.Embedding"]
+    def embeddings(self) -> list[str]:
+        """Paths of the embeddings that hold it."""
+        return [path for path, holder in self.holders.items() if holder.kind == "nn.Embedding"]
+
+    @property
+    def num_values(self) -> int:
+        return math.prod(self.shape)
 
 
 def estimate_from_headers(
@@ -88,7 +94,7 @@ def estimate_from_headers(
         optimizer=optimizer,
         precision=precision,
         output=None if layer is None else tables.get(layer) or "full",
-        tables=tuple(TableRows(tensor.names[0].removesuffix(".weight"), tensor.shape[0], rows) for tensor in tables),
+        tables=tuple(TableRows([*tensor.embeddings, *tensor.holders][0], tensor.shape[0], rows) for tensor in tables),
         full=footprint({}),
         partial=footprint(
             dict.fromkeys(tables, rows),
@@ -101,13 +107,26 @@ def estimate_from_headers(
     )
 
 
+def folder_of(model: str) -> Path | None:
+    """The folder of a checkpoint on this machine: itself, or the one in the hub's cache; None where there is none."""
+    if Path(model).is_dir():
+        return Path(model)
+    from huggingface_hub import constants
+
+    cached = Path(constants.HF_HUB_CACHE, f"models--{model.replace('/', '--')}")
+    try:
+        return cached / "snapshots" / (cached / "refs" / "main").read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        return None
+
+
 def _parameter(tensor: _Tensor, rows: int | None, value_bytes: int, is_table: bool) -> Parameter:
     return Parameter(
         shape=tensor.shape if rows is None else (rows, *tensor.shape[1:]),
         value_bytes=value_bytes,
         trains=tensor.leaf.trains,
         in_embedding=bool(tensor.embeddings),
-        in_layer=any(_is_layer(holder) for holder in tensor.holders),
+        in_layer=any(_is_layer(holder) for holder in tensor.holders.values()),
         is_table=is_table,
     )
 
@@ -129,17 +148,27 @@ def _read(folder: Path, auto_class: str) -> tuple[Module, list[_Tensor]]:
     if any(config.get(name) for name in _NOT_PLAIN):
         raise Unsure("more is loaded than the config's class makes")
     network = construct(str(config.get("model_type")), auto_class, config)
+    _check_trains(network)
     _tie(network)
     tensors = _tensors(network)
     names = {name: tensor for tensor in tensors for name in tensor.names}
-    by_tensor = dict[_Tensor, TensorEntry]()
+    by_tensor, others = dict[_Tensor, TensorEntry](), dict[str, TensorEntry]()
     for name, entry in entries.items():
-        tensor = _in_model(network, names, name)
-        if tensor is not None and by_tensor.setdefault(tensor, entry) is not entry:
+        tensor = next((names[known] for known in _names_in(network, name) if known in names), None)
+        if tensor is None:
+            others[name] = entry
+        elif by_tensor.setdefault(tensor, entry) is not entry:
             raise Unsure(f"{name} is one tensor in the model, and several in the files")
     for tensor in tensors:
         _give_size(tensor, by_tensor.get(tensor))
+    _check_others(network, others, [tensor for tensor in tensors if tensor not in by_tensor])
     return network, tensors
+
+
+def _names_in(network: Module, name: str) -> tuple[str, str]:
+    """Names in the model that a tensor of a file may have: a base model's are without a prefix."""
+    prefix = network.source.value("base_model_prefix") if network.source else None
+    return name, f"{prefix}.{name}"
 
 
 def _tie(network: Module) -> None:
@@ -147,6 +176,7 @@ def _tie(network: Module) -> None:
     for _, module in reversed(list(network.named_modules())):
         config = module.attributes.get("config")
         ties = None if module.source is None else module.source.value("_tied_weights_keys")
+        ties = module.attributes.get("_tied_weights_keys", ties)
         if not ties or not isinstance(config, dict) or not _certain(config.get("tie_word_embeddings", False)):
             continue
         if not isinstance(ties, dict):
@@ -175,28 +205,44 @@ def _tensors(network: Module) -> list[_Tensor]:
                 tensor = tensors.setdefault(id(leaf), _Tensor(leaf))
                 tensor.names.append(f"{path}.{name}" if path else name)
                 if id(module) not in seen:
-                    tensor.holders.append(module)
+                    tensor.holders[path] = module
         seen.add(id(module))
     return list(tensors.values())
 
 
-def _in_model(network: Module, names: Mapping[str, _Tensor], name: str) -> _Tensor | None:
-    """The model's tensor that one of a file is; None for one that is left aside when the file is loaded."""
-    prefix = network.source.value("base_model_prefix") if network.source else None
-    for known in (name, f"{prefix}.{name}"):
-        if known in names:
-            return names[known]
-    for known in (name, f"{prefix}.{name}"):
-        value: Any = network
-        for position, part in enumerate(known.split(".")):
-            if isinstance(value, Module) and (part in value.attributes or position == 0):
-                value = value.attributes.get(part)
-            elif value is not None and not (isinstance(value, Leaf) and value.is_buffer):
-                raise Unsure(f"{name} is not known to the model's class")
-            else:
-                break
-        if isinstance(value, Module) or value is UNKNOWN:
+def _check_others(network: Module, entries: Mapping[str, TensorEntry], tensors: list[_Tensor]) -> None:
+    """Raises `Unsure` where tensors of files are neither another head's, nor those of a module in another form.
+
+    What transformers renames, or joins (experts), when it loads is as many values below the same module.
+    """
+    num_values = dict[str, int]()
+    for name, entry in entries.items():
+        where = [_deepest(network, known) for known in _names_in(network, name)]
+        path = max((path for path in where if path is not None), key=len, default=None)
+        if path is None:
             raise Unsure(f"{name} is not known to the model's class")
+        if path:
+            num_values[path] = num_values.get(path, 0) + math.prod(entry.shape)
+    for path, its in num_values.items():
+        below = [tensor for tensor in tensors if tensor.names[0].startswith(f"{path}.")]
+        if its and its != sum(tensor.num_values for tensor in below):
+            raise Unsure(f"{path} has other tensors in the files")
+
+
+def _deepest(network: Module, name: str) -> str | None:
+    """The path of the deepest module on the way to a tensor; "" for another head, None where it cannot be said."""
+    value: Any = network
+    parts = name.split(".")
+    for position, part in enumerate(parts):
+        below = value.attributes.get(part) if isinstance(value, Module) else UNKNOWN
+        if below is None:  # what is not there, and is not to be
+            is_absent = position == 0 or part in value.attributes
+            return "" if is_absent else ".".join(parts[:position])
+        if below is UNKNOWN:
+            return None
+        if isinstance(below, Leaf):
+            return "" if below.is_buffer else None
+        value = below
     return None
 
 
@@ -205,9 +251,9 @@ def _give_size(tensor: _Tensor, entry: TensorEntry | None) -> None:
     shape = tensor.leaf.shape
     is_known = shape is not None and all(type(size) is int for size in shape)
     if entry is None:
-        if not is_known or tensor.leaf.is_buffer or shape is None:
+        if not is_known or shape is None:
             raise Unsure(f"{tensor.names[0]} is not in the files")
-        tensor.shape = shape
+        tensor.shape, tensor.num_bytes = shape, FP32_BYTES * math.prod(shape)
     elif is_known and shape != entry.shape:
         raise Unsure(f"{tensor.names[0]} is {shape} in the model, and {entry.shape} in the files")
     elif not tensor.leaf.is_buffer and entry.dtype not in _FLOATS:
@@ -232,13 +278,13 @@ def _tables(
             raise Unsure(f"{module} is no {kind}")
         return by_leaf[id(weight)]
 
-    table = matrix_of(_input_embeddings(network), "nn.Embedding")
+    table = matrix_of(input_embeddings(network), "nn.Embedding")
     full_rows = table.shape[0]
     of_this_size = [each for each in tensors if each.embeddings and each.shape[0] == full_rows]
     if of_this_size != [table]:
         raise Unsure("several tables have as many rows")
     rows = _num_rows(kept, full_rows)
-    named = _output_embeddings(network)
+    named = output_embeddings(network)
     layer = None if named is None else matrix_of(named, "nn.Linear")
     if layer is None and len(table.holders) > len(table.embeddings):
         raise Unsure("a layer that is tied to the table, and not named")
@@ -263,41 +309,38 @@ def _num_rows(kept: Any, full_rows: int) -> int:
     return int(kept)
 
 
-def _input_embeddings(network: Module) -> Any:
-    """What `get_input_embeddings` gives, by the model's own method or by transformers' rules."""
-    own = called(network, "get_input_embeddings")
-    if own is not None:
-        return own
-    name = (network.source.value("_input_embed_layer") if network.source else None) or "embed_tokens"
-    for path in (name, f"embeddings.{name}", f"model.{name}"):
-        if (module := network.at(path)) is not None:
-            return module
-    prefix = network.source.value("base_model_prefix") if network.source else None
-    for part in ("language_model", prefix):
-        inner = network.attributes.get(part) if part else None
-        if isinstance(inner, Module):
-            return _input_embeddings(inner)
-    return None
-
-
-def _output_embeddings(network: Module) -> Any:
-    own = called(network, "get_output_embeddings")
-    return own if own is not None else network.attributes.get("lm_head")
-
-
 def _check_reads(network: Module, table: _Tensor) -> None:
     """Raises `Unsure` where any code of the model may read the table around the modules that hold it: it may be refused."""
-    for holder in table.holders:
+    for holder in table.holders.values():
         forward = None if holder.source is None else holder.source.function("forward")
         if forward is not None and "super().forward" not in ast.unparse(forward[1]):
             raise Unsure("a forward of its own")
     attributes = "|".join({re.escape(name.split(".")[-2]) for name in table.names})
     read = re.compile(rf"\b(?:{attributes})\.weight\b(?!\s*=[^=])")
-    for room in {module.source.room for _, module in network.named_modules() if module.source is not None}:
-        if read.search(_without_strings(text_of(room))):
-            raise Unsure(f"{room} reads the weight of {attributes}")
+    for text in _texts(network):
+        if read.search(text):
+            raise Unsure(f"{attributes}.weight is read")
+
+
+def _check_trains(network: Module) -> None:
+    """Raises `Unsure` where code that builds a model may say what trains, or make ties, beside what was read."""
+    config = network.attributes.get("config", {})
+    sinusoidal = any(value for name, value in config.items() if "sinusoidal" in name)
+    for text in _texts(network):
+        is_set = re.search(r"\.requires_grad\s*=\s*False|\brequires_grad_\(False", text)
+        if is_set or (sinusoidal and "sinusoidal_embeddings(" in text):
+            raise Unsure("what trains is said somewhere")
+        if "self._tied_weights_keys" in text:
+            raise Unsure("ties are made by code")
+
+
+def _texts(network: Module) -> list[str]:
+    """The text of the classes that a model is made of, without strings, comments and what gives first values."""
+    sources = {module.source for _, module in network.named_modules() if module.source is not None}
+    above = {each for source in sources for each in source.above() if isinstance(each, ClassText)}
+    return [_without_strings(each.text) for each in above]
 
 
 def _without_strings(text: str) -> str:
-    return re.sub(r'"""(?s:.*?)"""|"[^"\n]*"|#.*', "", text)
+    return re.sub(r'"""(?s:.*?)"""|"[^"\n]*"|#.*|\binit\.\w+\(.*', "", text)
 

@@ -203,13 +203,18 @@ class MemoryEstimate:
 
     @property
     def cards(self) -> dict[int, dict[str, bool]]:
-        """GiB of a card → does the step fit, full and partial: an estimate. Empty where no peak on a GPU is known."""
-        if self.step is None or self.step.on_cpu or self.no_peak is not None:
+        """GiB of a card → does the step fit, full and partial; where no step was asked for, does all but its activations.
+
+        An estimate. Empty where the step is a CPU's, or its peak is not known.
+        """
+        if self.no_peak is not None or (self.step is not None and self.step.on_cpu):
             return {}
-        usable = {size: (size << 30) - _TAKEN_BYTES for size in CARDS}
+        held = {
+            name: footprint.total_bytes if self.step is None else footprint.peak_bytes
+            for name, footprint in (("full", self.full), ("partial", self.partial))
+        }
         return {
-            size: {"full": self.full.peak_bytes <= bytes_, "partial": self.partial.peak_bytes <= bytes_}
-            for size, bytes_ in usable.items()
+            size: {name: num_bytes <= (size << 30) - _TAKEN_BYTES for name, num_bytes in held.items()} for size in CARDS
         }
 
     def to_dict(self) -> dict[str, Any]:
@@ -247,9 +252,10 @@ class MemoryEstimate:
             printed.add_section()
             missing = None if self.no_peak is None else ("missing", "missing", "")
             printed.add_row("peak of a step", *(missing or _bytes_row("", full.peak_bytes, partial.peak_bytes)[1:]))
+        aside = ", activations aside" if self.step is None else ""
         for size, fits in self.cards.items():
             printed.add_row(
-                f"a card of {size} GB", *("yes" if fits[name] else "no" for name in ("full", "partial")), ""
+                f"a card of {size} GB{aside}", *("yes" if fits[name] else "no" for name in ("full", "partial")), ""
             )
         return printed
 

@@ -119,6 +119,12 @@ class ClassText:
             else:
                 yield str(known)
 
+    @property
+    def text(self) -> str:
+        """Its own lines."""
+        lines = text_of(self.room).split("\n")
+        return "\n".join(lines[self.syntax.lineno - 1 : self.syntax.end_lineno])
+
     def function(self, name: str) -> "tuple[ClassText, ast.FunctionDef] | None":
         for each in self.above():
             for statement in each.syntax.body if isinstance(each, ClassText) else ():
@@ -180,6 +186,7 @@ def _defaults(model_type: str) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for each in reversed([each for each in of_type[0].above() if isinstance(each, ClassText)]):
         for statement in each.syntax.body:
-            if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and statement.value:
-                values[statement.target.id] = each.value(statement.target.id)
+            targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
+            if isinstance(targets[0], ast.Name) and getattr(statement, "value", None) is not None:
+                values[targets[0].id] = each.value(targets[0].id)
     return values | {"attribute_map": of_type[0].value("attribute_map") or {}}
