@@ -27,7 +27,9 @@ _KNOBS = (
 )  # fmt: skip
 # Of these, those on which only a step depends: where one is given, a step is counted.
 _OF_A_STEP = ("max_length", "max_target_length", "batch_size", "dropout", "gradient_checkpointing", "cpu")
-NO_ACTIVATIONS = "Activations are not among these figures: --activations counts a step (--batch-size, --max-length), in seconds."
+NO_ACTIVATIONS = (
+    "Activations are not among these figures: --activations counts a step (--batch-size, --max-length), in seconds."
+)
 if TYPE_CHECKING:
     RunOptions = FineTuneSettings
 else:
@@ -49,7 +51,10 @@ class OtherOptions:
     """Options for training that is not `leanvocab finetune`."""
 
     activations: Annotated[
-        bool, typer.Option("--activations", help="Count a step, for its peak with activations; so do --batch-size and its like.")
+        bool,
+        typer.Option(
+            "--activations", help="Count a step, for its peak with activations; so do --batch-size and its like."
+        ),
     ] = False
     token_columns: TokenColumns = None
     optimizer: Annotated[

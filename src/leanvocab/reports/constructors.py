@@ -6,13 +6,13 @@ does not know for certain ends in `Unsure`, never in a guess: who asks then buil
 """
 
 import ast
-import copy
 import operator
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from leanvocab.reports.transformers_text import UNKNOWN, ClassText, Config, Unsure, as_config, class_of, resolve, room_of
+from leanvocab.reports.transformers_text import UNKNOWN, ClassText, Config, Unsure, class_of, resolve, room_of
 
 
 @dataclass(eq=False)
@@ -57,7 +57,7 @@ def construct(model_type: str, auto_class: str, content: Mapping[str, Any]) -> M
         Unsure: there is no such class in the transformers that is installed, or only running it tells.
     """
     try:
-        made = _make(ClassText(class_of(auto_class, model_type), room_of(model_type)), [as_config(content)], {})
+        made: Module = _make(ClassText(class_of(auto_class, model_type), room_of(model_type)), [Config(content)], {})
     except (RecursionError, AttributeError, LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise Unsure(f"{type(error).__name__}: {error}") from error
     return made
@@ -99,7 +99,10 @@ _CONVOLUTION: dict[str, tuple[str, ...] | None] = {"weight": None, "bias": None}
 _BATCH_NORM = {**_CONVOLUTION, "running_mean*": None, "running_var*": None, "num_batches_tracked*": ()}
 _KINDS: dict[str, tuple[Sequence[str], Mapping[str, Any]]] = {
     "nn.Linear": (("in_features", "out_features", "bias"), _LINEAR),
-    "nn.Embedding": (("num_embeddings", "embedding_dim", "padding_idx"), {"weight": ("num_embeddings", "embedding_dim")}),
+    "nn.Embedding": (
+        ("num_embeddings", "embedding_dim", "padding_idx"),
+        {"weight": ("num_embeddings", "embedding_dim")},
+    ),
     "nn.LayerNorm": (("size", "eps", "elementwise_affine", "bias"), _NORM),
     "nn.RMSNorm": (("size", "eps", "elementwise_affine"), {"weight": ("size",)}),
     "nn.Conv1d": (("", "", "", "", "", "", "", "bias"), _CONVOLUTION),
@@ -109,11 +112,10 @@ _KINDS: dict[str, tuple[Sequence[str], Mapping[str, Any]]] = {
     "nn.BatchNorm2d": ((), _BATCH_NORM),
     "nn.GroupNorm": (("", "size"), _CONVOLUTION),
 }
-_WITHOUT_TENSORS = (
-    "Dropout Dropout1d Dropout2d Identity ReLU ReLU6 GELU SiLU Tanh Sigmoid Softmax LogSoftmax LeakyReLU GLU ELU Softplus Hardtanh Mish "
-    "AvgPool1d AvgPool2d MaxPool1d MaxPool2d AdaptiveAvgPool1d AdaptiveAvgPool2d Unfold Fold Upsample Flatten ZeroPad2d ConstantPad1d "
-    "CrossEntropyLoss MSELoss BCEWithLogitsLoss NLLLoss L1Loss KLDivLoss SmoothL1Loss Parameter Buffer"
-).split()  # fmt: skip
+_WITHOUT_TENSORS = re.compile(
+    r"nn\.(Module|Identity|Dropout\w*|ReLU6?|GELU|SiLU|Tanh|Sigmoid|Softmax|LogSoftmax|LeakyReLU|GLU|ELU|Softplus|Hardtanh|Mish"
+    r"|(Adaptive)?(Avg|Max)Pool\dd|Unfold|Fold|Upsample|Flatten|(Zero|Constant)Pad\dd|\w+Loss)"
+)
 _IN_A_LIST = ("nn.ModuleList", "nn.Sequential")
 # Methods that a constructor calls and that make no tensors.
 _HARMLESS = ("post_init", "init_weights", "tie_weights", "_init_weights", "reset_parameters")
@@ -138,7 +140,7 @@ def _run(cls: "ClassText", module: Module, given: list[Any], named: dict[str, An
             if each.startswith("nn.") or each.endswith("PreTrainedModel"):
                 return
             continue
-        own = next((s for s in each.syntax.body if isinstance(s, ast.FunctionDef) and s.name == "__init__"), None)
+        own = each.own_function("__init__")
         if own is not None:
             frame = _Frame(each, {"self": module})
             frame.bind(own.args, given, named)
@@ -149,7 +151,6 @@ def _run(cls: "ClassText", module: Module, given: list[Any], named: dict[str, An
 def _torch(name: str, module: Module, given: list[Any], named: dict[str, Any]) -> bool:
     """Makes a module what a class of torch makes; False where it is no class that is known."""
     name = name.removeprefix("torch.")
-    short = name.removeprefix("nn.")
     if name in _IN_A_LIST:
         items = given[0] if given and name == "nn.ModuleList" else given
         if not isinstance(items, list | tuple):
@@ -177,7 +178,7 @@ def _torch(name: str, module: Module, given: list[Any], named: dict[str, Any]) -
             shape = shape[0] if shape and isinstance(shape[0], tuple) else shape
             trains = not values.get("_freeze")
             module.attributes[tensor.rstrip("*")] = Leaf(shape, is_buffer=tensor.endswith("*"), trains=trains)
-    elif not (name.startswith("nn.") and short in (*_WITHOUT_TENSORS, "Module")):
+    elif not _WITHOUT_TENSORS.fullmatch(name):
         if name.startswith("nn.") and not name.startswith(("nn.init", "nn.functional")):
             raise Unsure(f"{name} is not known")
         return False
@@ -268,7 +269,10 @@ class _Frame:
             self.assign(statement.target, self.value(statement.value))
 
     def _run_AugAssign(self, statement: ast.AugAssign) -> None:  # noqa: N802
-        self.assign(statement.target, self._binary(type(statement.op), self.value(statement.target), self.value(statement.value)))
+        self.assign(
+            statement.target,
+            self._binary(type(statement.op), self.value(statement.target), self.value(statement.value)),
+        )
 
     def assign(self, target: ast.expr, value: Any) -> None:
         if isinstance(target, ast.Name):
@@ -352,13 +356,13 @@ class _Frame:
         if isinstance(holder, Module):
             if node.attr in holder.attributes:
                 return holder.attributes[node.attr]
-            known = None if holder.source is None else holder.source.value(node.attr)
-            return _Method(holder, node.attr) if known is None else known
+            if holder.source is not None and (known := holder.source.value(node.attr)) is not None:
+                return known
+            found = None if holder.source is None else holder.source.function(node.attr)
+            is_property = found is not None and "property" in map(ast.unparse, found[1].decorator_list)
+            return called(holder, node.attr) if is_property else _Method(holder, node.attr)
         if isinstance(holder, Config):
-            name = (holder.get("attribute_map") or {}).get(node.attr, node.attr)
-            if name in holder:
-                return holder[name]
-            return _Method(holder, name) if name == "get_text_config" else UNKNOWN
+            return _Method(holder, node.attr) if node.attr == "get_text_config" else holder.field(node.attr)
         return UNKNOWN if holder is UNKNOWN else _Method(holder, node.attr)
 
     def _of_List(self, node: ast.List) -> Any:  # noqa: N802
@@ -466,7 +470,11 @@ class _Frame:
             return _BUILTINS[builtin](*given, **named) if UNKNOWN not in given[:1] else UNKNOWN
         if builtin == "setattr":
             return _set(*given)
-        if isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name) and node.func.value.id.startswith("Auto"):
+        if (
+            isinstance(node.func, ast.Attribute)
+            and isinstance(node.func.value, ast.Name)
+            and node.func.value.id.startswith("Auto")
+        ):
             config = given[0] if given else named.get("config")
             if node.func.attr not in ("from_config", "_from_config") or not isinstance(config, Config):
                 return UNKNOWN
@@ -476,7 +484,7 @@ class _Frame:
             sizes = given[0] if given and isinstance(given[0], list | tuple) else given
             return Values(tuple(sizes)) if all(type(size) is int for size in sizes) else UNKNOWN
         if ast.unparse(node.func) == "copy.deepcopy":
-            return copy.copy(given[0])
+            return given[0].copied() if isinstance(given[0], Config) else given[0]
         function = self.value(node.func)
         if isinstance(function, _Method):
             return self._called(function, given, named)
@@ -499,7 +507,7 @@ class _Frame:
                     _torch(each, module, given, named)
                     return
                 continue
-            own = next((s for s in each.syntax.body if isinstance(s, ast.FunctionDef) and s.name == "__init__"), None)
+            own = each.own_function("__init__")
             if own is not None:
                 del above[: position + 1]
                 frame = _Frame(each, {"self": module})
@@ -528,11 +536,17 @@ class _Frame:
         elif name in ("get_input_embeddings", "get_output_embeddings"):
             return input_embeddings(holder) if name == "get_input_embeddings" else output_embeddings(holder)
         elif holder.source is not None and (found := holder.source.function(name)) is not None:
-            if any(map(_makes_something, found[1].body)):
-                frame = _Frame(found[0], {"self": holder})
-                frame.bind(found[1].args, given, named)
-                return frame.returned(found[1].body)
+            return _result(holder, *found, given, named)
         return UNKNOWN
+
+
+def _result(module: Module, cls: ClassText, function: ast.FunctionDef, given: list[Any], named: dict[str, Any]) -> Any:
+    """What a method returns that makes modules or tensors; UNKNOWN of another one, which is not run."""
+    if not any(map(_makes_something, function.body)):
+        return UNKNOWN
+    frame = _Frame(cls, {"self": module})
+    frame.bind(function.args, given, named)
+    return frame.returned(function.body)
 
 
 def module_classes(module: Module, after: ClassText) -> Iterator["ClassText | str"]:
@@ -547,8 +561,11 @@ def _shape(given: list[Any]) -> tuple[int, ...] | None:
 
 
 def _is_module(cls: ClassText) -> bool:
-    return any(isinstance(each, str) and (each.startswith(("nn.", "torch.nn.")) or "PreTrainedModel" in each
-               or each == "GradientCheckpointingLayer") for each in cls.above())
+    return any(
+        isinstance(each, str)
+        and (each.startswith(("nn.", "torch.nn.")) or "PreTrainedModel" in each or each == "GradientCheckpointingLayer")
+        for each in cls.above()
+    )
 
 
 def _set(holder: Any, name: Any, value: Any) -> None:
@@ -561,13 +578,15 @@ def _set(holder: Any, name: Any, value: Any) -> None:
             raise Unsure(f"{name} is given another value")
         holder.attributes[name] = value
     elif isinstance(holder, Config):
-        holder[(holder.get("attribute_map") or {}).get(name, name)] = value
+        holder.set(name, value)
 
 
 def _of_config(config: Config, name: str, named: dict[str, Any]) -> Any:
     if name != "get_text_config":
         return UNKNOWN
-    parts = [config[part] for part in ("text_encoder", "decoder", "generator", "text_config") if config.get(part) is not None]
+    parts = [
+        config[part] for part in ("text_encoder", "decoder", "generator", "text_config") if config.get(part) is not None
+    ]
     if named or len(parts) > 1:
         return UNKNOWN
     return parts[0] if parts else config
@@ -575,8 +594,8 @@ def _of_config(config: Config, name: str, named: dict[str, Any]) -> Any:
 
 def _alike(values: list[Any]) -> Any:
     """One of several classes that have one constructor, as those have that compute in different ways."""
-    constructors = {id(each.function("__init__")[1]) if isinstance(each, ClassText) else 0 for each in values}
-    return values[0] if len(constructors) == 1 and 0 not in constructors else UNKNOWN
+    constructors = {each.function("__init__") if isinstance(each, ClassText) else None for each in values}
+    return values[0] if len(constructors) == 1 and None not in constructors else UNKNOWN
 
 
 def _known(value: Any) -> bool:
@@ -591,7 +610,12 @@ def _makes_something(node: ast.AST) -> bool:
         if isinstance(each, ast.Call):
             name = ast.unparse(each.func)
             short = name.rpartition(".")[2]
-            if name.startswith(("nn.", "torch.nn.")) or short in ("register_buffer", "register_parameter", "add_module", "setattr"):
+            if name.startswith(("nn.", "torch.nn.")) or short in (
+                "register_buffer",
+                "register_parameter",
+                "add_module",
+                "setattr",
+            ):
                 return True
             if short[:1].isupper() and not short.endswith(("Error", "Warning", "Config")):
                 return True
@@ -604,14 +628,13 @@ def _matters(statement: ast.stmt) -> bool:
 
 def _getattr(holder: Any, name: str, *default: Any) -> Any:
     if isinstance(holder, Config):
-        name = (holder.get("attribute_map") or {}).get(name, name)
-        return holder[name] if name in holder else default[0] if default else UNKNOWN
+        return holder.field(name) if holder.has(name) else default[0] if default else UNKNOWN
     return holder.attributes.get(name, *default) if isinstance(holder, Module) else UNKNOWN
 
 
 def _hasattr(holder: Any, name: str) -> Any:
     if isinstance(holder, Config):
-        return (holder.get("attribute_map") or {}).get(name, name) in holder
+        return holder.has(name)
     return UNKNOWN
 
 

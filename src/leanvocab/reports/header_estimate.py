@@ -26,7 +26,7 @@ from leanvocab.reports.memory_estimate import (
     make_footprint,
     remap_bytes,
 )
-from leanvocab.reports.transformers_text import UNKNOWN, ClassText, Unsure
+from leanvocab.reports.transformers_text import UNKNOWN, ClassText, Config, Unsure
 
 _FLOATS = ("F16", "BF16", "F32", "F64")
 # Bytes of states: a multiple of the parameter's, and beside it.
@@ -153,8 +153,8 @@ def _read(folder: Path, auto_class: str) -> tuple[Module, list[_Tensor]]:
     tensors = _tensors(network)
     names = {name: tensor for tensor in tensors for name in tensor.names}
     by_tensor, others = dict[_Tensor, TensorEntry](), dict[str, TensorEntry]()
-    for name, entry in entries.items():
-        tensor = next((names[known] for known in _names_in(network, name) if known in names), None)
+    for name, entry in _as_in_model(network, entries).items():
+        tensor = names.get(name)
         if tensor is None:
             others[name] = entry
         elif by_tensor.setdefault(tensor, entry) is not entry:
@@ -165,10 +165,12 @@ def _read(folder: Path, auto_class: str) -> tuple[Module, list[_Tensor]]:
     return network, tensors
 
 
-def _names_in(network: Module, name: str) -> tuple[str, str]:
-    """Names in the model that a tensor of a file may have: a base model's are without a prefix."""
+def _as_in_model(network: Module, entries: dict[str, TensorEntry]) -> dict[str, TensorEntry]:
+    """Tensors by their names in a model with a head, where the files may be of a model without one."""
     prefix = network.source.value("base_model_prefix") if network.source else None
-    return name, f"{prefix}.{name}"
+    if not prefix or prefix not in network.attributes or any(name.startswith(f"{prefix}.") for name in entries):
+        return entries
+    return {f"{prefix}.{name}": entry for name, entry in entries.items()}
 
 
 def _tie(network: Module) -> None:
@@ -177,7 +179,7 @@ def _tie(network: Module) -> None:
         config = module.attributes.get("config")
         ties = None if module.source is None else module.source.value("_tied_weights_keys")
         ties = module.attributes.get("_tied_weights_keys", ties)
-        if not ties or not isinstance(config, dict) or not _certain(config.get("tie_word_embeddings", False)):
+        if not ties or not isinstance(config, Config) or not _certain(_is_tied(config)):
             continue
         if not isinstance(ties, dict):
             raise Unsure("ties that are no literals")
@@ -188,6 +190,10 @@ def _tie(network: Module) -> None:
                 raise Unsure(f"the tie of {target} to {source}")
             if holder.attributes[attribute] is not None:
                 holder.attributes[attribute] = leaf
+
+
+def _is_tied(config: Config) -> Any:
+    return config.field("tie_word_embeddings") if config.has("tie_word_embeddings") else False
 
 
 def _certain(value: Any) -> Any:
@@ -217,8 +223,7 @@ def _check_others(network: Module, entries: Mapping[str, TensorEntry], tensors: 
     """
     num_values = dict[str, int]()
     for name, entry in entries.items():
-        where = [_deepest(network, known) for known in _names_in(network, name)]
-        path = max((path for path in where if path is not None), key=len, default=None)
+        path = _deepest(network, name)
         if path is None:
             raise Unsure(f"{name} is not known to the model's class")
         if path:
@@ -343,4 +348,3 @@ def _texts(network: Module) -> list[str]:
 
 def _without_strings(text: str) -> str:
     return re.sub(r'"""(?s:.*?)"""|"[^"\n]*"|#.*|\binit\.\w+\(.*', "", text)
-

@@ -134,7 +134,7 @@ def plain_loss_bytes(num_tokens: int, full_rows: int) -> int:
 
 
 def remap_bytes(full_rows: int, kept_rows: int, num_inputs: int, num_outputs: int) -> int:
-    """Bytes of the maps of one table: each input holds int64 [full_rows + 2]; each output its ids; each int64 [3], a missing id."""
+    """Bytes of a table's maps: each input holds int64 [full_rows + 2]; each output its ids; each int64 [3], a missing id."""
     return 8 * (num_inputs * (full_rows + 2 + 3) + num_outputs * (kept_rows + 3))
 
 

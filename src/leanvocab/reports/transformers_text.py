@@ -1,9 +1,9 @@
-"""The text of transformers: which class an auto class makes of a config, what stands in it, and a config's defaults. Nothing is imported."""
+"""The text of transformers: the class that an auto class makes of a config, what stands in it, defaults; nothing is imported."""
 
 import ast
 import importlib.util
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,11 +16,6 @@ class Unsure(Exception):  # noqa: N818 (no error: it ends a reading that only ru
 
 UNKNOWN: Any = type("Unknown", (), {"__repr__": lambda self: "unknown"})()
 
-
-class Config(dict[str, Any]):
-    """A config as JSON has it, with the defaults that its class has in its text."""
-
-
 _MAPPINGS = {
     "AutoModel": "MODEL_MAPPING_NAMES",
     "AutoModelForSequenceClassification": "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
@@ -28,6 +23,10 @@ _MAPPINGS = {
     "AutoModelForSeq2SeqLM": "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
     "AutoModelForMaskedLM": "MODEL_FOR_MASKED_LM_MAPPING_NAMES",
 }
+# Files whose classes no constructor needs, or that are read by name.
+_NOT_FOLLOWED = re.compile(
+    r"(modeling_utils|configuration_utils|utils/.*|generation.*|activations|cache_utils|masking_utils)\.py"
+)
 
 
 @cache
@@ -61,6 +60,7 @@ def class_of(auto_class: str, model_type: str) -> str:
 
 
 def room_of(model_type: str) -> str:
+    """The file with the classes of models of a type."""
     tables = (text_of(f"models/auto/{file}.py") for file in ("auto_mappings", "configuration_auto"))
     special = "".join(table[table.find("SPECIAL_MODEL_TYPE_TO_MODULE_NAME") :] for table in tables)
     named = re.search(rf'"{re.escape(model_type)}"(?:,|:) "([a-z0-9_]+)"', special)
@@ -69,33 +69,43 @@ def room_of(model_type: str) -> str:
     return f"models/{folder}/modeling_{file if has_own else folder}.py"
 
 
+# --- classes ----------------------------------------------------------------------------------------------------------
+
+_CLASS = re.compile(r"^class (\w+)\b.*?(?=^[^\s)#]|\Z)", re.MULTILINE | re.DOTALL)
+_IMPORT = re.compile(r"^from (\.*)([\w.]*) import (?:\(([^)]*)\)|(.*))$", re.MULTILINE)
+_VALUE = re.compile(r"^(\w+) = .*?(?=^[^\s)\]}#]|\Z)", re.MULTILINE | re.DOTALL)
+
+
 @dataclass(frozen=True)
 class _Room:
-    """A file of transformers: its classes, what it imports from where, and other names that it gives to values."""
+    """A file of transformers by what stands in its first column: classes, imports and values, none of them parsed."""
 
-    classes: Mapping[str, ast.ClassDef]
-    imports: Mapping[str, tuple[str, str]]  # name → file, name there
-    values: Mapping[str, ast.expr]
+    classes: Mapping[str, str]
+    imports: Mapping[str, tuple[str, str]]  # name → file, name there; of torch's, "" and the name with a prefix
+    values: Mapping[str, str]
 
 
 @cache
-def room_at(path: str) -> _Room:
-    classes, imports, values = dict[str, ast.ClassDef](), dict[str, tuple[str, str]](), dict[str, ast.expr]()
-    for statement in ast.parse(text_of(path)).body:
-        if isinstance(statement, ast.ClassDef):
-            classes[statement.name] = statement
-        elif isinstance(statement, ast.ImportFrom) and statement.level and statement.module:
-            above = path.split("/")[: -statement.level]
-            file = "/".join([*above, *statement.module.split(".")]) + ".py"
-            imports |= {alias.asname or alias.name: (file, alias.name) for alias in statement.names}
-        elif isinstance(statement, ast.ImportFrom) and statement.module == "torch.nn":
-            values |= {alias.asname or alias.name: ast.parse(f"nn.{alias.name}", mode="eval").body for alias in statement.names}
-        elif isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
-            values[statement.targets[0].id] = statement.value
-    return _Room(classes, imports, values)
+def _room(path: str) -> _Room:
+    text, imports = text_of(path), dict[str, tuple[str, str]]()
+    for dots, module, listed, line in _IMPORT.findall(text):
+        above = path.split("/")[: -len(dots)] if dots else []
+        file = "/".join([*above, *module.split(".")]) + ".py"
+        if not dots and module != "torch.nn":
+            continue
+        for alias in re.sub(r"#.*", "", listed or line).split(","):
+            name, _, given = (part.strip() for part in alias.strip().partition(" as "))
+            imports[given or name] = (file, name) if dots else ("", f"nn.{name}")
+    return _Room(
+        {match[1]: match[0] for match in _CLASS.finditer(text)},
+        imports,
+        {match[1]: match[0] for match in _VALUE.finditer(text)},
+    )
 
 
-_NOT_FOLLOWED = re.compile(r"(modeling_utils|utils/.*|generation|activations|cache_utils|masking_utils)\.py")
+@cache
+def _parsed(text: str) -> ast.stmt:
+    return ast.parse(text).body[0]
 
 
 @dataclass(frozen=True)
@@ -106,87 +116,136 @@ class ClassText:
     room: str
 
     @property
-    def syntax(self) -> ast.ClassDef:
-        return room_at(self.room).classes[self.name]
-
-    def above(self) -> "Iterator[ClassText | str]":
-        """The classes that it is made of, itself first, roughly in the order in which attributes are looked up."""
-        yield self
-        for base in self.syntax.bases:
-            known = resolve(ast.unparse(base), self.room)
-            if isinstance(known, ClassText):
-                yield from known.above()
-            else:
-                yield str(known)
-
-    @property
     def text(self) -> str:
         """Its own lines."""
-        lines = text_of(self.room).split("\n")
-        return "\n".join(lines[self.syntax.lineno - 1 : self.syntax.end_lineno])
+        return _room(self.room).classes[self.name]
+
+    @property
+    def body(self) -> list[ast.stmt]:
+        """Its statements."""
+        return _parsed(self.text).body  # type: ignore[attr-defined, no-any-return]
+
+    def above(self) -> "tuple[ClassText | str, ...]":
+        """The classes that it is made of, itself first, roughly in the order in which attributes are looked up."""
+        return _above(self)
+
+    def own_function(self, name: str) -> ast.FunctionDef | None:
+        """A function in its body."""
+        named = (each for each in self.body if isinstance(each, ast.FunctionDef) and each.name == name)
+        return next(named, None)
 
     def function(self, name: str) -> "tuple[ClassText, ast.FunctionDef] | None":
+        """A function that it has by itself or from a class above it, and which."""
         for each in self.above():
-            for statement in each.syntax.body if isinstance(each, ClassText) else ():
-                if isinstance(statement, ast.FunctionDef) and statement.name == name:
-                    return each, statement  # type: ignore[return-value]
+            if isinstance(each, ClassText) and (own := each.own_function(name)) is not None:
+                return each, own
         return None
 
     def value(self, name: str) -> Any:
-        """A literal that stands in its body; None where there is none."""
+        """A literal that stands in its body, or in one above; None where there is none, UNKNOWN for another value."""
         for each in self.above():
-            for statement in each.syntax.body if isinstance(each, ClassText) else ():
-                targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
-                if any(isinstance(target, ast.Name) and target.id == name for target in targets):
-                    try:
-                        return ast.literal_eval(statement.value)  # type: ignore[attr-defined]
-                    except ValueError:
-                        return UNKNOWN
+            if isinstance(each, ClassText) and name in (own := _assigned(each)):
+                return own[name]
         return None
+
+
+@cache
+def _above(cls: ClassText) -> "tuple[ClassText | str, ...]":
+    above: list[ClassText | str] = [cls]
+    for base in _parsed(cls.text).bases:  # type: ignore[attr-defined]
+        known = resolve(ast.unparse(base), cls.room)
+        above += known.above() if isinstance(known, ClassText) else [str(known)]
+    return tuple(above)
+
+
+@cache
+def _assigned(cls: ClassText) -> dict[str, Any]:
+    """Names in a class's body and their literal values."""
+    values = dict[str, Any]()
+    for statement in cls.body:
+        targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
+        value = getattr(statement, "value", None)
+        if isinstance(targets[0], ast.Name) and value is not None:
+            values[targets[0].id] = _literal(value)
+    return values
 
 
 def resolve(name: str, room: str) -> "ClassText | ast.expr | str":
     """A class of transformers, or what else a file gives a value, by its name there; or the name itself."""
-    known = room_at(room)
+    known = _room(room)
     if name in known.classes:
         return ClassText(name, room)
     if name in known.imports:
         file, original = known.imports[name]
+        if not file:
+            return original
         if not _NOT_FOLLOWED.search(file) and (_root() / file).is_file():
             return resolve(original, file)
-    value = known.values.get(name, name)
+    if name not in known.values:
+        return name
+    value: ast.expr = _parsed(known.values[name]).value  # type: ignore[attr-defined]
     return ast.unparse(value) if isinstance(value, ast.Attribute) else value
 
 
 # --- configs ----------------------------------------------------------------------------------------------------------
 
 
-def as_config(content: Mapping[str, Any]) -> Config:
-    """A config with its defaults, the configs in it too."""
-    given = {
-        name: as_config(value) if isinstance(value, dict) and "model_type" in value else value
-        for name, value in content.items()
-    }
-    config = Config(_defaults(str(content.get("model_type"))) | given)
-    id2label = config.get("id2label")
-    config["num_labels"] = len(id2label) if isinstance(id2label, dict) else config.get("num_labels", 2)
-    return config
+class Config(dict[str, Any]):
+    """A config as JSON has it, with the defaults that its class has in its text; fields go by their other names too."""
+
+    def __init__(self, content: Mapping[str, Any]) -> None:
+        given = {
+            name: Config(value) if isinstance(value, dict) and "model_type" in value else value
+            for name, value in content.items()
+        }
+        super().__init__(given)
+        self._defaults, self._names = _defaults(str(content.get("model_type")))
+        id2label = self.get("id2label")
+        self["num_labels"] = len(id2label) if isinstance(id2label, dict) else self.get("num_labels", 2)
+
+    def has(self, name: str) -> bool:
+        """True for a field that the config has, be it by default."""
+        name = self._names.get(name, name)
+        return name in self or name in self._defaults or name in _common()
+
+    def field(self, name: str) -> Any:
+        """The value of a field; UNKNOWN where neither the config nor its class says it."""
+        name = self._names.get(name, name)
+        return self[name] if name in self else self._defaults.get(name, _common().get(name, UNKNOWN))
+
+    def set(self, name: str, value: Any) -> None:
+        """Gives a field a value."""
+        self[self._names.get(name, name)] = value
+
+    def copied(self) -> "Config":
+        """The same again, to be changed."""
+        return Config(self)
 
 
-def _defaults(model_type: str) -> dict[str, Any]:
+@cache
+def _defaults(model_type: str) -> tuple[dict[str, Any], dict[str, str]]:
     """Defaults of a config's fields, where they are literals, and other names of fields."""
+    room = room_of(model_type).replace("modeling_", "configuration_")
+    marks = re.compile(rf'^    model_type = "{re.escape(model_type)}"$', re.MULTILINE)
     try:
-        room = room_of(model_type).replace("modeling_", "configuration_")
-        classes = [ClassText(name, room) for name in room_at(room).classes]
+        of_type = [ClassText(name, room) for name, text in _room(room).classes.items() if marks.search(text)]
     except Unsure:
-        return {}
-    of_type = [each for each in classes if each.value("model_type") == model_type]
-    if not of_type:
-        return {}
-    values: dict[str, Any] = {}
-    for each in reversed([each for each in of_type[0].above() if isinstance(each, ClassText)]):
-        for statement in each.syntax.body:
-            targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
-            if isinstance(targets[0], ast.Name) and getattr(statement, "value", None) is not None:
-                values[targets[0].id] = each.value(targets[0].id)
-    return values | {"attribute_map": of_type[0].value("attribute_map") or {}}
+        return {}, {}
+    values = dict[str, Any]()
+    for each in reversed(of_type[0].above() if of_type else ()):
+        values |= _assigned(each) if isinstance(each, ClassText) else {}
+    return values, values.get("attribute_map") or {}
+
+
+@cache
+def _common() -> dict[str, Any]:
+    """Defaults that all configs have. Their class is long, and is not parsed for them."""
+    text = ClassText("PreTrainedConfig", "configuration_utils.py").text
+    return {name: _literal(value) for name, value in re.findall(r"^    (\w+): [^=\n]+ = (.+)$", text, re.MULTILINE)}
+
+
+def _literal(text: str | ast.expr) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return UNKNOWN
