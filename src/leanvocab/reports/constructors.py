@@ -10,6 +10,7 @@ import operator
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from leanvocab.reports.transformers_text import UNKNOWN, ClassText, Config, Unsure, class_of, resolve, room_of
@@ -349,8 +350,7 @@ class _Frame:
         return UNKNOWN if UNKNOWN in parts else "".join(map(str, parts))
 
     def _of_Attribute(self, node: ast.Attribute) -> Any:  # noqa: N802
-        text = ast.unparse(node).removeprefix("torch.")
-        if text.startswith("nn."):
+        if (text := _dotted(node).removeprefix("torch.")).startswith("nn."):
             return text
         holder = self.value(node.value)
         if isinstance(holder, Module):
@@ -461,8 +461,9 @@ class _Frame:
         for keyword in node.keywords:
             value = self.value(keyword.value)
             named |= {keyword.arg: value} if keyword.arg else value if isinstance(value, dict) else {}
-        if ast.unparse(node.func).startswith("super()."):
-            if node.func.attr == "__init__":  # type: ignore[attr-defined]
+        text = _dotted(node.func)
+        if text.startswith("super()."):
+            if text == "super().__init__":
                 self._run_above(given, named)
             return UNKNOWN
         builtin = node.func.id if isinstance(node.func, ast.Name) and node.func.id not in self.variables else ""
@@ -480,10 +481,10 @@ class _Frame:
                 return UNKNOWN
             cls = ClassText(class_of(node.func.value.id, config["model_type"]), room_of(config["model_type"]))
             return _make(cls, [config], {})
-        if ast.unparse(node.func) in ("torch.empty", "torch.zeros", "torch.ones", "torch.randn", "torch.rand"):
+        if text in ("torch.empty", "torch.zeros", "torch.ones", "torch.randn", "torch.rand"):
             sizes = given[0] if given and isinstance(given[0], list | tuple) else given
             return Values(tuple(sizes)) if all(type(size) is int for size in sizes) else UNKNOWN
-        if ast.unparse(node.func) == "copy.deepcopy":
+        if text == "copy.deepcopy":
             return given[0].copied() if isinstance(given[0], Config) else given[0]
         function = self.value(node.func)
         if isinstance(function, _Method):
@@ -522,7 +523,7 @@ class _Frame:
         if name == "requires_grad_":
             raise Unsure("what trains is set")
         if isinstance(holder, dict | list | str):
-            return UNKNOWN if UNKNOWN in given[:1] else getattr(holder, name)(*given, **named)
+            return _of_values(holder, name, given, named)
         if not isinstance(holder, Module) or name in _HARMLESS:
             return UNKNOWN
         if name == "register_buffer":
@@ -538,6 +539,15 @@ class _Frame:
         elif holder.source is not None and (found := holder.source.function(name)) is not None:
             return _result(holder, *found, given, named)
         return UNKNOWN
+
+
+def _of_values(holder: Any, name: str, given: list[Any], named: dict[str, Any]) -> Any:
+    """What a method of a list, a dict or a text returns."""
+    if name != "append" and UNKNOWN in given:
+        if not isinstance(holder, str) and name not in ("get", "index", "count"):
+            raise Unsure(f"{name} with what is not known")
+        return UNKNOWN
+    return getattr(holder, name)(*given, **named)
 
 
 def _result(module: Module, cls: ClassText, function: ast.FunctionDef, given: list[Any], named: dict[str, Any]) -> Any:
@@ -560,6 +570,7 @@ def _shape(given: list[Any]) -> tuple[int, ...] | None:
     return given[0].shape if given and isinstance(given[0], Values) else None
 
 
+@cache
 def _is_module(cls: ClassText) -> bool:
     return any(
         isinstance(each, str)
@@ -604,11 +615,17 @@ def _known(value: Any) -> bool:
     return bool(value)
 
 
+@cache
+def _dotted(node: ast.expr) -> str:
+    return ast.unparse(node)
+
+
+@cache
 def _makes_something(node: ast.AST) -> bool:
     """True for code that may make modules or tensors of a model."""
     for each in ast.walk(node):
         if isinstance(each, ast.Call):
-            name = ast.unparse(each.func)
+            name = _dotted(each.func)
             short = name.rpartition(".")[2]
             if name.startswith(("nn.", "torch.nn.")) or short in (
                 "register_buffer",

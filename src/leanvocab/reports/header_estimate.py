@@ -217,7 +217,7 @@ def _tensors(network: Module) -> list[_Tensor]:
 
 
 def _check_others(network: Module, entries: Mapping[str, TensorEntry], tensors: list[_Tensor]) -> None:
-    """Raises `Unsure` where tensors of files are neither another head's, nor those of a module in another form.
+    """Raises `Unsure` where tensors of files are neither left aside when they are loaded, nor those of a module in another form.
 
     What transformers renames, or joins (experts), when it loads is as many values below the same module.
     """
@@ -230,7 +230,7 @@ def _check_others(network: Module, entries: Mapping[str, TensorEntry], tensors: 
             num_values[path] = num_values.get(path, 0) + math.prod(entry.shape)
     for path, its in num_values.items():
         below = [tensor for tensor in tensors if tensor.names[0].startswith(f"{path}.")]
-        if its and its != sum(tensor.num_values for tensor in below):
+        if below and its != sum(tensor.num_values for tensor in below):
             raise Unsure(f"{path} has other tensors in the files")
 
 
@@ -294,7 +294,7 @@ def _tables(
     if layer is None and len(table.holders) > len(table.embeddings):
         raise Unsure("a layer that is tied to the table, and not named")
     mode = output or ("frozen" if layer is table else "full")
-    if (mode == "full") is (layer is table) or (mode != "full" and layer is None):
+    if layer is (table if mode == "full" else None):
         raise Unsure("the table is tied to what stays whole, or nothing is scored")
     tables: dict[_Tensor, str | None] = {table: mode if layer is table else None}
     if layer is not None and layer is not table and mode != "full":

@@ -71,9 +71,9 @@ def room_of(model_type: str) -> str:
 
 # --- classes ----------------------------------------------------------------------------------------------------------
 
-_CLASS = re.compile(r"^class (\w+)\b.*?(?=^[^\s)#]|\Z)", re.MULTILINE | re.DOTALL)
-_IMPORT = re.compile(r"^from (\.*)([\w.]*) import (?:\(([^)]*)\)|(.*))$", re.MULTILINE)
-_VALUE = re.compile(r"^(\w+) = .*?(?=^[^\s)\]}#]|\Z)", re.MULTILINE | re.DOTALL)
+_BLOCKS = re.compile(r"\n(?=[^\s)\]}#])")  # what begins in the first column
+_IMPORT = re.compile(r"from (\.+|(?=torch\.nn ))([\w.]*) import \(?([^)]*)")
+_NAMED = re.compile(r"class (\w+)|(\w+) = ")
 
 
 @dataclass(frozen=True)
@@ -87,20 +87,17 @@ class _Room:
 
 @cache
 def _room(path: str) -> _Room:
-    text, imports = text_of(path), dict[str, tuple[str, str]]()
-    for dots, module, listed, line in _IMPORT.findall(text):
-        above = path.split("/")[: -len(dots)] if dots else []
-        file = "/".join([*above, *module.split(".")]) + ".py"
-        if not dots and module != "torch.nn":
-            continue
-        for alias in re.sub(r"#.*", "", listed or line).split(","):
-            name, _, given = (part.strip() for part in alias.strip().partition(" as "))
-            imports[given or name] = (file, name) if dots else ("", f"nn.{name}")
-    return _Room(
-        {match[1]: match[0] for match in _CLASS.finditer(text)},
-        imports,
-        {match[1]: match[0] for match in _VALUE.finditer(text)},
-    )
+    classes, imports, values = dict[str, str](), dict[str, tuple[str, str]](), dict[str, str]()
+    for block in _BLOCKS.split(text_of(path)):
+        if named := _NAMED.match(block):
+            (classes if named[1] else values)[named[1] or named[2]] = block
+        elif imported := _IMPORT.match(block):
+            dots, module, names = imported.groups()
+            file = "/".join([*path.split("/")[: -len(dots)], *module.split(".")]) + ".py"
+            for alias in re.sub(r"#.*", "", names).split(","):
+                name, _, given = (part.strip() for part in alias.strip().partition(" as "))
+                imports[given or name] = (file, name) if dots else ("", f"nn.{name}")
+    return _Room(classes, imports, values)
 
 
 @cache
