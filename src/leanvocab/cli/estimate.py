@@ -108,7 +108,7 @@ def estimate_command(
         kept = _counted(data, tokenizer or model, model, settings, others)
     estimated = None if has_step else _from_headers(model, kept, settings, others)
     if estimated is None:
-        estimated = _from_config(model, kept, settings, others, has_step)
+        estimated = _from_model(model, kept, settings, others, has_step)
     notes = estimated.notes if has_step else (*estimated.notes, NO_ACTIVATIONS)
     return Answer(estimated.to_dict(), lambda: [estimated, *notes])
 
@@ -156,7 +156,7 @@ def _name_of(model: str) -> str:
     return Path(model).name if Path(model).is_dir() else model
 
 
-def _from_config(model: str, kept: Any, settings: FineTuneSettings, others: OtherOptions, has_step: bool) -> Any:
+def _from_model(model: str, kept: Any, settings: FineTuneSettings, others: OtherOptions, has_step: bool) -> Any:
     """The estimate of the model that is built without memory."""
     quiet_libraries()
     from leanvocab.finetune.pretrained import estimate_run, set_dropout, training_step
