@@ -150,10 +150,6 @@ def test_an_estimate_and_a_run_with_the_same_options_say_the_same_bytes(base, da
     assert json.loads((tmp_path / "out" / "finetune.json").read_text())["peak"] == ran["peak"]
 
 
-def test_an_estimate_of_qlora_says_that_there_is_none(base):
-    assert "--qlora is not estimated" in run("estimate", base, "--rows", 5, "--qlora", code=2).stderr
-
-
 def test_an_estimate_needs_exactly_one_of_them(base):
     assert "one of --vocabulary, --data and --rows" in run("estimate", base, code=2).stderr
     assert "one of --vocabulary, --data and --rows" in run("estimate", base, "--rows", 5, "--data", "x", code=2).stderr

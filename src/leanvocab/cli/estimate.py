@@ -161,8 +161,6 @@ def _from_model(model: str, kept: Any, settings: FineTuneSettings, others: Other
     quiet_libraries()
     from leanvocab.finetune.pretrained import estimate_run, set_dropout, training_step
 
-    if settings.qlora:
-        raise SettingsError("--qlora is not estimated: weights of 4 bits are known once they are there; --lora is")
     config = _config_of(model)
     set_dropout(config, settings.dropout)
     given = {"precision": others.precision, "auto_class": others.auto_class}

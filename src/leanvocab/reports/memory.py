@@ -98,7 +98,7 @@ def estimate_memory(
     """
     _check_settings(optimizer, precision, num_tokens)
     module, name = _as_module(model, auto_class)
-    tables = _estimated_tables(module, vocabulary, embedding, output, frozen_rows)
+    tables = _estimated_tables(module, vocabulary, embedding, output, frozen_rows, precision)
     if adapt is not None:
         adapt(module)
     estimate = _estimate(module, name, tables, optimizer, precision, num_tokens)
@@ -287,7 +287,7 @@ class _EstimatedTable:
     modules: Sequence[PartialModule | nn.Embedding | nn.Linear]
     output: str | None  # "frozen" or "restricted", where an output layer holds it
     frozen_rows_on: str
-    stored: torch.dtype | None = None  # of the frozen rows of a model that is shrunk
+    stored: torch.dtype | None = None  # of the frozen rows, where it is known
 
     @property
     def weight(self) -> Tensor:
@@ -339,8 +339,9 @@ def _estimated_tables(
     embedding: Any,
     output: Any,
     frozen_rows: str,
+    precision: Precision | None,
 ) -> list[_EstimatedTable]:
-    """The matrices that are shrunk, or that `shrink_` would shrink."""
+    """The matrices that are shrunk, or that `shrink_` would shrink; what adapts the model later may cast them."""
     shrunk = list(partial_modules(module).values())
     if shrunk:
         return _shrunk_tables(shrunk, vocabulary, output)
@@ -359,6 +360,7 @@ def _estimated_tables(
             table.modules,
             table.output,
             frozen_rows,
+            table.weight.dtype if precision is None else None,
         )
         for table in find_tables(module, kept, embedding, output)
     ]
