@@ -10,7 +10,9 @@ from leanvocab.cli.command import Answer, as_command
 from leanvocab.cli.data_counts import (
     DATA_HELP,
     DataOptions,
+    Test,
     TokenColumns,
+    Validation,
     config_beside,
     count_data,
     keep,
@@ -56,6 +58,8 @@ class OtherOptions:
             "--activations", help="Count a step, for its peak with activations; so do --batch-size and its like."
         ),
     ] = False
+    validation: Validation = None
+    test: Test = None
     token_columns: TokenColumns = None
     optimizer: Annotated[
         str, typer.Option(help="adamw, sgd, sgd_momentum, adafactor, torch_adafactor or adamw_8bit.")
@@ -93,6 +97,8 @@ def estimate_command(
     """
     if sum(given is not None for given in (vocabulary, data, rows)) != 1:
         raise SettingsError("say what is kept by one of --vocabulary, --data and --rows")
+    if data is None and (others.validation or others.test):
+        raise SettingsError("--validation and --test are files beside those of --data: name it too")
     if options.task is not None and others.auto_class is not None:
         raise SettingsError("--task and --auto-class both say what the model becomes: give one of them")
     settings = FineTuneSettings(**vars(options))
@@ -117,7 +123,7 @@ def _counted(data: str, tokenizer: str, model: str, settings: FineTuneSettings, 
     """The vocabulary of data."""
     quiet_libraries()
     loaded = load_tokenizer(tokenizer)
-    given = {**vars(settings), "text_columns": list(settings.text_columns), "token_columns": others.token_columns}
+    given = {**vars(settings), "text_columns": list(settings.text_columns), **vars(others)}
     reading = DataOptions(**{option.name: given[option.name] for option in fields(DataOptions)})
     return keep(count_data(data, reading, loaded), loaded, _config_of(model))
 
