@@ -104,6 +104,20 @@ def test_count_writes_one_file_and_does_not_write_over_it_unasked(base, data, tm
     assert (files_in(tmp_path / "out"), (tmp_path / "out/v.json").read_bytes()) == (["v.json"], before)
 
 
+def test_validation_and_test_files_are_counted_as_a_run_reads_them(base, tmp_path):
+    files = [write(tmp_path / f"{name}.csv", rows(24, seed=seed)) for seed, name in enumerate(("a", "b", "c"))]
+    beside = ("--validation", files[1], "--test", files[2])
+    counted = json_of("count", files[0], *beside, "--tokenizer", base)
+    alone = [json_of("count", file, "--tokenizer", base)["splits"]["train"] for file in files]
+    assert counted["splits"] == dict(zip(("train", "validation", "test"), alone, strict=True))
+    estimated = json_of("estimate", base, "--data", files[0], *beside)
+    ran = json_of("finetune", base, files[0], *beside, *QUICK, "-o", tmp_path / "out")
+    kept = counted["vocabulary"]["kept_rows"]
+    assert estimated["tables"][0]["partial_rows"] == ran["vocabulary"]["kept_rows"] == kept
+    error = run("estimate", base, "--rows", 5, *beside, code=2).stderr
+    assert "--validation and --test are files beside those of --data" in error
+
+
 def test_text_without_a_tokenizer_is_an_error_that_says_what_to_give(data):
     error = run("count", data, code=1).stderr
     assert "holds no column input_ids but text, label: name the columns of token ids (--token-column), or the" in error
@@ -148,10 +162,6 @@ def test_an_estimate_and_a_run_with_the_same_options_say_the_same_bytes(base, da
     assert 0 < ran["memory"]["partial"]["peak_bytes"] <= estimated["partial"]["peak_bytes"]  # its rows are no longer
     assert ran["peak"]["peak_rss_bytes"] > 0
     assert json.loads((tmp_path / "out" / "finetune.json").read_text())["peak"] == ran["peak"]
-
-
-def test_an_estimate_of_qlora_says_that_there_is_none(base):
-    assert "--qlora is not estimated" in run("estimate", base, "--rows", 5, "--qlora", code=2).stderr
 
 
 def test_an_estimate_needs_exactly_one_of_them(base):

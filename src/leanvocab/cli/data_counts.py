@@ -1,8 +1,10 @@
 """Data on the command line, tokenized or as text → counts, and the vocabulary to keep."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, fields, replace
 from functools import reduce
 from operator import add
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -26,10 +28,16 @@ TokenColumns = Annotated[
 ]
 
 
+Validation = Annotated[Path | None, typer.Option(help="File of the validation split.")]
+Test = Annotated[Path | None, typer.Option(help="File of a test split, to count its tokens too.")]
+
+
 @dataclass(frozen=True)
 class DataOptions:
-    """Options that say how data are read."""
+    """Options that say what is read beside the data, and how."""
 
+    validation: Validation = None
+    test: Test = None
     config_name: Annotated[str | None, typer.Option(help="Configuration of the data set, such as cola in glue.")] = None
     text_columns: Annotated[
         list[str] | None,
@@ -66,6 +74,16 @@ class DataOptions:
         return FineTuneSettings(**{name: value for name, value in vars(self).items() if name in of_runs and value})
 
 
+def source_of(
+    data: Any, validation: Path | None, test: Path | None, config_name: str | None, texts: Collection[str]
+) -> Any:
+    """What `load_splits` takes: the data, with files of their own for other splits."""
+    from leanvocab.texts.data_files import load_splits
+
+    files = {name: file for name, file in (("validation", validation), ("test", test)) if file is not None}
+    return {**load_splits(data, config_name, texts), **files} if files else data
+
+
 def count_data(data: Any, options: DataOptions, tokenizer: Any) -> "dict[str, TokenCounts]":
     """Counts of each split.
 
@@ -77,7 +95,8 @@ def count_data(data: Any, options: DataOptions, tokenizer: Any) -> "dict[str, To
     from leanvocab.texts.data_files import load_splits
     from leanvocab.vocabulary.counts import count_tokens
 
-    splits = load_splits(data, options.config_name, settings.texts)
+    source = source_of(data, options.validation, options.test, options.config_name, settings.texts)
+    splits = load_splits(source, options.config_name, settings.texts)
     first = next(iter(splits.values()))
     if options.token_columns or (not options.text_columns and "input_ids" in first.column_names):
         return {name: count_tokens(split, options.token_columns or None) for name, split in splits.items()}

@@ -2,12 +2,12 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from leanvocab.cli.command import Answer, as_command
+from leanvocab.cli.data_counts import Test, Validation, source_of
 from leanvocab.cli.printing import quiet_libraries
 from leanvocab.finetune.settings import FineTuneSettings
 from leanvocab.reports.memory_estimate import format_bytes
@@ -38,8 +38,8 @@ def finetune_command(
         ),
     ],
     output_dir: Annotated[str, typer.Option("--output-dir", "-o", help="Where the fine-tuned full model goes.")],
-    validation: Annotated[Path | None, typer.Option(help="File of the validation split.")] = None,
-    test: Annotated[Path | None, typer.Option(help="File of a test split, to count its tokens too.")] = None,
+    validation: Validation = None,
+    test: Test = None,
     settings: FineTuneSettings,
 ) -> Answer:
     """Fine-tune a model on text with a partial vocabulary, and save the whole model.
@@ -49,10 +49,8 @@ def finetune_command(
     """
     quiet_libraries()
     from leanvocab.finetune.job import finetune
-    from leanvocab.texts.data_files import load_splits
 
-    files = {name: file for name, file in (("validation", validation), ("test", test)) if file is not None}
-    source = {**load_splits(data, settings.config_name, settings.texts), **files} if files else data
+    source = source_of(data, validation, test, settings.config_name, settings.texts)
     result = finetune(model, source, output_dir, settings)
     return Answer(result.to_dict(), lambda: [*_printed(result), _next_step(model, output_dir, settings)])
 

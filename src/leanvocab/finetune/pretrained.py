@@ -11,9 +11,11 @@ import torch
 import transformers
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, PreTrainedConfig
+from transformers.quantizers.auto import AutoHfQuantizer
 
 from leanvocab.adapters import add_lora
 from leanvocab.errors import ModelError, SettingsError, first_line
+from leanvocab.extras import require
 from leanvocab.finetune.settings import CAUSAL_LM, MASKED_LM, SEQ2SEQ_LM, DataSettings, FineTuneSettings
 from leanvocab.finetune.tasks import Task
 from leanvocab.partial.devices import accelerator_at_hand
@@ -148,22 +150,44 @@ def training_step(settings: FineTuneSettings, *, on_cpu: bool) -> TrainingStep:
 
 
 def estimate_run(
-    config: Any, kept: Any, settings: FineTuneSettings, step: TrainingStep, **others: Any
+    config: Any, kept: Any, settings: FineTuneSettings, step: TrainingStep | None, **others: Any
 ) -> MemoryEstimate:
-    """Estimates what training with these settings holds, of a model that is loaded as `Pretrained.load` does, but for QLoRA's
-    4 bits; `others` are arguments of `estimate_memory` for training of another kind."""
-    adapt = partial(add_lora, adapter_type=settings.kind.adapter_type, rank=settings.lora_rank)
+    """Estimates what training with these settings holds, of a model that is loaded as `Pretrained.load` does; `others` are
+    arguments of `estimate_memory` for training of another kind."""
+    lora = partial(add_lora, adapter_type=settings.kind.adapter_type, rank=settings.lora_rank)
     arguments: dict[str, Any] = {
         "precision": "mixed" if settings.bf16 else "fp32",
         "auto_class": settings.kind.auto_class,
         "output": settings.output,
         "frozen_rows": settings.frozen_rows,
-        "adapt": adapt if settings.uses_lora else None,
+        "adapt": lora if settings.uses_lora else None,
     }
-    if settings.qlora:
-        estimate = estimate_memory(config, kept, **arguments | others)
-        return replace(estimate, step=step, no_peak="weights of 4 bits are not known before they are loaded")
-    return estimate_memory(config, kept, step=step, **arguments | others)
+    if not settings.qlora:
+        return estimate_memory(config, kept, step=step, **arguments | others)
+    config = copy.deepcopy(config)
+    config.dtype = torch.bfloat16
+    arguments |= {"precision": "mixed" if settings.bf16 else None, "adapt": lambda model: lora(_quantized(model))}
+    estimate = estimate_memory(config, kept, **arguments | others)
+    return (
+        estimate if step is None else replace(estimate, step=step, no_peak="kernels for weights of 4 bits need values")
+    )
+
+
+def _quantized(model: Any) -> Any:
+    """A model without memory with the weights that one has that was loaded in 4 bits and made ready to train."""
+    require("bitsandbytes", extra="quantization")
+    quantizer = AutoHfQuantizer.from_config(_in_four_bits(True)["quantization_config"], pre_quantized=False)
+    quantizer.preprocess_model(model, device_map=None)
+    packed_once: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, weight in list(module.named_parameters(recurse=False)):
+            if type(weight).__name__ == "Params4bit":
+                packed = torch.empty((weight.numel() + 1) // 2, 1, dtype=torch.uint8, device="meta")
+            else:
+                packed = weight.detach().to(torch.float32)
+            weights = packed_once.setdefault(id(weight), nn.Parameter(packed, requires_grad=False))
+            setattr(module, name, weights)
+    return model
 
 
 def _with_names_of_classes(config: Any, name: str | Path) -> Any:

@@ -6,7 +6,7 @@ Counted (docs/decisions/what-an-estimate-counts.md), for each parameter of the m
 - gradients: as large as the weight, for what trains;
 - optimizer states: what the optimizer allocates at its first step, for what trains;
 - autocast copies: in `"mixed"` precision only, the bf16 copies of the layers' weights that live while a batch runs;
-- buffers: what the modules register beside parameters;
+- buffers: what the modules register beside parameters and save; what they make anew (positions, masks) is in the peak alone;
 - the map with which a partial table finds its rows;
 - frozen rows: those of a `"frozen"` output layer, without gradients and states, in the dtype in which they are multiplied or
   that of the checkpoint, whichever is narrower. On a CPU they are a mapped file, whose pages the kernel can drop; they are
@@ -42,6 +42,7 @@ from leanvocab.reports.memory_estimate import (
     TrainingStep,
     make_footprint,
     plain_loss_bytes,
+    remap_bytes,
 )
 from leanvocab.reports.state_bytes import AnyOptimizer, check_optimizer, optimizer_name, shared_bytes, state_bytes
 from leanvocab.reports.step_peak import PartialOutput, peak_above_weights
@@ -97,7 +98,7 @@ def estimate_memory(
     """
     _check_settings(optimizer, precision, num_tokens)
     module, name = _as_module(model, auto_class)
-    tables = _estimated_tables(module, vocabulary, embedding, output, frozen_rows)
+    tables = _estimated_tables(module, vocabulary, embedding, output, frozen_rows, precision)
     if adapt is not None:
         adapt(module)
     estimate = _estimate(module, name, tables, optimizer, precision, num_tokens)
@@ -157,7 +158,7 @@ def _estimate(
     losses = [] if num_tokens is None else [_loss_bytes(*layer, num_tokens, precision) for layer in outputs]
     full_loss, partial_loss = (max(peaks) for peaks in zip(*losses, strict=True)) if losses else (0, 0)
 
-    buffers_bytes = sum(buffer.nbytes for buffer in module.buffers())
+    buffers_bytes = sum(buffer.nbytes for buffer in _buffers(module, saved=True))
 
     def footprint(parameters: list[Parameter], **others: int) -> Footprint:
         shared = shared_bytes(optimizer, parameters)
@@ -202,9 +203,10 @@ def _with_peaks(
     def dtype_of(weight: Tensor) -> torch.dtype:
         return _trained_dtype(weight, precision)
 
+    made_anew = sum(buffer.nbytes for buffer in _buffers(module, saved=False))
     try:
-        in_full = peak_above_weights(module, step, dtype_of, **options)
-        in_part = peak_above_weights(module, step, dtype_of, rows=rows, outputs=outputs, **options)
+        in_full = made_anew + peak_above_weights(module, step, dtype_of, **options)
+        in_part = made_anew + peak_above_weights(module, step, dtype_of, rows=rows, outputs=outputs, **options)
     except ModelError as error:
         return replace(estimate, step=step, no_peak=str(error))
     return replace(
@@ -242,6 +244,16 @@ def _parameters(
     return result
 
 
+def _buffers(module: nn.Module, *, saved: bool) -> list[Tensor]:
+    """Buffers that a checkpoint holds, or the others: positions, masks and frequencies, which a model makes anew."""
+    named = [
+        (buffer, name not in each._non_persistent_buffers_set)
+        for each in module.modules()
+        for name, buffer in each.named_buffers(recurse=False)
+    ]
+    return list({id(buffer): buffer for buffer, is_saved in named if is_saved is saved}.values())
+
+
 def _is_layer(module: nn.Module) -> bool:
     """True for what autocast runs in bf16: it multiplies by a matrix, and is no lookup."""
     weight = getattr(module, "weight", None)
@@ -275,7 +287,7 @@ class _EstimatedTable:
     modules: Sequence[PartialModule | nn.Embedding | nn.Linear]
     output: str | None  # "frozen" or "restricted", where an output layer holds it
     frozen_rows_on: str
-    stored: torch.dtype | None = None  # of the frozen rows of a model that is shrunk
+    stored: torch.dtype | None = None  # of the frozen rows, where it is known
 
     @property
     def weight(self) -> Tensor:
@@ -283,10 +295,8 @@ class _EstimatedTable:
 
     @property
     def remap_bytes(self) -> int:
-        """Each input holds int64 [full_rows + 2], which remaps; each output its ids; each int64 [3], a missing id."""
         num_inputs = sum(isinstance(module, nn.Embedding) for module in self.modules)
-        inputs = num_inputs * (self.rows.full_rows + 2 + 3)
-        return 8 * (inputs + (len(self.modules) - num_inputs) * (self.rows.partial_rows + 3))
+        return remap_bytes(self.rows.full_rows, self.rows.partial_rows, num_inputs, len(self.modules) - num_inputs)
 
     def frozen_sizes(self, precision: Precision | None) -> FrozenSizes | None:
         """Sizes of the rows that do not train and are in the softmax; None where there are none."""
@@ -329,8 +339,9 @@ def _estimated_tables(
     embedding: Any,
     output: Any,
     frozen_rows: str,
+    precision: Precision | None,
 ) -> list[_EstimatedTable]:
-    """The matrices that are shrunk, or that `shrink_` would shrink."""
+    """The matrices that are shrunk, or that `shrink_` would shrink; what adapts the model later may cast them."""
     shrunk = list(partial_modules(module).values())
     if shrunk:
         return _shrunk_tables(shrunk, vocabulary, output)
@@ -349,6 +360,7 @@ def _estimated_tables(
             table.modules,
             table.output,
             frozen_rows,
+            table.weight.dtype if precision is None else None,
         )
         for table in find_tables(module, kept, embedding, output)
     ]

@@ -133,6 +133,16 @@ def plain_loss_bytes(num_tokens: int, full_rows: int) -> int:
     return 3 * num_tokens * full_rows * FP32_BYTES
 
 
+def remap_bytes(full_rows: int, kept_rows: int, num_inputs: int, num_outputs: int) -> int:
+    """Bytes of a table's maps: each input holds int64 [full_rows + 2]; each output its ids; each int64 [3], a missing id."""
+    return 8 * (num_inputs * (full_rows + 2 + 3) + num_outputs * (kept_rows + 3))
+
+
+def frozen_bytes(full_rows: int, kept_rows: int, dim: int, value_bytes: int) -> int:
+    """Bytes of the rows of a table that do not train, on a device, and of two int64 [full_rows], their order."""
+    return (full_rows - kept_rows) * dim * value_bytes + 2 * 8 * full_rows
+
+
 @dataclass(frozen=True)
 class TableRows:
     """One vocabulary table: its path in the model, and its rows in full and in part."""
@@ -197,13 +207,18 @@ class MemoryEstimate:
 
     @property
     def cards(self) -> dict[int, dict[str, bool]]:
-        """GiB of a card → does the step fit, full and partial: an estimate. Empty where no peak on a GPU is known."""
-        if self.step is None or self.step.on_cpu or self.no_peak is not None:
+        """GiB of a card → does the step fit, full and partial; where no step was asked for, does all but its activations.
+
+        An estimate. Empty where the step is a CPU's, or its peak is not known.
+        """
+        if self.no_peak is not None or (self.step is not None and self.step.on_cpu):
             return {}
-        usable = {size: (size << 30) - _TAKEN_BYTES for size in CARDS}
+        held = {
+            name: footprint.total_bytes if self.step is None else footprint.peak_bytes
+            for name, footprint in (("full", self.full), ("partial", self.partial))
+        }
         return {
-            size: {"full": self.full.peak_bytes <= bytes_, "partial": self.partial.peak_bytes <= bytes_}
-            for size, bytes_ in usable.items()
+            size: {name: num_bytes <= (size << 30) - _TAKEN_BYTES for name, num_bytes in held.items()} for size in CARDS
         }
 
     def to_dict(self) -> dict[str, Any]:
@@ -241,9 +256,10 @@ class MemoryEstimate:
             printed.add_section()
             missing = None if self.no_peak is None else ("missing", "missing", "")
             printed.add_row("peak of a step", *(missing or _bytes_row("", full.peak_bytes, partial.peak_bytes)[1:]))
+        aside = ", activations aside" if self.step is None else ""
         for size, fits in self.cards.items():
             printed.add_row(
-                f"a card of {size} GB", *("yes" if fits[name] else "no" for name in ("full", "partial")), ""
+                f"a card of {size} GB{aside}", *("yes" if fits[name] else "no" for name in ("full", "partial")), ""
             )
         return printed
 
