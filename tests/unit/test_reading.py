@@ -42,6 +42,15 @@ def test_what_a_run_trains_on_is_what_is_counted(tmp_path, entries, options):
     assert same(reduce(add, counted.values()), count_tokens(examples.encoded, examples.task.token_columns))
 
 
+def test_count_cuts_texts_where_a_run_does_by_default(tmp_path):
+    """The tokenizer's 128 tokens: a run with the default of 512 counts these, and not what it never sees."""
+    words = " ".join(["word1"] * 200 + ["word2"])
+    counted = count_data(
+        str(write(tmp_path / "train.jsonl", [{"text": words}])), DataOptions(task="causal-lm"), tokenizer()
+    )
+    assert counted["train"].num_tokens == 128
+
+
 def test_what_was_understood_is_plain(tmp_path):
     file = write(tmp_path / "a.jsonl", rows(12, kind="str"))
     data = {"train": file, "validation": write(tmp_path / "b.jsonl", rows(4, kind="str"))}

@@ -56,7 +56,7 @@ def count_command(
     if tokenizer:
         quiet_libraries()
         loaded, config = load_tokenizer(tokenizer), config_beside(tokenizer)
-    counts = count_data(data, reading, loaded)
+    counts = count_data(data, reading, loaded, config)
     used = {name: {"num_tokens": of.num_tokens, "used_rows": len(of.token_ids)} for name, of in counts.items()}
     summary: dict[str, Any] = {"data": data, "splits": used}
     if tokenizer or full_size or output:

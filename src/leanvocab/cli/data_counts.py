@@ -66,8 +66,8 @@ class DataOptions:
         return FineTuneSettings(**{name: value for name, value in vars(self).items() if name in of_runs and value})
 
 
-def count_data(data: Any, options: DataOptions, tokenizer: Any) -> "dict[str, TokenCounts]":
-    """Counts of each split.
+def count_data(data: Any, options: DataOptions, tokenizer: Any, config: Any = None) -> "dict[str, TokenCounts]":
+    """Counts of each split; `config` is that of the tokenizer's model, which may take texts of some length alone.
 
     Raises:
         DataError: there are neither token ids nor text with a tokenizer, or the tokenizer does not know the text.
@@ -88,10 +88,12 @@ def count_data(data: Any, options: DataOptions, tokenizer: Any) -> "dict[str, To
         )
     if not settings.is_language_model:
         return _count_texts(splits, settings.text_columns, tokenizer, options.max_length)
+    from leanvocab.finetune.pretrained import fit_lengths
     from leanvocab.finetune.reading import read_examples
 
     train = settings.train_split if settings.train_split in splits else next(iter(splits))
-    examples = read_examples(splits, tokenizer, replace(settings, train_split=train))
+    lengths, _ = fit_lengths(settings, config, tokenizer)
+    examples = read_examples(splits, tokenizer, replace(settings, train_split=train, **lengths))
     return {name: count_tokens(split, examples.task.token_columns) for name, split in examples.encoded.items()}
 
 

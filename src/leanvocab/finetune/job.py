@@ -138,6 +138,7 @@ def finetune(
     earlier = find_earlier_run(output_dir, Path(model), settings)
     _check_room(output_dir, model, settings)
     pretrained = find_pretrained(model, settings, settings.dropout)
+    settings = replace(settings, **pretrained.lengths)
     examples = read_examples(data, pretrained.tokenizer, settings, pretrained.config)
     seconds = {"tokenizing": examples.seconds}
     record = RunRecord(settings, examples.encoded)
