@@ -48,7 +48,7 @@ def test_every_knob_is_an_option_with_the_same_default():
     command = get_command(app).commands["finetune"]
     options = {parameter.name: parameter for parameter in command.params}
     assert set(options) == {field.name for field in fields(FineTuneSettings)} | {
-        "model", "data", "output_dir", "validation", "test", "as_json",
+        "model", "data", "output_dir", "validation", "test", "quiet", "as_json",
     }  # fmt: skip
     for field in fields(FineTuneSettings):
         default = options[field.name].default
