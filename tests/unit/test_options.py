@@ -42,6 +42,7 @@ FLAGS = {
         ("no data in /tmp/max_length/data", "no data in /tmp/max_length/data"),
         ("column 'max_length_x' of my.max_length", "column 'max_length_x' of my.max_length"),
         ("task-specific output", "task-specific output"),
+        ("column 'max_length' holds", "column 'max_length' holds"),
         ("/tmp/(task: it)", "/tmp/(task: it)"),
     ],
 )

@@ -53,6 +53,7 @@ class DataOptions:
     prompt_column: Annotated[str | None, typer.Option(help="Column with prompts, or sources (seq2seq-lm).")] = None
     completion_column: Annotated[str | None, typer.Option(help="Column with completions, or targets.")] = None
     messages_column: Annotated[str | None, typer.Option(help="Column with chats.")] = None
+    chat_template_kwargs: Annotated[str | None, typer.Option(help="Values for the chat template, as JSON.")] = None
     max_target_length: Annotated[
         int | None, typer.Option(min=1, help="Tokens to which a target is cut (seq2seq-lm), as finetune does.")
     ] = None

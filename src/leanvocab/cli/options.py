@@ -125,7 +125,7 @@ def in_options(message: str, flags: Mapping[str, str], *, is_setting: bool = Fal
         same = rf"(?P<same> \({re.escape(flag)}\))?"
         starts = rf"|^{name}\b(?![=-])" if is_setting else ""
         listed = rf"|(?<= \(){name}: (?=[\w-]+)|(?<=: ){name}(?=\))"  # (task: causal-lm), (regression: task)
-        bare = rf"|(?<![\w.\-/]){name}(?![\w=/.-])" if "_" in name else rf"|(?<=\bset ){name}\b|(?<=\(or ){name}\b"
+        bare = rf"|(?<![\w.\-/'\"]){name}(?![\w=/.-])" if "_" in name else rf"|(?<=\bset ){name}\b|(?<=\(or ){name}\b"
         pattern = rf"(?<![\w.\-/]){name}{value}{same}{listed}{bare}{starts}"
         message = re.sub(pattern, lambda match, flag=flag: _option(match, flag), message)  # type: ignore[misc]
     return message

@@ -153,6 +153,11 @@ class DataSettings:
     messages_column: str | None = knob(
         None, "Column with chats, for the tokenizer's chat template. By default messages.", tasks=(CAUSAL_LM,)
     )
+    chat_template_kwargs: str | None = knob(
+        None,
+        "Values for the chat template, as JSON: '{\"enable_thinking\": false}'. A column of this name has them for each chat.",
+        tasks=(CAUSAL_LM,),
+    )
     train_split: str = knob("train", "Split to train on.")
     eval_split: str | None = knob(None, "Split to validate on. By default the first that is named validation.")
     validation_ratio: float = knob(
