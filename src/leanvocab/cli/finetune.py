@@ -57,7 +57,10 @@ def finetune_command(
     from leanvocab.texts.data_files import load_splits
 
     files = {name: file for name, file in (("validation", validation), ("test", test)) if file is not None}
-    source = {**load_splits(data, settings.config_name, settings.texts), **files} if files else data
+    source: Any = data
+    if files:
+        source = load_splits(data, settings.config_name, settings.texts)
+        source.update(files)
     result = finetune(model, source, output_dir, settings, progress=False if quiet else None)
     return Answer(result.to_dict(), lambda: [*_printed(result), _next_step(model, output_dir, settings)])
 
