@@ -173,7 +173,7 @@ def _lines_of(content: bytes) -> Iterator[dict[str, Any]]:
 
 def _loads(text: bytes) -> Any:
     try:
-        return json.loads(text, object_pairs_hook=_object)
+        return _DECODER.decode(text.decode("utf-8"))
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 
@@ -183,6 +183,9 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(made) < len(pairs):
         raise ValueError(f"an object has a key twice: {', '.join(name for name, _ in pairs)}")
     return made
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)  # json.loads would make one for each line
 
 
 def _table_of(rows: Iterator[dict[str, Any]]) -> pa.Table:
@@ -202,7 +205,7 @@ def _array_of(values: list[Any], name: str, noted: dict[str, MadeStrings]) -> pa
     """An array that gives the values back as they are, which objects of different keys do not; or strings, and JSON."""
     try:
         array = pa.array(values)
-        if not any(isinstance(value, dict | list) for value in values) or array.to_pylist() == values:
+        if not pa.types.is_nested(array.type) or array.to_pylist() == values:
             return array
     except (pa.ArrowException, OverflowError):
         pass
