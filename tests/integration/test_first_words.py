@@ -114,6 +114,27 @@ def test_a_delta_is_merged_elsewhere_and_loaded_by_the_lines_that_are_printed(he
         assert (here / f"whole{number}/model.safetensors").read_bytes() == (here / "out/model.safetensors").read_bytes()
 
 
+def test_a_model_that_is_a_name_on_the_hub_is_the_base_of_the_merge_that_is_printed(here: Path) -> None:
+    """As most models are named: the name lies in the hub's cache, and the printed line merges with that."""
+    snapshot = here / "cache/models--someone--small/snapshots/abc"
+    snapshot.parent.mkdir(parents=True)
+    (here / "MODEL").rename(snapshot)
+    (here / "cache/models--someone--small/refs").mkdir()
+    (here / "cache/models--someone--small/refs/main").write_text("abc")
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(here / "cache")}
+
+    def leanvocab(*words: str) -> str:
+        done = subprocess.run([sys.executable, "-m", "leanvocab", *words], capture_output=True, text=True, env=offline)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    leanvocab("finetune", "someone/small", "DATA.csv", *QUICK, "-o", "whole")
+    line = line_of(leanvocab("delta", "whole", "someone/small", "small"), "to merge: ")
+    assert line.startswith("leanvocab merge someone/small ")
+    leanvocab(*shlex.split(line.replace("OUTPUT", "merged"))[1:])
+    assert (here / "merged/model.safetensors").read_bytes() == (here / "whole/model.safetensors").read_bytes()
+
+
 def test_what_a_delta_does_not_carry_is_said_in_one_line_whatever_a_run_left(here: Path) -> None:
     run("finetune", "MODEL", "DATA.csv", *QUICK, "-o", "out")
     (line,) = (line for line in run("delta", "out", "MODEL", "small").stdout.splitlines() if "not carried" in line)

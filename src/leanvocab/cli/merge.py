@@ -35,7 +35,10 @@ class MergeOptions:
 @as_command
 def merge_command(
     *,
-    base: Annotated[Path, typer.Argument(help="Folder of the pretrained checkpoint that was fine-tuned.")],
+    base: Annotated[
+        Path,
+        typer.Argument(help="The pretrained checkpoint that was fine-tuned: a folder, or a name in the hub's cache."),
+    ],
     delta: Annotated[Path, typer.Argument(help="Folder of the delta.")],
     output: Annotated[Path | None, typer.Argument(help="Folder to make; it appears whole or not at all.")] = None,
     options: MergeOptions,
