@@ -68,7 +68,8 @@ def only_own_warnings() -> Iterator[None]:
         if issubclass(category, LeanVocabWarning):
             shows(message, category, *where)
 
-    warnings.showwarning, warnings.formatwarning = show, lambda message, *_, **__: f"warning: {message}\n"
+    warnings.showwarning = show  # type: ignore[assignment]
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     for name in _LOGGERS:
         standard.getLogger(name).setLevel(standard.ERROR)
     try:

@@ -45,7 +45,7 @@ class Pretrained:
     tokenizer: Any
     auto_class: Any
     notes: tuple[str, ...]
-    lengths: Mapping[str, int] = field(default_factory=dict)  # settings, as the model takes them
+    lengths: Mapping[str, Any] = field(default_factory=dict)  # settings, as the model takes them
 
     def load(self, task: Task, *, few_bits: bool = False, on_cpu: bool = False) -> tuple[Any, tuple[str, ...]]:
         """The model with a head for the task, and what a user should know of it.
@@ -207,7 +207,7 @@ def _set_padding(config: Any, tokenizer: Any, name: str, is_language_model: bool
     return notes
 
 
-def fit_lengths(settings: DataSettings, config: Any, tokenizer: Any = None) -> tuple[dict[str, int], tuple[str, ...]]:
+def fit_lengths(settings: DataSettings, config: Any, tokenizer: Any = None) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Lengths of texts by their settings, and what to say of them: a default that is too long for the model gives way.
 
     Raises:
@@ -216,7 +216,7 @@ def fit_lengths(settings: DataSettings, config: Any, tokenizer: Any = None) -> t
     defaults = {"max_length": settings.kind.max_length}
     if settings.task == SEQ2SEQ_LM:
         defaults["max_target_length"] = MAX_TARGET_LENGTH
-    lengths, notes = dict[str, int](), []
+    lengths, notes = dict[str, Any](), []
     for name, default in defaults.items():
         lengths[name] = asked = getattr(settings, name)
         most = min(_limits(config, tokenizer, getattr(transformers, settings.kind.auto_class), asked), default=asked)
