@@ -168,6 +168,18 @@ def test_counts_become_a_vocabulary_and_a_run_with_it(here: Path, words: tuple[s
     assert PartialVocabulary.load(here / "out/partial_vocabulary.json") == PartialVocabulary.load(here / "v.json")
 
 
+def test_counts_are_of_the_files_of_other_splits_too(here: Path) -> None:
+    write(here / "more.csv", [{"text": "word7 word8", "label": "good"}])
+    shown = run("count", "DATA.csv", "--tokenizer", "MODEL", "--validation", "more.csv", "-o", "v.json").stdout
+    line = line_of(shown, "to train with it: ")
+    assert "--validation more.csv" in line
+    run(*shlex.split(line.replace("OUTPUT", "out"))[1:], *QUICK)
+    assert PartialVocabulary.load(here / "out/partial_vocabulary.json") == PartialVocabulary.load(here / "v.json")
+    run("count", "DATA.csv", "--tokenizer", "MODEL", "-o", "fewer.json")
+    words = ("finetune", "MODEL", "DATA.csv", "--validation", "more.csv", "--vocabulary", "fewer.json", "-o", "other")
+    assert "lacks 2 of" in run(*words, *QUICK, code=1).stderr
+
+
 def test_counts_of_token_ids_leave_a_vocabulary_for_a_run_whose_model_is_still_to_be_named(here: Path) -> None:
     write(here / "ids.parquet", [{"input_ids": [5, 6, 7]}])
     shown = run("count", "ids.parquet", "--full-size", 305, "-o", "v.json").stdout

@@ -1,7 +1,6 @@
 """`leanvocab count`: which vocabulary rows a data set uses."""
 
 import shlex
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +10,7 @@ from leanvocab.cli.command import Answer, as_command, flag_of
 from leanvocab.cli.data_counts import (
     DATA_HELP,
     DataOptions,
+    SplitFiles,
     all_counts,
     config_beside,
     count_data,
@@ -35,6 +35,7 @@ def count_command(
         str | None, typer.Option(help="Tokenizer of the text: a folder, or a name on the hub.")
     ] = None,
     reading: DataOptions,
+    files: SplitFiles,
     full_size: Annotated[
         int | None, typer.Option(min=1, help="Rows of the full vocabulary. By default those of the tokenizer's model.")
     ] = None,
@@ -59,7 +60,7 @@ def count_command(
         quiet_libraries()
         say_where_from(tokenizer)
         loaded, config = load_tokenizer(tokenizer), config_beside(tokenizer)
-    counts = count_data(data, reading, loaded, config)
+    counts = count_data(files.beside(data, reading.settings()), reading, loaded, config)
     used = {name: {"num_tokens": of.num_tokens, "used_rows": len(of.token_ids)} for name, of in counts.items()}
     summary: dict[str, Any] = {"data": data, "splits": used}
     if tokenizer or full_size or output:
@@ -69,7 +70,7 @@ def count_command(
         if output is not None:
             vocabulary.save(output)
             summary["output"] = str(output)
-            summary["to_train"] = _to_train(tokenizer, data, reading, output)
+            summary["to_train"] = _to_train(tokenizer, data, vars(reading) | vars(files), output)
     if plot is not None:
         _write_plot(counts, summary, plot)
     return Answer(summary, lambda: _printed(summary))
@@ -82,12 +83,12 @@ def _write_plot(counts: "dict[str, TokenCounts]", summary: dict[str, Any], plot:
     summary["plot"] = str(plot)
 
 
-def _to_train(tokenizer: str | None, data: str, reading: DataOptions, output: Path) -> str:
+def _to_train(tokenizer: str | None, data: str, options: dict[str, Any], output: Path) -> str:
     """The command that trains with the vocabulary, to copy: it reads the same data by the same options."""
     words = ["leanvocab", "finetune", tokenizer or "MODEL", data]
-    for option in fields(reading):
-        if option.name != "token_columns" and (value := getattr(reading, option.name)):
-            flag = flag_of(option.name)
+    for name, value in options.items():
+        if name != "token_columns" and value:
+            flag = flag_of(name)
             for each in value if isinstance(value, list) else [value]:
                 words += [flag] if each is True else [flag, str(each)]
     return shlex.join([*words, "--vocabulary", str(output), "--output-dir", "OUTPUT"])

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, fields, replace
 from functools import reduce
 from operator import add
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -65,6 +66,25 @@ class DataOptions:
         """The same options, as a run has them; raises SettingsError where they contradict each other."""
         of_runs = {field.name for field in fields(FineTuneSettings)}
         return FineTuneSettings(**{name: value for name, value in vars(self).items() if name in of_runs and value})
+
+
+@dataclass(frozen=True)
+class SplitFiles:
+    """Files of splits, beside data that have none of them."""
+
+    validation: Annotated[Path | None, typer.Option(help="File of the validation split.")] = None
+    test: Annotated[Path | None, typer.Option(help="File of a test split, to count its tokens too.")] = None
+
+    def beside(self, data: str, settings: FineTuneSettings) -> Any:
+        """The data as they are named, or, with files, their splits and these."""
+        files = {name: file for name, file in vars(self).items() if file is not None}
+        if not files:
+            return data
+        from leanvocab.texts.data_files import load_splits
+
+        splits = load_splits(data, settings.config_name, settings.texts)
+        splits.update(files)
+        return splits
 
 
 def count_data(data: Any, options: DataOptions, tokenizer: Any, config: Any = None) -> "dict[str, TokenCounts]":

@@ -2,12 +2,12 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from leanvocab.cli.command import Answer, as_command
+from leanvocab.cli.data_counts import SplitFiles
 from leanvocab.cli.printing import Note, quiet_libraries, say_where_from
 from leanvocab.finetune.settings import FineTuneSettings
 from leanvocab.reports.memory_estimate import format_bytes
@@ -38,8 +38,7 @@ def finetune_command(
         ),
     ],
     output_dir: Annotated[str, typer.Option("--output-dir", "-o", help="Where the fine-tuned full model goes.")],
-    validation: Annotated[Path | None, typer.Option(help="File of the validation split.")] = None,
-    test: Annotated[Path | None, typer.Option(help="File of a test split, to count its tokens too.")] = None,
+    files: SplitFiles,
     quiet: Annotated[
         bool, typer.Option("--quiet", help="Say nothing on the way: the summary and errors alone.")
     ] = False,
@@ -54,14 +53,8 @@ def finetune_command(
     if not quiet:
         say_where_from(model, data)
     from leanvocab.finetune.job import finetune
-    from leanvocab.texts.data_files import load_splits
 
-    files = {name: file for name, file in (("validation", validation), ("test", test)) if file is not None}
-    source: Any = data
-    if files:
-        source = load_splits(data, settings.config_name, settings.texts)
-        source.update(files)
-    result = finetune(model, source, output_dir, settings, progress=False if quiet else None)
+    result = finetune(model, files.beside(data, settings), output_dir, settings, progress=False if quiet else None)
     return Answer(result.to_dict(), lambda: [*_printed(result), _next_step(model, output_dir, settings)])
 
 
