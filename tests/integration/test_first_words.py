@@ -201,6 +201,12 @@ def test_a_short_run_says_its_loss_before_each_validation_and_each_score_once(he
     assert "none (some is held out by --validation-ratio)" in " ".join(without.split())
 
 
+def test_bf16_needs_no_accelerator_and_no_word_about_it(here: Path) -> None:
+    """transformers refuses it on a machine without one unless it is told that there is none."""
+    options = [word for word in QUICK if word != "--cpu"]
+    assert "to use it" in run("finetune", "MODEL", "DATA.csv", "--bf16", *options, "-o", "out").stdout
+
+
 def test_a_quiet_run_says_nothing_on_the_way(here: Path) -> None:
     words = ("finetune", "MODEL", "DATA.csv", *QUICK, "--logging-steps", "1", "-o", "out")
     result = run(*words, "--quiet")

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
+import torch
 import transformers
 from transformers import Trainer, TrainingArguments
 
@@ -320,7 +321,7 @@ def _training_arguments(prepared: _Prepared, folder: Path, settings: FineTuneSet
     best = TOKEN_LOSS if settings.best == "loss" and settings.is_language_model else settings.best
     return TrainingArguments(
         output_dir=str(folder),
-        **settings.trainer_arguments(),
+        **settings.trainer_arguments() | {"use_cpu": settings.cpu or not torch.accelerator.is_available()},
         max_steps=settings.max_steps or -1,
         per_device_eval_batch_size=settings.eval_batch_size or settings.batch_size,
         learning_rate=settings.learning_rate_for(prepared.network.config.model_type),
