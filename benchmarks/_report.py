@@ -128,7 +128,10 @@ def plotted(result: Result) -> list[Series]:
 
 
 def plot(result: Result, folder: Path) -> Path | None:
-    """Bars of the medians with minimum and maximum, a group a case, on a logarithmic axis; None where there is nothing."""
+    """Points of the medians with minimum and maximum, a group a case, on a logarithmic axis; None where there is nothing.
+
+    No bars: on a logarithmic axis their length says nothing, since it has no zero to begin at.
+    """
     series = plotted(result)
     if not series:
         return None
@@ -136,18 +139,25 @@ def plot(result: Result, folder: Path) -> Path | None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogFormatter
 
     cases = list(dict.fromkeys(each.case for each in series))
     names = list(dict.fromkeys(each.who for each in series))
     with plt.rc_context({"svg.hashsalt": "leanvocab", "svg.fonttype": "none"}):
         figure, axes = plt.subplots(figsize=(9, 1.2 + 0.16 * len(series) + 0.3 * len(cases)), layout="constrained")
         for number, who in enumerate(names):
-            _bars(axes, [each for each in series if each.who == who], cases, number, len(names))
+            _points(axes, [each for each in series if each.who == who], cases, number, len(names))
         axes.set_yticks(range(len(cases)), cases)
+        for edge in range(1, len(cases)):
+            axes.axhline(edge - 0.5, color="0.85", linewidth=0.7)
         axes.invert_yaxis()
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(LogFormatter())  # 20, and not 2 × 10^1
+        axes.xaxis.set_minor_formatter(LogFormatter())
         axes.set_xlabel(f"{series[0].measure} ({series[0].unit}, logarithmic; less is better)")
         axes.set_title(_wrapped(result), loc="left", fontsize="medium")
+        axes.grid(axis="x", color="0.9", linewidth=0.5)
+        axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
         figure.legend(loc="outside right upper", fontsize="small", frameon=False)
         path = folder / plot_name(result)
@@ -161,24 +171,27 @@ def _wrapped(result: Result) -> str:
     return "\n".join([result.title, *textwrap.wrap(result.note, 130)])
 
 
-def _bars(axes: object, series: Sequence[Series], cases: list[str], number: int, num_names: int) -> None:
-    """One program's bars; leanvocab's are in one strong colour, limits hatched."""
+def _points(axes: object, series: Sequence[Series], cases: list[str], number: int, num_names: int) -> None:
+    """One program's points; leanvocab's are in one strong colour, limits hollow."""
     thick = 0.8 / num_names
     who = series[0].who
     heights = [cases.index(each.case) - 0.4 + thick * (number + 0.5) for each in series]
     medians = [each.median for each in series]
     low = [each.median - min(each.values) for each in series]
     high = [max(each.values) - each.median for each in series]
-    colour = "C3" if who.startswith(OURS) else "0.8" if series[0].is_limit else None
-    axes.barh(  # type: ignore[attr-defined]
-        heights,
+    is_limit = series[0].is_limit
+    colour = "C3" if who.startswith(OURS) else "0.5" if is_limit else f"C{(0, 1, 2, 4, 5, 6, 7, 8, 9)[number % 9]}"
+    axes.errorbar(  # type: ignore[attr-defined]
         medians,
-        thick,
+        heights,
         xerr=[low, high],
         label=who,
-        color=colour or f"C{(0, 1, 2, 4, 5, 6, 7, 8, 9)[number % 9]}",
-        hatch="//" if series[0].is_limit else ("" if who == OURS else "." if who.startswith(OURS) else ""),
-        error_kw={"lw": 0.7},
+        color=colour,
+        marker="o" if who == OURS else "s" if who.startswith(OURS) else "|" if is_limit else "D",
+        markerfacecolor="none" if is_limit else colour,
+        markersize=4,
+        linestyle="none",
+        elinewidth=0.7,
     )
 
 

@@ -39,8 +39,10 @@ class Run:
 
 
 def finetune(model: Path, data: Path, output_dir: Path, options: list[str]) -> Run:
-    """`leanvocab finetune` in a fresh process; its progress bars go to this terminal."""
+    """`leanvocab finetune` in a fresh process; its progress bars go to this terminal, and nothing of it elsewhere."""
     command = [sys.executable, "-m", "leanvocab", "finetune", str(model), str(data), "-o", str(output_dir), "--json"]
+    if not sys.stderr.isatty():
+        command.append("--quiet")  # each step is logged, to be compared: hundreds of lines
     process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True, env=_ENVIRONMENT | os.environ)
     samples: list[tuple[float, int]] = []
     sampler = threading.Thread(target=_sample, args=(process.pid, samples), daemon=True)

@@ -107,6 +107,16 @@ def test_the_package_itself_asks_for_versions_from_which_on_it_works():
     assert all(re.fullmatch(r"[\w-]+>=[\d.]+", line) for line in METADATA["project"]["dependencies"])
 
 
+def test_what_the_readme_links_to_is_in_the_source_archive():
+    """There is no address to link to: whoever has the archive has the pages. (They exist: tests/contract/test_docs.py.)"""
+    included = METADATA["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
+    links = re.findall(r"\]\(([^)#\s]+)", (REPOSITORY / "README.md").read_text())
+    relative = [link for link in links if not link.startswith(("https://", "mailto:"))]
+    assert relative
+    assert [link for link in relative if not any(link == at or link.startswith(f"{at}/") for at in included)] == []
+    assert not METADATA["project"].get("urls"), "there is an address now: make the README's links absolute"
+
+
 def with_fake(tmp_path, name, script):
     """An environment whose PATH starts with a fake command."""
     fake = tmp_path / "bin" / name

@@ -8,6 +8,7 @@ from dataclasses import fields
 
 import pytest
 from disk import tiny_folders
+from leanvocab._version import __version__
 from models import FULL_SIZE
 from runs import json_of, run, text_of
 from texts import SPECIAL, WORDS, files_in, pairs, rows, save_language_model, save_pretrained, write, write_splits
@@ -15,7 +16,6 @@ from transformers import AutoModelForSequenceClassification
 from typer.main import get_command
 
 from leanvocab import PartialVocabulary, count_tokens
-from leanvocab._version import __version__
 from leanvocab.cli.app import app
 from leanvocab.errors import LeanVocabWarning
 from leanvocab.finetune.settings import FineTuneSettings
@@ -48,7 +48,7 @@ def test_every_knob_is_an_option_with_the_same_default():
     command = get_command(app).commands["finetune"]
     options = {parameter.name: parameter for parameter in command.params}
     assert set(options) == {field.name for field in fields(FineTuneSettings)} | {
-        "model", "data", "output_dir", "validation", "test", "as_json",
+        "model", "data", "output_dir", "validation", "test", "quiet", "as_json",
     }  # fmt: skip
     for field in fields(FineTuneSettings):
         default = options[field.name].default

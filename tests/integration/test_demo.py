@@ -23,7 +23,9 @@ def demo(repository, monkeypatch, tmp_path):
 def test_the_demonstration_finds_no_difference_and_writes_a_figure(demo, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(sys, "argv", ["demo", "--train-samples", "40", "--eval-samples", "20"])
     demo.main()
-    shown = " ".join(capfd.readouterr().out.split())
+    printed = capfd.readouterr()
+    assert "step " not in printed.err  # every step is logged, and not one is a line
+    shown = " ".join(printed.out.split())
     assert shown.count("✓") == 5
     assert "✗" not in shown
     assert "all 3 losses are the same, bit for bit" in shown

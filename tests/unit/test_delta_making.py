@@ -122,7 +122,7 @@ def test_nothing_is_written_where_there_is_nothing_to_write_or_it_would_not_merg
         (tmp_path / "adapter", tmp_path / "out"): "is an adapter.*merge_and_unload",
         (tmp_path / "foreign", tmp_path / "out"): "has no tensor of",
         (tmp_path / "delta", tmp_path / "out"): "is a delta already",
-        (tmp_path / "nowhere", tmp_path / "out"): "no folder here",
+        (tmp_path / "nowhere", tmp_path / "out"): "the fine-tuned checkpoint '.*nowhere' is no folder here",
         (tmp_path / "half", tmp_path / "single/out"): "lie in one another",
     }
     for (tuned, output), message in cases.items():

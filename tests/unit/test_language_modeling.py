@@ -8,7 +8,7 @@ from texts import CHAT_TEMPLATE, SPECIAL, WORDS, chats, ids_of, language_tokeniz
 from transformers import AutoTokenizer
 
 from leanvocab.choices import IGNORE_INDEX
-from leanvocab.errors import DataError, ModelError
+from leanvocab.errors import DataError, ModelError, SettingsError
 from leanvocab.finetune.language_modeling import find_language_task
 from leanvocab.finetune.settings import FineTuneSettings
 from leanvocab.texts.chats import ChatWriter, as_messages
@@ -402,6 +402,52 @@ def test_tools_that_are_none_are_an_error():
             DataError, match=r"column 'tools' holds .*weather.*; expected a list of tools, or JSON of one"
         ):
             encoded([{"messages": chat_of("word1", "word2"), "tools": wrong}], tokenizer)
+
+
+@pytest.mark.parametrize("as_column", [dict, json.dumps])
+@pytest.mark.parametrize("template", [CHAT_TEMPLATE, MARKING_TEMPLATE])
+@pytest.mark.parametrize("knobs", [{}, {"train_on_prompts": True}])
+def test_a_template_is_told_the_values_of_a_chat_and_those_of_the_settings(as_column, template, knobs):
+    """As TRL reads the column of that name; what stands in a row goes before what was set for all."""
+    tokenizer = language_tokenizer()
+    tokenizer.chat_template = "{{ 'word5 ' if enable_thinking else 'word6 ' }}{{ (style or '') + ' ' }}" + template
+    rows = [{"messages": chat_of("word1", "word2")}] * 2
+    values = [as_column({"enable_thinking": True}), None]
+    beside = [{**row, "chat_template_kwargs": value} for row, value in zip(rows, values, strict=True)]
+    thinking = '{"enable_thinking": true, "style": "word7"}'
+    (plain, _), _ = encoded(rows, tokenizer, **knobs)
+    assert plain["input_ids"][:1] == ids_of("word6")
+    own, notes = encoded(beside, tokenizer, **knobs)
+    assert [row["input_ids"][:1] for row in own] == [ids_of("word5"), ids_of("word6")]
+    assert (own[1], own[0]["input_ids"][1:], notes) == (plain, plain["input_ids"][1:], ())
+    told, _ = encoded(beside, tokenizer, chat_template_kwargs=thinking.replace("true", "false"), **knobs)
+    assert [row["input_ids"][:2] for row in told] == [ids_of("word5 word7"), ids_of("word6 word7")]
+
+
+def test_values_that_a_template_does_not_use_are_said_and_refused_where_they_were_set():
+    tokenizer = language_tokenizer()
+    tokenizer.chat_template = CHAT_TEMPLATE
+    row = {"messages": chat_of("word1", "word2")}
+    _, notes = encoded(
+        [{**row, "chat_template_kwargs": {"thinks": True}}, {**row, "chat_template_kwargs": None}], tokenizer
+    )
+    assert notes == (
+        "1 of 2 rows of split 'train' have values in column 'chat_template_kwargs' that the tokenizer's chat template "
+        "does not use.",
+    )
+    for wrong, message in (
+        ('{"thinks": true}', "chat_template_kwargs sets 'thinks', which the tokenizer's chat template does not use"),
+        ("thinks", "chat_template_kwargs holds 'thinks'; expected an object of names and values, or JSON of one"),
+        ('{"tokenize": true}', "chat_template_kwargs sets 'tokenize', which is no value of a template"),
+    ):
+        with pytest.raises(SettingsError, match=message):
+            encoded([row], tokenizer, chat_template_kwargs=wrong)
+    with pytest.raises(
+        DataError, match=r"^row 0 of split 'train': chat_template_kwargs sets 'tools', which is no value"
+    ):
+        encoded([{**row, "chat_template_kwargs": '{"tools": []}'}], tokenizer)
+    with pytest.raises(SettingsError, match="are for the template of chats, and the data are text; leave them out"):
+        encoded([{"text": "word1"}], tokenizer, chat_template_kwargs='{"a": 1}')
 
 
 def test_chats_whose_replies_have_another_role_are_an_error_that_names_the_roles():

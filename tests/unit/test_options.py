@@ -34,11 +34,16 @@ FLAGS = {
         ("set overwrite (or resume) if a run", "set --overwrite (or --resume) if a run"),
         ("replace it give in_place=True (--in-place)", "replace it give --in-place"),
         ("full_vocabulary=True has no meaning", "--full-vocabulary has no meaning"),
+        ("a language model (task: causal-lm)", "a language model (--task causal-lm)"),
+        ("what they are (task: classification or regression)", "what they are (--task classification or regression)"),
+        ("they are classes (regression: task).", "they are classes (regression: --task)."),
         # No word of the message that only looks like a name of an option:
         ("the output directory out is not empty", "the output directory out is not empty"),
         ("no data in /tmp/max_length/data", "no data in /tmp/max_length/data"),
         ("column 'max_length_x' of my.max_length", "column 'max_length_x' of my.max_length"),
         ("task-specific output", "task-specific output"),
+        ("column 'max_length' holds", "column 'max_length' holds"),
+        ("/tmp/(task: it)", "/tmp/(task: it)"),
     ],
 )
 def test_errors_name_the_options_of_the_command(message: str, expected: str) -> None:

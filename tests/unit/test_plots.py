@@ -66,6 +66,21 @@ def test_the_plot_of_memory_names_models_bytes_and_what_is_saved(tmp_path):
     assert f"{estimate.partial.total_bytes / 1e3:.2f}  (−{100 * estimate.saved_ratio:.1f} %)" in texts
 
 
+def test_the_loss_of_a_language_model_is_a_part_of_its_own(tmp_path):
+    """Most of what a small model of a large vocabulary holds: among the layers it would be taken for theirs."""
+    config = transformers.LlamaConfig(
+        vocab_size=500, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    estimate = lv.estimate_memory(config, 120, auto_class="AutoModelForCausalLM", num_tokens=100)
+    path = plot_memory({"a model": estimate}, tmp_path / "memory.svg")
+    texts = svg_texts(path)
+    assert "loss of a step" in texts
+    assert "weights, gradients, optimizer states and loss (kB; adamw, float32)" in texts
+    assert path.read_text().count("fill: #d55e00") == 3  # full, partial, and the legend's
+    without = lv.estimate_memory(config, 120, auto_class="AutoModelForCausalLM")
+    assert "loss of a step" not in svg_texts(plot_memory({"a model": without}, tmp_path / "without.svg"))
+
+
 def test_a_single_estimate_is_plotted_under_its_own_name(tmp_path):
     texts = svg_texts(plot_memory(tiny_estimate(), tmp_path / "memory.svg"))
     assert "BertForSequenceClassification" in texts

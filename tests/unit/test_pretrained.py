@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from texts import small_tokenizer
+from texts import save_language_model, save_pretrained, small_tokenizer
 
 from leanvocab.errors import SettingsError
 from leanvocab.finetune import pretrained
-from leanvocab.finetune.pretrained import Pretrained, find_pretrained
+from leanvocab.finetune.pretrained import Pretrained, estimate_run, find_pretrained, training_step
 from leanvocab.finetune.settings import FineTuneSettings
 
 
@@ -56,3 +56,24 @@ def test_the_longest_text_is_one_that_the_model_takes(family: str, most: int, tm
     assert find_pretrained(tmp_path, FineTuneSettings(max_length=most), -1).config.model_type == config.model_type
     with pytest.raises(SettingsError, match=f"max_length is {most + 1}, but the model takes {most} tokens at most"):
         find_pretrained(tmp_path, FineTuneSettings(max_length=most + 1), -1)
+
+
+@pytest.mark.parametrize("task", ["classification", "masked-lm"])
+def test_a_default_length_is_at_most_what_the_model_takes_and_said(task: str, tmp_path: Path) -> None:
+    """RoBERTa with 129 positions takes 127 tokens; with the defaults it was refused, for a length that nobody had named."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = transformers.RobertaConfig(vocab_size=305, max_position_embeddings=129, pad_token_id=1, **sizes)
+    save_pretrained(tmp_path, transformers.RobertaForMaskedLM(config))
+    settings = FineTuneSettings(task=task)
+    made = find_pretrained(tmp_path, settings, -1)
+    assert made.lengths == {"max_length": 127}
+    assert made.notes == (
+        f"The model takes 127 tokens at most, so that max_length is 127, and not {settings.max_length}.",
+    )
+    assert estimate_run(config, 100, settings, training_step(settings, on_cpu=True)).step.length == 127
+
+
+def test_a_default_length_of_targets_gives_way_too(tmp_path: Path) -> None:
+    save_language_model(tmp_path, "bart", max_position_embeddings=30)
+    made = find_pretrained(tmp_path, FineTuneSettings(task="seq2seq-lm"), -1)
+    assert made.lengths == {"max_length": 30, "max_target_length": 30}

@@ -10,6 +10,7 @@ from leanvocab import count_tokens
 from leanvocab.cli.data_counts import DataOptions, count_data
 from leanvocab.finetune.reading import read_examples
 from leanvocab.finetune.settings import FineTuneSettings
+from leanvocab.texts.data_files import load_splits
 
 
 def tokenizer():
@@ -40,6 +41,15 @@ def test_what_a_run_trains_on_is_what_is_counted(tmp_path, entries, options):
     examples = read_examples(file, tokenizer(), FineTuneSettings(**options))
     counted = count_data(str(file), DataOptions(**options), tokenizer())
     assert same(reduce(add, counted.values()), count_tokens(examples.encoded, examples.task.token_columns))
+
+
+def test_count_cuts_texts_where_a_run_does_by_default(tmp_path):
+    """The tokenizer's 128 tokens: a run with the default of 512 counts these, and not what it never sees."""
+    words = " ".join(["word1"] * 200 + ["word2"])
+    counted = count_data(
+        str(write(tmp_path / "train.jsonl", [{"text": words}])), DataOptions(task="causal-lm"), tokenizer()
+    )
+    assert counted["train"].num_tokens == 128
 
 
 def test_what_was_understood_is_plain(tmp_path):
@@ -92,3 +102,34 @@ def test_texts_of_digits_are_read_as_they_are_written(tmp_path, header, knobs):
 
     read_examples(tmp_path / "a.csv", Tokenizer(), FineTuneSettings(**knobs))
     assert sorted(seen) == sorted(word for value in values for word in value.split(","))
+
+
+def test_what_was_made_strings_in_a_column_that_is_learned_is_said(tmp_path):
+    """A number in a column of texts is learned as its digits; a chat is what its JSON says, and an unused column nobody reads."""
+    entries = [{**row, "other": at if at % 2 else "x"} for at, row in enumerate(rows(12, kind="str"))]
+    entries[3]["text"], entries[7]["text"], entries[8]["text"] = 150.5, {"a": 1}, "word7"
+    read = read_examples(write(tmp_path / "a.jsonl", entries), tokenizer(), FineTuneSettings())
+    said = "2 of 12 rows of split 'train' hold no string in column 'text'; it was made one, as JSON writes it, such as '150.5'."
+    assert read.notes == (said,)
+    calls = [{"role": "assistant", "content": "word1", "arguments": {"city": "word2"}}]
+    talks = [*chats(11), {"messages": [*chats(1)[0]["messages"], *calls]}]
+    assert (
+        read_examples(write(tmp_path / "b.jsonl", talks), tokenizer(), FineTuneSettings(task="causal-lm")).notes == ()
+    )
+    shards = tmp_path / "shards"
+    write(shards / "train-0.jsonl", entries)
+    write(shards / "train-1.jsonl", entries)
+    assert read_examples(shards, tokenizer(), FineTuneSettings()).notes == (said.replace("2 of 12", "4 of 24"),)
+
+
+def test_what_was_made_strings_is_said_of_files_that_join_others(tmp_path):
+    """The command's --validation joins a file to the splits of another."""
+    mixed = rows(12, kind="str")
+    mixed[3]["text"] = 150
+    file = write(tmp_path / "a.jsonl", mixed)
+    splits = load_splits(file)
+    splits.update(validation=write(tmp_path / "b.jsonl", mixed[:4]))
+    notes = read_examples(splits, tokenizer(), FineTuneSettings()).notes
+    assert [note.partition(" hold")[0] for note in notes] == [
+        "1 of 12 rows of split 'train'", "1 of 4 rows of split 'validation'"
+    ]  # fmt: skip

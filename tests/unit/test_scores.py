@@ -40,6 +40,48 @@ def test_a_model_that_always_says_the_same_scores_zero_without_a_warning():
     assert regression_scores(np.zeros((4, 1)), np.arange(4.0)) == {"pearson": 0.0, "spearman": 0.0}
 
 
+@pytest.mark.filterwarnings("ignore:A single label was found")
+@pytest.mark.parametrize("seed", range(120))
+def test_scores_of_classes_are_scikit_learns_bit_for_bit(seed):
+    metrics = pytest.importorskip("sklearn.metrics")
+    chance = np.random.default_rng(seed)
+    num_classes, num_rows = int(chance.integers(2, 9)), int(chance.integers(1, 400))
+    occurring = chance.integers(1, num_classes + 1)  # some classes do not occur, and some are never said
+    labels = chance.integers(0, occurring, num_rows)
+    logits = chance.normal(size=(num_rows, num_classes))
+    logits[np.arange(num_rows), labels] += chance.uniform(0, 4)
+    logits[:, int(chance.integers(num_classes))] -= 100 * int(chance.integers(2))
+    predicted = logits.argmax(axis=-1)
+    average = "binary" if num_classes == 2 else "macro"
+    assert classification_scores(logits, labels) == {
+        "accuracy": float(metrics.accuracy_score(labels, predicted)),
+        "f1": float(metrics.f1_score(labels, predicted, average=average, zero_division=0.0)),
+        "matthews": float(metrics.matthews_corrcoef(labels, predicted)),
+    }
+
+
+@pytest.mark.filterwarnings("ignore:An input array is constant")
+@pytest.mark.parametrize("seed", range(120))
+def test_correlations_are_scipys_to_the_last_digits(seed):
+    stats = pytest.importorskip("scipy.stats")
+    chance = np.random.default_rng(seed)
+    num_rows, scale = int(chance.integers(2, 400)), 10.0 ** chance.integers(-200, 200)
+    labels = chance.normal(size=num_rows) * scale
+    predicted = (labels / scale * chance.uniform(-1, 1) + chance.normal(size=num_rows)).astype(np.float32)
+    if seed % 3 == 0:  # many alike, as people rate
+        labels, predicted = np.round(labels / scale), np.round(predicted)
+        predicted[0], labels[-1] = predicted[0] + 1, labels[-1] + 1  # and not all
+    scores = regression_scores(predicted[:, None], labels)
+    wanted = (stats.pearsonr(predicted.astype(np.float64), labels), stats.spearmanr(predicted, labels))
+    if np.ptp(predicted) and np.ptp(labels):
+        assert list(scores.values()) == pytest.approx([each.statistic for each in wanted], rel=1e-12, abs=1e-14)
+
+
+def test_what_is_no_number_has_no_correlation():
+    scores = regression_scores(np.array([1.0, np.nan, 2.0]), np.array([1.0, 2.0, 3.0]))
+    assert all(math.isnan(score) for score in scores.values())
+
+
 def test_correlations_are_by_value_and_by_rank():
     labels = np.array([0.0, 1.0, 2.0, 4.0])
     scores = regression_scores(np.exp(labels)[:, None], labels)

@@ -13,6 +13,7 @@ from leanvocab.checkpoints.verify import rest_sha256
 from leanvocab.errors import CheckpointError
 from leanvocab.files.copying import BLOCK_BYTES, sha256_of_range
 from leanvocab.files.headers import Located, Weights, read_weights
+from leanvocab.files.hub_cache import cached_folder
 from leanvocab.files.row_bytes import gaps
 from leanvocab.files.row_store import same_bits
 from leanvocab.files.tensor_files import read_rows
@@ -94,20 +95,13 @@ def find_base(model: nn.Module | None, base: str | os.PathLike[str] | None = Non
             f"{type(model).__name__} does not say which checkpoint it came from: name it, base='folder' (a model that was made "
             "from a config is saved with save_full first)"
         )
-    folder = Path(name) if os.path.isdir(name) else _in_hub_cache(name, revision)
-    folder = Path(os.path.realpath(folder))
-    return Base(name, revision, folder, read_weights(folder))
-
-
-def _in_hub_cache(name: str, revision: str | None) -> Path:
-    try:
-        import huggingface_hub
-
-        return Path(huggingface_hub.snapshot_download(name, revision=revision, local_files_only=True))
-    except Exception as error:  # the hub's errors have no common base
+    there = Path(name) if os.path.isdir(name) else cached_folder(name, revision)
+    if there is None:
         raise CheckpointError(
             f"the base {name!r} is no folder here and not in the hub's cache; say where it lies: base='folder'"
-        ) from error
+        )
+    folder = Path(os.path.realpath(there))
+    return Base(name, revision, folder, read_weights(folder))
 
 
 def _digest(located: Located, outside: PartialVocabulary | None = None) -> str:

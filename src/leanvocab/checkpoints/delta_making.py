@@ -29,7 +29,8 @@ from leanvocab.checkpoints.delta_format import (
 from leanvocab.errors import CheckpointError
 from leanvocab.files.atomic_folders import check_apart, written_whole
 from leanvocab.files.copying import copy_range, sha256_of_range, write_at
-from leanvocab.files.headers import DTYPE_BITS, Located, Weights, all_opened, make_header, read_header
+from leanvocab.files.headers import DTYPE_BITS, Located, Weights, all_opened, make_header, read_header, read_weights
+from leanvocab.files.hub_cache import cached_folder
 from leanvocab.files.row_bytes import row_blocks, runs
 from leanvocab.files.side_files import find_side_files
 from leanvocab.files.untrusted_files import read_json
@@ -99,14 +100,19 @@ def make_delta(
 
 
 def _read_tuned(tuned: str | os.PathLike[str]) -> Weights:
-    folder = Path(tuned)
+    there = Path(tuned) if os.path.isdir(tuned) else cached_folder(os.fspath(tuned))
+    if there is None:
+        raise CheckpointError(
+            f"the fine-tuned checkpoint {os.fspath(tuned)!r} is no folder here and not in the hub's cache"
+        )
+    folder = Path(os.path.realpath(there))
     if is_delta(folder):
         raise CheckpointError(f"{folder} is a delta already")
     if (folder / _ADAPTER).exists():
         raise CheckpointError(
             f"{folder} is an adapter, which is small by itself; for a delta put it into its model first (merge_and_unload)"
         )
-    return find_base(None, tuned).weights
+    return read_weights(folder)
 
 
 def _names_in_base(tuned: Weights, base: Weights) -> dict[str, str]:

@@ -14,13 +14,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from leanvocab.checkpoints.delta_format import CONFIG, is_delta, write_training_note
+from leanvocab.checkpoints.delta_format import CONFIG, is_delta, read_description, write_training_note
 from leanvocab.checkpoints.merge_plan import Changes, FilePlan, Plan, TensorPlan, make_plan, merged_config, read_changes
 from leanvocab.checkpoints.verify import first_difference, is_merged_already
 from leanvocab.errors import CheckpointError
 from leanvocab.files.atomic_folders import check_apart, clear_leftovers, written_whole
 from leanvocab.files.copying import copy_range, sha256_of_range, sync, write_at
 from leanvocab.files.headers import INDEX, Located, all_opened, is_weights_file, read_weights
+from leanvocab.files.hub_cache import cached_folder
 from leanvocab.files.row_bytes import convert, first_nan_row, row_blocks, runs
 from leanvocab.files.side_files import copy_side_files, find_side_files
 from leanvocab.progress import ProgressBar
@@ -61,7 +62,7 @@ def merge_checkpoint(
     Running it twice changes nothing.
 
     Args:
-        base: folder of the pretrained checkpoint (safetensors, one file or shards).
+        base: folder of the pretrained checkpoint (safetensors, one file or shards), or its name in the hub's cache.
         delta: folder of a delta (`save_delta`), or of a partial checkpoint together with `vocabulary`.
         output: folder to make; it appears whole or not at all. Must be free, or hold this merge's result.
         verify: re-read the output before it appears: kept rows equal the delta, all other bytes equal the base.
@@ -148,10 +149,12 @@ def _left_out(plan: Plan) -> tuple[str, ...]:
     return tuple(sorted(name for name in names if is_weights_file(name) and name not in written))
 
 
-def _folder(path: str | os.PathLike[str], role: str) -> Path:
+def _folder(path: str | os.PathLike[str], role: str, revision: str | None = None) -> Path:
     folder = Path(os.path.realpath(path))
     if not folder.exists():
         clear_leftovers(folder)  # a kill in the middle of a swap may have left it aside
+    if role == "base" and not folder.exists() and (cached := cached_folder(os.fspath(path), revision)) is not None:
+        return Path(os.path.realpath(cached))
     if not folder.is_dir():
         raise CheckpointError(
             f"{role}: expected a folder, found {'a file' if folder.exists() else 'nothing'} at {path}"
@@ -161,7 +164,8 @@ def _folder(path: str | os.PathLike[str], role: str) -> Path:
 
 def _folders(base_path: str | os.PathLike[str], delta_path: str | os.PathLike[str]) -> tuple[Path, Path]:
     """(base, delta); raises `CheckpointError` where each is what the other should be, or one is something else."""
-    base, delta = _folder(base_path, "base"), _folder(delta_path, "delta")
+    delta = _folder(delta_path, "delta")
+    base = _folder(base_path, "base", read_description(delta).base_revision if is_delta(delta) else None)
     if is_delta(base):
         others = "and the delta is none: they are the wrong way round" if not is_delta(delta) else "too: merge it first"
         raise CheckpointError(f"the base {base} is a delta, {others}; expected the base first, then the delta")

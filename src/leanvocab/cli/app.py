@@ -15,9 +15,24 @@ from leanvocab.cli.merge import merge_command
 from leanvocab.cli.options import ForgivingCommand
 from leanvocab.cli.printing import DEBUG_VARIABLE
 
+# In the help each paragraph is a line.
+_FIRST_WORDS = "\n\n".join(
+    (
+        "For a start (MODEL is a folder, or a name on the hub; DATA.csv has the columns text and label):",
+        "leanvocab estimate MODEL --data DATA.csv",
+        "leanvocab finetune MODEL DATA.csv --validation-ratio 0.1 -o out",
+        "leanvocab finetune MODEL CHATS.jsonl --task causal-lm --lora -o adapter",
+        "leanvocab delta out MODEL small",
+        "leanvocab merge MODEL small whole",
+        "leanvocab count DATA.csv --tokenizer MODEL -o v.json",
+        "leanvocab finetune MODEL DATA.csv --vocabulary v.json -o out",
+        "A command says the next step at its end, and after Ctrl-C the line that goes on.",
+    )
+)
 app = typer.Typer(
     name="leanvocab",
     help="Fine-tune language models with only the vocabulary rows that the data uses; get the whole model back.",
+    epilog=_FIRST_WORDS,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )

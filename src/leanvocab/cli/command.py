@@ -8,7 +8,7 @@ from typing import Annotated, Any, NamedTuple, cast, get_type_hints
 import typer
 
 from leanvocab.cli.options import in_options
-from leanvocab.cli.printing import AsJson, clean_errors, print_json, print_rich
+from leanvocab.cli.printing import AsJson, Note, clean_errors, print_json, print_rich
 from leanvocab.errors import SettingsError
 from leanvocab.finetune.settings import GROUPS
 
@@ -33,7 +33,7 @@ def as_command(function: Callable[..., Answer]) -> Callable[..., None]:
     groups: dict[str, Any] = {p.name: p.annotation for p in parameters if is_dataclass(p.annotation)}
 
     options = list(_options(parameters))
-    flags = {option.name: _flag(option.name) for option in options}
+    flags = {option.name: flag_of(option.name) for option in options}
 
     def run(*, as_json: bool, **values: Any) -> None:
         with clean_errors(
@@ -45,7 +45,7 @@ def as_command(function: Callable[..., Answer]) -> Callable[..., None]:
         if as_json:
             print_json(answer.plain)
         else:
-            print_rich(*answer.printed())
+            print_rich(*(in_options(part, flags) if isinstance(part, Note) else part for part in answer.printed()))
 
     run.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
     run.__annotations__ = {option.name: option.annotation for option in options}
@@ -70,13 +70,14 @@ def _options_of(group: Any) -> Iterator[inspect.Parameter]:
         if about := field.metadata.get("about"):
             if hint == tuple[str, ...]:
                 hint, default = list[str], list(default)
-            flag = _flag(field.name)
+            flag = flag_of(field.name)
             show, heading = default not in (None, []), _HEADINGS[field.name]
             hint = Annotated[hint, typer.Option(flag, help=about.help, rich_help_panel=heading, show_default=show)]
         yield _keyword(field.name, default, hint)
 
 
-def _flag(name: str) -> str:
+def flag_of(name: str) -> str:
+    """The option of a field of the settings, or of a function's parameter."""
     return _SINGULAR.get(name, "--" + name.replace("_", "-"))
 
 

@@ -1,11 +1,12 @@
 """`leanvocab count`: which vocabulary rows a data set uses."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from leanvocab.cli.command import Answer, as_command
+from leanvocab.cli.command import Answer, as_command, flag_of
 from leanvocab.cli.data_counts import (
     DATA_HELP,
     DataOptions,
@@ -16,7 +17,7 @@ from leanvocab.cli.data_counts import (
     keep,
     load_tokenizer,
 )
-from leanvocab.cli.printing import check_new_file, quiet_libraries
+from leanvocab.cli.printing import check_new_file, quiet_libraries, say_where_from
 from leanvocab.extras import require
 
 if TYPE_CHECKING:
@@ -55,8 +56,9 @@ def count_command(
     loaded = config = None
     if tokenizer:
         quiet_libraries()
+        say_where_from(tokenizer)
         loaded, config = load_tokenizer(tokenizer), config_beside(tokenizer)
-    counts = count_data(data, reading, loaded)
+    counts = count_data(data, reading, loaded, config)
     used = {name: {"num_tokens": of.num_tokens, "used_rows": len(of.token_ids)} for name, of in counts.items()}
     summary: dict[str, Any] = {"data": data, "splits": used}
     if tokenizer or full_size or output:
@@ -66,6 +68,7 @@ def count_command(
         if output is not None:
             vocabulary.save(output)
             summary["output"] = str(output)
+            summary["to_train"] = _to_train(tokenizer, data, vars(reading), output)
     if plot is not None:
         _write_plot(counts, summary, plot)
     return Answer(summary, lambda: _printed(summary))
@@ -76,6 +79,17 @@ def _write_plot(counts: "dict[str, TokenCounts]", summary: dict[str, Any], plot:
 
     plot_vocabulary_use(all_counts(counts), plot, full_size=summary.get("vocabulary", {}).get("full_rows"))
     summary["plot"] = str(plot)
+
+
+def _to_train(tokenizer: str | None, data: str, options: dict[str, Any], output: Path) -> str:
+    """The command that trains with the vocabulary, to copy: it reads the same data by the same options."""
+    words = ["leanvocab", "finetune", tokenizer or "MODEL", data]
+    for name, value in options.items():
+        if name != "token_columns" and value:
+            flag = flag_of(name)
+            for each in value if isinstance(value, list) else [value]:
+                words += [flag] if each is True else [flag, str(each)]
+    return shlex.join([*words, "--vocabulary", str(output), "--output-dir", "OUTPUT"])
 
 
 def _printed(summary: dict[str, Any]) -> "list[Table | str]":
@@ -92,4 +106,6 @@ def _printed(summary: dict[str, Any]) -> "list[Table | str]":
             f"({vocabulary['kept_ratio']:.1%})"
         )
     parts += [f"written to {summary[name]}" for name in ("output", "plot") if name in summary]
+    if "to_train" in summary:
+        parts.append(f"to train with it: {summary['to_train']}")
     return parts

@@ -61,6 +61,7 @@ class DataOptions:
     prompt_column: Annotated[str | None, typer.Option(help="Column with prompts, or sources (seq2seq-lm).")] = None
     completion_column: Annotated[str | None, typer.Option(help="Column with completions, or targets.")] = None
     messages_column: Annotated[str | None, typer.Option(help="Column with chats.")] = None
+    chat_template_kwargs: Annotated[str | None, typer.Option(help="Values for the chat template, as JSON.")] = None
     max_target_length: Annotated[
         int | None, typer.Option(min=1, help="Tokens to which a target is cut (seq2seq-lm), as finetune does.")
     ] = None
@@ -84,8 +85,8 @@ def source_of(
     return {**load_splits(data, config_name, texts), **files} if files else data
 
 
-def count_data(data: Any, options: DataOptions, tokenizer: Any) -> "dict[str, TokenCounts]":
-    """Counts of each split.
+def count_data(data: Any, options: DataOptions, tokenizer: Any, config: Any = None) -> "dict[str, TokenCounts]":
+    """Counts of each split; `config` is that of the tokenizer's model, which may take texts of some length alone.
 
     Raises:
         DataError: there are neither token ids nor text with a tokenizer, or the tokenizer does not know the text.
@@ -107,10 +108,12 @@ def count_data(data: Any, options: DataOptions, tokenizer: Any) -> "dict[str, To
         )
     if not settings.is_language_model:
         return _count_texts(splits, settings.text_columns, tokenizer, options.max_length)
+    from leanvocab.finetune.pretrained import fit_lengths
     from leanvocab.finetune.reading import read_examples
 
     train = settings.train_split if settings.train_split in splits else next(iter(splits))
-    examples = read_examples(splits, tokenizer, replace(settings, train_split=train))
+    lengths, _ = fit_lengths(settings, config, tokenizer)
+    examples = read_examples(splits, tokenizer, replace(settings, train_split=train, **lengths))
     return {name: count_tokens(split, examples.task.token_columns) for name, split in examples.encoded.items()}
 
 

@@ -1,5 +1,7 @@
 """`leanvocab delta`: two checkpoints on disk → a delta."""
 
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -44,6 +46,13 @@ def _printed(summary: dict[str, Any], to_merge: str) -> "list[Table | str]":
     grid.add_row("size", f"{format_bytes(delta['num_bytes'])} beside a base of {format_bytes(delta['base_bytes'])}")
     lines = [f"to merge: {to_merge}"]
     if summary["left_out"]:
-        names = ", ".join(summary["left_out"])
-        lines.append(f"not carried, since a delta holds no such files: {names}; a merge takes the base's")
+        lines.append(
+            f"not carried, since a delta holds no such files: {_folded(summary['left_out'])}; a merge takes the base's"
+        )
     return [grid, *lines]
+
+
+def _folded(names: Iterable[str]) -> str:
+    """Names of files; those of a folder as the folder, and how many they are."""
+    tops = Counter(name.partition("/")[0] + "/" * ("/" in name) for name in names)
+    return ", ".join(f"{top} ({number:,} files)" if top.endswith("/") else top for top, number in tops.items())

@@ -125,7 +125,8 @@ def _counted(data: str, tokenizer: str, model: str, settings: FineTuneSettings, 
     loaded = load_tokenizer(tokenizer)
     given = {**vars(settings), "text_columns": list(settings.text_columns), **vars(others)}
     reading = DataOptions(**{option.name: given[option.name] for option in fields(DataOptions)})
-    return keep(count_data(data, reading, loaded), loaded, _config_of(model))
+    config = _config_of(model)
+    return keep(count_data(data, reading, loaded, config), loaded, config)
 
 
 def _config_of(model: str) -> Any:

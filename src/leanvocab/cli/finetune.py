@@ -8,7 +8,7 @@ import typer
 
 from leanvocab.cli.command import Answer, as_command
 from leanvocab.cli.data_counts import Test, Validation, source_of
-from leanvocab.cli.printing import quiet_libraries
+from leanvocab.cli.printing import Note, quiet_libraries, say_where_from
 from leanvocab.finetune.settings import FineTuneSettings
 from leanvocab.reports.memory_estimate import format_bytes
 
@@ -40,6 +40,9 @@ def finetune_command(
     output_dir: Annotated[str, typer.Option("--output-dir", "-o", help="Where the fine-tuned full model goes.")],
     validation: Validation = None,
     test: Test = None,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="Say nothing on the way: the summary and errors alone.")
+    ] = False,
     settings: FineTuneSettings,
 ) -> Answer:
     """Fine-tune a model on text with a partial vocabulary, and save the whole model.
@@ -47,11 +50,13 @@ def finetune_command(
     Classification and regression, of single texts or pairs, with the paper's defaults (Table 8); and language models:
     --task causal-lm (texts, prompts with completions, or chats), seq2seq-lm (prompts with completions) or masked-lm (texts).
     """
-    quiet_libraries()
+    quiet_libraries(quiet=quiet)
+    if not quiet:
+        say_where_from(model, data)
     from leanvocab.finetune.job import finetune
 
     source = source_of(data, validation, test, settings.config_name, settings.texts)
-    result = finetune(model, source, output_dir, settings)
+    result = finetune(model, source, output_dir, settings, progress=False if quiet else None)
     return Answer(result.to_dict(), lambda: [*_printed(result), _next_step(model, output_dir, settings)])
 
 
@@ -110,10 +115,15 @@ def _printed(result: "FineTuneResult") -> "list[Table | str]":
         grid.add_row(name, f"{seconds:,.2f} s")
     grid.add_section()
     grid.add_row("steps", f"{result.num_steps:,}")
+    if result.losses:
+        first, last = result.losses[0][1], result.losses[-1][1]
+        grid.add_row("training loss, logged", f"{last:.4f}" if len(result.losses) == 1 else f"{first:.4f} … {last:.4f}")
     for name, score in result.scores.items():
         grid.add_row(f"validation {name}", f"{score:.4f}")
+    if not result.scores:
+        grid.add_row("validation", "none (some is held out by --validation-ratio)")
     notes = result.memory.notes if result.memory is not None else ()
-    return [grid, *notes, *result.notes]
+    return [grid, *map(Note, (*notes, *result.notes))]
 
 
 def _measured(peak: "PeakMemory") -> str:

@@ -6,6 +6,7 @@ import typer
 
 from leanvocab.cli.command import Answer, as_command
 from leanvocab.cli.described import describe
+from leanvocab.cli.printing import say_where_from
 from leanvocab.reports.memory_estimate import format_bytes
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def info_command(
 
     Of a checkpoint, every vocabulary-sized tensor: its share, what it is tied to, and what becomes of it when it is shrunk.
     """
+    say_where_from(path, *filter(None, (base, tokenizer)))
     described = describe(path, base, tokenizer)
     return Answer(described, lambda: _printed(described))
 

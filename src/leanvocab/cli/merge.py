@@ -1,5 +1,6 @@
 """`leanvocab merge`: base folder + delta → full folder, on disk."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -34,7 +35,10 @@ class MergeOptions:
 @as_command
 def merge_command(
     *,
-    base: Annotated[Path, typer.Argument(help="Folder of the pretrained checkpoint that was fine-tuned.")],
+    base: Annotated[
+        Path,
+        typer.Argument(help="The pretrained checkpoint that was fine-tuned: a folder, or a name in the hub's cache."),
+    ],
     delta: Annotated[Path, typer.Argument(help="Folder of the delta.")],
     output: Annotated[Path | None, typer.Argument(help="Folder to make; it appears whole or not at all.")] = None,
     options: MergeOptions,
@@ -49,7 +53,18 @@ def merge_command(
     except OSError as error:  # a full disk, a folder that is read-only: nothing has changed
         raise CheckpointError(f"nothing was written: {error}") from error
     speed = result.num_bytes / 1e6 / max(result.seconds, 1e-9)
-    return Answer({**vars(result), "megabytes_per_second": speed}, lambda: [_summary(result)])
+    return Answer(
+        {**vars(result), "megabytes_per_second": speed}, lambda: [_summary(result), *_next_step(result.output)]
+    )
+
+
+def _next_step(output: Path) -> list[str]:
+    """The line that loads the merged model, to copy; none where its config names no class."""
+    config = json.loads((output / "config.json").read_bytes()) if (output / "config.json").is_file() else {}
+    return [
+        f"to use it: transformers.{name}.from_pretrained({json.dumps(str(output))})"
+        for name in config.get("architectures") or ()
+    ][:1]
 
 
 def _summary(result: "MergeResult") -> str:

@@ -124,12 +124,15 @@ def in_options(message: str, flags: Mapping[str, str], *, is_setting: bool = Fal
         value = r"=(?P<value>'[^']*'|\"[^\"]*\"|[^\s;,:()]+)"
         same = rf"(?P<same> \({re.escape(flag)}\))?"
         starts = rf"|^{name}\b(?![=-])" if is_setting else ""
-        bare = rf"|(?<![\w.\-/]){name}(?![\w=/.-])" if "_" in name else rf"|(?<=\bset ){name}\b|(?<=\(or ){name}\b"
-        pattern = rf"(?<![\w.\-/]){name}{value}{same}{bare}{starts}"
+        listed = rf"|(?<= \(){name}: (?=[\w-]+)|(?<=: ){name}(?=\))"  # (task: causal-lm), (regression: task)
+        bare = rf"|(?<![\w.\-/'\"]){name}(?![\w=/.-])" if "_" in name else rf"|(?<=\bset ){name}\b|(?<=\(or ){name}\b"
+        pattern = rf"(?<![\w.\-/]){name}{value}{same}{listed}{bare}{starts}"
         message = re.sub(pattern, lambda match, flag=flag: _option(match, flag), message)  # type: ignore[misc]
     return message
 
 
 def _option(match: "re.Match[str]", flag: str) -> str:
     value = match["value"]
+    if match[0].endswith(": "):
+        return f"{flag} "
     return flag if value is None or value == "True" or match["same"] else f"{flag} {value.strip(chr(39) + chr(34))}"

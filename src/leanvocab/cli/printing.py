@@ -2,10 +2,12 @@
 
 import contextlib
 import json
+import logging as standard
 import os
 import shlex
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,10 +15,20 @@ from typing import Annotated, Any
 import typer
 
 from leanvocab import __version__
-from leanvocab.errors import CheckpointError, InterruptedRunError, LeanVocabError, SettingsError, first_line
+from leanvocab.errors import (
+    CheckpointError,
+    InterruptedRunError,
+    LeanVocabError,
+    LeanVocabWarning,
+    SettingsError,
+    first_line,
+)
 
 DEBUG_VARIABLE = "LEANVOCAB_DEBUG"
 
+# Of torchao and bitsandbytes, where they are installed, which others import: of kernels that this machine has no use for. And of
+# the hub's client: each of its attempts, where an error says at the end what came of them.
+_LOGGERS = ("torchao", "torch.utils._pytree", "bitsandbytes.backends.cpu", "huggingface_hub.utils._http")
 _TORCH_CANNOT_WRITE = "inline_container.cc"
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
@@ -26,12 +38,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for machines."
 def clean_errors(as_json: bool, reworded: Callable[[LeanVocabError], str] = str) -> Iterator[None]:
     """Says an error in one message and ends with 1, or with 2 where the command was given wrongly, 130 after Ctrl-C.
 
-    On stderr; as JSON on stdout with `--json`. With `--debug` (or LEANVOCAB_DEBUG=1) the traceback is shown. Everything
-    else that libraries print while a command runs goes to stderr: stdout is for results. `reworded` gives the words of an error
-    of leanvocab's own.
+    On stderr; as JSON on stdout with `--json`. With `--debug` (or LEANVOCAB_DEBUG=1) the traceback is shown, and other packages'
+    warnings are. Everything else that libraries print while a command runs goes to stderr: stdout is for results. `reworded`
+    gives the words of an error of leanvocab's own.
     """
     try:
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(sys.stderr), only_own_warnings():
             yield
     except (Exception, KeyboardInterrupt) as error:
         if os.environ.get(DEBUG_VARIABLE) or isinstance(error, typer.Exit):
@@ -41,6 +53,29 @@ def clean_errors(as_json: bool, reworded: Callable[[LeanVocabError], str] = str)
         else:
             typer.echo(f"error: {_message(error, reworded)}", err=True)
         raise typer.Exit(_exit_code(error)) from None
+
+
+@contextlib.contextmanager
+def only_own_warnings() -> Iterator[None]:
+    """Within the block leanvocab's warnings are shown in a line each, and those of other packages are not: a user of the command
+    can do nothing about them."""
+    if os.environ.get(DEBUG_VARIABLE):
+        yield
+        return
+    shows, writes = warnings.showwarning, warnings.formatwarning
+
+    def show(message: Any, category: type[Warning], *where: Any) -> None:
+        if issubclass(category, LeanVocabWarning):
+            shows(message, category, *where)
+
+    warnings.showwarning = show  # type: ignore[assignment]
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    for name in _LOGGERS:
+        standard.getLogger(name).setLevel(standard.ERROR)
+    try:
+        yield
+    finally:
+        warnings.showwarning, warnings.formatwarning = shows, writes
 
 
 def _message(error: BaseException, reworded: Callable[[LeanVocabError], str]) -> str:
@@ -71,6 +106,10 @@ def _exit_code(error: BaseException) -> int:
     return 2 if isinstance(error, SettingsError) else 1
 
 
+class Note(str):
+    """A sentence of the library's for a person, which a command says in the names of its options."""
+
+
 def print_json(value: Any) -> None:
     """One JSON document on stdout; what JSON has no word for (NaN, infinity) is null."""
     plain = json.loads(json.dumps(value, default=os.fspath), parse_constant=lambda _: None)
@@ -86,23 +125,29 @@ def print_rich(*parts: Any) -> None:
         console.print(part, highlight=False, soft_wrap=isinstance(part, str))  # a line to copy is not cut
 
 
-def quiet_libraries() -> None:
-    """transformers and datasets report what they load and save at length; a command has its own summary."""
-    import logging as standard
+def quiet_libraries(*, quiet: bool = False) -> None:
+    """transformers and datasets report what they load and save at length; a command has its own summary.
 
-    typer.echo(f"leanvocab {__version__}: loading libraries …", err=True)  # they take seconds
-    # torchao and bitsandbytes, where they are installed, which others import: of kernels that this machine has no use for.
-    for name in ("torchao", "torch.utils._pytree", "bitsandbytes.backends.cpu"):
-        standard.getLogger(name).setLevel(standard.ERROR)
+    With `quiet` there are neither bars nor a sign that they are loading.
+    """
+    if not quiet:
+        typer.echo(f"leanvocab {__version__}: loading libraries …", err=True)  # they take seconds
     from transformers import logging
 
     logging.set_verbosity_error()
-    if not sys.stderr.isatty():
+    if quiet or not sys.stderr.isatty():
         logging.disable_progress_bar()
         with contextlib.suppress(ImportError):
             import datasets
 
             datasets.disable_progress_bars()
+
+
+def say_where_from(*names: str) -> None:
+    """Say which names are looked for on the hub: where it cannot be reached, that takes a while."""
+    for name in names:
+        if not os.path.exists(name):
+            typer.echo(f"{name} is no file or folder here: asking the hub …", err=True)
 
 
 def check_new_file(path: Path | None, overwrite: bool) -> None:

@@ -128,12 +128,23 @@ def _not_finite(what: str, args: Any) -> str:
 
 def show_progress(trainer: Trainer, progress: bool | None) -> None:
     """Puts bars in the place of the Trainer's own; without a terminal lines; with False nothing."""
+    trainer.add_callback(_LogsEnds)
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     if progress or (progress is None and sys.stderr.isatty()):
         trainer.add_callback(_Bars)
     elif progress is None:
         trainer.add_callback(_Lines)
+
+
+class _LogsEnds(TrainerCallback):
+    """Logs the loss before each validation and after the last step too: a short run may end before it is logged at all."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_log |= control.should_evaluate or state.global_step >= state.max_steps
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_log |= control.should_evaluate
 
 
 class _Bars(ProgressCallback):
@@ -147,12 +158,18 @@ class _Bars(ProgressCallback):
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
         super().on_evaluate(args, state, control, **kwargs)
         bar: Any = self.training_bar
-        if bar is not None:
+        if bar is not None:  # none after training: the summary has the last scores
             bar.write(_scores(state, metrics), file=sys.stderr)
 
 
 class _Lines(TrainerCallback):
-    """A line for each logging and each validation: what a log file, or a batch queue, is read for."""
+    """A line for each logging and each validation while it trains: what a log file, or a batch queue, is read for."""
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._trains = False  # the summary has the last scores
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._trains = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if state.is_world_process_zero and "loss" in (logs or {}):
@@ -160,7 +177,7 @@ class _Lines(TrainerCallback):
             print(f"step {state.global_step:,} of {state.max_steps:,}: loss {logs['loss']:.4f}{rate}", file=sys.stderr)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
+        if state.is_world_process_zero and self._trains:
             print(_scores(state, metrics), file=sys.stderr, flush=True)
 
 

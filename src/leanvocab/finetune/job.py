@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
+import torch
 import transformers
 from transformers import Trainer, TrainingArguments
 
@@ -138,6 +139,7 @@ def finetune(
     earlier = find_earlier_run(output_dir, Path(model), settings)
     _check_room(output_dir, model, settings)
     pretrained = find_pretrained(model, settings, settings.dropout)
+    settings = replace(settings, **pretrained.lengths)
     examples = read_examples(data, pretrained.tokenizer, settings, pretrained.config)
     seconds = {"tokenizing": examples.seconds}
     record = RunRecord(settings, examples.encoded)
@@ -320,7 +322,7 @@ def _training_arguments(prepared: _Prepared, folder: Path, settings: FineTuneSet
     best = TOKEN_LOSS if settings.best == "loss" and settings.is_language_model else settings.best
     return TrainingArguments(
         output_dir=str(folder),
-        **settings.trainer_arguments(),
+        **settings.trainer_arguments() | {"use_cpu": settings.cpu or not torch.accelerator.is_available()},
         max_steps=settings.max_steps or -1,
         per_device_eval_batch_size=settings.eval_batch_size or settings.batch_size,
         learning_rate=settings.learning_rate_for(prepared.network.config.model_type),

@@ -11,14 +11,14 @@ import pyarrow as pa
 from transformers import DataCollatorForSeq2Seq
 
 from leanvocab.choices import IGNORE_INDEX
-from leanvocab.errors import DataError, ModelError, shortened
+from leanvocab.errors import DataError, ModelError, SettingsError, shortened
 from leanvocab.extras import require
 from leanvocab.finetune.causal_checks import check_causal, check_packed_examples_are_apart
 from leanvocab.finetune.collators import EpochCallback, MaskingCollator, PaddingCollator, mask_to_validate
 from leanvocab.finetune.scores import TokenScores, logits_of, sums_by_example
 from leanvocab.finetune.settings import CAUSAL_LM, MASKED_LM, SEQ2SEQ_LM, DataSettings, FineTuneSettings
 from leanvocab.finetune.tasks import Task, find_eval_split
-from leanvocab.texts.chats import ChatWriter, Span, Tally, as_messages, is_message, parsed
+from leanvocab.texts.chats import ChatWriter, Span, Tally, as_messages, is_message, parsed, template_values
 from leanvocab.texts.packing import join_and_cut, lay_side_by_side, num_learned
 from leanvocab.texts.text_columns import (
     check_column,
@@ -39,12 +39,16 @@ _INSTRUCTIONS = (("instruction", "input", "output"), ("instruction", "output"))
 _CHATS = (("messages",), ("conversations",))
 _TEXTS = (("text",), ("sentence",))
 _TOOLS = "tools"  # the column beside chats that has them in the data sets of tool calls
+_VALUES = (
+    "chat_template_kwargs"  # the column beside chats with values for their template, as TRL reads it; and the setting
+)
 _ROW = "row"  # beside the columns of a batch: where each row stands
 _BLOCKS_AT_ONCE = 1000
 _FATES = {
     "cut": "were cut to {0} tokens.",
     "left out": "were left out: nothing of them is left to learn within {0} tokens.",
     "by TRL": "were written by TRL's training template, since the tokenizer's own does not say where their replies are.",
+    "not told": "have values in column 'chat_template_kwargs' that the tokenizer's chat template does not use.",
     "last reply": "are chats of which the last reply alone is learned: the tokenizer's chat template writes a chat in "
     "another way as it goes on, and marks no reply ({{% generation %}}).",
 }
@@ -112,6 +116,8 @@ class LanguageTask(Task):
                 "save it, or give prompt and completion columns"
             )
         encoded, notes = datasets.DatasetDict(), [*self._notes]
+        if settings.chat_template_kwargs:
+            _check_values(settings.chat_template_kwargs, self, tokenizer)
         if self.kind == CAUSAL_LM and self.source != "messages" and tokenizer.eos_token_id is None:
             notes.append("The tokenizer has no end-of-sequence token: the texts are learned without an end.")
         if settings.packing and self.source == "text":
@@ -133,7 +139,7 @@ class LanguageTask(Task):
         return encoded, tuple(notes)
 
     def _to_rows(self, batch: Columns, numbers: list[int], *, name: str, **options: Any) -> Columns:
-        wanted = {column: batch[column] for column in (*self.columns, _TOOLS) if column in batch}
+        wanted = {column: batch[column] for column in (*self.columns, _TOOLS, _VALUES) if column in batch}
         wanted[_ROW] = [f"row {number} of split {name!r}" for number in numbers]
         return _TO_ROWS[self.kind](wanted, task=self, **options)
 
@@ -299,9 +305,13 @@ def _pieces(
             yield [(prompt, settings.train_on_prompts), (completion, True)]
     else:
         writer, chats = ChatWriter(tokenizer), batch[task.columns[0]]
-        for row, chat, tools in zip(batch[_ROW], chats, batch.get(_TOOLS) or [None] * len(chats), strict=True):
+        told = template_values(settings.chat_template_kwargs, tokenizer)
+        besides = (batch.get(name) or [None] * len(chats) for name in (_TOOLS, _VALUES))
+        for row, chat, tools, values in zip(batch[_ROW], chats, *besides, strict=True):
             try:
-                writer.tools = _tools(tools)
+                writer.tools, own = _tools(tools), template_values(values, tokenizer)
+                writer.values = told | own
+                tally["not told"] += bool(writer.unused(own))
                 yield _chat_pieces(writer, as_messages(chat), settings, tally)
             except DataError as error:
                 raise DataError(f"{row}: {error}; change that chat, leave it out, or give another template") from error
@@ -311,6 +321,20 @@ def _chat_pieces(writer: ChatWriter, chat: list[Any], settings: DataSettings, ta
     if settings.train_on_prompts:
         return [(writer.written(chat), True)]
     return writer.spans(chat, settings.max_length, tally)
+
+
+def _check_values(given: str, task: LanguageTask, tokenizer: Any) -> None:
+    """Raises SettingsError where values were given for a template that uses them not, or where there are no chats to write."""
+    if task.source != "messages":
+        raise SettingsError(f"{_VALUES} are for the template of chats, and the data are {task.source}; leave them out")
+    try:
+        unused = ChatWriter(tokenizer).unused(template_values(given, tokenizer))
+    except DataError as error:
+        raise SettingsError(str(error)) from error
+    if unused:
+        raise SettingsError(
+            f"{_VALUES} sets {unused[0]!r}, which the tokenizer's chat template does not use; look for its name there"
+        )
 
 
 def _prompts(batch: Columns, task: LanguageTask) -> list[str]:

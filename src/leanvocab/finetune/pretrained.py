@@ -2,7 +2,8 @@
 
 import copy
 import os
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,14 @@ from transformers.quantizers.auto import AutoHfQuantizer
 from leanvocab.adapters import add_lora
 from leanvocab.errors import ModelError, SettingsError, first_line
 from leanvocab.extras import require
-from leanvocab.finetune.settings import CAUSAL_LM, MASKED_LM, SEQ2SEQ_LM, DataSettings, FineTuneSettings
+from leanvocab.finetune.settings import (
+    CAUSAL_LM,
+    MASKED_LM,
+    MAX_TARGET_LENGTH,
+    SEQ2SEQ_LM,
+    DataSettings,
+    FineTuneSettings,
+)
 from leanvocab.finetune.tasks import Task
 from leanvocab.partial.devices import accelerator_at_hand
 from leanvocab.reports.memory import estimate_memory
@@ -39,6 +47,7 @@ class Pretrained:
     tokenizer: Any
     auto_class: Any
     notes: tuple[str, ...]
+    lengths: Mapping[str, Any] = field(default_factory=dict)  # settings, as the model takes them
 
     def load(self, task: Task, *, few_bits: bool = False, on_cpu: bool = False) -> tuple[Any, tuple[str, ...]]:
         """The model with a head for the task, and what a user should know of it.
@@ -120,13 +129,11 @@ def find_pretrained(name: str | Path, settings: DataSettings, dropout: float) ->
         raise ModelError(f"transformers has no {settings.kind.head} for models of the type {config.model_type!r}")
     if settings.task == MASKED_LM and tokenizer.mask_token is None:
         raise ModelError(f"the tokenizer of {str(name)!r} has no mask token, which masked-lm needs")
-    limits = _limits(config, tokenizer, auto_class, settings.max_length)
-    _check_length(limits, "max_length", settings.max_length)
-    if settings.task == SEQ2SEQ_LM:
-        _check_length(limits, "max_target_length", settings.max_target_length)
-    notes = () if settings.task == CAUSAL_LM else _set_padding(config, tokenizer, str(name), settings.is_language_model)
+    lengths, notes = fit_lengths(settings, config, tokenizer)
+    if settings.task != CAUSAL_LM:
+        notes += _set_padding(config, tokenizer, str(name), settings.is_language_model)
     set_dropout(config, dropout)
-    return Pretrained(str(name), config, tokenizer, auto_class, notes)
+    return Pretrained(str(name), config, tokenizer, auto_class, notes, lengths)
 
 
 def set_dropout(config: Any, dropout: float) -> None:
@@ -154,6 +161,9 @@ def estimate_run(
 ) -> MemoryEstimate:
     """Estimates what training with these settings holds, of a model that is loaded as `Pretrained.load` does; `others` are
     arguments of `estimate_memory` for training of another kind."""
+    if step is not None and "auto_class" not in others:
+        lengths, _ = fit_lengths(settings, config)
+        step = replace(step, length=min(step.length, lengths["max_length"]))
     lora = partial(add_lora, adapter_type=settings.kind.adapter_type, rank=settings.lora_rank)
     arguments: dict[str, Any] = {
         "precision": "mixed" if settings.bf16 else "fp32",
@@ -221,11 +231,42 @@ def _set_padding(config: Any, tokenizer: Any, name: str, is_language_model: bool
     return notes
 
 
+def fit_lengths(settings: DataSettings, config: Any, tokenizer: Any = None) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Lengths of texts by their settings, and what to say of them: a default that is too long for the model gives way.
+
+    Raises:
+        SettingsError: a length that was asked for is more than the model takes.
+    """
+    defaults = {"max_length": settings.kind.max_length}
+    if settings.task == SEQ2SEQ_LM:
+        defaults["max_target_length"] = MAX_TARGET_LENGTH
+    lengths, notes = dict[str, Any](), []
+    for name, default in defaults.items():
+        lengths[name] = asked = getattr(settings, name)
+        most = min(_limits(config, tokenizer, getattr(transformers, settings.kind.auto_class), asked), default=asked)
+        if most < asked != default:
+            raise SettingsError(f"{name} is {asked}, but the model takes {most} tokens at most")
+        if most < asked:
+            lengths[name] = most
+            notes.append(f"The model takes {most} tokens at most, so that {name} is {most}, and not {asked}.")
+    return lengths, tuple(notes)
+
+
 def _limits(config: Any, tokenizer: Any, auto_class: Any, max_length: int) -> list[int]:
-    """Tokens that a tokenizer and the positions of a model allow at most."""
+    """Tokens that a tokenizer and the positions of a model allow at most; what is not given allows any."""
+    return [
+        limit
+        for limit in (getattr(tokenizer, "model_max_length", None), _positions(config, auto_class, max_length))
+        if isinstance(limit, int) and limit > 0
+    ]
+
+
+def _positions(config: Any, auto_class: Any, max_length: int) -> Any:
+    if config is None:
+        return None
     text_config = config.get_text_config()
     positions, pad_id = (getattr(text_config, name, None) for name in ("max_position_embeddings", "pad_token_id"))
-    if isinstance(positions, int) and isinstance(pad_id, int) and positions - pad_id - 1 < max_length <= positions:
+    if isinstance(positions, int) and isinstance(pad_id, int) and positions - pad_id - 1 < max_length:
         with torch.device("meta"):
             network = auto_class.from_config(config)
         tables = [module for module in network.modules() if isinstance(module, nn.Embedding)]
@@ -233,9 +274,4 @@ def _limits(config: Any, tokenizer: Any, auto_class: Any, max_length: int) -> li
         offsets = [t.padding_idx + 1 for t in tables if t.num_embeddings == positions and t.padding_idx is not None]
         has_vocabulary = positions == getattr(text_config, "vocab_size", None)
         positions -= 0 if has_vocabulary else max(offsets, default=0)
-    return [limit for limit in (tokenizer.model_max_length, positions) if isinstance(limit, int) and limit > 0]
-
-
-def _check_length(limits: list[int], name: str, max_length: int) -> None:
-    if limits and max_length > min(limits):
-        raise SettingsError(f"{name} is {max_length}, but the model takes {min(limits)} tokens at most")
+    return positions

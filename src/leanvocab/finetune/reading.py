@@ -1,6 +1,7 @@
 """Data → examples: the splits of a run, drawn and tokenized for its task, alike for every command that reads them."""
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from leanvocab.finetune.classification import find_label_task
 from leanvocab.finetune.language_modeling import find_language_task
 from leanvocab.finetune.settings import DataSettings, FineTuneSettings
 from leanvocab.finetune.tasks import Task, find_eval_split
-from leanvocab.texts.data_files import load_splits
+from leanvocab.texts.data_files import Splits, load_splits
 from leanvocab.texts.fitting import check_known
 
 datasets = require("datasets", extra="finetune")
@@ -43,7 +44,9 @@ def read_examples(data: Any, tokenizer: Any, settings: FineTuneSettings, config:
         ModelError: the tokenizer cannot write such data.
         SettingsError: the settings need a split that is not there.
     """
-    splits = select_samples(load_splits(data, settings.config_name, settings.texts), settings, settings.seed)
+    loaded = load_splits(data, settings.config_name, settings.texts)
+    made_strings = [*_made_strings(loaded)]
+    splits = select_samples(loaded, settings, settings.seed)
     is_language = settings.is_language_model
     task: Task = find_language_task(splits, settings) if is_language else find_label_task(splits, settings, config)
     if settings.best and task.eval_split is None:
@@ -53,7 +56,18 @@ def read_examples(data: Any, tokenizer: Any, settings: FineTuneSettings, config:
     seconds = time.perf_counter() - start
     check_known(task.train_split, encoded[task.train_split], tokenizer)
     understood = {**task.understood, "rows": {name: len(split) for name, split in splits.items()}}
+    columns = {name for what, names in task.understood["columns"].items() if what != "messages" for name in names}
+    notes += tuple(said for name, said in made_strings if name in columns)  # a chat is what its JSON says
     return Examples(task, encoded, notes, seconds, understood)
+
+
+def _made_strings(loaded: Splits) -> Iterator[tuple[str, str]]:
+    """Columns in whose files other values stand than strings, and what to say of it."""
+    for split, columns in loaded.made_strings.items():
+        for name, made in columns.items():
+            rows = f"{made.num_values:,} of {len(loaded[split]):,} rows of split {split!r}"
+            made_of = f"it was made one, as JSON writes it, such as {made.first}"
+            yield name, f"{rows} hold no string in column {name!r}; {made_of}."
 
 
 def select_samples(splits: Any, settings: DataSettings, seed: int) -> Any:

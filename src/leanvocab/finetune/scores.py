@@ -1,4 +1,7 @@
-"""Scores of a validation, from what a model gives and labels: of classes, of numbers, of tokens."""
+"""Scores of a validation, from what a model gives and labels: of classes, of numbers, of tokens.
+
+They are scikit-learn's and SciPy's, in a few lines of numpy (docs/decisions/scores-in-numpy.md).
+"""
 
 import math
 from collections.abc import Mapping
@@ -10,10 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from leanvocab.choices import IGNORE_INDEX
-from leanvocab.extras import require
-
-stats = require("scipy.stats", extra="finetune")
-metrics = require("sklearn.metrics", extra="finetune")
 
 TOKEN_LOSS = "token_loss"
 """Name of the mean loss over tokens, beside the Trainer's own `loss`, which is a mean over batches."""
@@ -33,15 +32,26 @@ def classification_scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, f
         logits: [examples, classes]
         labels: [examples], class ids
 
-    F1 is that of class 1 for two classes (as GLUE has it), and the mean over classes for more.
+    F1 is that of class 1 for two classes (as GLUE has it), and for more the mean over those that occur or were said.
     """
-    predicted = logits.argmax(axis=-1)
-    average = "binary" if logits.shape[-1] == 2 else "macro"
+    predicted, num_classes = logits.argmax(axis=-1), logits.shape[-1]
+    said, meant, right = (
+        np.bincount(ids, minlength=num_classes).astype(np.float64)
+        for ids in (predicted, labels, labels[predicted == labels])
+    )
+    f1 = 2 * right / np.maximum(said + meant, 1)
     return {
         "accuracy": float((predicted == labels).mean()),
-        "f1": float(metrics.f1_score(labels, predicted, average=average, zero_division=0.0)),
-        "matthews": float(metrics.matthews_corrcoef(labels, predicted)),
+        "f1": float(f1[1] if num_classes == 2 else f1[said + meant > 0].mean()),
+        "matthews": _matthews(said, meant, right),
     }
+
+
+def _matthews(said: np.ndarray, meant: np.ndarray, right: np.ndarray) -> float:
+    """Matthews correlation of numbers by class: 0 where all were said to be of one class, or are."""
+    num = said.sum()
+    variances = (num**2 - said @ said) * (num**2 - meant @ meant)
+    return float((right.sum() * num - said @ meant) / np.sqrt(variances)) if variances else 0.0
 
 
 def regression_scores(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -53,11 +63,25 @@ def regression_scores(predicted: np.ndarray, labels: np.ndarray) -> dict[str, fl
     """
     predicted = predicted.reshape(-1).astype(np.float64)
     labels = labels.reshape(-1).astype(np.float64)
-    constant = len(labels) < 2 or np.ptp(predicted) == 0 or np.ptp(labels) == 0
-    return {
-        "pearson": 0.0 if constant else float(stats.pearsonr(predicted, labels).statistic),
-        "spearman": 0.0 if constant else float(stats.spearmanr(predicted, labels).statistic),
-    }
+    if len(labels) < 2 or np.ptp(predicted) == 0 or np.ptp(labels) == 0:
+        return {"pearson": 0.0, "spearman": 0.0}
+    return {"pearson": _pearson(predicted, labels), "spearman": _pearson(_ranks(predicted), _ranks(labels))}
+
+
+def _pearson(first: np.ndarray, second: np.ndarray) -> float:
+    """The correlation of numbers that are not all one; each is scaled before it is squared."""
+    centred = [numbers - numbers.mean() for numbers in (first, second)]
+    centred = [numbers / np.abs(numbers).max() for numbers in centred]
+    one, other = (numbers / np.linalg.norm(numbers) for numbers in centred)
+    return float(np.clip(one @ other, -1.0, 1.0))
+
+
+def _ranks(numbers: np.ndarray) -> np.ndarray:
+    """The rank of each number; equal ones share the mean of theirs, and a NaN leaves none."""
+    if np.isnan(numbers).any():
+        return np.full(len(numbers), np.nan)
+    _, at, counts = np.unique(numbers, return_inverse=True, return_counts=True)
+    return np.asarray((counts.cumsum() - (counts - 1) / 2)[at])
 
 
 def sums_by_example(logits: Tensor, labels: Tensor, *, predicts_next: bool) -> Tensor:

@@ -61,6 +61,7 @@ LEARNING_RATE_XLM = 7.5e-6
 LEARNING_RATE_LORA = 2e-4
 # transformers' page on T5: with AdamW "typically, 1e-4 and 3e-4 work well".
 LEARNING_RATE_T5 = 1e-4
+MAX_TARGET_LENGTH = 128
 _T5_TYPES = ("t5", "mt5", "umt5", "longt5", "switch_transformers")
 
 
@@ -163,6 +164,11 @@ class DataSettings:
     messages_column: str | None = knob(
         None, "Column with chats, for the tokenizer's chat template. By default messages.", tasks=(CAUSAL_LM,)
     )
+    chat_template_kwargs: str | None = knob(
+        None,
+        "Values for the chat template, as JSON: '{\"enable_thinking\": false}'. A column of this name has them for each chat.",
+        tasks=(CAUSAL_LM,),
+    )
     train_split: str = knob("train", "Split to train on.")
     eval_split: str | None = knob(None, "Split to validate on. By default the first that is named validation.")
     validation_ratio: float = knob(
@@ -171,9 +177,13 @@ class DataSettings:
     max_train_samples: int | None = knob(None, "Train on so many examples only, drawn by the seed.", above=0)
     max_eval_samples: int | None = knob(None, "Validate on so many examples only, drawn by the seed.", above=0)
     max_length: int = knob(
-        None, "Tokens to which a text, or a pair, is cut. By default 128, and 512 for language models.", above=0
+        None,
+        "Tokens to which a text, or a pair, is cut. By default 128, and 512 for language models, or what the model takes.",
+        above=0,
     )
-    max_target_length: int = knob(128, "Tokens to which a target is cut (seq2seq-lm).", above=0, tasks=(SEQ2SEQ_LM,))
+    max_target_length: int = knob(
+        MAX_TARGET_LENGTH, "Tokens to which a target is cut (seq2seq-lm).", above=0, tasks=(SEQ2SEQ_LM,)
+    )
     train_on_prompts: bool = knob(
         False, "Learn prompts as well, not completions alone (causal-lm).", tasks=(CAUSAL_LM,)
     )

@@ -206,8 +206,8 @@ def check_filter(filter_eps: object, frozen_rows: str) -> None:
 
 
 def check_modes(model: nn.Module, tables: list[FullTable], ids: str, filter_eps: object) -> None:
-    """Raises `ModelError` where partial ids would go to an output layer, or to a table for each layer that keeps others, and where
-    no rows are frozen of which some were to be left out."""
+    """Raises `ModelError` where partial ids would go to an output layer, or to a table for each layer that keeps others, and
+    where no rows are frozen of which some were to be left out."""
     if filter_eps is not None and all(table.output != "frozen" for table in tables):
         raise ModelError(
             f"filter_eps={filter_eps!r} leaves frozen rows out of a gradient, and no output layer of this model would have "

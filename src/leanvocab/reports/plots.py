@@ -129,13 +129,18 @@ def _draw_bars(axes: "Axes", position: int, estimate: MemoryEstimate, unit: tupl
     for offset, label, footprint in ((-0.2, "full", estimate.full), (0.2, "partial", estimate.partial)):
         height = position + offset
         vocabulary_bytes = footprint.vocabulary_bytes + footprint.remap_bytes
-        rest, vocabulary = (footprint.total_bytes - vocabulary_bytes) / unit[1], vocabulary_bytes / unit[1]
-        axes.barh(height, rest, _BAR_HEIGHT, color=_GREY)
-        axes.barh(height, vocabulary, _BAR_HEIGHT, left=rest, color=_BLUE)
+        layers_bytes = footprint.total_bytes - vocabulary_bytes - footprint.loss_bytes
+        parts = {_GREY: layers_bytes, _BLUE: vocabulary_bytes, _ORANGE: footprint.loss_bytes}
+        total = footprint.total_bytes / unit[1]
+        end = 0.0
+        for color, num_bytes in parts.items():
+            if num_bytes:
+                axes.barh(height, num_bytes / unit[1], _BAR_HEIGHT, left=end, color=color)
+            end += num_bytes / unit[1]
         saved = f"  (−{format_ratio(estimate.saved_ratio)})" if footprint is estimate.partial else ""
         axes.annotate(
-            f"{rest + vocabulary:.2f}{saved}",
-            (rest + vocabulary, height),
+            f"{total:.2f}{saved}",
+            (total, height),
             xytext=(3, 0),
             textcoords="offset points",
             va="center",
@@ -162,16 +167,19 @@ def _dress_bars(axes: "Axes", estimates: list[MemoryEstimate], unit: tuple[str, 
     from matplotlib.patches import Patch
 
     setups = sorted({f"{estimate.optimizer}, {estimate.precision}" for estimate in estimates})
+    has_loss = any(estimate.full.loss_bytes or estimate.partial.loss_bytes for estimate in estimates)
+    loss = [Patch(color=_ORANGE, label="loss of a step")] if has_loss else []
+    what = "weights, gradients, optimizer states and loss" if has_loss else "weights, gradients and optimizer states"
     axes.set(
-        xlabel=f"weights, gradients and optimizer states ({unit[0]}; {'; '.join(setups)})",
+        xlabel=f"{what} ({unit[0]}; {'; '.join(setups)})",
         ylim=(len(estimates) - 0.45, -0.55),
         xlim=(0, 1.2 * max(estimate.full.total_bytes for estimate in estimates) / unit[1]),
         yticks=[],
     )
     axes.legend(
-        handles=[Patch(color=_GREY, label="layers"), Patch(color=_BLUE, label="vocabulary")],
+        handles=[Patch(color=_GREY, label="layers"), Patch(color=_BLUE, label="vocabulary"), *loss],
         loc="lower center",
         bbox_to_anchor=(0.5, 1.0),
-        ncols=2,
+        ncols=2 + len(loss),
         frameon=False,
     )

@@ -1,7 +1,9 @@
 """Chats as their template writes them, and which parts of that text are replies to learn."""
 
+import inspect
 import json
 import re
+from collections.abc import Collection
 from functools import cached_property
 from importlib.util import find_spec
 from itertools import chain, pairwise
@@ -37,6 +39,7 @@ class ChatWriter:
         self.tokenizer = tokenizer
         self.template = tokenizer.get_chat_template()
         self.tools: list[Any] | None = None  # those that the chats from here on are offered
+        self.values: dict[str, Any] = {}  # what the template is told beside them
 
     def spans(self, messages: list[dict[str, Any]], max_length: int, tally: Tally | None = None) -> list[Span]:
         """The parts of a chat; `max_length` bounds how many replies are looked for, `tally` notes the ways that are no plain one.
@@ -56,10 +59,15 @@ class ChatWriter:
             tally[way] += 1
         return spans
 
+    def unused(self, values: Collection[str]) -> list[str]:
+        """Those of the names that the template says nowhere."""
+        return [name for name in values if not re.search(rf"\b{re.escape(name)}\b", self.template)]
+
     def written(self, messages: list[dict[str, Any]], **options: Any) -> str:
         """What the template writes, whole; raises DataError where it refuses the chat."""
         try:
-            return str(self.tokenizer.apply_chat_template(messages, self.tools, tokenize=False, **options))
+            told = self.values | options
+            return str(self.tokenizer.apply_chat_template(messages, self.tools, tokenize=False, **told))
         except Exception as error:  # whatever the template raises, and jinja of what it does not find
             raise DataError(
                 f"the tokenizer's chat template refuses a chat of the roles {', '.join(_roles(messages))} that begins with "
@@ -75,7 +83,7 @@ class ChatWriter:
             tools=self.tools,
             chat_template=template,
             return_assistant_tokens_mask=True,
-            **self.tokenizer.special_tokens_map,
+            **self.tokenizer.special_tokens_map | self.values,
         )
         (written,), (marked,) = rendered
         return [(start, end) for start, end in marked if start < end] if written == text else []
@@ -139,6 +147,28 @@ class ChatWriter:
                 "prompt and completion columns, or learn the whole chats (train_on_prompts)"
             )
         return [(before, False), (text[len(before) :], True)]
+
+
+def template_values(value: Any, tokenizer: Any) -> dict[str, Any]:
+    """What a chat template is told by name: an object, or JSON of one; null is told nothing.
+
+    Raises:
+        DataError: it is something else, or sets what is no value of the template but says how chats are written.
+    """
+    values = parsed(value)
+    if values is not None and not isinstance(values, dict):
+        raise DataError(
+            f"chat_template_kwargs holds {shortened(value)}; expected an object of names and values, or JSON of one"
+        )
+    taken = {
+        *inspect.signature(tokenizer.apply_chat_template).parameters,
+        *inspect.signature(render_jinja_template).parameters,
+    }
+    if wrong := sorted({*(values or ())} & (taken - {"documents"})):
+        raise DataError(
+            f"chat_template_kwargs sets {wrong[0]!r}, which is no value of a template, but one of how chats are written"
+        )
+    return values or {}
 
 
 def as_messages(value: Any) -> Any:

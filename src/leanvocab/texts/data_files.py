@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from leanvocab.errors import DataError, first_line
 from leanvocab.extras import require
-from leanvocab.texts.formats import FORMATS, format_of, read_table, with_numbers
+from leanvocab.texts.formats import FORMATS, MadeStrings, format_of, made_strings, read_table, with_numbers
 from leanvocab.texts.text_columns import USUAL_TEXTS, in_memory
 
 if TYPE_CHECKING:
@@ -32,8 +32,17 @@ _SHARD = re.compile(r"[._-]\d+(-of-\d+)?$")
 _HUB_NAMES = {"glue": "nyu-mll/glue", "xnli": "facebook/xnli"}
 _UNTYPED = (".csv", ".tsv")
 
+Noted = dict[str, dict[str, MadeStrings]]
+"""What was made strings, by split and column."""
 
-def load_splits(source: Any, config_name: str | None = None, texts: Collection[str] = ()) -> "datasets.DatasetDict":
+
+class Splits(datasets.DatasetDict):  # type: ignore[misc]
+    """The splits of a data set, and what was made strings in files: by split and column."""
+
+    made_strings: Noted
+
+
+def load_splits(source: Any, config_name: str | None = None, texts: Collection[str] = ()) -> Splits:
     """The splits of a data set, by name.
 
     Args:
@@ -46,7 +55,9 @@ def load_splits(source: Any, config_name: str | None = None, texts: Collection[s
     Raises:
         DataError: nothing is there, of an unknown type, cannot be read, or a split is empty.
     """
-    splits = datasets.DatasetDict(_splits(source, config_name, texts))
+    noted = dict(source.made_strings) if isinstance(source, Splits) else {}
+    splits = Splits(_splits(source, config_name, texts, noted))
+    splits.made_strings = noted
     for name, split in splits.items():
         if not isinstance(split, datasets.Dataset):
             raise DataError(f"split {name!r} is a {type(split).__name__}; expected a datasets.Dataset")
@@ -55,10 +66,13 @@ def load_splits(source: Any, config_name: str | None = None, texts: Collection[s
     return splits
 
 
-def _splits(source: Any, config_name: str | None, texts: Collection[str]) -> dict[str, Any]:
+def _splits(source: Any, config_name: str | None, texts: Collection[str], noted: Noted) -> dict[str, Any]:
     if isinstance(source, Mapping):
         parts = {str(name): part for name, part in source.items()}
-        return {name: read_data_file(Path(p), texts) if isinstance(p, str | Path) else p for name, p in parts.items()}
+        return {
+            name: _data_set([Path(part)], texts, noted, name) if isinstance(part, str | Path) else part
+            for name, part in parts.items()
+        }
     if isinstance(source, datasets.Dataset):
         return {"train": source}
     if not isinstance(source, str | Path):
@@ -68,9 +82,9 @@ def _splits(source: Any, config_name: str | None, texts: Collection[str]) -> dic
         )
     path = Path(source)
     if path.is_dir():
-        return _from_folder(path, config_name, texts)
+        return _from_folder(path, config_name, texts, noted)
     if path.is_file() or format_of(path):
-        return {"train": read_data_file(path, texts)}
+        return {"train": _data_set([path], texts, noted)}
     return _from_hub(str(source), config_name)
 
 
@@ -80,12 +94,18 @@ def read_data_file(path: Path, texts: Collection[str] = ()) -> "datasets.Dataset
     Raises:
         DataError: the file is missing, of another type, or cannot be read.
     """
-    return _data_set([path], texts)
+    return _data_set([path], texts, {})
 
 
-def _data_set(files: list[Path], texts: Collection[str], split: str = "train") -> "datasets.Dataset":
+def _data_set(files: list[Path], texts: Collection[str], noted: Noted, split: str = "train") -> "datasets.Dataset":
     """Files of one split as a Dataset. Their types may differ in width (string and large_string, int32 and int64)."""
-    tables = [read_table(file) for file in files]
+    tables, noted[split] = [], {}
+    for file in files:
+        table, made = made_strings(read_table(file))
+        tables.append(table)
+        for name, of_file in made.items():
+            earlier = noted[split].get(name, MadeStrings(0, of_file.first))
+            noted[split][name] = MadeStrings(earlier.num_values + of_file.num_values, earlier.first)
     try:
         # Tables of one form are one data set: making a data set of each of thousands takes longer than reading them.
         alike = [pa.concat_tables(group) for _, group in groupby(_widened(tables), _form)]
@@ -116,7 +136,7 @@ def _form(table: pa.Table) -> tuple[pa.Schema, Any]:
     return table.schema.remove_metadata(), datasets.Features.from_arrow_schema(table.schema)
 
 
-def _from_folder(folder: Path, config_name: str | None, texts: Collection[str]) -> dict[str, Any]:
+def _from_folder(folder: Path, config_name: str | None, texts: Collection[str], noted: Noted) -> dict[str, Any]:
     if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
         saved = datasets.load_from_disk(folder)
         return {"train": saved} if isinstance(saved, datasets.Dataset) else dict(saved)
@@ -141,7 +161,7 @@ def _from_folder(folder: Path, config_name: str | None, texts: Collection[str]) 
                 f"several files claim the split {split!r}: {_some(parts)}; name one configuration of them (config_name), "
                 "or the files themselves"
             )
-    return {split: _data_set(parts, texts, split) for split, parts in by_split.items()}
+    return {split: _data_set(parts, texts, noted, split) for split, parts in by_split.items()}
 
 
 def _files_of(folder: Path, config_name: str | None) -> list[Path]:

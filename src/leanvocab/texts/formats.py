@@ -20,7 +20,7 @@ import pyarrow.compute
 import pyarrow.csv
 import pyarrow.parquet
 
-from leanvocab.errors import DataError, first_line
+from leanvocab.errors import DataError, first_line, shortened
 
 _INTEGER = r"^(0|-?[1-9][0-9]*)$"
 _NUMBER = r"^[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?$|^[-+]?inf$"
@@ -28,6 +28,21 @@ _ABSENT = ("", "NA", "N/A", "n/a", "NULL", "null", "NaN", "nan", "-nan", "None")
 _SEPARATORS = (",", ";", "\t")
 _LARGEST_BLOCK = 1 << 30  # bytes of a CSV that Arrow reads at once: no row may be longer
 _ROWS_AT_ONCE = 10_000
+_MADE_STRINGS = b"leanvocab.made_strings"  # in the metadata of a table that was read
+
+
+class MadeStrings(NamedTuple):
+    """Values of a column that are no strings in its file, and were made strings beside others: how many, and the first."""
+
+    num_values: int
+    first: str
+
+
+def made_strings(table: pa.Table) -> tuple[pa.Table, dict[str, MadeStrings]]:
+    """A table of `read_table`, and its columns in which values were made strings, as JSON writes them."""
+    others = dict(table.schema.metadata or {})
+    noted = json.loads(others.pop(_MADE_STRINGS, b"{}"))
+    return table.replace_schema_metadata(others), {name: MadeStrings(*values) for name, values in noted.items()}
 
 
 def format_of(path: Path) -> str:
@@ -158,7 +173,7 @@ def _lines_of(content: bytes) -> Iterator[dict[str, Any]]:
 
 def _loads(text: bytes) -> Any:
     try:
-        return json.loads(text, object_pairs_hook=_object)
+        return _DECODER.decode(text.decode("utf-8"))
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 
@@ -170,30 +185,34 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)  # json.loads would make one for each line
+
+
 def _table_of(rows: Iterator[dict[str, Any]]) -> pa.Table:
     """The table of rows, made some thousand rows at a time: as Python's objects they take many times the memory."""
     parts: dict[str, list[pa.Array]] = {}
-    num_rows = 0
+    num_rows, noted = 0, dict[str, MadeStrings]()
     while batch := list(islice(rows, _ROWS_AT_ONCE)):
         for name in dict.fromkeys([*parts, *(name for row in batch for name in row)]):
             parts.setdefault(name, [pa.nulls(num_rows)] if num_rows else [])
-            parts[name].append(_array_of([row.get(name) for row in batch]))
+            parts[name].append(_array_of([row.get(name) for row in batch], name, noted))
         num_rows += len(batch)
-    return pa.table({name: _together(arrays) for name, arrays in parts.items()})
+    table = pa.table({name: _together(arrays, name, noted) for name, arrays in parts.items()})
+    return table.replace_schema_metadata({_MADE_STRINGS: json.dumps(noted)} if noted else None)
 
 
-def _array_of(values: list[Any]) -> pa.Array:
+def _array_of(values: list[Any], name: str, noted: dict[str, MadeStrings]) -> pa.Array:
     """An array that gives the values back as they are, which objects of different keys do not; or strings, and JSON."""
     try:
         array = pa.array(values)
-        if not any(isinstance(value, dict | list) for value in values) or array.to_pylist() == values:
+        if not pa.types.is_nested(array.type) or array.to_pylist() == values:
             return array
     except (pa.ArrowException, OverflowError):
         pass
-    return _as_written(values)
+    return _as_written(values, name, noted)
 
 
-def _together(arrays: list[pa.Array]) -> pa.ChunkedArray:
+def _together(arrays: list[pa.Array], name: str, noted: dict[str, MadeStrings]) -> pa.ChunkedArray:
     """Parts of a column as one: of the type that holds them all, or as written."""
     kinds = {array.type for array in arrays if not pa.types.is_null(array.type)}
     if len(kinds) <= 1:
@@ -201,10 +220,14 @@ def _together(arrays: list[pa.Array]) -> pa.ChunkedArray:
         return pa.chunked_array([array.cast(kind) for array in arrays], kind)
     if all(pa.types.is_integer(kind) or pa.types.is_floating(kind) for kind in kinds):
         return pa.chunked_array([array.cast(pa.float64()) for array in arrays], pa.float64())
-    return pa.chunked_array([_as_written(array.to_pylist()) for array in arrays], pa.string())
+    return pa.chunked_array([_as_written(array.to_pylist(), name, noted) for array in arrays], pa.string())
 
 
-def _as_written(values: list[Any]) -> pa.Array:
+def _as_written(values: list[Any], name: str, noted: dict[str, MadeStrings]) -> pa.Array:
+    others = [value for value in values if value is not None and not isinstance(value, str)]
+    if others:
+        earlier = noted.get(name, MadeStrings(0, shortened(_written(others[0]))))
+        noted[name] = MadeStrings(earlier.num_values + len(others), earlier.first)
     return pa.array([_written(value) for value in values], pa.string())
 
 
