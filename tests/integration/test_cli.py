@@ -8,7 +8,7 @@ from dataclasses import fields
 
 import pytest
 from disk import tiny_folders
-from leanvocab._version import __version__
+from leanvocab import __version__
 from models import FULL_SIZE
 from runs import json_of, run, text_of
 from texts import SPECIAL, WORDS, files_in, pairs, rows, save_language_model, save_pretrained, write, write_splits
