@@ -365,6 +365,11 @@ def vocabulary_of(tiny: Tiny) -> Any:
     assert len(ids) < vocabulary.full_size / 2
     assert (ids >= len(ids)).any(), "ids above the partial size"
     assert (ids < len(ids)).any(), "ids below the partial size"
+    for media in media_of(tiny.pair):
+        if media.num_tokens != 0 and not media.is_prompt:
+            token_id = placeholder(tiny.model.config, media.kind)
+            assert token_id not in counts.token_ids
+            assert token_id in vocabulary, "kept without being counted"
     return {path: vocabulary} if path else vocabulary
 
 

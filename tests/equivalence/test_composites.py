@@ -18,8 +18,6 @@ from composites import (
     UNBUILDABLE,
     batches,
     build_or_reason,
-    media_of,
-    placeholder,
     prompt,
     stand_ins,
     vocabulary_of,
@@ -102,16 +100,6 @@ def check_loading(pair: Pair, full: Any, folder: Path) -> None:
         loaded = type(full).from_pretrained(folder)
     assert ties_of(loaded) == ties_of(full)
     assert differing(dict(full.state_dict()), dict(loaded.state_dict())) == []
-
-
-@pytest.mark.parametrize("pair", DOZEN, ids=str)
-def test_placeholders_are_kept_without_being_counted(pair: Pair) -> None:
-    tiny = build_or_reason(pair)
-    assert not isinstance(tiny, str)
-    vocabulary = vocabulary_of(tiny)
-    for media in media_of(pair):
-        if media.num_tokens != 0 and not media.is_prompt:
-            assert placeholder(tiny.model.config, media.kind) in vocabulary
 
 
 @pytest.mark.parametrize("mode", ["frozen", "restricted"])
