@@ -322,14 +322,14 @@ def stand_ins(pair: Pair) -> Iterator[None]:
         yield
 
 
-def build(pair: Pair) -> Tiny:
-    """The tiny model of `pair` with its batch of text, the same ones every time."""
+def build(pair: Pair, *, tied: bool = False) -> Tiny:
+    """The tiny model of `pair` with its batch of text, the same ones every time; its output layer tied or not."""
     overrides: dict[str, Any] = {}
     for override in OVERRIDES:
         if {pair.model_type, str(pair)} & set(override.names.split()):
             overrides |= override.config
     with stand_ins(pair):
-        tiny = tiny_models.build(pair, overrides=overrides)
+        tiny = tiny_models.build(pair, tied=tied, overrides=overrides)
     tiny.made_up_ids = MADE_UP_IDS.get(pair.model_type, [])
     if takes(tiny.model, "mm_token_type_ids"):
         tiny.inputs["mm_token_type_ids"] = torch.zeros_like(tiny.inputs["input_ids"])
@@ -339,12 +339,12 @@ def build(pair: Pair) -> Tiny:
     return tiny
 
 
-def build_or_reason(pair: Pair) -> Tiny | str:
+def build_or_reason(pair: Pair, *, tied: bool = False) -> Tiny | str:
     """The tiny model, or the reason why there is none."""
     if str(pair) in UNBUILDABLE:
         return UNBUILDABLE[str(pair)]
     try:
-        return build(pair)
+        return build(pair, tied=tied)
     except Exception as error:
         if transformers.__version__.startswith(KNOWN_VERSION):
             raise
