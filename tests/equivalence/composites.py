@@ -322,14 +322,14 @@ def stand_ins(pair: Pair) -> Iterator[None]:
         yield
 
 
-def build(pair: Pair) -> Tiny:
-    """The tiny model of `pair` with its batch of text, the same ones every time."""
+def build(pair: Pair, *, tied: bool = False) -> Tiny:
+    """The tiny model of `pair` with its batch of text, the same ones every time; its output layer tied or not."""
     overrides: dict[str, Any] = {}
     for override in OVERRIDES:
         if {pair.model_type, str(pair)} & set(override.names.split()):
             overrides |= override.config
     with stand_ins(pair):
-        tiny = tiny_models.build(pair, overrides=overrides)
+        tiny = tiny_models.build(pair, tied=tied, overrides=overrides)
     tiny.made_up_ids = MADE_UP_IDS.get(pair.model_type, [])
     if takes(tiny.model, "mm_token_type_ids"):
         tiny.inputs["mm_token_type_ids"] = torch.zeros_like(tiny.inputs["input_ids"])
@@ -339,12 +339,12 @@ def build(pair: Pair) -> Tiny:
     return tiny
 
 
-def build_or_reason(pair: Pair) -> Tiny | str:
+def build_or_reason(pair: Pair, *, tied: bool = False) -> Tiny | str:
     """The tiny model, or the reason why there is none."""
     if str(pair) in UNBUILDABLE:
         return UNBUILDABLE[str(pair)]
     try:
-        return build(pair)
+        return build(pair, tied=tied)
     except Exception as error:
         if transformers.__version__.startswith(KNOWN_VERSION):
             raise
@@ -365,6 +365,11 @@ def vocabulary_of(tiny: Tiny) -> Any:
     assert len(ids) < vocabulary.full_size / 2
     assert (ids >= len(ids)).any(), "ids above the partial size"
     assert (ids < len(ids)).any(), "ids below the partial size"
+    for media in media_of(tiny.pair):
+        if media.num_tokens != 0 and not media.is_prompt:
+            token_id = placeholder(tiny.model.config, media.kind)
+            assert token_id not in counts.token_ids
+            assert token_id in vocabulary, "kept without being counted"
     return {path: vocabulary} if path else vocabulary
 
 
