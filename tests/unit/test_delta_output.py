@@ -140,6 +140,15 @@ def test_widening_keeps_the_mode_and_where_frozen_rows_are(tmp_path: Path, famil
     assert differing(merge_(fresh), merge_(model)) == []
 
 
+def test_widening_keeps_the_threshold_of_a_filtered_gradient(tmp_path: Path) -> None:
+    model = trained(tmp_path, "llama-tied", "frozen")
+    lv.save_delta(model, tmp_path / "delta")
+    fresh = type(model).from_pretrained(tmp_path / "base")
+    shrink_(fresh, PartialVocabulary(range(0, FULL_SIZE, 3), FULL_SIZE), filter_eps="auto")
+    load_delta(fresh, tmp_path / "delta", widen=True)
+    assert [table.filter_eps for table in lv.status(fresh).tables] == ["auto"]
+
+
 @pytest.mark.parametrize("modes", [("frozen", "restricted"), ("restricted", "frozen")], ids="-to-".join)
 @pytest.mark.parametrize("family", ["llama-tied", "llama-untied"])
 def test_rows_of_another_objective_load_with_a_warning(tmp_path: Path, family: str, modes: tuple[str, str]) -> None:
