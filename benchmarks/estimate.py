@@ -121,22 +121,22 @@ def _measured(name: str, settings: Any, training: Any, kept: Any) -> tuple[int, 
 
 def measure(options: argparse.Namespace) -> Iterator[Result]:
     budget = Budget(options.seconds)
-    series, figures = [], []
-    for name in QUICK[:1] if options.size == "small" else MODELS:
-        for lora in (False, True):
-            case = f"{name}, {'LoRA' if lora else 'all weights'}"
+    names = QUICK[:1] if options.size == "small" else tuple(MODELS)
+    for lora in (False, True):
+        series, figures = [], []
+        for name in names:
             with warnings.catch_warnings(action="ignore"):  # peft's, of GPT-2's layers and of names that are deprecated
                 compared = ratios(name, lora=lora)
             for who, its in compared.items():
-                series += [Series(f"{what}: estimated over measured", case, who, (its[what],), "×") for what in its]
+                series += [Series(f"{what}: estimated over measured", name, who, (its[what],), "×") for what in its]
                 figures += [
-                    Figure(f"{case}, {who}: {what}, off by", abs(its[what] - 1), "", bar=bar)
+                    Figure(f"{name}, {who}: {what}, off by", abs(its[what] - 1), "", bar=bar)
                     for what, bar in (("held", 0.02), ("peak", 0.10))
                 ]
-    yield Result(
-        ABOUT.name, "Estimates beside measured bytes", "all models", "cpu", tuple(series), tuple(figures), (),
-        budget.spent, options.seconds,
-    )  # fmt: skip
+        yield Result(
+            ABOUT.name, "Estimates beside measured bytes", "LoRA" if lora else "all weights", "cpu", tuple(series),
+            tuple(figures), (), budget.spent, options.seconds,
+        )  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> list[Result]:

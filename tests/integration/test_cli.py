@@ -164,6 +164,19 @@ def test_an_estimate_and_a_run_with_the_same_options_say_the_same_bytes(base, da
     assert json.loads((tmp_path / "out" / "finetune.json").read_text())["peak"] == ran["peak"]
 
 
+def test_a_step_is_counted_where_it_is_asked_for_and_the_answer_says_so(base):
+    told = "Activations are not among these figures: --activations counts a step"
+    of_headers = json_of("estimate", base, "--rows", 50)
+    assert of_headers == json_of("estimate", base, "--rows", 50, "--auto-class", "AutoModelForSequenceClassification")
+    assert of_headers["step"] is None
+    assert told in text_of("estimate", base, "--rows", 50)
+    for words in (("--activations",), ("--batch-size", 2), ("--max-length", 16), ("--gradient-checkpointing",)):
+        counted = json_of("estimate", base, "--rows", 50, *words)
+        assert counted["partial"].pop("peak_bytes") > counted["partial"]["weights_bytes"]
+        assert counted["partial"] == {name: its for name, its in of_headers["partial"].items() if name != "peak_bytes"}
+    assert told not in text_of("estimate", base, "--rows", 50, "--activations")
+
+
 def test_an_estimate_needs_exactly_one_of_them(base):
     assert "one of --vocabulary, --data and --rows" in run("estimate", base, code=2).stderr
     assert "one of --vocabulary, --data and --rows" in run("estimate", base, "--rows", 5, "--data", "x", code=2).stderr

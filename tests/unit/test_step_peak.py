@@ -56,6 +56,15 @@ def test_a_peak_grows_with_the_batch_and_falls_with_checkpoints_and_on_a_gpu() -
     assert on_gpu < on_cpu  # the masks of its dropout are bytes
 
 
+def test_a_peak_with_the_full_vocabulary_that_is_not_asked_for_is_not_told() -> None:
+    options = {"step": TrainingStep(batch_size=2, length=8), "precision": "fp32"}
+    both = lv.estimate_memory(small_model().config, 40, **options)
+    one = lv.estimate_memory(small_model().config, 40, full_peak=False, **options)
+    assert (one.full.peak_bytes, one.partial) == (0, both.partial)
+    assert one.cards == {size: {"partial": True} for size in both.cards}
+    assert "a card of 8 GB" in str(one)
+
+
 def test_the_model_that_is_estimated_stays_as_it_is() -> None:
     model = small_model("llama-tied").eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}

@@ -108,7 +108,6 @@ def _printed(result: "FineTuneResult") -> "list[Table | str]":
         grid.add_row("memory saved", f"{saved} of {total} ({memory.saved_ratio:.1%})")
         if memory.no_peak is None:
             grid.add_row("peak of a step, estimated", format_bytes(memory.partial.peak_bytes))
-            grid.add_row("with the full vocabulary", format_bytes(memory.full.peak_bytes))
     grid.add_row("peak, measured", _measured(result.peak))
     grid.add_section()
     for name, seconds in result.seconds.items():

@@ -271,7 +271,10 @@ def _given_vocabulary(path: str, needed: PartialVocabulary, tokenizer: Any) -> P
 def _estimated(
     network: Any, config: Any, kept: PartialVocabulary, rows: Any, settings: FineTuneSettings
 ) -> MemoryEstimate:
-    """Bytes of the network that is there, and the peak of the step with the longest rows, as `leanvocab estimate` finds it."""
+    """Bytes of the network that is there, and the peak of its step with the longest rows, as `leanvocab estimate` finds it.
+
+    That with the full vocabulary, for which the step would be taken again, is left to the command: it takes seconds.
+    """
     memory = estimate_memory(network, precision="mixed" if settings.bf16 else None)
     length = pc.max(pc.list_value_length(rows.data.column("input_ids"))).as_py()
     step = replace(
@@ -279,12 +282,9 @@ def _estimated(
         batch_size=min(settings.batch_size, len(rows)),
         length=length,
     )
-    twin = estimate_run(copy.deepcopy(config), kept, settings, step)
-    full, partial = (
-        replace(held, peak_bytes=its.peak_bytes)
-        for held, its in ((memory.full, twin.full), (memory.partial, twin.partial))
-    )
-    return replace(memory, step=twin.step, no_peak=twin.no_peak, full=full, partial=partial)
+    twin = estimate_run(copy.deepcopy(config), kept, settings, step, full_peak=False)
+    partial = replace(memory.partial, peak_bytes=twin.partial.peak_bytes)
+    return replace(memory, step=twin.step, no_peak=twin.no_peak, partial=partial)
 
 
 def _shrink(

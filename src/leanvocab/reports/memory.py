@@ -65,6 +65,7 @@ def estimate_memory(
     frozen_rows: FrozenRowsOn = "device",
     num_tokens: int | None = None,
     step: TrainingStep | None = None,
+    full_peak: bool = True,
     adapt: Callable[[nn.Module], Any] | None = None,
 ) -> MemoryEstimate:
     """Bytes of weights, gradients and optimizer states, full beside partial, without loading a weight.
@@ -87,6 +88,7 @@ def estimate_memory(
         frozen_rows: where the frozen rows are. With "host" none are counted: they lie in host memory, or a mapped file.
         num_tokens: tokens in a batch (sequences × length), for the loss of a language model. None: the loss is not counted.
         step: a batch, and how it is computed, for the peak with activations. None: no peak.
+        full_peak: also the peak with the full vocabulary, for which the step is taken a second time.
         adapt: what puts adapters into the model, in place, after its tables were found: LoRA.
 
     Raises:
@@ -102,7 +104,7 @@ def estimate_memory(
     if adapt is not None:
         adapt(module)
     estimate = _estimate(module, name, tables, optimizer, precision, num_tokens)
-    return estimate if step is None else _with_peaks(estimate, module, tables, step, precision)
+    return estimate if step is None else _with_peaks(estimate, module, tables, step, precision, full_peak)
 
 
 def _check_settings(optimizer: AnyOptimizer, precision: str | None, num_tokens: int | None) -> None:
@@ -186,6 +188,7 @@ def _with_peaks(
     tables: "list[_EstimatedTable]",
     step: TrainingStep,
     precision: Precision | None,
+    full_peak: bool,
 ) -> MemoryEstimate:
     """The estimate with the peaks of a step, or the reason why they are not known."""
     if partial_modules(module):
@@ -205,14 +208,14 @@ def _with_peaks(
 
     made_anew = sum(buffer.nbytes for buffer in _buffers(module, saved=False))
     try:
-        in_full = made_anew + peak_above_weights(module, step, dtype_of, **options)
+        in_full = made_anew + peak_above_weights(module, step, dtype_of, **options) if full_peak else None
         in_part = made_anew + peak_above_weights(module, step, dtype_of, rows=rows, outputs=outputs, **options)
     except ModelError as error:
         return replace(estimate, step=step, no_peak=str(error))
     return replace(
         estimate,
         step=step,
-        full=estimate.full.with_peak(in_full, on_cpu=step.on_cpu),
+        full=estimate.full if in_full is None else estimate.full.with_peak(in_full, on_cpu=step.on_cpu),
         partial=estimate.partial.with_peak(in_part, on_cpu=step.on_cpu),
     )
 

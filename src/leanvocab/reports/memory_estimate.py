@@ -209,7 +209,7 @@ class MemoryEstimate:
     def cards(self) -> dict[int, dict[str, bool]]:
         """GiB of a card → does the step fit, full and partial; where no step was asked for, does all but its activations.
 
-        An estimate. Empty where the step is a CPU's, or its peak is not known.
+        An estimate. Empty where the step is a CPU's, or its peak is not known; without full where that peak was not asked for.
         """
         if self.no_peak is not None or (self.step is not None and self.step.on_cpu):
             return {}
@@ -217,9 +217,7 @@ class MemoryEstimate:
             name: footprint.total_bytes if self.step is None else footprint.peak_bytes
             for name, footprint in (("full", self.full), ("partial", self.partial))
         }
-        return {
-            size: {name: num_bytes <= (size << 30) - _TAKEN_BYTES for name, num_bytes in held.items()} for size in CARDS
-        }
+        return {size: {name: its <= (size << 30) - _TAKEN_BYTES for name, its in held.items() if its} for size in CARDS}
 
     def to_dict(self) -> dict[str, Any]:
         """Everything above as plain values, ready for JSON."""
@@ -254,13 +252,13 @@ class MemoryEstimate:
         printed.add_row(*_bytes_row("vocabulary's part", full.vocabulary_bytes, partial.vocabulary_bytes))
         if self.step is not None:
             printed.add_section()
-            missing = None if self.no_peak is None else ("missing", "missing", "")
-            printed.add_row("peak of a step", *(missing or _bytes_row("", full.peak_bytes, partial.peak_bytes)[1:]))
+            peaks = _bytes_row("peak of a step", full.peak_bytes, partial.peak_bytes)
+            alone = ("peak of a step", "", peaks[2], "")  # without a peak of the full model, which was not asked for
+            missing = ("peak of a step", "missing", "missing", "")
+            printed.add_row(*(peaks if full.peak_bytes else missing if self.no_peak is not None else alone))
         aside = ", activations aside" if self.step is None else ""
         for size, fits in self.cards.items():
-            printed.add_row(
-                f"a card of {size} GB{aside}", *("yes" if fits[name] else "no" for name in ("full", "partial")), ""
-            )
+            printed.add_row(f"a card of {size} GB{aside}", *(_YES[fits.get(name)] for name in ("full", "partial")), "")
         return printed
 
     def __str__(self) -> str:
@@ -272,6 +270,7 @@ class MemoryEstimate:
         return capture.get().rstrip()
 
 
+_YES = {True: "yes", False: "no", None: ""}
 _LABELS = {
     "weights_bytes": "weights",
     "gradients_bytes": "gradients",
