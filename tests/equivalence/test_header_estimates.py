@@ -57,12 +57,14 @@ DECIDED = {
     *("smollm3", "xlm-roberta"),
 }
 
+REFUSES_TIES = {"dbrx-causal-lm"}  # its config does
+
 CASES = [
     (pair, tied)
     for pair in PAIRS
     if str(pair) not in UNBUILDABLE
     for tied in (True, False)
-    if tied or pair.task != "sequence-classification"
+    if (tied or pair.task != "sequence-classification") and not (tied and str(pair) in REFUSES_TIES)
 ]
 _SEEDED = random.Random(16).sample(range(len(CASES)), IN_EVERY_RUN)
 _PARAMETERS = [

@@ -32,9 +32,11 @@ from leanvocab.choices import FrozenRowsOn, OutputMode
 from leanvocab.errors import RESIZE_FIRST, ModelError, SettingsError, VocabularyError
 from leanvocab.model.find import find_tables, output_layers
 from leanvocab.output.frozen_rows import FrozenSizes
-from leanvocab.output.loss import peak_bytes
+from leanvocab.output.loss import chunk_bytes, peak_bytes
+from leanvocab.output.scores import PIECES, tokens_in_a_piece
 from leanvocab.partial.module import PartialModule, partial_modules
 from leanvocab.reports.memory_estimate import (
+    FP32_BYTES,
     Footprint,
     MemoryEstimate,
     Parameter,
@@ -291,6 +293,7 @@ class _EstimatedTable:
     output: str | None  # "frozen" or "restricted", where an output layer holds it
     frozen_rows_on: str
     stored: torch.dtype | None = None  # of the frozen rows, where it is known
+    has_bias: bool = False  # which is added to a copy of its scores, piece by piece
 
     @property
     def weight(self) -> Tensor:
@@ -314,7 +317,10 @@ class _EstimatedTable:
         rows, computed = self.rows.partial_rows, _computed_dtype(self.weight, precision)
         frozen = self.frozen_sizes(precision)
         twice = num_tokens * rows * computed.itemsize if frozen and step is not None and step.on_cpu else 0
-        return peak_bytes(num_tokens, rows, self.weight.shape[1], computed, frozen) + twice
+        columns, biased = self.rows.full_rows if frozen else rows, 0
+        if self.has_bias and step is not None and computed.itemsize == FP32_BYTES:
+            biased = min(FP32_BYTES * tokens_in_a_piece(num_tokens, columns) * columns, chunk_bytes("cuda") // PIECES)
+        return peak_bytes(num_tokens, rows, self.weight.shape[1], computed, frozen) + twice + biased
 
 
 def _loss_bytes(
@@ -357,6 +363,7 @@ def _estimated_tables(
         kept = {path: _as_vocabulary(rows, module, path) for path, rows in vocabulary.items()}
     else:
         kept = _as_vocabulary(vocabulary, module, embedding)
+    others = [*module.parameters(), *module.buffers()]
     return [
         _EstimatedTable(
             TableRows(table.name, table.vocabulary.full_size, len(table.vocabulary)),
@@ -364,6 +371,7 @@ def _estimated_tables(
             table.output,
             frozen_rows,
             table.weight.dtype if precision is None else None,
+            has_bias=any(its.numel() == its.shape[-1] == table.vocabulary.full_size for its in others if its.ndim),
         )
         for table in find_tables(module, kept, embedding, output)
     ]
