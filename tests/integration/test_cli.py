@@ -8,14 +8,13 @@ from dataclasses import fields
 
 import pytest
 from disk import tiny_folders
-from leanvocab import __version__
 from models import FULL_SIZE
 from runs import json_of, run, text_of
 from texts import SPECIAL, WORDS, files_in, pairs, rows, save_language_model, save_pretrained, write, write_splits
 from transformers import AutoModelForSequenceClassification
 from typer.main import get_command
 
-from leanvocab import PartialVocabulary, count_tokens
+from leanvocab import PartialVocabulary, __version__, count_tokens
 from leanvocab.cli.app import app
 from leanvocab.errors import LeanVocabWarning
 from leanvocab.finetune.settings import FineTuneSettings
