@@ -24,8 +24,8 @@ from leanvocab.finetune.settings import FineTuneSettings
 
 _KNOBS = (
     "config_name", "text_columns", "prompt_column", "completion_column", "messages_column", "task", "max_length",
-    "max_target_length", "packing", "batch_size", "dropout", "bf16", "output", "frozen_rows", "lora", "qlora", "lora_rank",
-    "gradient_checkpointing", "cpu",
+    "max_target_length", "packing", "chat_template_kwargs", "batch_size", "dropout", "bf16", "output", "frozen_rows", "lora",
+    "qlora", "lora_rank", "gradient_checkpointing", "cpu",
 )  # fmt: skip
 # Of these, those on which only a step depends: where one is given, a step is counted.
 _OF_A_STEP = ("max_length", "max_target_length", "batch_size", "dropout", "gradient_checkpointing", "cpu")

@@ -4,13 +4,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from leanvocab.choices import OUTPUT_MODES
 from leanvocab.cli.command import Answer, as_command
 from leanvocab.cli.described import describe
-from leanvocab.cli.printing import say_where_from
+from leanvocab.cli.printing import folded_at_dots, say_where_from
 from leanvocab.reports.memory_estimate import format_bytes
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+_NAME_WIDTH = 22  # of a column of names, beside five others on 80 columns
 
 
 @as_command
@@ -106,20 +109,25 @@ def _delta_rows(described: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _inventory(inventory: dict[str, Any]) -> "Table":
-    """Every vocabulary-sized tensor, and what becomes of it in each mode that the model can be shrunk in."""
+    """Every vocabulary-sized tensor, and the modes in which it becomes partial, of those that the model can be shrunk in."""
     from rich.table import Column, Table
 
-    modes = list(dict.fromkeys(mode for tensor in inventory["tensors"] for mode in tensor["outcomes"]))
-    columns = [Column(heading, overflow="fold") for heading in ("names of one memory", "what", "shape", "size")]
-    columns[-1].justify = "right"
-    grid = Table(*columns, title="vocabulary-sized tensors", caption_justify="left")
-    for mode in modes:
-        grid.add_column(f"{mode}*" if mode == inventory["default_mode"] else mode)
-    for tensor in inventory["tensors"]:
+    marked = {mode: f"{mode}*" if mode == inventory["default_mode"] else mode for mode in OUTPUT_MODES}
+    names = [[folded_at_dots(name, _NAME_WIDTH) for name in tensor["names"]] for tensor in inventory["tensors"]]
+    grid = Table(
+        Column("names of one memory", no_wrap=True),
+        Column("what", overflow="fold"),
+        Column("shape", overflow="fold"),
+        Column("size", justify="right", overflow="fold"),
+        Column("partial in the modes", overflow="fold"),
+        title="vocabulary-sized tensors",
+        caption_justify="left",
+    )
+    for tensor, cell in zip(inventory["tensors"], names, strict=True):
         shape = " × ".join(f"{size:,}" for size in tensor["shape"])
         size = f"{format_bytes(tensor['num_bytes'])} ({tensor['ratio']:.1%})"
-        cells = [" = ".join(tensor["names"]), tensor["kind"], f"{shape} {tensor['dtype']}", size]
-        grid.add_row(*cells, *(tensor["outcomes"][mode] for mode in modes))
+        modes = ", ".join(marked[mode] for mode, outcome in tensor["outcomes"].items() if outcome == "partial")
+        grid.add_row(" =\n".join(cell), tensor["kind"], f"{shape} {tensor['dtype']}", size, modes or "none")
     refusals = [f"{mode}: {reason.partition('. ')[0]}" for mode, reason in inventory["refusals"].items()]
     grid.caption = "\n".join([*(["* by default"] if inventory["default_mode"] else []), *refusals]) or None
     return grid

@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging as standard
 import os
+import re
 import shlex
 import signal
 import sys
@@ -123,6 +124,16 @@ def print_rich(*parts: Any) -> None:
     console = Console(markup=False)
     for part in parts:
         console.print(part, highlight=False, soft_wrap=isinstance(part, str))  # a line to copy is not cut
+
+
+def folded_at_dots(name: str, width: int) -> str:
+    """A long name or path in lines of at most `width`, broken behind dots, slashes and underscores: rich breaks it anywhere."""
+    lines = [""]
+    for part in re.findall(r"[^./_]*[./_]?", name):
+        if len(lines[-1]) + len(part) > width and lines[-1]:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
 
 
 def quiet_libraries(*, quiet: bool = False) -> None:
