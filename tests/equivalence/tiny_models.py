@@ -108,10 +108,6 @@ AT_MOST: list[tuple[str, Any]] = [
 ]
 
 
-# Given an id where the config's default is None.
-WANTED_IDS = re.compile(r"^(pad|bos|eos|image|video|audio)_token_(id|index)$")
-
-
 def is_token_id(name: str) -> bool:
     """True where a config field holds a token id."""
     return bool(re.search(r"_token_(id|index)$|^(pad|bos|eos|unk|mask)_index$", name))
@@ -120,7 +116,9 @@ def is_token_id(name: str) -> bool:
 class SpecialIds:
     """A stable id for each special token of one architecture: varied, distinct, and below the vocabulary's size."""
 
-    def __init__(self, model_type: str) -> None:
+    def __init__(self, model_type: str, has_media: bool = False) -> None:
+        # Those that are given an id where the config's default is None.
+        self.wanted = re.compile(rf"^(pad|bos|eos{'|image|video|audio' if has_media else ''})_token_(id|index)$")
         order = np.random.default_rng(zlib.crc32(model_type.encode())).permutation(VOCAB_SIZE)
         self._free: Iterator[int] = iter(order.tolist())
         self._ids: dict[str, int] = {}
@@ -141,7 +139,7 @@ class SpecialIds:
 def tiny_value(name: str, old: Any, special: SpecialIds) -> Any:
     """The tiny value of the config field `name`, whose default is `old`."""
     if is_token_id(name):
-        wanted = old is not None or WANTED_IDS.search(name)
+        wanted = old is not None or special.wanted.search(name)
         return special[name] if wanted and not isinstance(old, list) else old
     for pattern, value in ALWAYS:
         if re.search(pattern, name):
@@ -381,7 +379,7 @@ def build(pair: Pair, seed: int = 0, *, tied: bool = False, overrides: dict[str,
     encoder and decoder, so there the output layer is untied by hand.
     """
     model_class = getattr(transformers, pair.class_name)
-    special = SpecialIds(pair.model_type)
+    special = SpecialIds(pair.model_type, has_media=pair.task not in AUTO_CLASSES)
     config_class = CONFIG_MAPPING[pair.model_type]
     ties = tied or pair.task == "sequence-classification" or is_encoder_decoder(config_class)
     decoder = {"is_decoder": True} if pair.task == "causal-lm" and "is_decoder" in names_of(config_class) else {}
