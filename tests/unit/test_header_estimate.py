@@ -57,6 +57,12 @@ def test_a_head_that_is_not_in_the_files_is_counted_and_one_that_is_too_much_is_
     check_same(tmp_path, auto_class="AutoModelForMaskedLM")
 
 
+def test_tables_for_each_layer_are_left_to_the_model(tmp_path: Path) -> None:
+    save(tmp_path, "gemma4-untied")
+    with pytest.raises(Unsure):
+        estimate_from_headers(tmp_path, KEPT, **OPTIONS | {"auto_class": "AutoModelForCausalLM"})
+
+
 def test_a_model_without_a_head_has_names_without_a_prefix(tmp_path: Path) -> None:
     transformers.BertModel(small_model("bert").config).save_pretrained(tmp_path / "bert")
     check_same(tmp_path / "bert")

@@ -276,6 +276,8 @@ def _tables(
 ) -> tuple[int, dict[_Tensor, str | None], _Tensor | None]:
     """Rows kept, the tables with what becomes of the output layers among them, and the output layer's matrix."""
     by_leaf = {id(tensor.leaf): tensor for tensor in tensors}
+    if any("get_per_layer_input_embeddings" in text for text in _texts(network)):
+        raise Unsure("tables for each layer")
 
     def matrix_of(module: Any, kind: str) -> _Tensor:
         weight = module.attributes.get("weight") if isinstance(module, Module) and module.kind == kind else None
