@@ -123,6 +123,8 @@ def test_a_partial_output_layer_computes_trains_generates_saves_and_merges_as_th
     assert is_tied(tiny) is case.tied
     if case.pair.model_type in SENSITIVE:
         tiny.model.double()
+        single = torch.Tensor.float  # to which norms would cast, whose rounding some steps blow up
+        monkeypatch.setattr(torch.Tensor, "float", lambda each: each if each.dtype == torch.float64 else single(each))
     full, lean = tiny.model, copy.deepcopy(tiny.model)
     if str(case.pair) in REFUSED:
         check_refusal(case, tiny, lean, *REFUSED[str(case.pair)])
