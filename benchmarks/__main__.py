@@ -28,7 +28,7 @@ NAMES = (
     "per_layer_tables",
 )
 
-LONG_ON_A_CPU = ("qlora_step", "estimate")  # with the rest they would not fit into half an hour
+LONG_ON_A_CPU = ("qlora_step", "estimate", "per_layer_tables")  # with the rest they would not fit into half an hour
 
 
 def abouts() -> list[About]:

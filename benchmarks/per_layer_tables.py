@@ -76,7 +76,7 @@ def held() -> Result:
     import leanvocab as lv
     from leanvocab.reports.state_bytes import held_bytes
 
-    budget, figures = Budget(120), []
+    budget, series, figures = Budget(120), [], []
     for who in ("full vocabulary", OURS):
         model = make_model(FEW, "bfloat16")
         estimate = lv.estimate_memory(model, FEW_KEPT, optimizer="adamw")
@@ -90,17 +90,14 @@ def held() -> Result:
         measured = sum(held_bytes(model.parameters(), optimizer.state).values())
         said = footprint.weights_bytes + footprint.gradients_bytes + footprint.optimizer_bytes
         figures.append(Figure(f"{who}: estimate off by", abs(said / measured - 1), "", bar=0.02))
+        series += [
+            Series("held in training", FEW, f"{who}: {what}", (number / 1e6,), "MB")
+            for what, number in (("held", measured), ("estimated", said))
+        ]
     return Result(
-        ABOUT.name,
-        "Estimate beside what is held",
-        f"{FEW}, bf16 AdamW",
-        "cpu",
-        (),
-        tuple(figures),
-        (),
-        budget.spent,
-        120,
-    )
+        ABOUT.name, "Estimate beside what is held", f"{FEW}, bf16 AdamW", "cpu", tuple(series), tuple(figures), (),
+        budget.spent, 120,
+    )  # fmt: skip
 
 
 def watched(seconds: float) -> Result:

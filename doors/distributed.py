@@ -23,12 +23,12 @@ def _pair(kind: str, family: str, reference: str = "") -> Outcome:
     return pairs.compare(full, lean, models.left_out() if full.held_bytes and lean.held_bytes else None)
 
 
-@door("DistributedDataParallel, two processes", **SLOW)
+@door("DistributedDataParallel, two processes")
 def ddp(folder: Path) -> Outcome:
     return _pair("ddp", "llama")
 
 
-@door('DistributedDataParallel, two processes, tied language model, output="frozen"', **_CLOSE)
+@door('DistributedDataParallel, two processes, tied language model, output="frozen"', **_CLOSE, **SLOW)
 def ddp_tied(folder: Path) -> Outcome:
     return _pair("ddp", "llama-tied")
 

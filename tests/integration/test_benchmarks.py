@@ -264,6 +264,7 @@ def test_a_step_is_counted_on_paper_and_takes_no_time(name, capsys):
     assert all(value < full for who, value in peaks.items() if who.startswith(OURS))
 
 
+@pytest.mark.slow  # other losses on paper, above, are of every run
 @on_an_emulated_device
 def test_a_loss_is_counted_on_paper_beside_those_that_hold_all_logits(capsys):
     words = ["--size", "small", "--device", "paper", "--dtype", "bfloat16", "--cases", "4000x512"]

@@ -105,7 +105,7 @@ def test_a_card_of_eight_gibibytes_holds_half_the_scores_of_a_large_one() -> Non
 
 
 @pytest.mark.parametrize("mode", SHRUNK)
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("dtype", [pytest.param("fp32", marks=pytest.mark.slow), "bf16"])
 def test_by_kernels_the_loss_passes_over_its_scores_five_times_at_most(dtype: str, mode: str) -> None:
     assert sum(loss_traffic(dtype, mode, by_kernels=True).values()) <= 5
 
