@@ -148,10 +148,35 @@ def test_a_module_that_is_computed_again_in_the_backward_reads_the_same_rows() -
 
 def test_a_function_that_is_computed_again_without_a_module_around_it_is_refused() -> None:
     _, lean = twins(lambda table, ids: checkpoint(lambda: table.weight[ids] * 2, use_reentrant=False))
-    with pytest.raises(
-        BypassError, match=r"Reading.forward reads rows of table itself in a function that is computed again"
-    ):
+    with pytest.raises(BypassError, match=r"Reading.forward reads rows of table itself in what is computed again"):
         lean(IDS)
+
+
+def test_a_module_that_holds_no_table_and_is_computed_again_is_refused() -> None:
+    """Its call begins no watch: in the backward nothing would see the read."""
+
+    class Reader(nn.Module):
+        def __init__(self, table: nn.Embedding):
+            super().__init__()
+            self.tables = [table]
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.tables[0].weight[ids] * 2
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(12, 4)
+            self.reader = Reader(self.table)
+
+        def forward(self, ids: Tensor, again: bool = False) -> Tensor:
+            return checkpoint(self.reader, ids, use_reentrant=False) if again else self.reader(ids)
+
+    full = Model()
+    lean = shrink_(copy.deepcopy(full), VOCABULARY, embedding="table")
+    assert same_bits(lean(IDS), full(IDS))
+    with pytest.raises(BypassError, match=r"Reader.forward reads rows of table itself in what is computed again"):
+        lean(IDS, again=True)
 
 
 def test_a_compiled_forward_that_reads_rows_is_refused_by_name() -> None:

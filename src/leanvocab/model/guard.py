@@ -8,7 +8,7 @@ be the first to come to, each forward is watched.
 """
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -44,8 +44,9 @@ _MOVERS = {"deepspeed.runtime.zero.partition_parameters"}
 class Watch(TorchFunctionMode):
     """Sees every torch function of a forward: answers reads of rows of partial matrices, and refuses all else of them."""
 
-    def __init__(self, modules: list[PartialModule]):
+    def __init__(self, modules: list[PartialModule], watched: Collection[int] = ()):
         super().__init__()
+        self.watched = watched  # ids of the modules whose calls begin a watch
         for module in modules:  # a weight that is made anew at each look has no id to know it by
             refuse_computed(module)
         # Of a matrix that is an input table and an output layer, the table, which can answer.
@@ -72,7 +73,7 @@ class Watch(TorchFunctionMode):
     ) -> Any:
         rows = answer(func, args, kwargs, module) if isinstance(module, RemapEmbedding) else None
         if rows is not None:
-            _refuse_recomputing(frames, module)
+            self._refuse_recomputing(frames, module)
             self.has_answered = True
             return rows
         raise BypassError(
@@ -80,6 +81,18 @@ class Watch(TorchFunctionMode):
             "around the lookup that remaps ids: with a partial vocabulary it would read wrong rows. Call the embedding module "
             "instead of its weight, or do not shrink this table"
         )
+
+    def _refuse_recomputing(self, frames: list[FrameType], module: PartialModule) -> None:
+        """Raises where the backward would come to the same read without a call around it that begins a watch."""
+        for frame in frames:
+            if frame.f_code.co_name == "_call_impl" and id(frame.f_locals.get("self")) in self.watched:
+                return
+            if frame.f_globals.get("__name__") == "torch.utils.checkpoint":
+                raise BypassError(
+                    f"{_caller(frames)} reads rows of {module.table.name} itself in what is computed again in the backward "
+                    "(torch.utils.checkpoint), where nothing remaps its ids. Checkpoint a module that holds the table, or call "
+                    "the embedding module instead of its weight"
+                )
 
 
 def _flat(values: Iterable[Any]) -> Iterator[Any]:
@@ -104,19 +117,6 @@ def _caller(frames: list[FrameType]) -> str:
     return next(
         (f"{type(owner).__name__}.{name}" for owner, name in owners if isinstance(owner, nn.Module)), "the model"
     )
-
-
-def _refuse_recomputing(frames: list[FrameType], module: PartialModule) -> None:
-    """Raises where the backward would come to the same read without a call of a module, which begins the watch, around it."""
-    for frame in frames:
-        if frame.f_code.co_name == "_call_impl":
-            return
-        if frame.f_globals.get("__name__") == "torch.utils.checkpoint":
-            raise BypassError(
-                f"{_caller(frames)} reads rows of {module.table.name} itself in a function that is computed again in the "
-                "backward (torch.utils.checkpoint), where nothing remaps its ids. Checkpoint the module around that function, "
-                "or call the embedding module instead of its weight"
-            )
 
 
 def _is_harmless(func: Any) -> bool:
@@ -164,6 +164,7 @@ class Guard:
         named = [f"{read} {', '.join(modules)}" for read in reads if read.library != "peft"]
         self._unseen_if_compiled = [*named, *(f"{words} the weight" for words in replaced)]
         self._sites: list[tuple[Weakly[nn.Module], str, Weakly[nn.Module]]] = []  # (parent, name there, child)
+        self._watched: list[Weakly[nn.Module]] = []  # whose calls begin a watch
         above: dict[nn.Module, None] = {}
         for path, module in modules.items():
             parts = path.split(".")
@@ -172,7 +173,9 @@ class Guard:
             has_own_lookup = bool(reads_of(module, [module])) or has_forward_of_its_own(module)
             if isinstance(module, RemapEmbedding) and has_own_lookup:  # called by itself, it is watched too
                 put_attributes(module, {"forward": partial(self._look_up, Weakly(module))})
+                self._watched.append(Weakly(module))
             self._sites.append((Weakly(ancestors[-1]), parts[-1], Weakly(module)))
+        self._watched += map(Weakly, above)
         for ancestor in above:
             keep_hooks(
                 ancestor,
@@ -205,7 +208,7 @@ class Guard:
             return
         if _forward_of(module) not in self._passed:
             _refuse_strangers(module)
-        self._owner, self._watch = module, Watch(held)
+        self._owner, self._watch = module, Watch(held, {id(weakly()) for weakly in self._watched})
         self._calls = self._num_calls(module)
         self._watch.__enter__()
 
