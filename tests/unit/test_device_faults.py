@@ -17,7 +17,7 @@ from references import QUIET, lm_batch, lm_vocabulary
 from torch import Tensor, nn
 
 from leanvocab.errors import MissingTokenError
-from leanvocab.model.shrink import merge_, shrink_
+from leanvocab.model.shrink import extend_, merge_, shrink_
 from leanvocab.partial.module import shrunk_modules
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
@@ -303,6 +303,21 @@ def test_a_lookup_in_evaluation_that_misses_an_id_waits_once() -> None:
     with torch.no_grad(), accelerator.watch() as seen:
         lean.model.embed_tokens(inputs)
     assert len(seen.waits) <= 1
+
+
+def test_further_rows_and_their_states_are_made_on_the_device() -> None:
+    lean = lean_model()
+    optimizer = torch.optim.AdamW(lean.parameters(), lr=0.01, weight_decay=0.0)
+    for missing in (None, "input_ids"):
+        lean(**there(missing=missing)).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        extend_(lean, [OUTSIDE], optimizer=optimizer)
+    weight = lean.model.embed_tokens.weight
+    assert len(weight) == len(lm_vocabulary()) + 1
+    assert {weight.device.type, *(state.device.type for state in optimizer.state[weight].values() if state.ndim)} == {
+        DEVICE
+    }
 
 
 class Reading(nn.Module):

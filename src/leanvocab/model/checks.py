@@ -258,6 +258,24 @@ def check_gradient(table: FullTable) -> None:
         )
 
 
+def check_can_grow(module: PartialModule, model: nn.Module) -> None:
+    """Raises `ModelError` where a partial matrix cannot get further rows."""
+    check_whole(module)
+    module.check_length()
+    name = module.table.name
+    if module.table.ids == "partial":
+        raise ModelError(
+            f'{name}: the model was shrunk with ids="partial", and with further rows each partial id would be another token; '
+            'merge_(model), and shrink it with ids="full" or with the wider vocabulary'
+        )
+    is_wrapped = isinstance(model, nn.parallel.DistributedDataParallel) or hasattr(module.weight, "ds_id")
+    if is_wrapped:
+        raise ModelError(
+            f"{name}: {type(model).__name__} was made of the rows that there were (DistributedDataParallel, ZeRO-3); extend the "
+            "model before it is wrapped"
+        )
+
+
 def check_whole(module: PartialModule) -> None:
     """Raises `ModelError` where other processes hold some of the rows."""
     if is_sharded(module.weight):

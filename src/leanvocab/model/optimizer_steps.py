@@ -87,11 +87,23 @@ class StepHook:
         if table not in announced:
             announced.add(table)
             _announce(optimizer, group, table, weight)
+        _check_gradient_fits(table, weight)
         table.take_writes()
         if weight in optimizer.state:
             slice_states(optimizer, table, weight)
         if table.decay is not None:
             table.decay.record(optimizer, group, weight)
+
+
+def _check_gradient_fits(table: PartialTable, weight: nn.Parameter) -> None:
+    """Raises `OptimizerError` for a gradient of the rows that there were before; sharded ones are of other shapes anyway."""
+    gradient = weight.grad
+    if gradient is None or gradient.shape == weight.shape or is_sharded(weight) or hasattr(weight, "ds_id"):
+        return
+    raise OptimizerError(
+        f"{table.name}: its gradient is {tuple(gradient.shape)} and the matrix {tuple(weight.shape)}: extend_ came between a "
+        "forward and its backward. Extend between two steps, zero_grad(), and compute that gradient again"
+    )
 
 
 def step_hook() -> StepHook:

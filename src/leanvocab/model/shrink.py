@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from leanvocab.choices import FilterEps, FrozenRowsOn, Ids, OnMissing, OutputMode
-from leanvocab.errors import LeanVocabWarning, NotShrunkError
-from leanvocab.files.row_store import RowStore
+from leanvocab.errors import LeanVocabWarning, ModelError, NotShrunkError
+from leanvocab.files.row_store import RowStore, take_rows
 from leanvocab.model import stand_ins
 from leanvocab.model.checks import (
+    check_can_grow,
     check_filter,
     check_gradient,
     check_inserted_ids_stay,
@@ -30,6 +31,7 @@ from leanvocab.model.checks import (
 from leanvocab.model.find import find_tables
 from leanvocab.model.full_table import FullTable, full_rows_of, full_weight, partial_weight, weight_of
 from leanvocab.model.guard import Guard
+from leanvocab.model.input_tables import vocabulary_over
 from leanvocab.model.live_optimizer_states import (
     full_states_of,
     hand_over,
@@ -131,6 +133,38 @@ def merge_(model: M, *, optimizer: Optimizer | None = None) -> M:
     return model
 
 
+def extend_(model: M, ids: Iterable[int] | Mapping[str, Iterable[int]], *, optimizer: Optimizer | None = None) -> M:
+    """Gives a shrunk model rows for further token ids, in place, between two steps, and returns the model.
+
+    A new row is what ordinary training would hold now (casts and decay included), its gradient zero and its states those
+    of a row that never had a gradient. Parameters stay the objects that they are.
+
+    Args:
+        ids: token ids to keep from now on, those that are there already among them; or {module path: ids} for some tables.
+        optimizer: the one that trains the model, if it has taken steps; its states get rows too.
+
+    Raises:
+        NotShrunkError: the model is not shrunk.
+        VocabularyError: an id is no token id of the model.
+        ModelError: a table is given partial ids, or is held in several processes.
+    """
+    modules = partial_modules(model)
+    if not modules:
+        raise NotShrunkError(f"{type(model).__name__} is not shrunk: it has all rows; call shrink_ first")
+    wider = _wider_vocabularies(modules, ids)
+    optimizer = unwrapped_optimizer(optimizer)
+    for module in modules.values():
+        check_can_grow(module, model)
+    holders: dict[nn.Parameter, list[PartialModule]] = {}
+    for module in modules.values():
+        holders.setdefault(weight_of(module), []).append(module)
+    for weight, its_modules in holders.items():
+        table = its_modules[0].table
+        if wider[id(table)] != table.vocabulary:
+            _grow(weight, its_modules, wider[id(table)], optimizer)
+    return model
+
+
 @contextlib.contextmanager
 def shrunk(
     model: M,
@@ -161,6 +195,59 @@ def partial_state_dicts(model: M) -> Iterator[M]:
     finally:
         for table, value in zip(tables, before, strict=True):
             table.gives_partial_state_dicts = value
+
+
+def _wider_vocabularies(
+    modules: dict[str, PartialModule], ids: Iterable[int] | Mapping[str, Iterable[int]]
+) -> dict[int, PartialVocabulary]:
+    """The vocabulary of each table, by the table's id, with further ids; of those that a smaller table has no row for, none."""
+    if isinstance(ids, Mapping):
+        unknown = [path for path in ids if path not in modules]
+        if unknown:
+            raise ModelError(f"{unknown[0]} is no shrunk table; those are {', '.join(modules)}")
+        given = {id(modules[path].table): tuple(its) for path, its in ids.items()}
+    else:
+        every = tuple(ids)
+        given = {id(module.table): every for module in modules.values()}
+    largest = max(module.table.full_size for module in modules.values())
+    wider = {}
+    for module in modules.values():
+        table = module.table
+        size = table.full_size if isinstance(ids, Mapping) else largest
+        further = vocabulary_over(PartialVocabulary(sorted(set(given.get(id(table), ()))), size), table.full_size)
+        wider[id(table)] = table.vocabulary | further
+    return wider
+
+
+def _grow(
+    weight: nn.Parameter, modules: list[PartialModule], vocabulary: PartialVocabulary, optimizer: Optimizer | None
+) -> None:
+    """Gives one matrix the rows of a wider vocabulary; nothing has changed where that fails."""
+    table = modules[0].table
+    rows, gradient = full_rows_of(modules[0])
+    states, devices = full_states_of(optimizer, table, weight), state_devices(optimizer, weight)
+    before, states_before = dict(vars(table)), None if states is None else optimizer.state[weight]  # type: ignore[union-attr]
+    table.keep(vocabulary)
+    try:
+        if optimizer is not None and states is not None:
+            optimizer.state[weight] = states
+            optimizer.state[weight] = states_on(devices, partial_states(optimizer, table, weight))
+        grown = take_rows(rows, table.token_ids).to(weight.device)
+        grown_gradient = None if gradient is None else take_rows(gradient, table.token_ids).to(weight.device)
+    except BaseException:
+        vars(table).update(before)
+        if optimizer is not None and states is not None:
+            optimizer.state[weight] = states_before
+        raise
+    weight.grad = None
+    # A loss of before that somebody still holds keeps the node alive that takes its gradient, for the rows that there were. Torch
+    # makes another one for the next forward where the dtype has changed in between.
+    another = torch.float16 if weight.dtype == torch.float32 else torch.float32
+    weight.data = torch.empty(0, dtype=another, device=weight.device)
+    weight.data = grown
+    weight.grad = grown_gradient
+    for module in modules:
+        module.rows_changed()
 
 
 def _make_table(table: FullTable, decay_unused_rows: bool, store_dir: str | None, **options: Any) -> PartialTable:

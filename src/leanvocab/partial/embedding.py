@@ -47,6 +47,10 @@ class RemapEmbedding(PartialModule, nn.Embedding):
         self._remap = remap.to(device)
         self._partial_padding_idx = None if padding < 0 else padding
 
+    def rows_changed(self) -> None:
+        self.__dict__.pop("_remap", None)
+        super().rows_changed()
+
     def forward(self, input: Tensor) -> Tensor:
         self.begin()
         return self.rows_at(input, self._lookup)

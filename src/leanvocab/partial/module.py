@@ -66,6 +66,11 @@ class PartialModule(nn.Module):
         else:
             self.missing = MissingNote(device)
 
+    def rows_changed(self) -> None:
+        """Makes anew what depends on which rows are there."""
+        self.drop_caches()
+        self.settle_on_device()
+
     def missing_error(self) -> IndexError | None:
         """The error of an id that was noted on the device as missing since the last call."""
         noted = self.missing.take()

@@ -93,6 +93,14 @@ class PartialTable:
         self._given: list[GivenRows] = []
         self.given_states: list[Any] = []  # full states that optimizers gave out
 
+    def keep(self, vocabulary: PartialVocabulary) -> None:
+        """Takes another vocabulary over the same rows; the partial rows are the caller's to change."""
+        self.settle()
+        self.pass_over_writes(forget=True)
+        self.vocabulary, self.num_rows = vocabulary, len(vocabulary)
+        self.token_ids = torch.tensor(vocabulary.token_ids, dtype=torch.int64, device="cpu")
+        self._last_view = None
+
     @property
     def dtype(self) -> torch.dtype:
         """The dtype that the full rows have, casts included."""
