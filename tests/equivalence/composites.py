@@ -14,7 +14,7 @@ import tiny_models
 import torch
 import transformers
 from composite_media import MEDIA, Inputs, Media
-from tiny_models import BATCH, KNOWN_VERSION, LENGTH, VOCAB_SIZE, Override, Pair, Tiny
+from tiny_models import BATCH, KNOWN_VERSION, LENGTH, VOCAB_SIZE, Override, Pair, Tiny, stages_of
 from torch import Tensor, nn
 from transformers import AutoModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -63,19 +63,14 @@ OVERRIDES = [
         "too few layers to share keys; four features of each",
         {"text_config.num_kv_shared_layers": 0, "vision_soft_tokens_per_image": 4, "audio_soft_tokens_per_image": 4},
     ),
-    Override("deepseek_ocr2", "as wide as the queries", {"vision_config.sam_config.downsample_channels": [32, 32]}),
-    Override("unlimited_ocr", "as wide as the encoder", {"vision_config.sam_config.downsample_channels": [32, 32]}),
+    Override(
+        "deepseek_ocr2 unlimited_ocr",
+        "as wide as the queries, and as the encoder",
+        {"vision_config.sam_config.downsample_channels": [32, 32]},
+    ),
     Override("instructblip instructblipvideo", "another vocabulary", {"qformer_config.vocab_size": 310}),
     Override("evolla", "another vocabulary", {"protein_encoder_config.vocab_size": 310}),
-    Override(
-        "vibevoice",
-        "a size for each stage",
-        {
-            f"{part}.{name}": value
-            for part in ("semantic_model_config", "audio_config")
-            for name, value in {"downsampling_ratios": [2, 2], "depths": [1, 1, 1], "num_filters": 4}.items()
-        },
-    ),
+    Override("vibevoice", "a size for each stage", stages_of("semantic_model_config", "audio_config")),
     Override(
         "molmo2",
         "four patches",
@@ -107,8 +102,7 @@ OVERRIDES = [
         },
     ),
     Override("gemma4_unified", "parts of its own", {"vision_config": "gemma4_unified_vision"}),
-    Override("cosmos3_edge", "positions of 4 × 4 patches", {"vision_config.num_patches": 16}),
-    Override("lfm2_vl", "positions of 4 × 4 patches", {"vision_config.num_patches": 16}),
+    Override("cosmos3_edge lfm2_vl", "positions of 4 × 4 patches", {"vision_config.num_patches": 16}),
     Override("granite_docling", "4 × 4 patches are one token", {"vision_config.patch_size": 8}),
     Override(
         "mllama",
@@ -116,8 +110,7 @@ OVERRIDES = [
         {"vision_config.intermediate_layers_indices": [0, 1], "vision_config.vision_output_dim": 96},
     ),
     Override("deepseek_vl_hybrid", "layers that are there", {"high_res_vision_config.global_attn_indexes": [0, 1]}),
-    Override("kosmos-2", "few features", {"latent_query_num": 3}),
-    Override("kosmos-2.5", "few features", {"latent_query_num": 3}),
+    Override("kosmos-2 kosmos-2.5", "few features", {"latent_query_num": 3}),
     Override("muse_glimmer muse_spark", "2 × 2 patches side by side", {"out_hidden_size": 128}),
     Override("step3p7", "read, but no default", {"text_config.sliding_window": 8}),
     Override(

@@ -197,6 +197,12 @@ class Override:
     config: dict[str, Any]
 
 
+def stages_of(*parts: str) -> dict[str, Any]:
+    """A few stages of VibeVoice's tokenizers of sound, for the configs of these names."""
+    stages = {"downsampling_ratios": [2, 2], "depths": [1, 1, 1], "num_filters": 4}
+    return {f"{part}.{name}": value for part in parts for name, value in stages.items()}
+
+
 OVERRIDES = [
     Override("diffllama", "refuses attention dropout", {"attention_dropout": 0.0}),
     Override("gpt_neo", "a list of as many layers as there are", {"attention_types": [[["global", "local"], 1]]}),
@@ -302,11 +308,7 @@ OVERRIDES = [
     Override(
         "vibevoice_asr",
         "a size for each stage",
-        {
-            f"{part}_tokenizer_encoder_config.{name}": value
-            for part in ("acoustic", "semantic")
-            for name, value in {"downsampling_ratios": [2, 2], "depths": [1, 1, 1], "num_filters": 4}.items()
-        },
+        stages_of("acoustic_tokenizer_encoder_config", "semantic_tokenizer_encoder_config"),
     ),
     Override(
         "perceiver", "one position a latent", {"max_position_embeddings": LENGTH, "num_self_attends_per_block": 1}

@@ -63,12 +63,14 @@ def _indexed(index: Any, module: RemapEmbedding) -> RowRead | None:
     head, *rest = index if isinstance(index, tuple) and index else (index,)
     if isinstance(head, list | np.ndarray):
         head = torch.as_tensor(head, device="cpu")
+    ids: int | Tensor
     if isinstance(head, Tensor) and head.dtype in _INTEGERS:
         ids = head.where(head >= 0, head + module.num_embeddings).long()
-        return RowRead(ids, lambda partial_ids: module.weight[partial_ids], tuple(rest))
-    if isinstance(head, int | np.integer) and not isinstance(head, bool):
-        return RowRead(int(head) + (module.num_embeddings if head < 0 else 0), _no_lookup, tuple(rest))
-    return None
+    elif isinstance(head, int | np.integer) and not isinstance(head, bool):
+        ids = int(head) + (module.num_embeddings if head < 0 else 0)
+    else:
+        return None
+    return RowRead(ids, lambda partial_ids: module.weight[partial_ids], tuple(rest))
 
 
 def _selected(input: Tensor, dim: Any, index: Tensor, *, module: RemapEmbedding) -> RowRead | None:
@@ -106,7 +108,3 @@ def _embedded(
 
 def _from_the_front(padding_idx: int | None, module: RemapEmbedding) -> int | None:
     return padding_idx + module.num_embeddings if padding_idx is not None and padding_idx < 0 else padding_idx
-
-
-def _no_lookup(partial_ids: Tensor) -> Tensor:
-    raise AssertionError("an id that the host knows is not looked up on a device")
