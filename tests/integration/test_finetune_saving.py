@@ -5,6 +5,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from disk import content, read_all
 from ended_runs import at_step, settings, weights
@@ -16,6 +17,7 @@ from leanvocab.checkpoints.merge import merge_checkpoint
 from leanvocab.errors import DataError, InterruptedRunError, LeanVocabError, SettingsError
 from leanvocab.finetune.earlier_runs import last_whole
 from leanvocab.finetune.job import finetune
+from leanvocab.finetune.settings import FineTuneSettings
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 
@@ -138,3 +140,26 @@ def test_a_vocabulary_that_lacks_rows_of_the_data_is_refused_before_training(
         with pytest.raises(error, match=message):
             finetune(base, data, tmp_path / "out", settings(vocabulary=str(tmp_path / name)))
         assert content(tmp_path) == before
+
+
+@pytest.mark.slow
+def test_a_run_with_deltas_leaves_little_more_than_what_was_trained_and_its_states(
+    shared: Path, repository: Path, tmp_path: Path
+) -> None:
+    base = repository / ".cache/models/e5-small"
+    if not base.exists():
+        pytest.skip("no e5-small: shared/tools/fetch_models.py .cache/models e5-small")
+    rows = pq.read_table(shared / "data/glue/cola.train.parquet").slice(0, 64)
+    pq.write_table(rows, tmp_path / "train.parquet")
+    result = finetune(
+        base,
+        tmp_path / "train.parquet",
+        tmp_path / "out",
+        FineTuneSettings(text_columns=("sentence",), epochs=1, max_length=32, checkpoints="delta", save="delta"),
+    )
+    left = sum(
+        {each.stat().st_ino: each.stat().st_size for each in (tmp_path / "out").rglob("*") if each.is_file()}.values()
+    )
+    ratio = left / (result.weights_bytes + result.optimizer_bytes)
+    print(f"left {left:,} bytes, {ratio:.3f} of trained tensors and states")
+    assert ratio <= 1.1
