@@ -117,6 +117,18 @@ def test_validation_and_test_files_are_counted_as_a_run_reads_them(base, tmp_pat
     assert "--validation and --test are files beside those of --data" in error
 
 
+def test_what_was_made_strings_is_said_by_every_command_that_reads_beside_other_files_too(tmp_path, base):
+    mixed = rows(12, kind="str")
+    mixed[3]["text"] = 150
+    train, more = (str(write(tmp_path / f"{name}.jsonl", mixed)) for name in ("train", "more"))
+    said = "1 of 12 rows of split 'train' hold no string in column 'text'"
+    for words in (["count", train, "--tokenizer", base], ["estimate", base, "--data", train]):
+        for files in ([], ["--validation", more]):
+            assert said in run(*words, *files).stderr
+    trained = run("finetune", base, train, "--validation", more, "-o", tmp_path / "out", *QUICK)
+    assert said in " ".join(trained.output.split())
+
+
 def test_text_without_a_tokenizer_is_an_error_that_says_what_to_give(data):
     error = run("count", data, code=1).stderr
     assert "holds no column input_ids but text, label: name the columns of token ids (--token-column), or the" in error

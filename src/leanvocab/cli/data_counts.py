@@ -82,7 +82,11 @@ def source_of(
     from leanvocab.texts.data_files import load_splits
 
     files = {name: file for name, file in (("validation", validation), ("test", test)) if file is not None}
-    return {**load_splits(data, config_name, texts), **files} if files else data
+    if not files:
+        return data
+    splits = load_splits(data, config_name, texts)
+    splits.update(files)  # in place: the splits know what was made strings in their files
+    return splits
 
 
 def count_data(data: Any, options: DataOptions, tokenizer: Any, config: Any = None) -> "dict[str, TokenCounts]":
@@ -114,6 +118,8 @@ def count_data(data: Any, options: DataOptions, tokenizer: Any, config: Any = No
     train = settings.train_split if settings.train_split in splits else next(iter(splits))
     lengths, _ = fit_lengths(settings, config, tokenizer)
     examples = read_examples(splits, tokenizer, replace(settings, train_split=train, **lengths))
+    for said in splits.said_of_strings(examples.columns):
+        typer.echo(said, err=True)
     return {name: count_tokens(split, examples.task.token_columns) for name, split in examples.encoded.items()}
 
 
@@ -126,6 +132,8 @@ def _count_texts(
     from leanvocab.vocabulary.counts import count_tokens
 
     text_columns = find_text_columns(next(iter(splits.values())), wanted)
+    for said in splits.said_of_strings(text_columns):
+        typer.echo(said, err=True)
     counts = {}
     for name, split in splits.items():
         check_texts(name, split, text_columns)

@@ -1,8 +1,7 @@
 """Data → examples: the splits of a run, drawn and tokenized for its task, alike for every command that reads them."""
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from leanvocab.finetune.classification import find_label_task
 from leanvocab.finetune.language_modeling import find_language_task
 from leanvocab.finetune.settings import DataSettings, FineTuneSettings
 from leanvocab.finetune.tasks import Task, find_eval_split
-from leanvocab.texts.data_files import Splits, load_splits
+from leanvocab.texts.data_files import load_splits
 from leanvocab.texts.fitting import check_known
 
 datasets = require("datasets", extra="finetune")
@@ -33,6 +32,12 @@ class Examples:
     seconds: float
     understood: dict[str, Any]
 
+    @property
+    def columns(self) -> set[str]:
+        """The columns of the data that are learned as they are written; a chat is what its JSON says."""
+        by_use = self.understood["columns"].items()
+        return {name for what, names in by_use if what != "messages" for name in names}
+
 
 def read_examples(data: Any, tokenizer: Any, settings: FineTuneSettings, config: Any = None) -> Examples:
     """Examples of whatever `load_splits` takes, as a run of these settings trains on them.
@@ -45,7 +50,6 @@ def read_examples(data: Any, tokenizer: Any, settings: FineTuneSettings, config:
         SettingsError: the settings need a split that is not there.
     """
     loaded = load_splits(data, settings.config_name, settings.texts)
-    made_strings = [*_made_strings(loaded)]
     splits = select_samples(loaded, settings, settings.seed)
     is_language = settings.is_language_model
     task: Task = find_language_task(splits, settings) if is_language else find_label_task(splits, settings, config)
@@ -56,18 +60,8 @@ def read_examples(data: Any, tokenizer: Any, settings: FineTuneSettings, config:
     seconds = time.perf_counter() - start
     check_known(task.train_split, encoded[task.train_split], tokenizer)
     understood = {**task.understood, "rows": {name: len(split) for name, split in splits.items()}}
-    columns = {name for what, names in task.understood["columns"].items() if what != "messages" for name in names}
-    notes += tuple(said for name, said in made_strings if name in columns)  # a chat is what its JSON says
-    return Examples(task, encoded, notes, seconds, understood)
-
-
-def _made_strings(loaded: Splits) -> Iterator[tuple[str, str]]:
-    """Columns in whose files other values stand than strings, and what to say of it."""
-    for split, columns in loaded.made_strings.items():
-        for name, made in columns.items():
-            rows = f"{made.num_values:,} of {len(loaded[split]):,} rows of split {split!r}"
-            made_of = f"it was made one, as JSON writes it, such as {made.first}"
-            yield name, f"{rows} hold no string in column {name!r}; {made_of}."
+    examples = Examples(task, encoded, notes, seconds, understood)
+    return replace(examples, notes=(*notes, *loaded.said_of_strings(examples.columns)))
 
 
 def select_samples(splits: Any, settings: DataSettings, seed: int) -> Any:

@@ -4,7 +4,7 @@ Files are read into memory as they are: nothing is written beside them, and no c
 """
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +40,16 @@ class Splits(datasets.DatasetDict):  # type: ignore[misc]
     """The splits of a data set, and what was made strings in files: by split and column."""
 
     made_strings: Noted
+
+    def said_of_strings(self, columns: Collection[str]) -> Iterator[str]:
+        """What to say of columns in whose files other values stand than strings."""
+        for split, of_columns in self.made_strings.items():
+            for name, made in of_columns.items():
+                if name in columns:
+                    yield (
+                        f"{made.num_values:,} of {len(self[split]):,} rows of split {split!r} hold no string in column {name!r}; "
+                        f"it was made one, as JSON writes it, such as {made.first}."
+                    )
 
 
 def load_splits(source: Any, config_name: str | None = None, texts: Collection[str] = ()) -> Splits:
