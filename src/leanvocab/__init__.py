@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from leanvocab.checkpoints.full_saving import save_full
     from leanvocab.checkpoints.merge import merge_checkpoint
     from leanvocab.errors import LeanVocabError
-    from leanvocab.model.shrink import extend_, merge_, partial_state_dicts, shrink_, shrunk
+    from leanvocab.model.growing import extend_
+    from leanvocab.model.shrink import merge_, partial_state_dicts, shrink_, shrunk
     from leanvocab.model.status import status
     from leanvocab.reports.memory import estimate_memory
     from leanvocab.trainer import LeanVocabCallback
@@ -26,7 +27,8 @@ _NAMES_BY_ROOM = {
     "errors": ("LeanVocabError",),
     "vocabulary.counts": ("TokenCounts", "count_tokens"),
     "vocabulary.partial_vocabulary": ("PartialVocabulary",),
-    "model.shrink": ("shrink_", "extend_", "merge_", "shrunk", "partial_state_dicts"),
+    "model.shrink": ("shrink_", "merge_", "shrunk", "partial_state_dicts"),
+    "model.growing": ("extend_",),
     "model.status": ("status",),
     "reports.memory": ("estimate_memory",),
     "checkpoints.full_saving": ("save_full",),

@@ -9,6 +9,7 @@ from leanvocab.errors import RESIZE_FIRST, BypassError, ModelError, OptimizerErr
 from leanvocab.model.full_table import FullTable, ask, has_forward_of_its_own, num_ids_of
 from leanvocab.model.input_tables import per_layer_modules
 from leanvocab.model.trainable_tokens import LAYER, WRAPPER, check_tokens
+from leanvocab.partial.growth import refuse_where_rows_cannot_come
 from leanvocab.partial.module import PartialModule
 from leanvocab.partial.sharded import is_sharded
 from leanvocab.reads.function_source import functions_in, names_of
@@ -184,13 +185,20 @@ def check_options(output: str | None, frozen_rows: str, ids: str, on_missing: st
         ("output", output, (None, *OUTPUT_MODES)),
         ("frozen_rows", frozen_rows, FROZEN_ROWS_ON),
         ("ids", ids, ("full", "partial")),
-        ("on_missing", on_missing, (None, "error", "base")),
+        ("on_missing", on_missing, (None, "error", "base", "extend")),
     ):
         if value not in allowed:
             *others, last = map(repr, allowed)
             raise ModelError(f"{name}={value!r}: expected {', '.join(others)} or {last}")
     if ids == "partial" and on_missing == "base":
         raise ModelError("on_missing='base' needs full ids: a partial id outside the vocabulary names no row")
+    if on_missing == "extend" and ids == "partial":
+        raise ModelError("on_missing='extend' needs full ids: with further rows each partial id would be another token")
+    if on_missing == "extend" and output == "restricted":
+        raise ModelError(
+            "on_missing='extend' with output='restricted': the softmax would be over more tokens after each batch, another "
+            "objective each time; count the data first, or leave output out"
+        )
 
 
 def check_filter(filter_eps: object, frozen_rows: str) -> None:
@@ -268,12 +276,12 @@ def check_can_grow(module: PartialModule, model: nn.Module) -> None:
             f'{name}: the model was shrunk with ids="partial", and with further rows each partial id would be another token; '
             'merge_(model), and shrink it with ids="full" or with the wider vocabulary'
         )
-    is_wrapped = isinstance(model, nn.parallel.DistributedDataParallel) or hasattr(module.weight, "ds_id")
-    if is_wrapped:
+    if isinstance(model, nn.parallel.DistributedDataParallel) or hasattr(module.weight, "ds_id"):
         raise ModelError(
             f"{name}: {type(model).__name__} was made of the rows that there were (DistributedDataParallel, ZeRO-3); extend the "
             "model before it is wrapped"
         )
+    refuse_where_rows_cannot_come(module.table, module.weight)
 
 
 def check_whole(module: PartialModule) -> None:

@@ -19,7 +19,6 @@ from torch.overrides import TorchFunctionMode
 
 from leanvocab.errors import BypassError
 from leanvocab.model.full_table import has_forward_of_its_own
-from leanvocab.model.row_reads import answer
 from leanvocab.model.stand_ins import refuse_merging
 from leanvocab.model.trainable_tokens import refuse_tokens_put_on_since
 from leanvocab.output.layer import RemapLinear
@@ -27,8 +26,10 @@ from leanvocab.output.lazy_logits import LazyLogits
 from leanvocab.output.logit_operations import QUESTIONS
 from leanvocab.partial.attachments import Weakly, keep_hooks, put_attributes, stood_before
 from leanvocab.partial.embedding import RemapEmbedding
+from leanvocab.partial.growth import Arrivals
 from leanvocab.partial.missing import begin_forward, end_forward
 from leanvocab.partial.module import PartialModule, partial_modules, raise_missing, refuse_computed, shrunk_modules
+from leanvocab.reads.row_reads import answer
 from leanvocab.reads.weight_reads import reads_of
 
 # What else reads none of a parameter's rows.
@@ -36,7 +37,7 @@ _HARMLESS = QUESTIONS | {
     Tensor.__repr__, Tensor.data_ptr, Tensor.is_shared, Tensor.register_hook, Tensor.type, Tensor.untyped_storage,
 }  # fmt: skip
 _SEQUENCES = (list, tuple)
-_OWN_ROOMS = {RemapEmbedding.__module__, RemapLinear.__module__, LazyLogits.__module__}
+_OWN_ROOMS = {RemapEmbedding.__module__, Arrivals.__module__, RemapLinear.__module__, LazyLogits.__module__}
 # ZeRO-3 brings the rows of all ranks together before a module's forward, and takes them apart after it.
 _MOVERS = {"deepspeed.runtime.zero.partition_parameters"}
 

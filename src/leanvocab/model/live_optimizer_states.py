@@ -181,6 +181,30 @@ def full_states(optimizer: Optimizer, table: PartialTable, weight: Tensor, state
     }
 
 
+def states_with(new_ids: Tensor, optimizer: Optimizer, table: PartialTable, weight: nn.Parameter) -> dict[str, Tensor]:
+    """The states of `weight` that have rows, with those of further ids among them, which never had a gradient."""
+    _take_writes(optimizer, table, weight)
+    at_rest = _at_rest(optimizer, weight)
+    order = torch.cat([table.token_ids, new_ids]).argsort()
+    states = {}
+    for key, value in optimizer.state[weight].items():
+        if has_rows(key, value, table.num_rows):
+            rows = numbers(value)
+            new = _rows_at_rest(table, weight, key, rows, at_rest.get(key, 0.0), new_ids)
+            states[key] = in_form_of(optimizer, key, torch.cat([rows, new])[order.to(rows.device)])
+    return states
+
+
+def _rows_at_rest(
+    table: PartialTable, weight: Tensor, key: str, rows: Tensor, at_rest: AtRest, token_ids: Tensor
+) -> Tensor:
+    if table.decay is not None and key in table.decay.states and is_row_shaped(rows, weight):
+        return table.decay.states[key].rows(token_ids).to(rows.device, rows.dtype)
+    if at_rest == THE_ROW:
+        return table.base_rows(token_ids).to(rows.device, rows.dtype)
+    return rows.new_full((len(token_ids), *rows.shape[1:]), at_rest)
+
+
 def _full_state(table: PartialTable, weight: Tensor, key: str, value: Tensor, at_rest: AtRest) -> Tensor:
     rows = numbers(whole(value))
     if table.decay is not None and key in table.decay.states and is_row_shaped(rows, weight):

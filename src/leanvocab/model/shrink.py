@@ -11,16 +11,16 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from leanvocab.choices import FilterEps, FrozenRowsOn, Ids, OnMissing, OutputMode
-from leanvocab.errors import LeanVocabWarning, ModelError, NotShrunkError
-from leanvocab.files.row_store import RowStore, take_rows
+from leanvocab.errors import LeanVocabWarning, ModelError, NotShrunkError, VocabularyError
+from leanvocab.files.row_store import RowStore
 from leanvocab.model import stand_ins
 from leanvocab.model.checks import (
-    check_can_grow,
     check_filter,
     check_gradient,
     check_inserted_ids_stay,
@@ -30,8 +30,9 @@ from leanvocab.model.checks import (
 )
 from leanvocab.model.find import find_tables
 from leanvocab.model.full_table import FullTable, full_rows_of, full_weight, partial_weight, weight_of
+from leanvocab.model.growing import extend_table
 from leanvocab.model.guard import Guard
-from leanvocab.model.input_tables import vocabulary_over
+from leanvocab.model.input_tables import table_at
 from leanvocab.model.live_optimizer_states import (
     full_states_of,
     hand_over,
@@ -46,18 +47,21 @@ from leanvocab.output.layer import RemapLinear
 from leanvocab.partial.attachments import put_attributes, take_off
 from leanvocab.partial.decay import DecayReplay
 from leanvocab.partial.embedding import RemapEmbedding
+from leanvocab.partial.growth import Arrivals
 from leanvocab.partial.module import PartialModule, partial_modules, restore_class, switch_class
 from leanvocab.partial.optimizers import unwrapped_optimizer
 from leanvocab.partial.partial_table import PartialTable
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
+from leanvocab.vocabulary.special_ids import model_full_size
 
 M = TypeVar("M", bound=nn.Module)
 
 
 def shrink_(
     model: M,
-    vocabulary: PartialVocabulary | Mapping[str, PartialVocabulary],
+    vocabulary: PartialVocabulary | Mapping[str, PartialVocabulary] | None = None,
     *,
+    tokenizer: Any = None,
     output: OutputMode | None = None,
     frozen_rows: FrozenRowsOn = "device",
     filter_eps: FilterEps | None = None,
@@ -75,7 +79,9 @@ def shrink_(
 
     Args:
         vocabulary: the rows to keep, of every input table that the model looks the same ids up in, those for each layer
-            (Gemma 3n, Gemma 4) too; or a mapping {module path: vocabulary} for what is particular.
+            (Gemma 3n, Gemma 4) too; or a mapping {module path: vocabulary} for what is particular. With on_missing="extend" it
+            may be left out: then the model begins with the ids that it, and `tokenizer`, insert.
+        tokenizer: where there is no vocabulary, whose special and added tokens are kept.
         output: what becomes of the output layer. "full": it stays whole and trains, which is the paper's method and the
             default where it is not tied to an input table. "frozen": kept rows train, the others stay in the softmax; the
             default where it is tied. "restricted": the softmax is over the kept rows alone, which is another objective.
@@ -85,8 +91,8 @@ def shrink_(
             precision of the dtype, as in CCE. Neither the loss nor the gradient of the kept rows in it changes (docs/output.md).
         embedding: path or paths of the tables, where the model does not say itself (any nn.Module).
         ids: "full" (remapped in the lookup), or "partial" for data that `vocabulary.remap_dataset` made (the paper's D').
-        on_missing: "error" or "base" (rows from the base) for ids outside the vocabulary; by default an error in training
-            mode, and the base in evaluation mode.
+        on_missing: "error", "base" (rows from the base) or "extend" (in training the id gets its row before the lookup; from the
+            base in evaluation) for ids outside the vocabulary; by default an error in training mode, and the base in evaluation.
         optimizer: one that exists already; its parameters and states are replaced too.
         decay_unused_rows: also decay the rows that are not there, as ordinary training does, when full rows are needed; not
             those of a matrix whose other rows are frozen.
@@ -99,13 +105,15 @@ def shrink_(
     """
     check_options(output, frozen_rows, ids, on_missing)
     check_filter(filter_eps, frozen_rows)
+    if vocabulary is None:
+        vocabulary = _inserted_ids(model, tokenizer, embedding, on_missing)
     tables = find_tables(model, vocabulary, embedding, output)
     check_modes(model, tables, ids, filter_eps)
     if ids == "partial":
         check_inserted_ids_stay(model, tables)
     options = {"on_missing": on_missing, "ids": ids, "frozen_rows_on": frozen_rows, "filter_eps": filter_eps}
     partial = [_make_table(table, decay_unused_rows, store_dir, **options) for table in tables]
-    _announce(model, tables)
+    _announce(model, tables, on_missing)
     _put_in_place(model, tables, partial, unwrapped_optimizer(optimizer))
     return model
 
@@ -130,38 +138,6 @@ def merge_(model: M, *, optimizer: Optimizer | None = None) -> M:
     for weight, (parameter, its_states) in full.items():
         hook.retire(weight, "the model was merged")
         hand_over(optimizer, weight, parameter, its_states)
-    return model
-
-
-def extend_(model: M, ids: Iterable[int] | Mapping[str, Iterable[int]], *, optimizer: Optimizer | None = None) -> M:
-    """Gives a shrunk model rows for further token ids, in place, between two steps, and returns the model.
-
-    A new row is what ordinary training would hold now (casts and decay included), its gradient zero and its states those
-    of a row that never had a gradient. Parameters stay the objects that they are.
-
-    Args:
-        ids: token ids to keep from now on, those that are there already among them; or {module path: ids} for some tables.
-        optimizer: the one that trains the model, if it has taken steps; its states get rows too.
-
-    Raises:
-        NotShrunkError: the model is not shrunk.
-        VocabularyError: an id is no token id of the model.
-        ModelError: a table is given partial ids, or is held in several processes.
-    """
-    modules = partial_modules(model)
-    if not modules:
-        raise NotShrunkError(f"{type(model).__name__} is not shrunk: it has all rows; call shrink_ first")
-    wider = _wider_vocabularies(modules, ids)
-    optimizer = unwrapped_optimizer(optimizer)
-    for module in modules.values():
-        check_can_grow(module, model)
-    holders: dict[nn.Parameter, list[PartialModule]] = {}
-    for module in modules.values():
-        holders.setdefault(weight_of(module), []).append(module)
-    for weight, its_modules in holders.items():
-        table = its_modules[0].table
-        if wider[id(table)] != table.vocabulary:
-            _grow(weight, its_modules, wider[id(table)], optimizer)
     return model
 
 
@@ -197,62 +173,29 @@ def partial_state_dicts(model: M) -> Iterator[M]:
             table.gives_partial_state_dicts = value
 
 
-def _wider_vocabularies(
-    modules: dict[str, PartialModule], ids: Iterable[int] | Mapping[str, Iterable[int]]
-) -> dict[int, PartialVocabulary]:
-    """The vocabulary of each table, by the table's id, with further ids; of those that a smaller table has no row for, none."""
-    if isinstance(ids, Mapping):
-        unknown = [path for path in ids if path not in modules]
-        if unknown:
-            raise ModelError(f"{unknown[0]} is no shrunk table; those are {', '.join(modules)}")
-        given = {id(modules[path].table): tuple(its) for path, its in ids.items()}
-    else:
-        every = tuple(ids)
-        given = {id(module.table): every for module in modules.values()}
-    largest = max(module.table.full_size for module in modules.values())
-    wider = {}
-    for module in modules.values():
-        table = module.table
-        size = table.full_size if isinstance(ids, Mapping) else largest
-        further = vocabulary_over(PartialVocabulary(sorted(set(given.get(id(table), ()))), size), table.full_size)
-        wider[id(table)] = table.vocabulary | further
-    return wider
-
-
-def _grow(
-    weight: nn.Parameter, modules: list[PartialModule], vocabulary: PartialVocabulary, optimizer: Optimizer | None
-) -> None:
-    """Gives one matrix the rows of a wider vocabulary; nothing has changed where that fails."""
-    table = modules[0].table
-    rows, gradient = full_rows_of(modules[0])
-    states, devices = full_states_of(optimizer, table, weight), state_devices(optimizer, weight)
-    before, states_before = dict(vars(table)), None if states is None else optimizer.state[weight]  # type: ignore[union-attr]
-    table.keep(vocabulary)
-    try:
-        if optimizer is not None and states is not None:
-            optimizer.state[weight] = states
-            optimizer.state[weight] = states_on(devices, partial_states(optimizer, table, weight))
-        grown = take_rows(rows, table.token_ids).to(weight.device)
-        grown_gradient = None if gradient is None else take_rows(gradient, table.token_ids).to(weight.device)
-    except BaseException:
-        vars(table).update(before)
-        if optimizer is not None and states is not None:
-            optimizer.state[weight] = states_before
-        raise
-    weight.grad = None
-    # A loss of before that somebody still holds keeps the node alive that takes its gradient, for the rows that there were. Torch
-    # makes another one for the next forward where the dtype has changed in between.
-    another = torch.float16 if weight.dtype == torch.float32 else torch.float32
-    weight.data = torch.empty(0, dtype=another, device=weight.device)
-    weight.data = grown
-    weight.grad = grown_gradient
-    for module in modules:
-        module.rows_changed()
+def _inserted_ids(
+    model: nn.Module, tokenizer: Any, embedding: str | Iterable[str] | None, on_missing: OnMissing | None
+) -> PartialVocabulary:
+    """The vocabulary that a model begins with before any data is seen."""
+    if on_missing != "extend":
+        raise VocabularyError(
+            "shrink_ was given no vocabulary: count the data, PartialVocabulary.from_counts(count_tokens(dataset), "
+            'tokenizer=tokenizer, model=model), or let the model get rows as ids come: shrink_(model, on_missing="extend")'
+        )
+    names = [embedding] if isinstance(embedding, str) else list(embedding or ())
+    size = max(table_at(model, name).num_embeddings for name in names) if names else model_full_size(model)
+    if size is None:
+        raise ModelError(
+            f"{type(model).__name__} does not say how many rows its vocabulary has; name its table: embedding="
+        )
+    none_counted = np.zeros(size, np.int64)
+    vocabulary = PartialVocabulary.from_counts(none_counted, full_size=size, tokenizer=tokenizer, model=model)
+    return vocabulary if len(vocabulary) else PartialVocabulary([0], size)  # a matrix has a row at least
 
 
 def _make_table(table: FullTable, decay_unused_rows: bool, store_dir: str | None, **options: Any) -> PartialTable:
     check_gradient(table)
-    return PartialTable(
+    made = PartialTable(
         table.name,
         table.vocabulary,
         RowStore.of(table.weight.detach(), torch.tensor(table.vocabulary.token_ids, device="cpu"), store_dir),
@@ -261,10 +204,21 @@ def _make_table(table: FullTable, decay_unused_rows: bool, store_dir: str | None
         output=table.output,
         **options,
     )
+    if made.on_missing == "extend":
+        made.arrivals, made.extend = Arrivals(), extend_table
+    return made
 
 
-def _announce(model: nn.Module, tables: list[FullTable]) -> None:
+def _announce(model: nn.Module, tables: list[FullTable], on_missing: OnMissing | None) -> None:
     for table in tables:
+        if table.output == "frozen" and on_missing == "extend":
+            warnings.warn(
+                f"{type(model).__name__}: a row of {table.paths[-1]} trains from the forward on in which its token first comes, "
+                "and is frozen in the softmax until then, so that a run differs from one whose data was counted beforehand "
+                "(docs/growing.md)",
+                LeanVocabWarning,
+                stacklevel=3,
+            )
         if table.output == "restricted":
             warnings.warn(
                 f'{type(model).__name__}: output="restricted" trains a softmax over {len(table.vocabulary):,} of '
@@ -292,6 +246,7 @@ def _put_in_place(
     except BaseException:
         _restore(model, full)
         raise
+    hook.know(optimizer)
     for weight, its_states in zip(full, states, strict=True):
         hook.retire(full[weight], "the model was shrunk")
         hand_over(optimizer, full[weight], weight, its_states)

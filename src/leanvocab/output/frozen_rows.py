@@ -74,7 +74,7 @@ class FrozenRows:
         self.table, self.device, self.dtype = table, device, dtype
         with torch.inference_mode(False):  # training goes on with what an evaluation made
             self._source = table.frozen_rows()
-        self._store = table.store
+        self._store, self._kept = table.store, table.token_ids  # a table that grows has others later
         self._passage: Passage | None = None
         self._whole: MappedRows | CompactRows | None = None
         on_host = table.frozen_rows_on == "host"
@@ -100,7 +100,7 @@ class FrozenRows:
     def whole(self) -> Projection:
         """All columns at once."""
         if self._whole is None:
-            mapped = MappedRows(self._source, self.table.token_ids)
+            mapped = MappedRows(self._source, self._kept)
             with torch.inference_mode(False):
                 self._whole = mapped if self.device.type in self.mapped_on else self._compact()
         return self._whole
@@ -108,7 +108,7 @@ class FrozenRows:
     def blocks(self, passing: bool) -> Iterator[FrozenBlock]:
         """The frozen columns, block by block; where they are `passing`, a block has the memory of the next but one."""
         step, num_rows = self.sizes.block_rows, self.sizes.frozen_rows
-        kept = self.table.token_ids
+        kept = self._kept
         before, before_there = _frozen_before(kept), _frozen_before(brought(kept, self.device))
         starts = range(0, num_rows, step)
 
@@ -135,8 +135,8 @@ class FrozenRows:
         return rows.to(self.sizes.held_dtype) if room is None else room.copy_(rows)
 
     def _compact(self) -> CompactRows:
-        others = _frozen_ids(_frozen_before(self.table.token_ids), 0, self.sizes.frozen_rows)
-        id_of_column = torch.cat([self.table.token_ids, others])
+        others = _frozen_ids(_frozen_before(self._kept), 0, self.sizes.frozen_rows)
+        id_of_column = torch.cat([self._kept, others])
         column_of_id = torch.empty_like(id_of_column)
         column_of_id[id_of_column] = torch.arange(len(id_of_column), device="cpu")
         rows = torch.empty(len(others), self.sizes.dim, device=self.device, dtype=self.sizes.held_dtype)

@@ -74,7 +74,7 @@ class RemapLinear(PartialModule, nn.Linear):
         if self.bias is not None:
             elementwise = elementwise.plus(self.bias.to(input.dtype))
         snapshot = LayerSnapshot(
-            self.table.name, self.weight, self._columns(input), self._check_labels, torch.is_grad_enabled()
+            self.table.name, self.rows, self._columns(input), self._check_labels, torch.is_grad_enabled()
         )
         return LazyLogits(input, snapshot, elementwise)
 

@@ -27,7 +27,7 @@ from leanvocab.output.logit_operations import CASTS, QUESTIONS, RESHAPING, Eleme
 from leanvocab.output.loss import LossOptions, SoftmaxColumns, cross_entropy
 from leanvocab.output.projection import project
 from leanvocab.partial.devices import autocast_dtype, without_autocast
-from leanvocab.partial.tensor_questions import ATTRIBUTES
+from leanvocab.reads.tensor_questions import ATTRIBUTES
 
 _ViewStep: TypeAlias = tuple[Callable[..., Tensor], tuple[Any, ...], Mapping[str, Any]]
 _alive: "weakref.WeakValueDictionary[int, LazyLogits]" = weakref.WeakValueDictionary()

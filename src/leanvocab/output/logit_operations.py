@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leanvocab.partial.tensor_questions import METHODS
+from leanvocab.reads.tensor_questions import METHODS
 
 # Methods that cast and take no argument.
 CASTS = {"float": torch.float32, "half": torch.float16, "bfloat16": torch.bfloat16, "double": torch.float64}

@@ -5,8 +5,8 @@ the order of inheritance, so that subclasses that scale or normalise in a forwar
 """
 
 import warnings
-from collections.abc import Callable
-from typing import ClassVar, TypeAlias
+from functools import partial
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +14,9 @@ from torch import Tensor, nn
 
 from leanvocab.errors import LeanVocabWarning, MissingTokenError
 from leanvocab.partial.devices import brought
-from leanvocab.partial.missing import describe_missing
+from leanvocab.partial.growth import Lookup, looked_up, refuse_where_rows_cannot_come
+from leanvocab.partial.missing import describe_missing, running_model
 from leanvocab.partial.module import PartialModule
-
-Lookup: TypeAlias = Callable[[Tensor], Tensor]  # partial ids [...] → their rows [..., dim]
 
 
 class RemapEmbedding(PartialModule, nn.Embedding):
@@ -53,42 +52,67 @@ class RemapEmbedding(PartialModule, nn.Embedding):
 
     def forward(self, input: Tensor) -> Tensor:
         self.begin()
-        return self.rows_at(input, self._lookup)
+        return self.rows_at(input, self._lookup, self.padding_idx)
 
-    def rows_at(self, input: Tensor, lookup: Lookup) -> Tensor:
-        """The rows [..., dim] of full ids, those outside as the policy says; `lookup` reads rows by partial ids."""
+    def rows_at(self, input: Tensor, lookup: Lookup, padding_idx: int | None = None) -> Tensor:
+        """The rows [..., dim] of full ids, those outside as the policy says; `lookup` reads rows by partial ids.
+
+        `padding_idx` is the id whose row gets no gradient from this read."""
         partial_ids = self._partial_ids(input)
         missing = partial_ids < 0
         policy = self._policy
-        if policy == "error" and (input.device.type != "cpu" or torch.compiler.is_compiling()):
+        if policy == "extend":
+            refuse_where_rows_cannot_come(self.table, self.weight)
+        is_host = input.device.type == "cpu" and not torch.compiler.is_compiling()
+        if not is_host and (policy == "error" or (policy == "extend" and running_model() is not None)):
             # Without waiting for the device: a missing id is noted there and its row reads NaN, with no gradient.
             self.missing.add(input, missing)
-            return lookup(partial_ids.clamp(min=0)).masked_fill(missing.unsqueeze(-1), float("nan"))
+            rows = self._read(input, partial_ids.clamp(min=0), lookup, padding_idx)
+            return rows.masked_fill(missing.unsqueeze(-1), float("nan"))
         if input.is_meta:
-            return lookup(partial_ids)
+            return self._read(input, partial_ids, lookup, padding_idx)
         ids, is_missing = _on_host(input, missing)
         if not is_missing.any():
-            return lookup(partial_ids)
+            return self._read(input, partial_ids, lookup, padding_idx)
+        self._check_token_ids(ids, is_missing)
         if policy == "error":
             raise self._missing_token_error(ids, int(is_missing.flatten().nonzero()[0]))
-        served: Tensor = self._with_base_rows(ids, is_missing, partial_ids, lookup)
+        if policy == "extend":
+            assert self.table.extend is not None
+            self.table.extend(self.table, ids[is_missing].unique().tolist())
+            return self._read(input, self._partial_ids(input), lookup, padding_idx)
+        served: Tensor = self._with_base_rows(ids, is_missing, partial_ids, lookup, padding_idx)
         return served
+
+    def _read(self, ids: Tensor, partial_ids: Tensor, lookup: Lookup, padding_idx: int | None) -> Tensor:
+        """Rows by partial ids; of a table that may grow, by full ones, which stay right when it does."""
+        padding = self._partial_padding_idx if padding_idx == self.padding_idx else self.partial_id(padding_idx)
+        if self.table.arrivals is None or not (torch.is_grad_enabled() and self.weight.requires_grad):
+            return lookup(self.weight, partial_ids, padding)
+        known = partial(_known, self._remap, self.table.full_size)
+        its_lookup = partial(_with_padding, lookup, padding)
+        return looked_up(self.weight, self.table, ids, known, its_lookup)  # type: ignore[arg-type]
 
     def row_at(self, token_id: int) -> Tensor:
         """The row [dim] of one full id that the host knows, found without asking a device."""
         table = self.table
         known = range(table.num_rows) if table.ids == "partial" else table.vocabulary
         if token_id in known:
-            return self.weight[token_id if table.ids == "partial" else table.vocabulary.to_partial(token_id)]
+            return self.rows[token_id if table.ids == "partial" else table.vocabulary.to_partial(token_id)]
         if self._policy == "error" or not 0 <= token_id < table.full_size:
             raise MissingTokenError(describe_missing(table, token_id, "a read of the weight itself"))
+        if self._policy == "extend":
+            assert table.extend is not None
+            table.extend(table, [token_id])
+            return self.row_at(token_id)
         ids, missing = torch.tensor([token_id], device="cpu"), torch.ones(1, dtype=torch.bool, device="cpu")
-        rows: Tensor = self._with_base_rows(ids, missing, brought(ids, self.weight.device), self._lookup)
+        rows: Tensor = self._with_base_rows(ids, missing, brought(ids, self.weight.device), self._lookup, None)
         return rows[0]
 
     @property
     def _policy(self) -> str:
-        return self.table.on_missing or ("error" if self.training else "base")
+        asked = self.table.on_missing or ("error" if self.training else "base")
+        return "base" if asked == "extend" and not self.training else asked
 
     def _partial_ids(self, input: Tensor) -> Tensor:
         if self.table.ids == "partial":
@@ -98,19 +122,18 @@ class RemapEmbedding(PartialModule, nn.Embedding):
             remap = remap.to(input.device)
             if not input.is_meta:
                 self._remap = remap
-        partial_ids: Tensor = remap[(input + 1).clamp_(0, self.table.full_size + 1)]
-        return partial_ids
+        return _known(remap, self.table.full_size, input)
 
     def partial_id(self, token_id: int | None) -> int | None:
         """The partial id of a full one; None where it has none."""
         return self.table.vocabulary.to_partial(token_id) if token_id in self.table.vocabulary else None
 
-    def _lookup(self, partial_ids: Tensor) -> Tensor:
+    def _lookup(self, weight: Tensor, partial_ids: Tensor, padding: int | None) -> Tensor:
         return F.embedding(
             partial_ids,
-            self.weight,
-            self._partial_padding_idx,
-            self.max_norm,
+            weight,
+            padding,
+            self.max_norm if weight is self.weight else None,
             self.norm_type,
             self.scale_grad_by_freq,
             self.sparse,
@@ -120,16 +143,15 @@ class RemapEmbedding(PartialModule, nn.Embedding):
         return MissingTokenError(describe_missing(self.table, token_id, f"flat position {position} of the input"))
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _with_base_rows(self, input: Tensor, missing: Tensor, partial_ids: Tensor, lookup: Lookup) -> Tensor:
+    def _with_base_rows(
+        self, input: Tensor, missing: Tensor, partial_ids: Tensor, lookup: Lookup, padding_idx: int | None
+    ) -> Tensor:
         """Looks up ids of which some are missing; `input` and `missing` are on the CPU, and nothing waits for the device."""
         outside = input[missing]
-        limit = self.table.full_size if self.table.ids == "full" else 0
-        if bool(((outside < 0) | (outside >= limit)).any()):
-            wrong = missing & ((input < 0) | (input >= limit))
-            raise self._missing_token_error(input, int(wrong.flatten().nonzero()[0]))
         device = partial_ids.device
         of_known, of_others = (brought(mask.flatten().nonzero()[:, 0], device) for mask in (~missing, missing))
-        known = lookup(partial_ids.flatten().index_select(0, of_known))
+        of_them = partial_ids.flatten().index_select(0, of_known)
+        known = lookup(self.weight, of_them, self.partial_id(padding_idx))
         rows = brought(self.table.base_rows(outside).to(known.dtype), device)
         if self.max_norm is not None:
             rows = F.embedding(torch.arange(len(rows), device=rows.device), rows, None, self.max_norm, self.norm_type)
@@ -137,6 +159,13 @@ class RemapEmbedding(PartialModule, nn.Embedding):
         output = output.index_copy_(0, of_known, known).index_copy_(0, of_others, rows).view(*input.shape, -1)
         self._count_served(len(rows), int(outside[0]))
         return output
+
+    def _check_token_ids(self, input: Tensor, missing: Tensor) -> None:
+        """Raises `MissingTokenError` for what is no token id at all."""
+        limit = self.table.full_size if self.table.ids == "full" else 0
+        wrong = missing & ((input < 0) | (input >= limit))
+        if bool(wrong.any()):
+            raise self._missing_token_error(input, int(wrong.flatten().nonzero()[0]))
 
     def _count_served(self, num_served: int, first_id: int) -> None:
         if self.table.num_served == 0:
@@ -157,6 +186,16 @@ class RemapEmbedding(PartialModule, nn.Embedding):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, rows={self.table.num_rows}"
+
+
+def _with_padding(lookup: Lookup, padding: int | None, weight: Tensor, partial_ids: Tensor) -> Tensor:
+    return lookup(weight, partial_ids.clamp(min=0), padding)  # what has no row is masked by the caller
+
+
+def _known(remap: Tensor, full_size: int, ids: Tensor) -> Tensor:
+    """The partial id of each id, -1 where it has none."""
+    partial_ids: Tensor = remap[(ids + 1).clamp_(0, full_size + 1)]
+    return partial_ids
 
 
 def _on_host(input: Tensor, missing: Tensor) -> tuple[Tensor, Tensor]:

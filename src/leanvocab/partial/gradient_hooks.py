@@ -91,7 +91,9 @@ class _OfAllRows:
 
 
 class _OnGradient(_OfAllRows):
-    def __call__(self, gradient: Tensor) -> Tensor:
+    def __call__(self, gradient: Tensor | None) -> Tensor | None:
+        if gradient is None:  # it waits for the end of the pass, since rows have come
+            return None
         full = _in_full(gradient, self.table)
         try:
             returned = self.hook(full)
@@ -157,6 +159,8 @@ def _in_full(gradient: Tensor, table: PartialTable) -> Tensor:
 
 class _AfterAccumulation(_OfAllRows):
     def __call__(self, weight: Tensor) -> Any:
+        if self.table.arrivals is not None and self.table.arrivals.is_waiting:
+            return None
         try:
             with _RowWatch(weight, self.table):
                 return self.hook(weight)

@@ -17,6 +17,7 @@ from leanvocab.errors import BypassError, CheckpointError
 from leanvocab.files.row_store import take_rows
 from leanvocab.partial.attachments import keep_hooks
 from leanvocab.partial.gradient_hooks import serve_hooks
+from leanvocab.partial.growth import rows_of
 from leanvocab.partial.missing import MissingNote, running_model
 from leanvocab.partial.partial_table import PartialTable
 from leanvocab.partial.sharded import is_sharded, share_of, whole
@@ -65,6 +66,13 @@ class PartialModule(nn.Module):
             self.missing.to(device)
         else:
             self.missing = MissingNote(device)
+
+    @property
+    def rows(self) -> Tensor:
+        """The rows [len(vocabulary), dim] of now, as a tensor that stays right in a graph when others come."""
+        if self.table.arrivals is None or not torch.is_grad_enabled() or not self.weight.requires_grad:
+            return self.weight
+        return rows_of(self.weight, self.table)  # type: ignore[arg-type]
 
     def rows_changed(self) -> None:
         """Makes anew what depends on which rows are there."""

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import weakref
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -92,6 +93,8 @@ class PartialTable:
         self._last_view: weakref.ref[Tensor] | None = None
         self._given: list[GivenRows] = []
         self.given_states: list[Any] = []  # full states that optimizers gave out
+        self.arrivals: Any = None  # what graphs that are alive need where further rows may come at any time
+        self.extend: Callable[[PartialTable, Sequence[int]], None] | None = None  # gives it further rows
 
     def keep(self, vocabulary: PartialVocabulary) -> None:
         """Takes another vocabulary over the same rows; the partial rows are the caller's to change."""

@@ -8,8 +8,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from leanvocab.partial.tensor_questions import ATTRIBUTES, METHODS
 from leanvocab.reads.function_source import Syntax
+from leanvocab.reads.tensor_questions import ATTRIBUTES, METHODS
 
 Path = tuple[str, ...]  # a variable, then attributes; ANY for an element, "get_x()" for what such a method gives
 ANY = "*"

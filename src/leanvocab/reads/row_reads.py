@@ -3,7 +3,7 @@
 What reads all rows (a product, a comparison) has no such answer (docs/decisions/reads-with-an-answer.md).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from leanvocab.partial.embedding import RemapEmbedding
+from leanvocab.partial.growth import Lookup
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8)  # uint8 is a mask to an index
 
@@ -22,7 +23,8 @@ class RowRead:
     """A read of rows: their ids, what reads rows by other ids in the same way, and what is then taken of them."""
 
     ids: int | Tensor
-    lookup: Callable[[Tensor], Tensor]  # ids [...] → rows [..., dim]
+    lookup: Lookup
+    padding_idx: int | None = None  # whose row gets no gradient
     rest: tuple[Any, ...] = ()  # further indices, behind the one of the rows
 
 
@@ -38,7 +40,7 @@ def answer(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], module: Re
     if isinstance(read.ids, int):
         row = module.row_at(read.ids)
         return row[read.rest] if read.rest else row
-    rows = module.rows_at(read.ids, read.lookup)
+    rows = module.rows_at(read.ids, read.lookup, read.padding_idx)
     if not read.rest:
         return rows
     numbers = torch.arange(read.ids.numel(), device=rows.device).view(read.ids.shape)
@@ -70,13 +72,13 @@ def _indexed(index: Any, module: RemapEmbedding) -> RowRead | None:
         ids = int(head) + (module.num_embeddings if head < 0 else 0)
     else:
         return None
-    return RowRead(ids, lambda partial_ids: module.weight[partial_ids], tuple(rest))
+    return RowRead(ids, lambda weight, partial_ids, _: weight[partial_ids], rest=tuple(rest))
 
 
 def _selected(input: Tensor, dim: Any, index: Tensor, *, module: RemapEmbedding) -> RowRead | None:
     if input is not module.weight or dim not in (0, -2):
         return None
-    return RowRead(index.reshape(-1), lambda partial_ids: module.weight.index_select(0, partial_ids))
+    return RowRead(index.reshape(-1), lambda weight, partial_ids, _: weight.index_select(0, partial_ids))
 
 
 def _looked_up(
@@ -91,8 +93,11 @@ def _looked_up(
 ) -> RowRead | None:
     if weight is not module.weight or max_norm is not None:
         return None
-    padding = module.partial_id(_from_the_front(padding_idx, module))
-    return RowRead(input, lambda ids: F.embedding(ids, weight, padding, None, norm_type, *options, **named))
+
+    def lookup(rows: Tensor, ids: Tensor, padding: int | None) -> Tensor:
+        return F.embedding(ids, rows, padding, None, norm_type, *options, **named)
+
+    return RowRead(input, lookup, _from_the_front(padding_idx, module))
 
 
 def _embedded(
@@ -100,10 +105,11 @@ def _embedded(
 ) -> RowRead | None:
     if weight is not module.weight:
         return None
-    padding = module.partial_id(padding_idx)
-    return RowRead(
-        indices, lambda ids: torch.embedding(weight, ids, -1 if padding is None else padding, *options, **named)
-    )
+
+    def lookup(rows: Tensor, ids: Tensor, padding: int | None) -> Tensor:
+        return torch.embedding(rows, ids, -1 if padding is None else padding, *options, **named)
+
+    return RowRead(indices, lookup, None if padding_idx < 0 else padding_idx)
 
 
 def _from_the_front(padding_idx: int | None, module: RemapEmbedding) -> int | None:
