@@ -15,8 +15,7 @@ from leanvocab.errors import ModelError, NotShrunkError
 from leanvocab.model.checks import check_can_grow
 from leanvocab.model.full_table import weight_of
 from leanvocab.model.input_tables import vocabulary_over
-from leanvocab.model.live_optimizer_states import states_with
-from leanvocab.model.optimizer_steps import step_hook
+from leanvocab.model.live_optimizer_states import catch_up
 from leanvocab.partial.growth import in_rows_of
 from leanvocab.partial.module import PartialModule, partial_modules, shrunk_modules
 from leanvocab.partial.optimizers import unwrapped_optimizer
@@ -24,7 +23,7 @@ from leanvocab.partial.partial_table import PartialTable
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 M = TypeVar("M", bound=nn.Module)
-_SMALLEST_BLOCK = 256  # rows that come at once at least, so that matrices are seldom written anew
+SMALLEST_BLOCK = 256  # rows that come at once at least, so that matrices are seldom written anew
 _BLOCK = 8  # … or an eighth of those that are there
 
 
@@ -36,7 +35,7 @@ def extend_(model: M, ids: Iterable[int] | Mapping[str, Iterable[int]], *, optim
 
     Args:
         ids: token ids to keep from now on, those that are there already among them; or {module path: ids} for some tables.
-        optimizer: the one that trains the model, if it has taken steps; its states get rows too.
+        optimizer: one whose states are to get their rows at once; otherwise they do before its next step.
 
     Raises:
         NotShrunkError: the model is not shrunk.
@@ -56,7 +55,9 @@ def extend_(model: M, ids: Iterable[int] | Mapping[str, Iterable[int]], *, optim
     for weight, its_modules in holders.items():
         table = its_modules[0].table
         if wider[id(table)] != table.vocabulary:
-            _grow(weight, its_modules, wider[id(table)], [optimizer] if optimizer is not None else [])
+            _grow(weight, its_modules, wider[id(table)])
+        if optimizer is not None:
+            catch_up(optimizer, table, weight)
     return model
 
 
@@ -94,18 +95,19 @@ def extend_table(table: PartialTable, token_ids: Sequence[int]) -> None:
     if table.output is None:
         is_absent = np.ones(table.full_size, bool)
         is_absent[[*table.vocabulary, *ids]] = False
-        size = max(_SMALLEST_BLOCK, table.num_rows // _BLOCK) - len(ids)
+        size = max(SMALLEST_BLOCK, table.num_rows // _BLOCK) - len(ids)
         # The first ones: tokenizers number frequent tokens first.
         ids.update(np.flatnonzero(is_absent)[: max(0, size)].tolist())
     vocabulary = table.vocabulary | PartialVocabulary(sorted(ids), table.full_size)
     with torch.inference_mode(False):
-        _grow(weight, modules, vocabulary, step_hook().optimizers_of(weight))
+        _grow(weight, modules, vocabulary)
 
 
-def _grow(
-    weight: nn.Parameter, modules: list[PartialModule], vocabulary: PartialVocabulary, optimizers: Sequence[Optimizer]
-) -> None:
-    """Gives one matrix the rows of a wider vocabulary; nothing has changed where that fails."""
+def _grow(weight: nn.Parameter, modules: list[PartialModule], vocabulary: PartialVocabulary) -> None:
+    """Gives one matrix the rows of a wider vocabulary; nothing has changed where that fails.
+
+    Optimizers' states get theirs when they are next needed (`catch_up`), since no matrix knows who holds it.
+    """
     table = modules[0].table
     table.settle()
     wider = torch.tensor(vocabulary.token_ids, dtype=torch.int64, device="cpu")
@@ -114,7 +116,6 @@ def _grow(
     grown = in_rows_of(wider, weight.detach(), table.token_ids)
     grown[torch.searchsorted(wider, new_ids).to(weight.device)] = new_rows
     gradient = None if weight.grad is None else in_rows_of(wider, weight.grad, table.token_ids)
-    states = [(its, states_with(new_ids, its, table, weight)) for its in optimizers if weight in its.state]
     table.keep(vocabulary)
     weight.grad = None
     # A graph that is alive keeps the node that takes its gradient, for the rows that there were. Torch makes another one for the
@@ -123,8 +124,6 @@ def _grow(
     weight.data = torch.empty(0, dtype=another, device=weight.device)
     weight.data = grown
     weight.grad = gradient
-    for optimizer, its in states:
-        optimizer.state[weight].update(its)
     if table.arrivals is not None:
         table.arrivals.since_step = True
     for module in modules:

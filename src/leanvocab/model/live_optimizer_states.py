@@ -101,6 +101,7 @@ def partial_states(optimizer: Optimizer | None, table: PartialTable, parameter: 
 
 def slice_states(optimizer: Optimizer, table: PartialTable, parameter: nn.Parameter) -> None:
     """Slices states of full size to the vocabulary's rows, in place; raises `OptimizerError` where that would lose something."""
+    catch_up(optimizer, table, parameter)
     _take_writes(optimizer, table, parameter)
     state = optimizer.state[parameter]
     if any(_is_longer(key, value, table) for key, value in state.items()):
@@ -118,15 +119,18 @@ def give_full_states(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
         for parameter, index in zip(group["params"], saved_group["params"], strict=True):
             module = modules.get(id(parameter))
             if module is not None and index in state_dict["state"]:
-                partial = state_dict["state"][index]
+                catch_up(optimizer, module.table, parameter)
+                now = optimizer.state.get(parameter, {})
+                partial = {k: now.get(k, v) if has_rows(k, v) else v for k, v in state_dict["state"][index].items()}
                 full = state_dict["state"][index] = full_states(optimizer, module.table, parameter, partial)
                 _note_given(optimizer, module.table, parameter, full, partial)
 
 
-def full_states_of(optimizer: Optimizer | None, table: PartialTable, weight: Tensor) -> dict[str, Any] | None:
+def full_states_of(optimizer: Optimizer | None, table: PartialTable, weight: nn.Parameter) -> dict[str, Any] | None:
     """The states of `weight` in full, those of each row on CPU; None where the optimizer has none."""
     if optimizer is None or weight not in optimizer.state:
         return None
+    catch_up(optimizer, table, weight)
     return full_states(optimizer, table, weight, optimizer.state[weight])
 
 
@@ -181,18 +185,18 @@ def full_states(optimizer: Optimizer, table: PartialTable, weight: Tensor, state
     }
 
 
-def states_with(new_ids: Tensor, optimizer: Optimizer, table: PartialTable, weight: nn.Parameter) -> dict[str, Tensor]:
-    """The states of `weight` that have rows, with those of further ids among them, which never had a gradient."""
-    _take_writes(optimizer, table, weight)
-    at_rest = _at_rest(optimizer, weight)
-    order = torch.cat([table.token_ids, new_ids]).argsort()
-    states = {}
-    for key, value in optimizer.state[weight].items():
-        if has_rows(key, value, table.num_rows):
+def catch_up(optimizer: Optimizer, table: PartialTable, weight: nn.Parameter) -> None:
+    """Gives states of the rows that there were once those of the rows that have come since, which never had a gradient."""
+    state = optimizer.state.get(weight, {})
+    for key, value in list(state.items()):
+        then = table.earlier.get(len(value)) if has_rows(key, value) and len(value) < table.num_rows else None
+        if then is not None:
+            _take_writes(optimizer, table, weight)
             rows = numbers(value)
-            new = _rows_at_rest(table, weight, key, rows, at_rest.get(key, 0.0), new_ids)
-            states[key] = in_form_of(optimizer, key, torch.cat([rows, new])[order.to(rows.device)])
-    return states
+            new_ids = table.token_ids[~torch.isin(table.token_ids, then)]
+            new = _rows_at_rest(table, weight, key, rows, _at_rest(optimizer, weight).get(key, 0.0), new_ids)
+            order = torch.cat([then, new_ids]).argsort().to(rows.device)
+            state[key] = in_form_of(optimizer, key, torch.cat([rows, new])[order])
 
 
 def _rows_at_rest(

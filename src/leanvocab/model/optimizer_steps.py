@@ -41,7 +41,6 @@ class StepHook:
     def __init__(self) -> None:
         # Optimizer → its hook on state dicts, and the tables of which something was announced.
         self._met: _Met = weakref.WeakKeyDictionary()
-        self._handed_over: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # whose states came with a model
         # Not __del__: where the collector takes this, it has cleared the references by which handles know their hooks.
         self._end = weakref.finalize(self, _unregister, register_optimizer_step_pre_hook(_before_step), self._met)
         self._end.atexit = False
@@ -51,16 +50,6 @@ class StepHook:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return step_hook, ()
-
-    def know(self, optimizer: Optimizer | None) -> None:
-        """Notes an optimizer whose states are of partial rows before its first step on them."""
-        if optimizer is not None:
-            self._handed_over.add(optimizer)
-
-    def optimizers_of(self, weight: Tensor) -> list[Optimizer]:
-        """Optimizers that hold `weight`, and have taken a step on it or were handed over with it."""
-        known = {*self._met, *self._handed_over}
-        return [its for its in known if any(each is weight for group in its.param_groups for each in group["params"])]
 
     def retire(self, parameter: Tensor, reason: str) -> None:
         """Notes on `parameter` that no model holds it any more; as long as it lives, this is held too."""

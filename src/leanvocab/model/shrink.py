@@ -246,7 +246,6 @@ def _put_in_place(
     except BaseException:
         _restore(model, full)
         raise
-    hook.know(optimizer)
     for weight, its_states in zip(full, states, strict=True):
         hook.retire(full[weight], "the model was shrunk")
         hand_over(optimizer, full[weight], weight, its_states)

@@ -93,6 +93,7 @@ class PartialTable:
         self._last_view: weakref.ref[Tensor] | None = None
         self._given: list[GivenRows] = []
         self.given_states: list[Any] = []  # full states that optimizers gave out
+        self.earlier: dict[int, Tensor] = {}  # token ids of the rows that there were once, by their number
         self.arrivals: Any = None  # what graphs that are alive need where further rows may come at any time
         self.extend: Callable[[PartialTable, Sequence[int]], None] | None = None  # gives it further rows
 
@@ -100,6 +101,7 @@ class PartialTable:
         """Takes another vocabulary over the same rows; the partial rows are the caller's to change."""
         self.settle()
         self.pass_over_writes(forget=True)
+        self.earlier[self.num_rows] = self.token_ids
         self.vocabulary, self.num_rows = vocabulary, len(vocabulary)
         self.token_ids = torch.tensor(vocabulary.token_ids, dtype=torch.int64, device="cpu")
         self._last_view = None

@@ -1,0 +1,328 @@
+"""Rows that come while a model trains: the run that grows is the run that had all rows from the beginning, bit for bit."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from comparing import differing, same_bits
+from models import FULL_SIZE, small_gemma3n, small_model
+from references import QUIET
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.checkpoint import checkpoint
+from transformers import Gemma3nForCausalLM
+
+import leanvocab as lv
+from leanvocab.model import growing
+from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
+
+pytestmark = QUIET
+EVERYTHING = PartialVocabulary(range(FULL_SIZE), FULL_SIZE)
+Run = Callable[[Any, Optimizer], list[float]]
+
+
+@pytest.fixture(autouse=True)
+def few_rows_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(growing, "SMALLEST_BLOCK", 1)
+
+
+def ids_of(step: int, *, shape: tuple[int, int] = (4, 8)) -> Tensor:
+    """Ids of a step, of which each step brings further ones; the first ones are in all."""
+    generator = torch.Generator().manual_seed(step)
+    ids = torch.randint(3 + 7 * step, 40 + 30 * step, shape, generator=generator)
+    ids[:, 0], ids[:, 1] = 0, 40
+    return ids
+
+
+def adamw(parameters: Any) -> Optimizer:
+    return torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.0)
+
+
+OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
+    "AdamW": adamw,
+    "AdamW, foreach": lambda parameters: torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.0, foreach=True),
+    "AdamW, fused": lambda parameters: torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.0, fused=True),
+    "Adam": lambda parameters: torch.optim.Adam(parameters, lr=1e-2),
+    "AMSGrad": lambda parameters: torch.optim.Adam(parameters, lr=1e-2, amsgrad=True),
+    "SGD": lambda parameters: torch.optim.SGD(parameters, lr=1e-1),
+    "SGD with momentum": lambda parameters: torch.optim.SGD(parameters, lr=1e-1, momentum=0.9),
+    "SGD with dampening": lambda parameters: torch.optim.SGD(parameters, lr=1e-1, momentum=0.9, dampening=0.3),
+    "Adagrad from one": lambda parameters: torch.optim.Adagrad(parameters, lr=1e-1, initial_accumulator_value=1.0),
+    "RMSprop": lambda parameters: torch.optim.RMSprop(parameters, lr=1e-3),
+    "RMSprop, centered": lambda parameters: torch.optim.RMSprop(parameters, lr=1e-3, centered=True, momentum=0.5),
+}
+
+
+def steps_of(number: int, loss_of: Callable[[Any, int], Tensor]) -> Run:
+    def run(model: Any, optimizer: Optimizer) -> list[float]:
+        model.train()
+        torch.manual_seed(0)
+        losses = []
+        for step in range(number):
+            loss = loss_of(model, step)
+            if loss.requires_grad:
+                loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(float(loss.detach()))
+        return losses
+
+    return run
+
+
+def check_same(model: Any, run: Run, make: Callable[[Any], Optimizer] = adamw, **options: Any) -> Any:
+    """The grown model, after it was compared with one that has all rows, and with the full one."""
+    others = [copy.deepcopy(model), copy.deepcopy(model)]
+    lv.shrink_(model, on_missing="extend", **options)
+    lv.shrink_(others[0], EVERYTHING, **options)
+    before = lv.status(model).tables[0].num_rows
+    optimizers = [make(each.parameters()) for each in (model, *others)]
+    losses = [run(each, optimizer) for each, optimizer in zip((model, *others), optimizers, strict=True)]
+    assert losses[0] == losses[1] == losses[2]
+    assert before < max(table.num_rows for table in lv.status(model).tables) < FULL_SIZE
+    for other, optimizer in zip(others, optimizers[1:], strict=True):
+        assert differing(model, other) == []
+        first, second = optimizers[0].state_dict(), optimizer.state_dict()
+        assert first["param_groups"] == second["param_groups"]
+        for number, state in second["state"].items():
+            for key, value in state.items():
+                assert same_bits(torch.as_tensor(first["state"][number][key]), torch.as_tensor(value)), (number, key)
+    return model
+
+
+def of_classes(model: Any, step: int) -> Tensor:
+    loss: Tensor = model(input_ids=ids_of(step), labels=torch.arange(4) % 3).loss
+    return loss
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_each_optimizer_trains_as_if_all_rows_had_been_there(make: Any) -> None:
+    check_same(small_model(), steps_of(6, of_classes), make)
+
+
+@pytest.mark.parametrize("family", ["bert", "bart", "llama", "gpt2-untied", "llama-untied", "bart-untied"])
+def test_each_kind_of_model_trains_as_if_all_rows_had_been_there(family: str) -> None:
+    def loss_of(model: Any, step: int) -> Tensor:
+        if family in ("bert", "bart", "llama"):
+            ids = ids_of(step)
+            ids[:, -1] = 2
+            return model(input_ids=ids, labels=torch.arange(4) % 3).loss  # type: ignore[no-any-return]
+        # A decoder's labels bring other ids in the second lookup of the graph.
+        labels = ids_of(step + 3) if family.startswith("bart") else ids_of(step)
+        return model(input_ids=ids_of(step), labels=labels).loss  # type: ignore[no-any-return]
+
+    options = {"output": "full"} if "-" in family else {}
+    check_same(small_model(family), steps_of(4, loss_of), **options)
+
+
+def test_tables_for_each_layer_grow_beside_the_input_table() -> None:
+    torch.manual_seed(0)
+    config = small_gemma3n()
+    config.tie_word_embeddings = False
+    model = Gemma3nForCausalLM(config)
+
+    def loss_of(each: Any, step: int) -> Tensor:
+        ids = ids_of(step).clamp(min=3)  # the padding's row is zero, whose norm has no gradient
+        return each(input_ids=ids, labels=ids).loss  # type: ignore[no-any-return]
+
+    grown = check_same(model, steps_of(3, loss_of), output="full")
+    first, second = lv.status(grown).tables
+    assert second.num_rows > 40
+    assert first.num_rows > 40
+
+
+def pooled(model: Any, ids: Tensor) -> Tensor:
+    states: Tensor = model.roberta(input_ids=ids).last_hidden_state.mean(1)
+    return states
+
+
+def similar(first: Tensor, second: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(first @ second.T, torch.arange(len(first)))
+
+
+def test_rows_come_in_the_second_and_third_lookup_of_one_graph() -> None:
+    def loss_of(model: Any, step: int) -> Tensor:
+        first, second, third = (pooled(model, ids_of(step + number)) for number in range(3))
+        return similar(first, second) + similar(first, third)
+
+    check_same(small_model(), steps_of(4, loss_of))
+
+
+def test_rows_come_between_accumulated_batches_each_of_two_columns() -> None:
+    def run(model: Any, optimizer: Optimizer) -> list[float]:
+        model.train()
+        torch.manual_seed(0)
+        losses = []
+        for step in range(3):
+            for part in range(3):
+                loss = similar(pooled(model, ids_of(2 * step + part)), pooled(model, ids_of(2 * step + part + 1)))
+                loss.backward()
+                losses.append(float(loss.detach()))
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=step != 1)
+        return losses
+
+    check_same(small_model(), run)
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+def test_two_graphs_are_alive_when_rows_come(in_order: bool) -> None:
+    def run(model: Any, optimizer: Optimizer) -> list[float]:
+        model.train()
+        torch.manual_seed(0)
+        losses = [of_classes(model, step) for step in (0, 2, 4)]
+        for loss in losses if in_order else losses[::-1]:
+            loss.backward()
+        optimizer.step()
+        return [float(loss.detach()) for loss in losses]
+
+    check_same(small_model(), run)
+
+
+def test_gradcache() -> None:
+    """Embeddings of chunks without a graph, a loss on all of them, then each chunk again with its part of the gradient."""
+
+    def loss_of(model: Any, step: int) -> Tensor:
+        chunks = [[ids_of(step + 2 * side + number) for number in range(2)] for side in range(2)]
+        states = [torch.get_rng_state() for _ in range(4)]
+        with torch.no_grad():
+            sides = [torch.cat([pooled(model, ids) for ids in side]).requires_grad_() for side in chunks]
+        loss = similar(*sides)
+        loss.backward()
+        for side, leaf in zip(chunks, sides, strict=True):
+            assert leaf.grad is not None
+            for ids, gradient in zip(side, leaf.grad.chunk(2), strict=True):
+                torch.set_rng_state(states.pop())
+                torch.dot(pooled(model, ids).flatten(), gradient.flatten()).backward()
+        return loss.detach()
+
+    check_same(small_model(), steps_of(3, loss_of))
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_what_is_computed_again_in_the_backward_finds_its_rows(use_reentrant: bool) -> None:
+    def loss_of(model: Any, step: int) -> Tensor:
+        seed = torch.zeros(1, requires_grad=True)  # a reentrant checkpoint needs an input with a gradient
+
+        def embedded(ids: Tensor, _: Tensor) -> Tensor:
+            return pooled(model, ids)
+
+        first, second = (
+            checkpoint(embedded, ids_of(step + number), seed, use_reentrant=use_reentrant) for number in (0, 2)
+        )
+        return similar(first, second)
+
+    check_same(small_model(), steps_of(3, loss_of))
+
+
+def test_gradient_checkpointing_of_a_model() -> None:
+    model = small_model("llama-untied")
+    getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+    check_same(
+        model, steps_of(3, lambda each, step: each(input_ids=ids_of(step), labels=ids_of(step)).loss), output="full"
+    )
+
+
+def test_hooks_on_the_weight_get_the_gradient_once_and_of_all_rows() -> None:
+    seen: list[tuple[str, Any]] = []
+
+    def run(model: Any, optimizer: Optimizer) -> list[float]:
+        weight = model.roberta.embeddings.word_embeddings.weight
+        seen.append(("model", None))
+        weight.register_hook(lambda gradient: seen.append(("hook", gradient.clone())) or gradient * 0.5)
+        weight.register_post_accumulate_grad_hook(lambda each: seen.append(("after", float(each.grad.abs().sum()))))
+        return steps_of(3, lambda each, step: similar(*(pooled(each, ids_of(step + n)) for n in (0, 2))))(
+            model, optimizer
+        )
+
+    check_same(small_model(), run)
+    runs: list[list[tuple[str, Any]]] = []
+    for kind, value in seen:
+        runs.append([]) if kind == "model" else runs[-1].append((kind, value))
+    assert [kind for kind, _ in runs[0]] == ["hook", "after"] * 3
+    for (_, one), (_, other) in zip(runs[0], runs[2], strict=True):
+        assert torch.is_tensor(one) == torch.is_tensor(other)
+        assert same_bits(one, other) if torch.is_tensor(one) else one == pytest.approx(other)
+
+
+@pytest.mark.parametrize(
+    "options", [{"padding_idx": 5}, {"scale_grad_by_freq": True}, {"sparse": True}, {"padding_idx": 90, "sparse": True}]
+)
+def test_options_of_a_lookup_hold_for_rows_of_before_and_after(options: dict[str, Any]) -> None:
+    class Bag(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.table = nn.Embedding(FULL_SIZE, 8, **options)
+            self.head = nn.Linear(8, 3)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            output: Tensor = self.head(self.table(ids).mean(1))
+            return output
+
+    def loss_of(model: Any, step: int) -> Tensor:
+        first, second = ids_of(step), ids_of(step + 2)
+        first[:, 3], second[:, 3] = 5, 90
+        return (model(first) * model(second)).sum()
+
+    make = (lambda parameters: torch.optim.SGD(parameters, lr=0.1)) if options.get("sparse") else adamw
+    check_same(Bag(), steps_of(4, loss_of), make, embedding="table")
+
+
+def test_a_row_that_came_has_casts_and_decay_replayed() -> None:
+    model = small_model()
+    others = [copy.deepcopy(model)]
+    lv.shrink_(model, on_missing="extend", decay_unused_rows=True)
+    results = []
+    for each in (model, *others):
+        optimizer = torch.optim.AdamW(each.parameters(), lr=1e-2, weight_decay=0.1)
+        each.bfloat16().float()
+        results.append(steps_of(4, of_classes)(each, optimizer))
+    assert results[0] == results[1]
+    assert differing(model, others[0]) == []
+
+
+def test_evaluation_serves_from_the_base_and_brings_no_rows() -> None:
+    model = lv.shrink_(small_model(), on_missing="extend").eval()
+    before = lv.status(model).tables[0].num_rows
+    with pytest.warns(lv.errors.LeanVocabWarning, match="served from the base"):
+        model(input_ids=ids_of(0))
+    assert lv.status(model).tables[0].num_rows == before
+
+
+def test_blocks_are_of_real_rows_and_come_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(growing, "SMALLEST_BLOCK", 100)
+    model = check_same(small_model(), steps_of(5, of_classes))
+    assert lv.status(model).tables[0].num_rows >= 100
+
+
+def test_a_deep_copy_and_a_pickle_grow_on_their_own() -> None:
+    import pickle
+
+    model = lv.shrink_(small_model(), on_missing="extend")
+    copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+    before = lv.status(model).tables[0].num_rows
+    for each in copies:
+        steps_of(2, of_classes)(each, adamw(each.parameters()))
+        assert lv.status(each).tables[0].num_rows > before
+    assert lv.status(model).tables[0].num_rows == before
+    assert differing(*copies) == []
+
+
+def test_no_vocabulary_and_no_growth_is_an_error() -> None:
+    with pytest.raises(lv.errors.VocabularyError, match=r'given no vocabulary: count the data.*on_missing="extend"'):
+        lv.shrink_(small_model())
+
+
+@pytest.mark.parametrize("options", [{"ids": "partial"}, {"output": "restricted"}])
+def test_options_that_contradict_growth_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(lv.errors.ModelError, match="on_missing='extend'"):
+        lv.shrink_(small_model("llama-untied"), on_missing="extend", **options)
+
+
+def test_an_id_that_is_none_is_an_error() -> None:
+    model = lv.shrink_(small_model(), on_missing="extend").train()
+    with pytest.raises(lv.errors.MissingTokenError, match=r"id 500 at position \(0, 1\) of the input is no token id"):
+        model(input_ids=torch.tensor([[0, 500]]))
