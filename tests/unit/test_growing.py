@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 from comparing import differing, same_bits
-from models import FULL_SIZE, small_gemma3n, small_model
-from references import QUIET
+from models import FULL_SIZE, small_gemma3n, small_lm, small_model
+from references import QUIET, check_close, mask_gradients
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.checkpoint import checkpoint
@@ -326,3 +326,66 @@ def test_an_id_that_is_none_is_an_error() -> None:
     model = lv.shrink_(small_model(), on_missing="extend").train()
     with pytest.raises(lv.errors.MissingTokenError, match=r"id 500 at position \(0, 1\) of the input is no token id"):
         model(input_ids=torch.tensor([[0, 500]]))
+
+
+# --- an output layer that keeps frozen rows ---------------------------------------------------------------------------
+
+TIED = pytest.mark.filterwarnings("ignore:.*trains from the forward on in which:leanvocab.errors.LeanVocabWarning")
+
+
+def kept_now(model: Any) -> PartialVocabulary:
+    vocabulary: PartialVocabulary = model.get_input_embeddings().table.vocabulary
+    return vocabulary
+
+
+@TIED
+@pytest.mark.parametrize("family", ["llama-tied", "bert-tied", "bart-tied", "t5-tied", "gpt2-tied", "gemma2-softcap"])
+def test_a_row_trains_in_the_softmax_from_the_forward_on_in_which_it_comes(family: str) -> None:
+    full = small_lm(family)
+    lean = lv.shrink_(copy.deepcopy(full), on_missing="extend")
+    optimizers = [torch.optim.SGD(each.parameters(), lr=0.01, momentum=0.9) for each in (lean, full)]
+    for step in range(20):
+        ids = ids_of(step % 12).clamp(min=3)
+        losses = []
+        for model, optimizer in zip((lean, full), optimizers, strict=True):
+            optimizer.zero_grad()
+            loss = model.train()(input_ids=ids, labels=ids).loss
+            loss.backward()
+            losses.append(loss.item())
+        mask_gradients(full, kept_now(lean))  # the mask follows the arrivals
+        assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+        for optimizer in optimizers:
+            optimizer.step()
+    assert len(kept_now(lean)) > 100
+    lv.merge_(lean)
+    check_close(dict(lean.named_parameters()), dict(full.named_parameters()), 1e-5)
+
+
+@TIED
+def test_a_graph_of_before_gives_a_tied_matrix_the_gradient_of_the_rows_of_then() -> None:
+    full = small_lm("llama-tied")
+    lean, counted = copy.deepcopy(full), copy.deepcopy(full)
+    first, second = ids_of(0).clamp(min=3), ids_of(4).clamp(min=3)
+    lv.shrink_(lean, on_missing="extend")
+    losses = [lean.train()(input_ids=first, labels=first).loss]
+    then = kept_now(lean)
+    losses.append(lean(input_ids=second, labels=second).loss)
+    sum(losses).backward()
+    expected = []
+    for vocabulary, ids in ((then, first), (kept_now(lean), second)):
+        model = lv.shrink_(copy.deepcopy(counted), vocabulary).train()
+        loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        expected.append(in_full(model))
+    torch.testing.assert_close(in_full(lean), sum(expected))
+
+
+def in_full(model: Any) -> Tensor:
+    weight, rows = model.get_input_embeddings().weight, torch.zeros(FULL_SIZE, 32)
+    rows[torch.tensor(kept_now(model).token_ids)] = weight.grad
+    return rows
+
+
+def test_it_is_announced_that_rows_were_frozen_before() -> None:
+    with pytest.warns(lv.errors.LeanVocabWarning, match=r"model.lm_head|lm_head trains from the forward on in which"):
+        lv.shrink_(small_lm("llama-tied"), on_missing="extend")
