@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import accelerator
 import pytest
 import torch
 from comparing import differing, same_bits
@@ -19,6 +20,7 @@ from leanvocab.model import growing
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 pytestmark = QUIET
+ACCELERATOR = pytest.mark.skipif(not accelerator.can_be_emulated(), reason="torch can emulate a device from 2.13 on")
 EVERYTHING = PartialVocabulary(range(FULL_SIZE), FULL_SIZE)
 Run = Callable[[Any, Optimizer], list[float]]
 
@@ -389,3 +391,92 @@ def in_full(model: Any) -> Tensor:
 def test_it_is_announced_that_rows_were_frozen_before() -> None:
     with pytest.warns(lv.errors.LeanVocabWarning, match=r"model.lm_head|lm_head trains from the forward on in which"):
         lv.shrink_(small_lm("llama-tied"), on_missing="extend")
+
+
+# --- on an accelerator ------------------------------------------------------------------------------------------------
+
+
+def on_a_device(model: Any, loss_of: Callable[[Any, int], Tensor], number: int = 4) -> tuple[list[float], list[int]]:
+    """Losses of a plain loop on the emulated accelerator, and the waits for it in each forward."""
+    optimizer, losses, waits = adamw(model.parameters()), [], []
+    model.train()
+    torch.manual_seed(0)
+    for step in range(number):
+        with accelerator.watch() as seen:
+            loss = loss_of(model, step)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.detach())
+        waits.append(len(seen.waits))
+    return [float(loss) for loss in losses], waits
+
+
+@ACCELERATOR
+@pytest.mark.parametrize("family", ["roberta", "bart-untied"])
+def test_a_forward_waits_for_a_device_once_and_trains_as_if_all_rows_had_been_there(family: str) -> None:
+    def loss_of(model: Any, step: int) -> Tensor:
+        labels = torch.arange(4) % 3 if family == "roberta" else ids_of(step + 2)
+        inputs = {"input_ids": ids_of(step), "labels": labels}
+        there = {name: value.to(accelerator.NAME) for name, value in inputs.items()}
+        return model(**there).loss  # type: ignore[no-any-return]
+
+    with accelerator.in_use():
+        lean, counted = (small_model(family).to(accelerator.NAME) for _ in range(2))
+        options = {} if family == "roberta" else {"output": "full"}
+        lv.shrink_(lean, on_missing="extend", **options)
+        lv.shrink_(counted, EVERYTHING, **options)
+        (grown, waits), (expected, base) = on_a_device(lean, loss_of), on_a_device(counted, loss_of)
+        assert grown == expected
+        assert differing(lean.cpu(), counted.cpu()) == []
+    assert all(more <= before + 1 for more, before in zip(waits, base, strict=True)), (waits, base)
+
+
+# --- resuming ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first", ["ordinary", "counted", "grown"])
+@pytest.mark.parametrize("then", ["counted", "grown"])
+@pytest.mark.parametrize("make", [adamw, OPTIMIZERS["SGD with momentum"], OPTIMIZERS["SGD"]])
+def test_a_run_goes_on_from_any_other_and_ends_in_the_same_bits(first: str, then: str, make: Any) -> None:
+    def made(kind: str) -> Any:
+        model = small_model()
+        if kind != "ordinary":
+            lv.shrink_(model, *([EVERYTHING] if kind == "counted" else []), on_missing={"grown": "extend"}.get(kind))
+        return model, make(model.parameters())
+
+    def saved(kind: str) -> Any:
+        model, optimizer = made(kind)
+        steps_of(4, of_classes)(model, optimizer)
+        return model.state_dict(), optimizer.state_dict()
+
+    states = saved(first)
+    ordinary = saved("ordinary")
+    assert differing(states[0], ordinary[0]) == []
+    ends = []
+    for kind, (weights, of_optimizer) in (("ordinary", ordinary), (then, states)):
+        model, optimizer = made(kind)
+        model.load_state_dict(weights)
+        optimizer.load_state_dict(copy.deepcopy(of_optimizer))
+        losses = steps_of(4, lambda each, step: of_classes(each, step + 3))(model, optimizer)
+        ends.append((losses, model, optimizer.state_dict()["state"]))
+    assert ends[0][0] == ends[1][0]
+    assert differing(ends[0][1], ends[1][1]) == []
+    for number, state in ends[0][2].items():
+        for key, value in state.items():
+            assert same_bits(torch.as_tensor(value), torch.as_tensor(ends[1][2][number][key]))
+    if then == "grown":
+        assert lv.status(ends[1][1]).tables[0].num_rows < FULL_SIZE
+
+
+def test_a_delta_of_a_grown_run_loads_into_one_that_has_not_grown(tmp_path: Any) -> None:
+    model = small_model()
+    model.save_pretrained(tmp_path / "base")
+    lv.shrink_(model, on_missing="extend")
+    steps_of(3, of_classes)(model, adamw(model.parameters()))
+    lv.save_delta(model, tmp_path / "delta", base=tmp_path / "base")
+    again = lv.shrink_(small_model(), on_missing="extend")
+    before = lv.status(again).tables[0].num_rows
+    lv.load_delta(again, tmp_path / "delta", base=tmp_path / "base")
+    assert differing(model, again) == []
+    assert lv.status(again).tables[0].num_rows > before

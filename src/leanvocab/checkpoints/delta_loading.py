@@ -1,9 +1,8 @@
-"""Deltas into shrunk models, in memory: same vocabulary, or widened to the union of both."""
+"""Deltas into shrunk models, in memory: same vocabulary, or with the rows of both."""
 
 import os
 import warnings
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +12,11 @@ from leanvocab.checkpoints.delta_format import DeltaTable, Description, read_del
 from leanvocab.checkpoints.delta_saving import tables_of
 from leanvocab.checkpoints.merge_plan import Changes, make_plan
 from leanvocab.checkpoints.tensor_names import TensorNames, names_when_saved
-from leanvocab.choices import OutputMode
 from leanvocab.errors import CheckpointError, LeanVocabWarning, NotShrunkError
 from leanvocab.files.headers import Located
 from leanvocab.files.tensor_files import read_rows, read_tensor
-from leanvocab.model.shrink import merge_, partial_state_dicts, shrink_
+from leanvocab.model.growing import extend_
+from leanvocab.model.shrink import partial_state_dicts
 from leanvocab.model.status import status
 from leanvocab.partial.module import PartialModule, partial_modules
 from leanvocab.partial.partial_table import PartialTable
@@ -35,8 +34,8 @@ def load_delta(
     A matrix that the delta carries whole (an output layer that was trained in full, decayed rows) loads whole, its other rows
     into the model's store. Rows that were trained for another objective load with a warning.
 
-    With `widen` a model that was shrunk to another vocabulary is shrunk to the union of both first, in the mode that it has;
-    build the optimizer after that. Optimizer states are not loaded here (`leanvocab.trainer.resume_from_delta`).
+    With `widen` a model that was shrunk to another vocabulary gets the delta's rows beside its own first, as one with
+    on_missing="extend" does in any case. Optimizer states are not loaded here (`leanvocab.trainer.resume_from_delta`).
 
     Raises:
         NotShrunkError: the model is not shrunk.
@@ -52,7 +51,7 @@ def load_delta(
     _check_rest(model, paths, description, source)
     state = _other_tensors(model, source, changes, paths)
     warn_of_another_mode(model, description)
-    if widen:
+    if widen or any(_shrunk(model, path).table.extend is not None for path in paths.values()):
         widen_tables(model, description, paths)
     tables = {name: _shrunk(model, path).table for name, path in paths.items()}
     for name, path in paths.items():
@@ -88,7 +87,8 @@ def check_vocabularies(model: nn.Module, description: Description, paths: dict[s
             raise CheckpointError(
                 f"{path}: expected a table of {own.full_size:,} rows, found a delta of one of {wanted.full_size:,}"
             )
-        if own != wanted and not widen:
+        grows = _shrunk(model, path).table.extend is not None
+        if own != wanted and not (widen or grows):
             raise CheckpointError(
                 f"{path}: the delta's rows are of another vocabulary: expected digest {own.digest[:16]}… ({len(own):,} ids), "
                 f"found {wanted.digest[:16]}… ({len(wanted):,} ids). Shrink to the delta's vocabulary, or take both: widen=True"
@@ -137,27 +137,8 @@ def _shrunk(model: nn.Module, path: str) -> PartialModule:
 
 
 def widen_tables(model: nn.Module, description: Description, paths: dict[str, str]) -> None:
-    """Shrinks a model to the union of its vocabularies and a delta's, in place and in the mode that it has."""
-    tables = tables_of(model)
-    vocabularies = {path: table.vocabulary for table, path in tables.items()}
-    for name, path in paths.items():
-        vocabularies[tables[_shrunk(model, path).table]] |= description.tables[name].vocabulary
-    if all(table.vocabulary == vocabularies[path] for table, path in tables.items()):
-        return
-    options, mode = next(iter(tables)), status(model).output
-    on_host = any(table.frozen_rows_on == "host" for table in tables)
-    filter_eps = next((table.filter_eps for table in tables if table.output == "frozen"), None)
-    merge_(model)
-    shrink_(
-        model,
-        vocabularies,
-        output=cast(OutputMode | None, mode),
-        frozen_rows="host" if on_host else "device",
-        filter_eps=filter_eps,
-        on_missing=options.on_missing,
-        decay_unused_rows=options.decay is not None,
-        store_dir=options.store_dir,
-    )
+    """Gives a model's tables the rows of a delta's vocabularies beside their own, in place."""
+    extend_(model, {path: description.tables[name].vocabulary.token_ids.tolist() for name, path in paths.items()})
 
 
 def _rows_for(table: PartialTable, delta: DeltaTable, rows: Tensor, base: Located) -> Tensor:

@@ -86,15 +86,22 @@ class RowStore:
 
     def differs(self, other: Tensor, kept: Tensor) -> bool:
         """True where `other` [num_rows, dim] differs in any bit from the stored rows, the rows `kept` aside."""
+        return next(self._differing(other, kept), None) is not None
+
+    def differing(self, other: Tensor, kept: Tensor) -> list[int]:
+        """Rows, other than those `kept`, where `other` [num_rows, dim] differs in any bit from what is stored."""
+        return [row for rows in self._differing(other, kept) for row in rows]
+
+    def _differing(self, other: Tensor, kept: Tensor) -> Iterator[list[int]]:
         skip = torch.zeros(self.shape[0], dtype=torch.bool, device="cpu")
         skip[kept.cpu()] = True
         for start, rows in self.blocks():
             candidate = other[start : start + len(rows)].cpu()
             if not same_bits(rows, candidate):
                 unequal = (as_bits(rows) != as_bits(candidate.to(rows.dtype))).any(1)
-                if bool((unequal & ~skip[start : start + len(rows)]).any()):
-                    return True
-        return False
+                differing = (unequal & ~skip[start : start + len(rows)]).nonzero()[:, 0]
+                if len(differing):
+                    yield (differing + start).tolist()
 
     def is_region_of(self, descriptor: int, offset: int) -> bool:
         """True where the rows are those at `offset` of an open file: the same file, whatever path names it."""

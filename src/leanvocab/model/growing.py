@@ -3,12 +3,12 @@
 The parameter stays the object that it is. What its graphs of before need is in `partial.growth`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from leanvocab.errors import ModelError, NotShrunkError
@@ -16,10 +16,14 @@ from leanvocab.model.checks import check_can_grow
 from leanvocab.model.full_table import weight_of
 from leanvocab.model.input_tables import vocabulary_over
 from leanvocab.model.live_optimizer_states import catch_up
-from leanvocab.partial.growth import in_rows_of
+from leanvocab.partial.attachments import keep_hooks
+from leanvocab.partial.devices import brought
+from leanvocab.partial.growth import in_rows_of, refuse_where_rows_cannot_come
+from leanvocab.partial.missing import running_model
 from leanvocab.partial.module import PartialModule, partial_modules, shrunk_modules
 from leanvocab.partial.optimizers import unwrapped_optimizer
 from leanvocab.partial.partial_table import PartialTable
+from leanvocab.vocabulary.columns import ID_NAMES, LABEL_NAMES
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 M = TypeVar("M", bound=nn.Module)
@@ -112,9 +116,9 @@ def _grow(weight: nn.Parameter, modules: list[PartialModule], vocabulary: Partia
     table.settle()
     wider = torch.tensor(vocabulary.token_ids, dtype=torch.int64, device="cpu")
     new_ids = wider[~torch.isin(wider, table.token_ids)]
-    new_rows = table.base_rows(new_ids).to(weight.device, weight.dtype)
+    new_rows = brought(table.base_rows(new_ids).to(weight.dtype), weight.device)
     grown = in_rows_of(wider, weight.detach(), table.token_ids)
-    grown[torch.searchsorted(wider, new_ids).to(weight.device)] = new_rows
+    grown.index_copy_(0, brought(torch.searchsorted(wider, new_ids), weight.device), new_rows)
     gradient = None if weight.grad is None else in_rows_of(wider, weight.grad, table.token_ids)
     table.keep(vocabulary)
     weight.grad = None
@@ -128,3 +132,92 @@ def _grow(weight: nn.Parameter, modules: list[PartialModule], vocabulary: Partia
         table.arrivals.since_step = True
     for module in modules:
         module.rows_changed()
+
+
+# --- batches ----------------------------------------------------------------------------------------------------------
+
+
+def serve_batches(model: nn.Module, modules: Mapping[str, PartialModule]) -> None:
+    """Lets the rows of a whole batch come before a forward of `model`, or of a part that holds tables, begins.
+
+    On a CPU each lookup sees its ids by itself. On another device that would be a wait for each; this is one for all of them, and
+    none for batches that were seen on the host.
+    """
+    above: dict[nn.Module, None] = {}
+    for path in modules:
+        parts = path.split(".")[:-1]
+        above.update(dict.fromkeys(model.get_submodule(".".join(parts[:depth])) for depth in range(len(parts) + 1)))
+    for ancestor in above:
+        keep_hooks(ancestor, ancestor.register_forward_pre_hook(_before_a_batch, with_kwargs=True))
+
+
+def _before_a_batch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    if running_model() is not module or not module.training or torch.compiler.is_compiling():
+        return
+    modules = [each for each in partial_modules(module).values() if isinstance(each, nn.Embedding) and each.training]
+    tables = {id(each.table): each.table for each in modules if each.table.arrivals is not None}
+    if not any(table.arrivals.is_seen_ahead for table in tables.values()):
+        for each in modules:
+            refuse_where_rows_cannot_come(each.table, each.weight)
+        on_devices = [ids.flatten() for ids in _ids_in(module, args, kwargs) if ids.device.type not in ("cpu", "meta")]
+        if on_devices:
+            _bring(list(tables.values()), torch.cat(on_devices).cpu())
+
+
+def _bring(tables: Iterable[PartialTable], ids: Tensor) -> None:
+    """Gives each table the rows of those ids that are of its own; what is none is left to the lookup."""
+    unique = ids.unique().numpy()
+    for table in tables:
+        own = unique[(unique >= 0) & (unique < table.full_size)]
+        missing = own[~np.isin(own, table.vocabulary.token_ids)]
+        if len(missing):
+            extend_table(table, missing.tolist())
+
+
+def _ids_in(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """Token ids among the arguments of a forward: by their names, or the first that has none."""
+    named = dict(kwargs)
+    for value in args:
+        named.update(value if isinstance(value, Mapping) else {} if named else {"input_ids": value})
+    ids = {name: value for name, value in named.items() if name.endswith(("input_ids", *ID_NAMES))}
+    shifts_labels = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    if shifts_labels and named.get("decoder_input_ids") is None:
+        ids |= {name: value for name, value in named.items() if name in LABEL_NAMES}
+    return [value for value in ids.values() if isinstance(value, Tensor) and not value.is_floating_point()]
+
+
+class _Seen:
+    """A data loader whose batches are seen before they go to a device; for the rest it is the loader itself."""
+
+    def __init__(self, loader: Any, model: nn.Module):
+        self._loader, self._model = loader, model
+
+    def __iter__(self) -> Iterator[Any]:
+        modules = partial_modules(self._model).values()
+        tables = list({id(each.table): each.table for each in modules if each.table.arrivals is not None}.values())
+        for table in tables:
+            table.arrivals.is_seen_ahead = True
+        try:
+            for batch in self._loader:
+                ids = _ids_in(self._model, (batch,), {})
+                if ids:
+                    _bring(tables, torch.cat([each.flatten().cpu() for each in ids]))
+                yield batch
+        finally:
+            for table in tables:
+                table.arrivals.is_seen_ahead = False
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_loader"], name)
+
+
+def see_batches(loader: Any, model: nn.Module) -> None:
+    """Lets rows come for batches of accelerate's data loader while they are on the host, so that no forward waits for a device.
+
+    An id that a batch does not show (one that the model makes itself) is then an error before the step, and no wrong row.
+    """
+    if not isinstance(loader.base_dataloader, _Seen):
+        loader.base_dataloader = _Seen(loader.base_dataloader, model)

@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from leanvocab.errors import BypassError
 from leanvocab.model.full_table import has_forward_of_its_own
+from leanvocab.model.growing import extend_table
 from leanvocab.model.stand_ins import refuse_merging
 from leanvocab.model.trainable_tokens import refuse_tokens_put_on_since
 from leanvocab.output.layer import RemapLinear
@@ -37,7 +38,7 @@ _HARMLESS = QUESTIONS | {
     Tensor.__repr__, Tensor.data_ptr, Tensor.is_shared, Tensor.register_hook, Tensor.type, Tensor.untyped_storage,
 }  # fmt: skip
 _SEQUENCES = (list, tuple)
-_OWN_ROOMS = {RemapEmbedding.__module__, Arrivals.__module__, RemapLinear.__module__, LazyLogits.__module__}
+_OWN_ROOMS = {each.__module__ for each in (RemapEmbedding, RemapLinear, LazyLogits, Arrivals, extend_table)}
 # ZeRO-3 brings the rows of all ranks together before a module's forward, and takes them apart after it.
 _MOVERS = {"deepspeed.runtime.zero.partition_parameters"}
 

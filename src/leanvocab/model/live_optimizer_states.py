@@ -57,10 +57,15 @@ def check_states(optimizer: Optimizer, table: PartialTable, parameter: nn.Parame
                 f"{table.name}: the state {key!r} of {type(optimizer).__name__} has {value.shape[0]:,} rows, expected "
                 f"{table.full_size:,} (full) or {table.num_rows:,} (partial); resume from a checkpoint of this model"
             )
-        if value.shape[0] == table.full_size and value.ndim > 1 and value.shape[1] > 1 and table.decay is None:
-            _check_nothing_lost(
-                optimizer, table, key, without_dust(whole(value)), _at_rest(optimizer, parameter).get(key, 0.0)
-            )
+    for key, value, at_rest in _full_of(optimizer, table, parameter) if table.decay is None else ():
+        _check_nothing_lost(optimizer, table, key, value, at_rest)
+
+
+def _full_of(optimizer: Optimizer, table: PartialTable, parameter: Tensor) -> Iterator[tuple[str, Tensor, AtRest]]:
+    """States of full size, those with one number for each row aside, with what a row at rest has there."""
+    for key, value in optimizer.state.get(parameter, {}).items():
+        if has_rows(key, value) and value.shape[0] == table.full_size and value.ndim > 1 and value.shape[1] > 1:
+            yield key, without_dust(whole(value)), _at_rest(optimizer, parameter).get(key, 0.0)
 
 
 def _at_rest(optimizer: Optimizer, parameter: Tensor) -> dict[str, AtRest]:
@@ -68,16 +73,22 @@ def _at_rest(optimizer: Optimizer, parameter: Tensor) -> dict[str, AtRest]:
     return states_at_rest(optimizer, groups[0]) if groups else {}
 
 
-def _check_nothing_lost(optimizer: Optimizer, table: PartialTable, key: str, value: Tensor, at_rest: AtRest) -> None:
+def _moving_rows(table: PartialTable, value: Tensor, at_rest: AtRest) -> list[int]:
+    """Rows outside the vocabulary whose full state is not at rest."""
     outside = torch.ones(table.full_size, dtype=torch.bool, device=value.device)
     outside[table.token_ids.to(value.device)] = False
     resting = table.frozen_rows().to(value.device, value.dtype) if at_rest == THE_ROW else at_rest
-    moving = (value != resting).any(1) & outside
-    if bool(moving.any()):
-        first = int(moving.nonzero()[0])
+    moving: list[int] = ((value != resting).any(1) & outside).nonzero()[:, 0].tolist()
+    return moving
+
+
+def _check_nothing_lost(optimizer: Optimizer, table: PartialTable, key: str, value: Tensor, at_rest: AtRest) -> None:
+    moving = _moving_rows(table, value, at_rest)
+    if moving:
+        first = moving[0]
         expected = at_rest if at_rest == THE_ROW else f"{at_rest:.6g}" if at_rest else "zero"
         raise OptimizerError(
-            f"{table.name}: the state {key!r} of {type(optimizer).__name__} is not {expected} for {int(moving.sum()):,} rows "
+            f"{table.name}: the state {key!r} of {type(optimizer).__name__} is not {expected} for {len(moving):,} rows "
             f"outside the partial vocabulary, the first of them {table.vocabulary.describe(first)}: ordinary training would "
             "go on moving those rows. Shrink to a vocabulary that holds them too (the union: vocabulary | other), or start "
             "with a new optimizer"
@@ -104,6 +115,14 @@ def slice_states(optimizer: Optimizer, table: PartialTable, parameter: nn.Parame
     catch_up(optimizer, table, parameter)
     _take_writes(optimizer, table, parameter)
     state = optimizer.state[parameter]
+    if table.extend is not None and table.decay is None:
+        moving = {
+            row
+            for key, value, rest in _full_of(optimizer, table, parameter)
+            for row in _moving_rows(table, value, rest)
+        }
+        if moving:
+            table.extend(table, sorted(moving))
     if any(_is_longer(key, value, table) for key, value in state.items()):
         state.update(partial_states(optimizer, table, parameter))
 

@@ -30,7 +30,7 @@ from leanvocab.model.checks import (
 )
 from leanvocab.model.find import find_tables
 from leanvocab.model.full_table import FullTable, full_rows_of, full_weight, partial_weight, weight_of
-from leanvocab.model.growing import extend_table
+from leanvocab.model.growing import extend_table, serve_batches
 from leanvocab.model.guard import Guard
 from leanvocab.model.input_tables import table_at
 from leanvocab.model.live_optimizer_states import (
@@ -292,6 +292,8 @@ def _rebind_forward(module: nn.Module, partial: type[nn.Module]) -> None:
 def _watch(model: nn.Module) -> StepHook:
     modules, hook = partial_modules(model), step_hook()
     Guard(model, modules)
+    if any(module.table.arrivals is not None for module in modules.values()):
+        serve_batches(model, modules)
     stand_ins.put_on(model)
     trl_losses.serve(model)
     for module in modules.values():

@@ -43,7 +43,7 @@ class RemapEmbedding(PartialModule, nn.Embedding):
         remap = torch.full((self.table.full_size + 2,), -1, dtype=torch.int64, device="cpu")
         remap[self.table.token_ids + 1] = torch.arange(self.table.num_rows, device="cpu")
         padding = -1 if self.padding_idx is None else int(remap[self.padding_idx + 1])
-        self._remap = remap.to(device)
+        self._remap = brought(remap, device)
         self._partial_padding_idx = None if padding < 0 else padding
 
     def rows_changed(self) -> None:

@@ -128,6 +128,7 @@ class Arrivals:
 
     def __init__(self) -> None:
         self.since_step = False
+        self.is_seen_ahead = False  # batches are seen on the host before they come to a forward
         self._waiting: dict[int, tuple[Tensor, Tensor]] = {}  # of a pass: (gradient, token ids of its rows)
 
     @property

@@ -135,6 +135,13 @@ def describe_missing(table: PartialTable, token_id: int, where: str) -> str:
             f"{table.name}: id {token_id} at {where} is no token id: expected 0 … {table.full_size - 1}; check the tokenizer; "
             f"{hint}"
         )
+    if table.on_missing == "extend":
+        return (
+            f"{table.name}: token {table.vocabulary.describe(token_id)} at {where} came without its row: on this device rows "
+            "come for the ids in a forward's arguments (input_ids, decoder_input_ids, labels of an encoder-decoder), and this one "
+            "the model made itself, or the batch went around the data loader. Keep it from the beginning: "
+            "PartialVocabulary.from_counts(…, always_keep=[…])"
+        )
     return (
         f"{table.name}: token {table.vocabulary.describe(token_id)} at {where} is outside the partial vocabulary "
         f"({table.num_rows:,} of {table.full_size:,} rows); count the data that it comes from too, keep it with "

@@ -123,8 +123,16 @@ class PartialTable:
             self.decay.forget()
 
     def adopt(self, full: Tensor, dtype: torch.dtype) -> None:
-        """Rows outside the vocabulary that differ from the store's are the table's from now on, as ordinary loading has it."""
+        """Rows outside the vocabulary that differ from the store's are the table's from now on, as ordinary loading has it.
+
+        A table that may grow gets them as rows of its own; where all rows were decayed, they are no sign of training.
+        """
         self.settle()
+        if self.extend is not None and self.decay is None and full.dtype == self.dtype == self.store.dtype:
+            differing = self.store.differing(full, self.token_ids)
+            if differing:
+                self.extend(self, differing)
+            return
         if self.dtype != self.store.dtype or self.store.differs(full, self.token_ids):
             is_cast = full.dtype != dtype
             self.replace_store(
