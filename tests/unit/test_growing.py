@@ -9,6 +9,7 @@ import pytest
 import torch
 from comparing import differing, same_bits
 from models import FULL_SIZE, small_gemma3n, small_lm, small_model
+from own_process import in_own_process
 from references import QUIET, check_close, mask_gradients
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -480,3 +481,51 @@ def test_a_delta_of_a_grown_run_loads_into_one_that_has_not_grown(tmp_path: Any)
     lv.load_delta(again, tmp_path / "delta", base=tmp_path / "base")
     assert differing(model, again) == []
     assert lv.status(again).tables[0].num_rows > before
+
+
+# --- what was made of the rows that there were ------------------------------------------------------------------------
+
+
+def _held_by_others(folder: Any) -> dict[str, str]:
+    """What a first forward says of a model that is wrapped, by the wrapper; in a process of its own."""
+    distributed = torch.distributed
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
+    said = {}
+    for name in ("DistributedDataParallel", "fully_shard", "torch.compile"):
+        model = lv.shrink_(small_model(), on_missing="extend").train()
+        wrapped: Any = model
+        if name == "DistributedDataParallel":
+            wrapped = nn.parallel.DistributedDataParallel(model)
+        elif name == "fully_shard":
+            from torch.distributed.fsdp import fully_shard
+
+            wrapped = fully_shard(model, mesh=distributed.init_device_mesh("cpu", (1,)))
+        else:
+            wrapped = torch.compile(model, backend="eager")
+        try:
+            of_classes(wrapped, 0)
+        except lv.errors.ModelError as error:
+            said[name] = str(error)
+        else:
+            said[name] = "nothing"
+    distributed.destroy_process_group()
+    return said
+
+
+def test_wrappers_that_were_made_of_the_rows_of_the_start_are_refused_at_the_first_forward(tmp_path: Any) -> None:
+    said = in_own_process(_held_by_others, tmp_path)
+    assert {name: "no rows can come here while the model trains" in words for name, words in said.items()} == {
+        "DistributedDataParallel": True,
+        "fully_shard": True,
+        "torch.compile": True,
+    }, said
+    assert "DistributedDataParallel adds up those of the start" in said["DistributedDataParallel"]
+    assert "sharded over processes" in said["fully_shard"]
+    assert "a compiled forward looks at no ids" in said["torch.compile"]
+
+
+def test_deepspeeds_copies_are_refused() -> None:
+    model = lv.shrink_(small_model(), on_missing="extend").train()
+    model.roberta.embeddings.word_embeddings.weight._hp_mapping = object()  # as ZeRO-1 and ZeRO-2 mark a parameter
+    with pytest.raises(lv.errors.ModelError, match=r"DeepSpeed holds copies of its rows\. Count the data first"):
+        of_classes(model, 0)

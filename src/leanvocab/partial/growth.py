@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from leanvocab.errors import ModelError
 from leanvocab.partial.devices import brought
+from leanvocab.partial.missing import running_model
 from leanvocab.partial.partial_table import PartialTable
-from leanvocab.partial.sharded import is_sharded
+from leanvocab.partial.sharded import is_sharded, is_sharding
 
 # (weight, partial ids [...], that of the padding) → their rows [..., dim]
 Lookup: TypeAlias = Callable[[Tensor, Tensor, int | None], Tensor]
@@ -101,7 +102,7 @@ class _Looked(torch.autograd.Function):
 def refuse_where_rows_cannot_come(table: PartialTable, weight: Tensor) -> None:
     """Raises `ModelError` where something was made of the rows that there are, and would not see others."""
     held_by = None
-    if is_sharded(weight) or type(weight) is not nn.Parameter:
+    if is_sharded(weight) or type(weight) is not nn.Parameter or is_sharding(running_model()):
         held_by = "its rows are sharded over processes (FSDP2, FSDP, tensor parallelism)"
     elif hasattr(weight, "ds_id") or hasattr(weight, "_hp_mapping"):
         held_by = "DeepSpeed holds copies of its rows"
@@ -109,13 +110,18 @@ def refuse_where_rows_cannot_come(table: PartialTable, weight: Tensor) -> None:
         held_by = (
             "each of several processes would get other rows, and DistributedDataParallel adds up those of the start"
         )
-    elif torch.compiler.is_compiling():
-        held_by = "a compiled forward looks at no ids"
+    if torch.compiler.is_compiling():
+        _refuse(table.name, "a compiled forward looks at no ids")
     if held_by is not None:
-        raise ModelError(
-            f"{table.name}: no rows can come here while the model trains: {held_by}. Count the data first "
-            '(count_tokens), and shrink with that vocabulary and without on_missing="extend"'
-        )
+        _refuse(table.name, held_by)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _refuse(name: str, held_by: str) -> None:
+    raise ModelError(
+        f"{name}: no rows can come here while the model trains: {held_by}. Count the data first (count_tokens), and shrink "
+        'with that vocabulary and without on_missing="extend"'
+    )
 
 
 def _num_processes() -> int:

@@ -137,9 +137,9 @@ def describe_missing(table: PartialTable, token_id: int, where: str) -> str:
         )
     if table.on_missing == "extend":
         return (
-            f"{table.name}: token {table.vocabulary.describe(token_id)} at {where} came without its row: on this device rows "
-            "come for the ids in a forward's arguments (input_ids, decoder_input_ids, labels of an encoder-decoder), and this one "
-            "the model made itself, or the batch went around the data loader. Keep it from the beginning: "
+            f"{table.name}: token {table.vocabulary.describe(token_id)} at {where} came without its row: on this device "
+            "rows come for the ids in a forward's arguments (input_ids, decoder_input_ids, labels of an encoder-decoder), and "
+            "this one the model made itself, or the batch went around the data loader. Keep it from the beginning: "
             "PartialVocabulary.from_counts(…, always_keep=[…])"
         )
     return (

@@ -13,6 +13,11 @@ def is_sharded(tensor: Tensor) -> bool:
     return hasattr(tensor, "full_tensor")
 
 
+def is_sharding(module: nn.Module | None) -> bool:
+    """True for a module that FSDP2 brings the rows of all processes to for its forward."""
+    return any(base.__name__ == "FSDPModule" for base in type(module).__mro__)
+
+
 def first_sharded(model: nn.Module) -> str | None:
     """The name of the first parameter of a model that is sharded; None where none is."""
     return next((name for name, parameter in model.named_parameters() if is_sharded(parameter)), None)
