@@ -26,9 +26,15 @@ NAMES = (
     "fits",
     "estimate",
     "per_layer_tables",
+    "growing",
 )
 
-LONG_ON_A_CPU = ("qlora_step", "estimate", "per_layer_tables")  # with the rest they would not fit into half an hour
+LONG_ON_A_CPU = (
+    "qlora_step",
+    "estimate",
+    "per_layer_tables",
+    "growing",
+)  # with the rest they would not fit into half an hour
 
 
 def abouts() -> list[About]:
