@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from leanvocab.model.shrink import merge_, partial_state_dicts, shrink_, shrunk
     from leanvocab.model.status import status
     from leanvocab.reports.memory import estimate_memory
-    from leanvocab.trainer import LeanVocabCallback
+    from leanvocab.trainers.callback import LeanVocabCallback
+    from leanvocab.trainers.shrinking import shrink_trainer_
     from leanvocab.vocabulary.counts import TokenCounts, count_tokens
     from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
@@ -36,7 +37,8 @@ _NAMES_BY_ROOM = {
     "checkpoints.delta_loading": ("load_delta",),
     "checkpoints.delta_making": ("make_delta",),
     "checkpoints.merge": ("merge_checkpoint",),
-    "trainer": ("LeanVocabCallback",),
+    "trainers.shrinking": ("shrink_trainer_",),
+    "trainers.callback": ("LeanVocabCallback",),
 }
 _ROOMS = {name: room for room, names in _NAMES_BY_ROOM.items() for name in names}
 
@@ -57,6 +59,7 @@ __all__ = [  # noqa: RUF022 (the order of the flow)
     "load_delta",
     "make_delta",
     "merge_checkpoint",
+    "shrink_trainer_",
     "LeanVocabCallback",
     "__version__",
 ]
