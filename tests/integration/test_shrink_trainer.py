@@ -112,12 +112,13 @@ def of_trl(kind: str, family: str, rows: str, folder: Path, extra: Any = None, *
 def test_trainers_of_trl_that_tokenize_when_they_are_made(
     kind: str, family: str, rows: str, extra: Any, tmp_path: Path
 ) -> None:
-    tokenizer = trl_doors.tokenizer()
-    vocabulary = vocabulary_of(
-        *tokenizer(trl_doors.texts())["input_ids"], tokenizer=tokenizer, model=models.make_model("llama")
-    )
-    began, _ = as_by_hand(lambda folder: of_trl(kind, family, rows, folder, extra), tmp_path, shrunk_to(vocabulary))
-    assert began.tables[0].digest == vocabulary.digest
+    def by_hand(trainer: Any) -> None:
+        counts = lv.count_tokens(trainer.train_dataset) + lv.count_tokens(trainer.eval_dataset)
+        tokenizer = trainer.processing_class
+        shrunk_to(lv.PartialVocabulary.from_counts(counts, tokenizer=tokenizer, model=trainer.model))(trainer)
+
+    began, ended = as_by_hand(lambda folder: of_trl(kind, family, rows, folder, extra), tmp_path, by_hand)
+    assert began == ended
     assert began.tables[0].on_missing is None
 
 
