@@ -109,7 +109,7 @@ def _as_rows(data: Any, where: str) -> Any:
     if hasattr(data, "__arrow_c_stream__"):  # pandas, polars
         return pa.table(data)
     if all(hasattr(data, name) for name in ("__getitem__", "__len__")) and not hasattr(data, "__iter__"):
-        return (data[number] for number in range(len(data)))  # a torch data set may have no __iter__
+        return map(data.__getitem__, range(len(data)))  # a torch data set may have no __iter__
     if isinstance(data, bytes) or not isinstance(data, Iterable):
         raise DataError(
             f"cannot find texts in {type(data).__name__}{where}: expected a string, a path, a data set, a table, a mapping of "
