@@ -19,14 +19,16 @@ if TYPE_CHECKING:
     from leanvocab.model.shrink import merge_, partial_state_dicts, shrink_, shrunk
     from leanvocab.model.status import status
     from leanvocab.reports.memory import estimate_memory
+    from leanvocab.texts.counting import count_tokens
     from leanvocab.trainers.callback import LeanVocabCallback
     from leanvocab.trainers.shrinking import shrink_trainer_
-    from leanvocab.vocabulary.counts import TokenCounts, count_tokens
+    from leanvocab.vocabulary.counts import TokenCounts
     from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 _NAMES_BY_ROOM = {
     "errors": ("LeanVocabError",),
-    "vocabulary.counts": ("TokenCounts", "count_tokens"),
+    "vocabulary.counts": ("TokenCounts",),
+    "texts.counting": ("count_tokens",),
     "vocabulary.partial_vocabulary": ("PartialVocabulary",),
     "model.shrink": ("shrink_", "merge_", "shrunk", "partial_state_dicts"),
     "model.growing": ("extend_",),
