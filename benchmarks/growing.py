@@ -1,8 +1,8 @@
 """A vocabulary that grows while the model trains, beside one that was counted first.
 
 Steps after which no rows come any more: the same model with the same rows, grown and counted, in turns. The first steps of real
-text (SST-2 with e5-small, which `shared/tools/fetch_models.py` builds), one model from the ids that are inserted alone, the other from
-the counts of the whole data set: they take turns step by step on the same batches, and must have the same losses.
+text (SST-2, and e5-small as `shared/tools/fetch_models.py` builds it), one model from the ids that are inserted alone, the other
+from the counts of the whole data set: they take turns on the same batches, and must have the same losses.
 """
 
 import argparse
