@@ -8,6 +8,7 @@ import accelerator
 import pytest
 import torch
 from comparing import differing, same_bits
+from growing_runs import OPTIMIZERS, adamw, check_same, steps_of
 from models import FULL_SIZE, small_gemma3n, small_lm, small_model
 from own_process import in_own_process
 from references import QUIET, check_close, mask_gradients
@@ -23,7 +24,6 @@ from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 pytestmark = QUIET
 ACCELERATOR = pytest.mark.skipif(not accelerator.can_be_emulated(), reason="torch can emulate a device from 2.13 on")
 EVERYTHING = PartialVocabulary(range(FULL_SIZE), FULL_SIZE)
-Run = Callable[[Any, Optimizer], list[float]]
 
 
 @pytest.fixture(autouse=True)
@@ -37,62 +37,6 @@ def ids_of(step: int, *, shape: tuple[int, int] = (4, 8)) -> Tensor:
     ids = torch.randint(3 + 7 * step, 40 + 30 * step, shape, generator=generator)
     ids[:, 0], ids[:, 1] = 0, 40
     return ids
-
-
-def adamw(parameters: Any) -> Optimizer:
-    return torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.0)
-
-
-OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
-    "AdamW": adamw,
-    "AdamW, foreach": lambda parameters: torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.0, foreach=True),
-    "AdamW, fused": lambda parameters: torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.0, fused=True),
-    "Adam": lambda parameters: torch.optim.Adam(parameters, lr=1e-2),
-    "AMSGrad": lambda parameters: torch.optim.Adam(parameters, lr=1e-2, amsgrad=True),
-    "SGD": lambda parameters: torch.optim.SGD(parameters, lr=1e-1),
-    "SGD with momentum": lambda parameters: torch.optim.SGD(parameters, lr=1e-1, momentum=0.9),
-    "SGD with dampening": lambda parameters: torch.optim.SGD(parameters, lr=1e-1, momentum=0.9, dampening=0.3),
-    "Adagrad from one": lambda parameters: torch.optim.Adagrad(parameters, lr=1e-1, initial_accumulator_value=1.0),
-    "RMSprop": lambda parameters: torch.optim.RMSprop(parameters, lr=1e-3),
-    "RMSprop, centered": lambda parameters: torch.optim.RMSprop(parameters, lr=1e-3, centered=True, momentum=0.5),
-}
-
-
-def steps_of(number: int, loss_of: Callable[[Any, int], Tensor]) -> Run:
-    def run(model: Any, optimizer: Optimizer) -> list[float]:
-        model.train()
-        torch.manual_seed(0)
-        losses = []
-        for step in range(number):
-            loss = loss_of(model, step)
-            if loss.requires_grad:
-                loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            losses.append(float(loss.detach()))
-        return losses
-
-    return run
-
-
-def check_same(model: Any, run: Run, make: Callable[[Any], Optimizer] = adamw, **options: Any) -> Any:
-    """The grown model, after it was compared with one that has all rows, and with the full one."""
-    others = [copy.deepcopy(model), copy.deepcopy(model)]
-    lv.shrink_(model, on_missing="extend", **options)
-    lv.shrink_(others[0], EVERYTHING, **options)
-    before = lv.status(model).tables[0].num_rows
-    optimizers = [make(each.parameters()) for each in (model, *others)]
-    losses = [run(each, optimizer) for each, optimizer in zip((model, *others), optimizers, strict=True)]
-    assert losses[0] == losses[1] == losses[2]
-    assert before < max(table.num_rows for table in lv.status(model).tables) < FULL_SIZE
-    for other, optimizer in zip(others, optimizers[1:], strict=True):
-        assert differing(model, other) == []
-        first, second = optimizers[0].state_dict(), optimizer.state_dict()
-        assert first["param_groups"] == second["param_groups"]
-        for number, state in second["state"].items():
-            for key, value in state.items():
-                assert same_bits(torch.as_tensor(first["state"][number][key]), torch.as_tensor(value)), (number, key)
-    return model
 
 
 def of_classes(model: Any, step: int) -> Tensor:
