@@ -176,5 +176,5 @@ def in_rows_of(token_ids: Tensor, values: Tensor, token_ids_then: Tensor) -> Ten
     shape = len(token_ids), *values.shape[1:]
     if values.is_sparse:
         at = positions[values._indices()]
-        return torch.sparse_coo_tensor(at, values._values(), shape, check_invariants=False)
+        return torch.sparse_coo_tensor(at, values._values(), shape, device=values.device, check_invariants=False)
     return values.new_zeros(shape).index_copy(0, positions, values)
