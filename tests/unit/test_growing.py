@@ -473,3 +473,45 @@ def test_deepspeeds_copies_are_refused() -> None:
     model.roberta.embeddings.word_embeddings.weight._hp_mapping = object()  # as ZeRO-1 and ZeRO-2 mark a parameter
     with pytest.raises(lv.errors.ModelError, match=r"DeepSpeed holds copies of its rows\. Count the data first"):
         of_classes(model, 0)
+
+
+@ACCELERATOR
+def test_batches_of_accelerates_loader_are_seen_on_the_host_and_no_forward_waits() -> None:
+    from accelerate.data_loader import prepare_data_loader
+
+    rows = [{"input_ids": ids, "labels": torch.tensor(0)} for step in range(5) for ids in ids_of(step)]
+    with accelerator.in_use():
+        lean, counted = (small_model().to(accelerator.NAME) for _ in range(2))
+        lv.shrink_(lean, on_missing="extend")
+        lv.shrink_(counted, EVERYTHING)
+        found = []
+        for model in (lean, counted):
+            loader = torch.utils.data.DataLoader(rows, batch_size=4)
+            loader = prepare_data_loader(loader, device=torch.device(accelerator.NAME), put_on_device=True)
+            growing.see_batches(loader, model)
+            growing.see_batches(loader, model)  # once is enough
+            assert len(loader) == 5
+            batches = iter(loader)
+            found.append(on_a_device(model, lambda each, step, batches=batches: each(**next(batches)).loss, 5))
+        assert found[0] == found[1]
+        stranger = {"input_ids": torch.tensor([[0, 499]]), "labels": torch.tensor([0])}
+        lean.train()(**{name: value.to(accelerator.NAME) for name, value in stranger.items()})
+
+
+@ACCELERATOR
+def test_an_id_that_no_argument_shows_is_an_error_before_the_step() -> None:
+    class Shifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(FULL_SIZE, 4)
+
+        def forward(self, input_ids: Tensor) -> Tensor:
+            output: Tensor = self.table(input_ids + 1).sum()
+            return output
+
+    with accelerator.in_use():
+        model = lv.shrink_(Shifted().to(accelerator.NAME), on_missing="extend", embedding="table").train()
+        optimizer = adamw(model.parameters())
+        model(torch.tensor([[5, 9]]).to(accelerator.NAME)).backward()
+        with pytest.raises(lv.errors.MissingTokenError, match=r"token id 6 at .* came without its row.*always_keep"):
+            optimizer.step()

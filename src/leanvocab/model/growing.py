@@ -196,7 +196,7 @@ class _Seen:
         modules = partial_modules(self._model).values()
         tables = list({id(each.table): each.table for each in modules if each.table.arrivals is not None}.values())
         for table in tables:
-            table.arrivals.is_seen_ahead = True
+            table.arrivals.see_ahead(True)
         try:
             for batch in self._loader:
                 ids = _ids_in(self._model, (batch,), {})
@@ -205,7 +205,7 @@ class _Seen:
                 yield batch
         finally:
             for table in tables:
-                table.arrivals.is_seen_ahead = False
+                table.arrivals.see_ahead(False)
 
     def __len__(self) -> int:
         return len(self._loader)
