@@ -195,7 +195,14 @@ def test_hooks_on_the_weight_get_the_gradient_once_and_of_all_rows() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"padding_idx": 5}, {"scale_grad_by_freq": True}, {"sparse": True}, {"padding_idx": 90, "sparse": True}]
+    "options",
+    [
+        {"max_norm": 1.0},
+        {"padding_idx": 5},
+        {"scale_grad_by_freq": True},
+        {"sparse": True},
+        {"padding_idx": 90, "sparse": True},
+    ],
 )
 def test_options_of_a_lookup_hold_for_rows_of_before_and_after(options: dict[str, Any]) -> None:
     class Bag(nn.Module):
@@ -281,15 +288,18 @@ TIED = pytest.mark.filterwarnings("ignore:.*trains from the forward on in which:
 
 
 def kept_now(model: Any) -> PartialVocabulary:
-    vocabulary: PartialVocabulary = model.get_input_embeddings().table.vocabulary
+    vocabulary: PartialVocabulary = model.get_output_embeddings().table.vocabulary
     return vocabulary
 
 
 @TIED
-@pytest.mark.parametrize("family", ["llama-tied", "bert-tied", "bart-tied", "t5-tied", "gpt2-tied", "gemma2-softcap"])
+@pytest.mark.parametrize(
+    "family",
+    ["llama-tied", "bert-tied", "bart-tied", "t5-tied", "gpt2-tied", "gemma2-softcap", "llama-untied", "phi-bias"],
+)
 def test_a_row_trains_in_the_softmax_from_the_forward_on_in_which_it_comes(family: str) -> None:
     full = small_lm(family)
-    lean = lv.shrink_(copy.deepcopy(full), on_missing="extend")
+    lean = lv.shrink_(copy.deepcopy(full), on_missing="extend", output="frozen")
     optimizers = [torch.optim.SGD(each.parameters(), lr=0.01, momentum=0.9) for each in (lean, full)]
     for step in range(20):
         ids = ids_of(step % 12).clamp(min=3)
@@ -515,3 +525,12 @@ def test_an_id_that_no_argument_shows_is_an_error_before_the_step() -> None:
         model(torch.tensor([[5, 9]]).to(accelerator.NAME)).backward()
         with pytest.raises(lv.errors.MissingTokenError, match=r"token id 6 at .* came without its row.*always_keep"):
             optimizer.step()
+
+
+def test_weight_decay_that_is_not_replayed_is_announced() -> None:
+    model = lv.shrink_(small_model(), on_missing="extend")
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.1)
+    with pytest.warns(
+        lv.errors.LeanVocabWarning, match="decay unused rows too, and here a row does from when it comes"
+    ):
+        steps_of(1, of_classes)(model, optimizer)

@@ -105,6 +105,10 @@ def extend_table(table: PartialTable, token_ids: Sequence[int]) -> None:
     vocabulary = table.vocabulary | PartialVocabulary(sorted(ids), table.full_size)
     with torch.inference_mode(False):
         _grow(weight, modules, vocabulary)
+    for follower in table.followers:
+        of_its_own = [each for each in token_ids if each < follower.full_size and each not in follower.vocabulary]
+        if of_its_own:
+            extend_table(follower, of_its_own)
 
 
 def _grow(weight: nn.Parameter, modules: list[PartialModule], vocabulary: PartialVocabulary) -> None:
