@@ -32,7 +32,7 @@ def table(doors: list[Door], results: dict[str, Result]) -> str:
 
 
 _ORDER = (  # what most people come for first
-    "trainer", "finetune", "peft", "qlora", "trl", "sentence_transformers", "loop", "distributed", "fsdp", "deepspeed",
+    "trainer", "finetune", "peft", "qlora", "trl", "sentence_transformers", "growing", "loop", "distributed", "fsdp", "deepspeed",
     "checkpoints", "optimizers", "ray",
 )  # fmt: skip
 

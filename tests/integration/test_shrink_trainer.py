@@ -124,13 +124,16 @@ def test_trainers_of_trl_that_tokenize_when_they_are_made(
 
 @pytest.mark.parametrize("kind", ["GRPO", "RLOO"])
 def test_trainers_of_trl_that_generate_get_rows_as_ids_come(kind: str, tmp_path: Path) -> None:
-    """By hand and by the line the model begins with what is inserted, and grows."""
+    """By hand and by the line the model begins with the prompts and what is inserted, and grows."""
 
     def made(folder: Path) -> Any:
         return of_trl(kind, "llama-tied", "prompt", folder, trl_doors._rewards, **trl_doors._GRPO)
 
     def by_hand(trainer: Any) -> None:
-        lv.shrink_(trainer.model, on_missing="extend", tokenizer=trl_doors.tokenizer())
+        tokenizer = trainer.processing_class
+        counts = lv.count_tokens(trainer.train_dataset, tokenizer=tokenizer)
+        vocabulary = lv.PartialVocabulary.from_counts(counts, tokenizer=tokenizer, model=trainer.model)
+        lv.shrink_(trainer.model, vocabulary, on_missing="extend")
 
     began, ended = as_by_hand(made, tmp_path, by_hand)
     assert began.tables[0].on_missing == "extend"

@@ -8,6 +8,7 @@ import accelerator
 import pytest
 import torch
 from comparing import differing, same_bits
+from growing_runs import OPTIMIZERS, adamw, check_same, steps_of
 from models import FULL_SIZE, small_gemma3n, small_lm, small_model
 from own_process import in_own_process
 from references import QUIET, check_close, mask_gradients
@@ -23,7 +24,6 @@ from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 pytestmark = QUIET
 ACCELERATOR = pytest.mark.skipif(not accelerator.can_be_emulated(), reason="torch can emulate a device from 2.13 on")
 EVERYTHING = PartialVocabulary(range(FULL_SIZE), FULL_SIZE)
-Run = Callable[[Any, Optimizer], list[float]]
 
 
 @pytest.fixture(autouse=True)
@@ -37,62 +37,6 @@ def ids_of(step: int, *, shape: tuple[int, int] = (4, 8)) -> Tensor:
     ids = torch.randint(3 + 7 * step, 40 + 30 * step, shape, generator=generator)
     ids[:, 0], ids[:, 1] = 0, 40
     return ids
-
-
-def adamw(parameters: Any) -> Optimizer:
-    return torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.0)
-
-
-OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
-    "AdamW": adamw,
-    "AdamW, foreach": lambda parameters: torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.0, foreach=True),
-    "AdamW, fused": lambda parameters: torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.0, fused=True),
-    "Adam": lambda parameters: torch.optim.Adam(parameters, lr=1e-2),
-    "AMSGrad": lambda parameters: torch.optim.Adam(parameters, lr=1e-2, amsgrad=True),
-    "SGD": lambda parameters: torch.optim.SGD(parameters, lr=1e-1),
-    "SGD with momentum": lambda parameters: torch.optim.SGD(parameters, lr=1e-1, momentum=0.9),
-    "SGD with dampening": lambda parameters: torch.optim.SGD(parameters, lr=1e-1, momentum=0.9, dampening=0.3),
-    "Adagrad from one": lambda parameters: torch.optim.Adagrad(parameters, lr=1e-1, initial_accumulator_value=1.0),
-    "RMSprop": lambda parameters: torch.optim.RMSprop(parameters, lr=1e-3),
-    "RMSprop, centered": lambda parameters: torch.optim.RMSprop(parameters, lr=1e-3, centered=True, momentum=0.5),
-}
-
-
-def steps_of(number: int, loss_of: Callable[[Any, int], Tensor]) -> Run:
-    def run(model: Any, optimizer: Optimizer) -> list[float]:
-        model.train()
-        torch.manual_seed(0)
-        losses = []
-        for step in range(number):
-            loss = loss_of(model, step)
-            if loss.requires_grad:
-                loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            losses.append(float(loss.detach()))
-        return losses
-
-    return run
-
-
-def check_same(model: Any, run: Run, make: Callable[[Any], Optimizer] = adamw, **options: Any) -> Any:
-    """The grown model, after it was compared with one that has all rows, and with the full one."""
-    others = [copy.deepcopy(model), copy.deepcopy(model)]
-    lv.shrink_(model, on_missing="extend", **options)
-    lv.shrink_(others[0], EVERYTHING, **options)
-    before = lv.status(model).tables[0].num_rows
-    optimizers = [make(each.parameters()) for each in (model, *others)]
-    losses = [run(each, optimizer) for each, optimizer in zip((model, *others), optimizers, strict=True)]
-    assert losses[0] == losses[1] == losses[2]
-    assert before < max(table.num_rows for table in lv.status(model).tables) < FULL_SIZE
-    for other, optimizer in zip(others, optimizers[1:], strict=True):
-        assert differing(model, other) == []
-        first, second = optimizers[0].state_dict(), optimizer.state_dict()
-        assert first["param_groups"] == second["param_groups"]
-        for number, state in second["state"].items():
-            for key, value in state.items():
-                assert same_bits(torch.as_tensor(first["state"][number][key]), torch.as_tensor(value)), (number, key)
-    return model
 
 
 def of_classes(model: Any, step: int) -> Tensor:
@@ -251,7 +195,14 @@ def test_hooks_on_the_weight_get_the_gradient_once_and_of_all_rows() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"padding_idx": 5}, {"scale_grad_by_freq": True}, {"sparse": True}, {"padding_idx": 90, "sparse": True}]
+    "options",
+    [
+        {"max_norm": 1.0},
+        {"padding_idx": 5},
+        {"scale_grad_by_freq": True},
+        {"sparse": True},
+        {"padding_idx": 90, "sparse": True},
+    ],
 )
 def test_options_of_a_lookup_hold_for_rows_of_before_and_after(options: dict[str, Any]) -> None:
     class Bag(nn.Module):
@@ -337,15 +288,18 @@ TIED = pytest.mark.filterwarnings("ignore:.*trains from the forward on in which:
 
 
 def kept_now(model: Any) -> PartialVocabulary:
-    vocabulary: PartialVocabulary = model.get_input_embeddings().table.vocabulary
+    vocabulary: PartialVocabulary = model.get_output_embeddings().table.vocabulary
     return vocabulary
 
 
 @TIED
-@pytest.mark.parametrize("family", ["llama-tied", "bert-tied", "bart-tied", "t5-tied", "gpt2-tied", "gemma2-softcap"])
+@pytest.mark.parametrize(
+    "family",
+    ["llama-tied", "bert-tied", "bart-tied", "t5-tied", "gpt2-tied", "gemma2-softcap", "llama-untied", "phi-bias"],
+)
 def test_a_row_trains_in_the_softmax_from_the_forward_on_in_which_it_comes(family: str) -> None:
     full = small_lm(family)
-    lean = lv.shrink_(copy.deepcopy(full), on_missing="extend")
+    lean = lv.shrink_(copy.deepcopy(full), on_missing="extend", output="frozen")
     optimizers = [torch.optim.SGD(each.parameters(), lr=0.01, momentum=0.9) for each in (lean, full)]
     for step in range(20):
         ids = ids_of(step % 12).clamp(min=3)
@@ -529,3 +483,54 @@ def test_deepspeeds_copies_are_refused() -> None:
     model.roberta.embeddings.word_embeddings.weight._hp_mapping = object()  # as ZeRO-1 and ZeRO-2 mark a parameter
     with pytest.raises(lv.errors.ModelError, match=r"DeepSpeed holds copies of its rows\. Count the data first"):
         of_classes(model, 0)
+
+
+@ACCELERATOR
+def test_batches_of_accelerates_loader_are_seen_on_the_host_and_no_forward_waits() -> None:
+    from accelerate.data_loader import prepare_data_loader
+
+    rows = [{"input_ids": ids, "labels": torch.tensor(0)} for step in range(5) for ids in ids_of(step)]
+    with accelerator.in_use():
+        lean, counted = (small_model().to(accelerator.NAME) for _ in range(2))
+        lv.shrink_(lean, on_missing="extend")
+        lv.shrink_(counted, EVERYTHING)
+        found = []
+        for model in (lean, counted):
+            loader = torch.utils.data.DataLoader(rows, batch_size=4)
+            loader = prepare_data_loader(loader, device=torch.device(accelerator.NAME), put_on_device=True)
+            growing.see_batches(loader, model)
+            growing.see_batches(loader, model)  # once is enough
+            assert len(loader) == 5
+            batches = iter(loader)
+            found.append(on_a_device(model, lambda each, step, batches=batches: each(**next(batches)).loss, 5))
+        assert found[0] == found[1]
+        stranger = {"input_ids": torch.tensor([[0, 499]]), "labels": torch.tensor([0])}
+        lean.train()(**{name: value.to(accelerator.NAME) for name, value in stranger.items()})
+
+
+@ACCELERATOR
+def test_an_id_that_no_argument_shows_is_an_error_before_the_step() -> None:
+    class Shifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(FULL_SIZE, 4)
+
+        def forward(self, input_ids: Tensor) -> Tensor:
+            output: Tensor = self.table(input_ids + 1).sum()
+            return output
+
+    with accelerator.in_use():
+        model = lv.shrink_(Shifted().to(accelerator.NAME), on_missing="extend", embedding="table").train()
+        optimizer = adamw(model.parameters())
+        model(torch.tensor([[5, 9]]).to(accelerator.NAME)).backward()
+        with pytest.raises(lv.errors.MissingTokenError, match=r"token id 6 at .* came without its row.*always_keep"):
+            optimizer.step()
+
+
+def test_weight_decay_that_is_not_replayed_is_announced() -> None:
+    model = lv.shrink_(small_model(), on_missing="extend")
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.1)
+    with pytest.warns(
+        lv.errors.LeanVocabWarning, match="decay unused rows too, and here a row does from when it comes"
+    ):
+        steps_of(1, of_classes)(model, optimizer)

@@ -208,8 +208,9 @@ def catch_up(optimizer: Optimizer, table: PartialTable, weight: nn.Parameter) ->
     """Gives states of the rows that there were once those of the rows that have come since, which never had a gradient."""
     state = optimizer.state.get(weight, {})
     for key, value in list(state.items()):
-        then = table.earlier.get(len(value)) if has_rows(key, value) and len(value) < table.num_rows else None
-        if then is not None:
+        num_rows = value.shape[0] if isinstance(value, Tensor) and value.ndim else 0
+        then = table.earlier.get(num_rows) if num_rows < table.num_rows else None
+        if then is not None and has_rows(key, value, num_rows):
             _take_writes(optimizer, table, weight)
             rows = numbers(value)
             new_ids = table.token_ids[~torch.isin(table.token_ids, then)]

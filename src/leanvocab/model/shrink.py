@@ -113,6 +113,8 @@ def shrink_(
         check_inserted_ids_stay(model, tables)
     options = {"on_missing": on_missing, "ids": ids, "frozen_rows_on": frozen_rows, "filter_eps": filter_eps}
     partial = [_make_table(table, decay_unused_rows, store_dir, **options) for table in tables]
+    if on_missing == "extend":
+        _let_outputs_follow(tables, partial)
     _announce(model, tables, on_missing)
     _put_in_place(model, tables, partial, unwrapped_optimizer(optimizer))
     return model
@@ -144,7 +146,7 @@ def merge_(model: M, *, optimizer: Optimizer | None = None) -> M:
 @contextlib.contextmanager
 def shrunk(
     model: M,
-    vocabulary: PartialVocabulary | Mapping[str, PartialVocabulary],
+    vocabulary: PartialVocabulary | Mapping[str, PartialVocabulary] | None = None,
     *,
     optimizer: Optimizer | None = None,
     **options: Any,
@@ -207,6 +209,16 @@ def _make_table(table: FullTable, decay_unused_rows: bool, store_dir: str | None
     if made.on_missing == "extend":
         made.arrivals, made.extend = Arrivals(), extend_table
     return made
+
+
+def _let_outputs_follow(tables: list[FullTable], partial: list[PartialTable]) -> None:
+    """An output layer with a matrix of its own gets the rows that come to an input table: to its own where there are as many."""
+    is_input = [any(isinstance(module, nn.Embedding) for module in table.modules) for table in tables]
+    inputs = [its for its, looks_up in zip(partial, is_input, strict=True) if looks_up]
+    layers = [its for its, looks_up in zip(partial, is_input, strict=True) if not looks_up]
+    for number, layer in enumerate(layers):
+        for table in inputs[number : number + 1] if len(inputs) == len(layers) else inputs:
+            table.followers.append(layer)
 
 
 def _announce(model: nn.Module, tables: list[FullTable], on_missing: OnMissing | None) -> None:

@@ -86,7 +86,7 @@ class LeanVocabCallback(TrainerCallback):
             )
         parts = data_sets("train_dataset", batches.dataset, batches.collate_fn, trains=True)
         vocabulary, options = find_rows(model, parts, tokenizer, args, self.options)
-        shrink_(model, vocabulary, optimizer=optimizer, **{"tokenizer": tokenizer} | options)
+        shrink_(model, vocabulary, optimizer=optimizer, **options)
 
     def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Makes a delta of the checkpoint that the Trainer has just written, where that was asked for."""

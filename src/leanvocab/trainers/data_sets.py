@@ -5,8 +5,8 @@ collator, so that prompts, templates, transforms and truncation are those of tra
 """
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -16,7 +16,8 @@ import torch
 
 from leanvocab.errors import DataError
 from leanvocab.extras import is_instance
-from leanvocab.vocabulary.columns import LABEL_NAMES, choose_id_columns
+from leanvocab.texts.counting import count_tokens as count_texts
+from leanvocab.vocabulary.columns import choose_id_columns, has_token_columns, kinds_of_columns
 from leanvocab.vocabulary.counts import TokenCounts, count_tokens
 
 _ROWS_AT_ONCE = 64  # rows with images are large
@@ -53,7 +54,7 @@ def data_sets(name: str, data: Any, collate: Callable[[list[Any]], Any] | None, 
         yield DataSet(name, data, collate, trains)
 
 
-def count_data_sets(parts: Iterable[DataSet], model: Any) -> Counted:
+def count_data_sets(parts: Iterable[DataSet], model: Any, tokenizer: Any) -> Counted:
     """Counts of all ids that can be counted, and the reasons why others of training cannot; random states are left alone.
 
     Raises:
@@ -62,22 +63,14 @@ def count_data_sets(parts: Iterable[DataSet], model: Any) -> Counted:
     counts, uncounted = _NOTHING, list[str]()
     with _random_states_kept():
         for part in parts:
-            reason = _why_not_countable(part)
-            if reason is None:
-                found = _count(part, model)
-                counts += found or _NOTHING
-                reason = None if found else f"{part.name} gives no token ids before it trains"
-            if reason is not None and part.trains:
-                uncounted.append(reason)
-            if part.trains and _draws_words(part.collate):
-                uncounted.append(f"the collator of {part.name} draws words at random")
+            its = _count(part, model, tokenizer)
+            counts += its.counts
+            if part.trains:
+                uncounted += its.uncounted
+                uncounted += (
+                    [f"the collator of {part.name} draws words at random"] if _draws_words(part.collate) else []
+                )
     return Counted(counts, tuple(uncounted))
-
-
-def _why_not_countable(part: DataSet) -> str | None:
-    if is_instance(part.rows, "datasets", "IterableDataset") or not isinstance(part.rows, Sized):
-        return f"{part.name} is a stream"
-    return None
 
 
 def _draws_words(collate: Any) -> bool:
@@ -85,28 +78,31 @@ def _draws_words(collate: Any) -> bool:
     return bool(getattr(collate, "mlm", False)) and getattr(collate, "random_replace_prob", 1) > 0
 
 
-def _count(part: DataSet, model: Any) -> TokenCounts | None:
-    """The counts of one data set; None where neither its rows nor its batches hold token ids."""
-    if len(part.rows) == 0:
-        return _NOTHING
-    transforms = is_instance(part.rows, "datasets", "Dataset") and part.rows.format["type"] == "custom"
-    if is_instance(part.rows, "datasets", "Dataset") and not transforms and _id_columns(part.rows):
-        return count_tokens(part.rows)
-    first = next(_row_lists(part.rows))
+def _count(part: DataSet, model: Any, tokenizer: Any) -> Counted:
+    rows = part.rows
+    is_dataset = is_instance(rows, "datasets", "Dataset")
+    if is_instance(rows, "datasets", "IterableDataset") or not hasattr(rows, "__len__"):
+        return Counted(_NOTHING, (f"{part.name} is a stream",))
+    if len(rows) == 0:
+        return Counted(_NOTHING)
+    if is_dataset and rows.format["type"] != "custom" and _id_columns(rows):
+        return Counted(count_tokens(rows))
+    first = next(_row_lists(rows))
     if isinstance(first[0], Mapping) and _id_columns(first[0]):
-        return count_tokens(_ids_in(chain.from_iterable(_row_lists(part.rows))))
+        return Counted(count_tokens(_ids_in(chain.from_iterable(_row_lists(rows)))))
     batches = chain.from_iterable(_read(batch, model) for batch in _batches(part))
-    one = next(batches, None)
-    return None if one is None else count_tokens(chain([one], batches))
+    if (one := next(batches, None)) is not None:
+        return Counted(count_tokens(chain([one], batches)))
+    prompts = _NOTHING
+    if is_dataset and tokenizer is not None:
+        with suppress(DataError):  # no column of a usual name
+            prompts = count_texts(rows, tokenizer=tokenizer)
+    return Counted(prompts, (f"{part.name} gives no token ids before it trains",))
 
 
 def _id_columns(data: Any) -> list[str]:
     """Columns of token ids, where inputs of a model are among them: labels alone may be anything."""
-    try:
-        columns = choose_id_columns(data)
-    except DataError:
-        return []
-    return columns if any(not name.endswith(LABEL_NAMES) for name in columns) else []
+    return choose_id_columns(data) if has_token_columns(kinds_of_columns(data)) else []
 
 
 def _ids_in(rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -50,7 +50,7 @@ def shrink_trainer_(trainer: Any, *, vocabulary: Vocabularies | None = None, **o
     if vocabulary is None:
         vocabulary, options = find_rows(model, parts, tokenizer, trainer.args, options)
     _check_reference_keeps_up(trainer, options)
-    shrink_(model, vocabulary, optimizer=trainer.optimizer, **{"tokenizer": tokenizer} | options)
+    shrink_(model, vocabulary, optimizer=trainer.optimizer, **options)
     if vocabulary is not None and (reference := _reference_of(trainer, model)):
         shrink_(reference, vocabulary, **options | {"on_missing": "base", "decay_unused_rows": False})
     return status(model)
@@ -65,7 +65,7 @@ def find_rows(
         raise SettingsError('ids="partial" is for data that a vocabulary has remapped; give that vocabulary')
     if not any(part.trains for part in parts):
         raise SettingsError("the trainer has no train_dataset to count; make it with one, or give the vocabulary")
-    counted = count_data_sets(parts, model)
+    counted = count_data_sets(parts, model, tokenizer)
     reasons = [
         *counted.uncounted,
         *(["the model trains on tokens that it samples"] if hasattr(args, "temperature") else []),
@@ -82,7 +82,7 @@ def find_rows(
             f"nothing of the data can be counted: {'; '.join(reasons) or 'it is empty'}. Give the vocabulary"
         )
     if not counted.counts.num_tokens:
-        return None, options
+        return None, {"tokenizer": tokenizer} | options
     named = options.get("embedding") or ()
     sizes = [table_at(model, path).num_embeddings for path in ([named] if isinstance(named, str) else named)]
     size = max(sizes, default=model_full_size(model))
@@ -137,8 +137,10 @@ def _is_itself(model: nn.Module) -> bool:
 def _reference_of(trainer: Any, model: nn.Module) -> nn.Module | None:
     """The model that the trained one is compared with, where it is one like it, and whole."""
     reference = getattr(trainer, "ref_model", None)
-    is_alike = type(reference) is type(model) and model_full_size(reference) == model_full_size(model)
-    return reference if is_alike and _is_itself(reference) and not status(reference) else None
+    if not isinstance(reference, nn.Module) or type(reference) is not type(model) or not _is_itself(reference):
+        return None
+    is_alike = model_full_size(reference) == model_full_size(model)
+    return reference if is_alike and not status(reference) else None
 
 
 def _check_reference_keeps_up(trainer: Any, options: dict[str, Any]) -> None:
