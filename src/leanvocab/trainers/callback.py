@@ -16,11 +16,12 @@ from leanvocab.checkpoints.optimizer_states import check_states_can_be_saved
 from leanvocab.checkpoints.training_runs import make_delta_of_checkpoint
 from leanvocab.errors import NotShrunkError, OptimizerError, SettingsError
 from leanvocab.files.atomic_folders import clear_leftovers
+from leanvocab.model.growing import see_batches
 from leanvocab.model.shrink import shrink_
 from leanvocab.model.status import check_shrunk_as, status
 from leanvocab.partial.module import partial_modules
 from leanvocab.trainers.data_sets import data_sets
-from leanvocab.trainers.shrinking import around_the_model, find_rows
+from leanvocab.trainers.shrinking import around_the_model, find_rows, samples
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 
@@ -71,6 +72,7 @@ class LeanVocabCallback(TrainerCallback):
         elif id(model) != self._known and status(model):  # model_init has made another one, and shrunk it
             check_shrunk_as(model, self.vocabulary, self.options)
         _check_held(model, optimizer)
+        _see_batches(args, model, kwargs.get("train_dataloader"))
         if self.checkpoints == "delta":
             check_not_sharded(model)  # now, not at the first save
             find_base(model, self.base)
@@ -117,3 +119,11 @@ def _check_held(model: nn.Module, optimizer: Any) -> None:
                 f"{module.table.name}: the optimizer does not hold the partial table, and would not train it; make the "
                 "optimizer after shrink_, or hand it over: shrink_(…, optimizer=optimizer)"
             )
+
+
+def _see_batches(args: Any, model: nn.Module, batches: Any) -> None:
+    """Lets rows come while a batch is on the host, where it shows all ids that a model on another device will look up."""
+    grows = any(module.table.on_missing == "extend" for module in partial_modules(model).values())
+    is_on_host = next(model.parameters()).device.type == "cpu"
+    if grows and not is_on_host and hasattr(batches, "base_dataloader") and not samples(args):
+        see_batches(batches, model)

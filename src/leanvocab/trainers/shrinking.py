@@ -51,7 +51,7 @@ def shrink_trainer_(trainer: Any, *, vocabulary: Vocabularies | None = None, **o
         vocabulary, options = find_rows(model, parts, tokenizer, trainer.args, options)
     _check_reference_keeps_up(trainer, options)
     shrink_(model, vocabulary, optimizer=trainer.optimizer, **options)
-    if vocabulary is not None and (reference := _reference_of(trainer, model)):
+    if vocabulary is not None and (reference := _reference_of(trainer, model)) is not None:
         shrink_(reference, vocabulary, **options | {"on_missing": "base", "decay_unused_rows": False})
     return status(model)
 
@@ -89,6 +89,11 @@ def find_rows(
     return PartialVocabulary.from_counts(counted.counts, full_size=size, tokenizer=tokenizer, model=model), options
 
 
+def samples(args: Any) -> bool:
+    """True for the settings of trainers whose model trains on what it generates (GRPO, RLOO, GKD, online DPO, …)."""
+    return hasattr(args, "temperature")
+
+
 def around_the_model(args: Any) -> str | None:
     """What a run puts around its model, or makes of its rows, when training begins; None where it trains as it is."""
     state = AcceleratorState()
@@ -120,7 +125,7 @@ def _model_of(trainer: Any) -> nn.Module:
 
 
 def _check_not_wrapped(trainer: Any, model: nn.Module) -> None:
-    wrapped = getattr(trainer, "model_wrapped", None) or model
+    wrapped = getattr(trainer, "model_wrapped", model)
     if wrapped is not model or not _is_itself(model):
         raise ModelError(
             f"the trainer's model is wrapped or compiled already ({type(wrapped).__name__}), and what was made of its rows would "
