@@ -1,5 +1,7 @@
 """`shrink_trainer_`, the one line: every kind of trainer trains, to the bit, as after counting and shrinking by hand."""
 
+import copy
+import importlib
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +26,34 @@ def _one_quiet_thread() -> Iterator[None]:
         warnings.simplefilter("ignore")
         yield
     torch.set_num_threads(before)
+
+
+GRPO: Any = {"num_generations": 2, "max_completion_length": 6, "max_steps": 3, "beta": 0.0}
+
+
+def lora(model: Any) -> dict[str, Any]:
+    from peft import LoraConfig
+
+    return {"peft_config": LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj"])}
+
+
+def with_reference(model: Any) -> dict[str, Any]:
+    return {"ref_model": copy.deepcopy(model)}
+
+
+def rewards(model: Any) -> dict[str, Any]:
+    return {"reward_funcs": lambda completions, **_: [float(len(text) % 5) for text in completions]}
+
+
+def loss_named(name: str, of: str = "sentence_transformer") -> Callable[[Any], Any]:
+    return lambda model: getattr(importlib.import_module(f"sentence_transformers.{of}.losses"), name)(model)
+
+
+def splade_loss(model: Any) -> Any:
+    from sentence_transformers.sparse_encoder import losses
+
+    ranking = losses.SparseMultipleNegativesRankingLoss(model)
+    return losses.SpladeLoss(model, ranking, document_regularizer_weight=1e-3, query_regularizer_weight=1e-3)
 
 
 def finished(trainer: Any, folder: Path) -> pairs.Run:
@@ -102,9 +132,9 @@ def of_trl(kind: str, family: str, rows: str, folder: Path, extra: Any = None, *
     ("kind", "family", "rows", "extra"),
     [
         ("SFT", "llama-tied", "chat", None),
-        ("SFT", "llama-untied", "text", trl_doors._lora),
-        ("DPO", "llama-tied", "preference", trl_doors._reference),
-        ("KTO", "llama-tied", "labelled", trl_doors._reference),
+        ("SFT", "llama-untied", "text", lora),
+        ("DPO", "llama-tied", "preference", with_reference),
+        ("KTO", "llama-tied", "labelled", with_reference),
         ("Reward", "llama", "preference", None),
     ],
     ids=["SFT", "SFT with LoRA", "DPO", "KTO", "Reward"],
@@ -127,7 +157,7 @@ def test_trainers_of_trl_that_generate_get_rows_as_ids_come(kind: str, tmp_path:
     """By hand and by the line the model begins with the prompts and what is inserted, and grows."""
 
     def made(folder: Path) -> Any:
-        return of_trl(kind, "llama-tied", "prompt", folder, trl_doors._rewards, **trl_doors._GRPO)
+        return of_trl(kind, "llama-tied", "prompt", folder, rewards, **GRPO)
 
     def by_hand(trainer: Any) -> None:
         tokenizer = trainer.processing_class
@@ -161,9 +191,9 @@ def of_sentence_transformers(model: Any, folder: Path, rows: Any, loss: Any, **o
 @pytest.mark.parametrize(
     ("make", "kind", "loss"),
     [
-        (st.small_encoder, "pairs", st._loss("MultipleNegativesRankingLoss")),
-        (st.cross_encoder, "label", st._loss("BinaryCrossEntropyLoss", "cross_encoder")),
-        (st.splade, "pairs", st._splade_loss),
+        (st.small_encoder, "pairs", loss_named("MultipleNegativesRankingLoss")),
+        (st.cross_encoder, "label", loss_named("BinaryCrossEntropyLoss", "cross_encoder")),
+        (st.splade, "pairs", splade_loss),
     ],
     ids=["SentenceTransformer", "CrossEncoder", "SparseEncoder"],
 )
@@ -184,7 +214,7 @@ def test_prompts_of_sentence_transformers_are_counted_with_the_texts_that_they_p
     rows = {name: st.rows("pairs").select(range(start, start + 8)) for name, start in (("a", 0), ("b", 8))}
     prompts = {"a": {"sentence1": "w411 "}, "b": {"sentence2": "w412 "}}
     model = st.small_encoder(tmp_path / "base")
-    loss = st._loss("MultipleNegativesRankingLoss")
+    loss = loss_named("MultipleNegativesRankingLoss")
     lv.shrink_trainer_(of_sentence_transformers(model, tmp_path / "run", rows, loss, prompts=prompts))
     texts = [
         "w411",
