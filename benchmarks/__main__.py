@@ -27,6 +27,7 @@ NAMES = (
     "estimate",
     "per_layer_tables",
     "growing",
+    "one_line",
 )
 
 LONG_ON_A_CPU = (
@@ -34,6 +35,7 @@ LONG_ON_A_CPU = (
     "estimate",
     "per_layer_tables",
     "growing",
+    "one_line",
 )  # with the rest they would not fit into half an hour
 
 
