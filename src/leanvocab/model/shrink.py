@@ -94,9 +94,9 @@ def shrink_(
             precision of the dtype, as in CCE. Neither the loss nor the gradient of the kept rows in it changes (docs/output.md).
         embedding: path or paths of the tables, where the model does not say itself (any nn.Module).
         ids: "full" (remapped in the lookup), or "partial" for data that `vocabulary.remap_dataset` made (the paper's D').
-        on_missing: for ids outside the vocabulary: "error"; "base" (rows from the base); "frozen" (the same rows, kept on the model's
-            device, for training rows of new tokens alone); or "extend" (in training the id gets its row before the lookup; from the
-            base in evaluation). By default an error in training mode, and the base in evaluation.
+        on_missing: for ids outside the vocabulary: "error"; "base" (rows from the base); "frozen" (the same rows, on the model's
+            device, to train rows of new tokens alone); or "extend" (in training the id gets its row before the lookup, and is the
+            base's in evaluation). By default an error in training mode, and the base in evaluation.
         optimizer: one that exists already; its parameters and states are replaced too.
         decay_unused_rows: also decay the rows that are not there, as ordinary training does, when full rows are needed; not
             those of a matrix whose other rows are frozen.
