@@ -22,6 +22,8 @@ from leanvocab.files.row_store import RowStore
 from leanvocab.model import stand_ins
 from leanvocab.model.checks import (
     check_filter,
+    check_frozen,
+    check_frozen_lookups,
     check_gradient,
     check_inserted_ids_stay,
     check_modes,
@@ -43,6 +45,7 @@ from leanvocab.model.live_optimizer_states import (
 )
 from leanvocab.model.optimizer_steps import StepHook, step_hook
 from leanvocab.output import trl_losses
+from leanvocab.output.frozen_rows import FrozenLookup
 from leanvocab.output.layer import RemapLinear
 from leanvocab.partial.attachments import put_attributes, take_off
 from leanvocab.partial.decay import DecayReplay
@@ -91,8 +94,9 @@ def shrink_(
             precision of the dtype, as in CCE. Neither the loss nor the gradient of the kept rows in it changes (docs/output.md).
         embedding: path or paths of the tables, where the model does not say itself (any nn.Module).
         ids: "full" (remapped in the lookup), or "partial" for data that `vocabulary.remap_dataset` made (the paper's D').
-        on_missing: "error", "base" (rows from the base) or "extend" (in training the id gets its row before the lookup; from the
-            base in evaluation) for ids outside the vocabulary; by default an error in training mode, and the base in evaluation.
+        on_missing: for ids outside the vocabulary: "error"; "base" (rows from the base); "frozen" (the same rows, on the model's
+            device, to train rows of new tokens alone); or "extend" (in training the id gets its row before the lookup, and is the
+            base's in evaluation). By default an error in training mode, and the base in evaluation.
         optimizer: one that exists already; its parameters and states are replaced too.
         decay_unused_rows: also decay the rows that are not there, as ordinary training does, when full rows are needed; not
             those of a matrix whose other rows are frozen.
@@ -104,11 +108,14 @@ def shrink_(
         OptimizerError: the optimizer's states would be lost.
     """
     check_options(output, frozen_rows, ids, on_missing)
+    check_frozen(on_missing, frozen_rows, decay_unused_rows)
     check_filter(filter_eps, frozen_rows)
     if vocabulary is None:
         vocabulary = _inserted_ids(model, tokenizer, embedding, on_missing)
     tables = find_tables(model, vocabulary, embedding, output)
     check_modes(model, tables, ids, filter_eps)
+    if on_missing == "frozen":
+        check_frozen_lookups(tables)
     if ids == "partial":
         check_inserted_ids_stay(model, tables)
     options = {"on_missing": on_missing, "ids": ids, "frozen_rows_on": frozen_rows, "filter_eps": filter_eps}
@@ -208,6 +215,8 @@ def _make_table(table: FullTable, decay_unused_rows: bool, store_dir: str | None
     )
     if made.on_missing == "extend":
         made.arrivals, made.extend = Arrivals(), extend_table
+    if made.on_missing == "frozen":
+        made.look_up_frozen = FrozenLookup()
     return made
 
 
