@@ -3,8 +3,8 @@
 The texts are all of GLUE and XNLI that lies beside the project (`LEANVOCAB_SHARED` says where), each once, and the source files
 of the packages datasets, trl, accelerate and peft, a text each. Both give the same counts, which is checked. They take turns in
 one process, with the tokenizer's own threads; transformer-smaller-training-vocab's `get_token_stats`, which takes one text at a
-time, has one turn over a part of the texts, and ours then counts the same part. Memory is that of a fresh process which has loaded the
-tokenizer and the texts, and imported what counting imports.
+time, has one turn over a part of the texts, and ours then counts the same part. Memory is that of a fresh process which has
+loaded the tokenizer and the texts, and imported what counting imports.
 """
 
 import argparse

@@ -3,12 +3,14 @@
 Neither torch nor transformers is loaded here; the tokenizer is the caller's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from leanvocab.errors import DataError
@@ -21,6 +23,8 @@ from leanvocab.texts.text_rows import Part, find_parts
 from leanvocab.vocabulary import counts as token_counts
 from leanvocab.vocabulary.counting_threads import add_counts
 from leanvocab.vocabulary.counts import TokenCounts
+
+_BYTES_TOKENIZED = 1 << 18
 
 
 def count_tokens(
@@ -101,7 +105,7 @@ def _count_texts(
     known = [part.num_rows for part in parts]
     total = None if None in known else sum(filter(None, known))
     bar = ProgressBar("Counting tokens", total, progress, unit=" rows", after_seconds=2.0, anywhere=True)
-    tally = TextTally(Encoder(tokenizer, max_length), full_size)
+    tally = TextTally(Encoder(tokenizer, max_length), full_size, progress)
     try:
         for part, _, readers in read:
             for rows in part.rows():
@@ -117,18 +121,21 @@ def _count_texts(
 class TextTally:
     """Counts of the ids of texts: of distinct pieces, where a tokenizer's boundaries are known, or of whole texts."""
 
-    def __init__(self, encoder: Encoder, full_size: int | None) -> None:
+    def __init__(self, encoder: Encoder, full_size: int | None, progress: bool | None) -> None:
         self._counts: NDArray[np.int64] = np.zeros(full_size or 0, np.int64)
         self._encoder, self._full_size = encoder, full_size
         boundaries = encoder.boundaries()
-        self._pieces = DistinctPieces(boundaries, self._count_pieces) if isinstance(boundaries, Boundaries) else None
+        self._pieces: DistinctPieces | None = None
+        if isinstance(boundaries, Boundaries):
+            self._pieces = DistinctPieces(boundaries, self._count_pieces, progress)
 
     def add(self, texts: Texts) -> None:
         """Count some texts or pairs."""
         if self._pieces is None:
-            seconds = None if texts.seconds is None else texts.seconds.to_pylist()
-            ids = self._encoder.ids(texts.firsts.to_pylist(), seconds, special=not texts.is_written)
-            self._add(np.fromiter(chain.from_iterable(ids), np.int64))
+            for part in _in_batches(texts):
+                seconds = None if part.seconds is None else part.seconds.to_pylist()
+                ids = self._encoder.ids(part.firsts.to_pylist(), seconds, special=not part.is_written)
+                self._add(np.fromiter(chain.from_iterable(ids), np.int64))
             return
         for side in (texts.firsts, texts.seconds):
             if side is not None:
@@ -155,3 +162,14 @@ class TextTally:
             )
         # Sums of integers in float64 are exact below 2**53.
         self._counts = add_counts(self._counts, np.bincount(ids, times).astype(np.int64, copy=False))
+
+
+def _in_batches(texts: Texts) -> Iterator[Texts]:
+    """The same texts in parts of a size whose tokens take some tens of megabytes."""
+    offsets = np.concatenate([[0], np.cumsum(pc.binary_length(texts.firsts).to_numpy())])
+    start = 0
+    while start < len(texts.firsts):
+        stop = max(start + 1, int(np.searchsorted(offsets, offsets[start] + _BYTES_TOKENIZED, "right")) - 1)
+        seconds = None if texts.seconds is None else texts.seconds[start:stop]
+        yield replace(texts, firsts=texts.firsts[start:stop], seconds=seconds)
+        start = stop

@@ -7,10 +7,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from leanvocab.progress import ProgressBar
 from leanvocab.texts.boundaries import Boundaries
 
-_BYTES_CUT = 8 << 20  # texts are cut so much at once
-_MOST_BYTES, _MOST_PIECES = 24 << 20, 1 << 20  # held before they are tokenized
+_BYTES_CUT = 8 << 20
+_MOST_BYTES = 32 << 20
 _BYTES_JOINED = 1 << 11  # of pieces that come as often: tokenized as one text, which costs less than one by one
 _JOINED_AT_ONCE = 512
 
@@ -19,10 +20,24 @@ Tokenized = Callable[[list[str], NDArray[np.int64]], None]
 
 
 class DistinctPieces:
-    """The pieces of all texts that were added since they were last handed over."""
+    """The pieces of all texts that were added since they were last handed over.
 
-    def __init__(self, boundaries: Boundaries, tokenize: Tokenized) -> None:
+    Texts are cut `bytes_cut` at a time; pieces are handed over when they take `most_bytes`, under a progress bar (`progress` as
+    that of `count_tokens`).
+    """
+
+    def __init__(
+        self,
+        boundaries: Boundaries,
+        tokenize: Tokenized,
+        progress: bool | None = False,
+        *,
+        bytes_cut: int = _BYTES_CUT,
+        most_bytes: int = _MOST_BYTES,
+    ) -> None:
         self._boundaries, self._tokenize = boundaries, tokenize
+        self._progress = progress
+        self._bytes_cut, self._most_bytes = bytes_cut, most_bytes
         self._texts: list[pa.LargeStringArray] = []
         self._num_bytes = 0
         self._counted: list[pa.Table] = []
@@ -34,11 +49,11 @@ class DistinctPieces:
         sizes = np.cumsum(np.diff(_offsets(texts)))
         while start < len(texts):
             done = sizes[start - 1] if start else 0
-            stop = max(start + 1, int(np.searchsorted(sizes, done + _BYTES_CUT - self._num_bytes, "right")))
+            stop = max(start + 1, int(np.searchsorted(sizes, done + self._bytes_cut - self._num_bytes, "right")))
             self._texts.append(texts.slice(start, stop - start))
             self._num_bytes += int(sizes[stop - 1] - done)
             start = stop
-            if self._num_bytes >= _BYTES_CUT:
+            if self._num_bytes >= self._bytes_cut:
                 self._cut()
 
     def hand_over(self) -> None:
@@ -48,8 +63,15 @@ class DistinctPieces:
         if self._counted:
             self._merge()
             (table,), self._counted, self._num_merged = self._counted, [], 0
-            for texts, counts in self._joined(table):
-                self._tokenize(texts, counts)
+            bar = ProgressBar(
+                "Tokenizing pieces", table.num_rows, self._progress, unit="", after_seconds=2.0, anywhere=True
+            )
+            try:
+                for texts, counts, num_pieces in self._joined(table):
+                    self._tokenize(texts, counts)
+                    bar.add(num_pieces)
+            finally:
+                bar.close()
 
     def _cut(self) -> None:
         texts = pa.concat_arrays(self._texts)
@@ -67,8 +89,7 @@ class DistinctPieces:
         self._counted.append(pa.table({"piece": counted.field(0), "count": counted.field(1)}))
         if sum(map(len, self._counted)) > 2 * self._num_merged:
             self._merge()
-        (merged, *rest) = self._counted
-        if sum(table.nbytes for table in (merged, *rest)) > _MOST_BYTES or sum(map(len, self._counted)) > _MOST_PIECES:
+        if sum(table.nbytes for table in self._counted) > self._most_bytes:
             self.hand_over()
 
     def _merge(self) -> None:
@@ -78,8 +99,8 @@ class DistinctPieces:
             self._counted = [pa.table({"piece": summed.column("piece"), "count": summed.column("count_sum")})]
         self._num_merged = len(self._counted[0])
 
-    def _joined(self, table: pa.Table) -> Iterator[tuple[list[str], NDArray[np.int64]]]:
-        """Texts of pieces that come equally often, and how often: side by side where they may be cut again."""
+    def _joined(self, table: pa.Table) -> Iterator[tuple[list[str], NDArray[np.int64], int]]:
+        """Texts of pieces that come equally often, how often, and of how many: side by side where they may be cut again."""
         pieces = table.column("piece").combine_chunks()
         counts = table.column("count").to_numpy()
         firsts = pc.binary_slice(pieces.cast(pa.binary()), 0, 1)
@@ -94,8 +115,9 @@ class DistinctPieces:
         texts = _strings(_bytes(pieces), np.append(offsets[begins], offsets[-1]).astype(np.int32))
         counts = counts[begins]
         for start in range(0, len(texts), _JOINED_AT_ONCE):
-            some = slice(start, start + _JOINED_AT_ONCE)
-            yield texts[some].to_pylist(), counts[some]
+            stop = min(start + _JOINED_AT_ONCE, len(texts))
+            num_pieces = int(np.append(begins, len(pieces))[stop] - begins[start])
+            yield texts[start:stop].to_pylist(), counts[start:stop], num_pieces
 
 
 def _offsets(texts: pa.Array) -> NDArray[np.int64]:
