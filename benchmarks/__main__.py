@@ -15,6 +15,7 @@ NAMES = (
     "startup",
     "counting",
     "counting_shapes",
+    "text_counting",
     "vocabulary",
     "shrinking",
     "merge",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from leanvocab.errors import DataError
+from leanvocab.texts.boundaries import Boundaries, UnprovenError, find_boundaries
 
 # Methods that turn texts into ids; where transformers' own stand, the backend does all of the work.
 _CALLS = ("__call__", "_encode_plus", "_call_one", "_batch_encode_plus", "prepare_for_tokenization")
@@ -45,6 +46,23 @@ class Encoder:
             inputs = list(texts) if seconds is None else list(zip(texts, seconds, strict=True))
             for encoding in backend.encode_batch_fast(inputs, add_special_tokens=special):
                 yield encoding.ids
+
+    def special_ids(self, *, is_pair: bool) -> list[int]:
+        """The ids that a tokenizer with boundaries adds to each text, or pair, whatever they are."""
+        (ids,) = self.ids([""], [""] if is_pair else None)
+        return list(ids)
+
+    def boundaries(self) -> Boundaries | str:
+        """Where texts may be cut before they are tokenized, or why they stay whole."""
+        backend = find_backend(self.tokenizer)
+        if backend is None:
+            return "the tokenizer works in Python"
+        if self.max_length is not None:
+            return "they are cut to max_length"
+        try:
+            return find_boundaries(backend)
+        except UnprovenError as why:
+            return str(why)
 
     def _called(self, texts: Sequence[str], seconds: Sequence[str] | None, special: bool) -> Iterator[Sequence[int]]:
         cut = {"truncation": True, "max_length": self.max_length} if self.max_length else {"truncation": False}

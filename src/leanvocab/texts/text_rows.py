@@ -134,13 +134,8 @@ def _batches(data: Any) -> Iterator[Mapping[str | None, Any]]:
             part = data.slice(start, _ROWS_AT_ONCE)
             yield {name: part.column(name) for name in part.column_names}
     elif isinstance(data, Mapping):
-        lengths = {len(values) for values in data.values() if isinstance(values, Sized)}
-        for start in range(0, min(lengths, default=0), _ROWS_AT_ONCE):
-            yield {
-                name: values[start : start + _ROWS_AT_ONCE]
-                for name, values in data.items()
-                if isinstance(values, Sized)
-            }
+        for start in range(0, max(map(len, data.values()), default=0), _ROWS_AT_ONCE):
+            yield {name: values[start : start + _ROWS_AT_ONCE] for name, values in data.items()}
     elif _is_array(data):
         for start in range(0, len(data), _ROWS_AT_ONCE):
             part = data[start : start + _ROWS_AT_ONCE]
