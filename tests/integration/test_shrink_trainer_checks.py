@@ -91,14 +91,15 @@ def test_classes_of_several_labels_are_no_token_ids(tmp_path: Path) -> None:
     assert 401 in kept(trainer.model)
 
 
+class Unreadable(torch.utils.data.Dataset[Any]):
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, number: int) -> Any:
+        raise AssertionError("it was read")
+
+
 def test_a_vocabulary_and_options_of_shrink_are_used_and_nothing_is_read(tmp_path: Path) -> None:
-    class Unreadable(torch.utils.data.Dataset[Any]):
-        def __len__(self) -> int:
-            return 3
-
-        def __getitem__(self, number: int) -> Any:
-            raise AssertionError("it was read")
-
     trainer = trainer_of(tmp_path, small_lm("llama-untied"), Unreadable())
     vocabulary = lv.PartialVocabulary(range(80), FULL_SIZE)
     table = lv.shrink_trainer_(trainer, vocabulary=vocabulary, on_missing="base", output="frozen").tables[0]
@@ -239,12 +240,34 @@ def test_a_model_that_is_wrapped_or_compiled_is_refused(wraps: Any, tmp_path: Pa
 
 def test_a_collator_that_fails_is_named_with_its_rows_and_nothing_has_changed(tmp_path: Path) -> None:
     def failing(rows: list[Any]) -> Any:
+        random.random()
         raise KeyError("sentence")
 
     trainer = trainer_of(tmp_path, rows=[{"text": "a"}] * 3, data_collator=failing)
+    before = random.getstate()
     with pytest.raises(
         DataError, match=r"cannot count train_dataset: its collator .* raised KeyError on rows 0 to 2: 'sentence'"
     ):
+        lv.shrink_trainer_(trainer)
+    assert random.getstate() == before
+    assert not lv.status(trainer.model)
+
+
+def test_what_cannot_be_counted_is_refused_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = trl.tokenizer()
+    tokenizer.add_special_tokens({"mask_token": "w4"})
+    trainer = trainer_of(tmp_path, rows=Unreadable(), data_collator=DataCollatorForLanguageModeling(tokenizer))
+    in_several_processes(monkeypatch)
+    with pytest.raises(SettingsError, match="the collator of train_dataset draws words at random: rows would have to"):
+        lv.shrink_trainer_(trainer)
+
+
+def test_a_reference_model_that_follows_the_trained_one_cannot_grow(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, rows=streamed())
+    trainer.args.sync_ref_model = True
+    with pytest.raises(SettingsError, match=r"sync_ref_model copies .* cannot follow rows .*\(vocabulary=\)"):
         lv.shrink_trainer_(trainer)
     assert not lv.status(trainer.model)
 

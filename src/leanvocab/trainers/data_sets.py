@@ -54,6 +54,14 @@ def data_sets(name: str, data: Any, collate: Callable[[list[Any]], Any] | None, 
         yield DataSet(name, data, collate, trains)
 
 
+def why_not_countable(part: DataSet) -> Iterator[str]:
+    """Reasons why ids of a data set cannot all be counted, known before anything is read."""
+    if _is_stream(part.rows):
+        yield f"{part.name} is a stream"
+    if bool(getattr(part.collate, "mlm", False)) and getattr(part.collate, "random_replace_prob", 1) > 0:
+        yield f"the collator of {part.name} draws words at random"
+
+
 def count_data_sets(parts: Iterable[DataSet], model: Any, tokenizer: Any) -> Counted:
     """Counts of all ids that can be counted, and the reasons why others of training cannot; random states are left alone.
 
@@ -63,26 +71,19 @@ def count_data_sets(parts: Iterable[DataSet], model: Any, tokenizer: Any) -> Cou
     counts, uncounted = _NOTHING, list[str]()
     with _random_states_kept():
         for part in parts:
-            its = _count(part, model, tokenizer)
+            its = Counted(_NOTHING) if _is_stream(part.rows) else _count(part, model, tokenizer)
             counts += its.counts
-            if part.trains:
-                uncounted += its.uncounted
-                uncounted += (
-                    [f"the collator of {part.name} draws words at random"] if _draws_words(part.collate) else []
-                )
+            uncounted += its.uncounted if part.trains else ()
     return Counted(counts, tuple(uncounted))
 
 
-def _draws_words(collate: Any) -> bool:
-    """True for collators of masked language models, which put any token in the place of some."""
-    return bool(getattr(collate, "mlm", False)) and getattr(collate, "random_replace_prob", 1) > 0
+def _is_stream(rows: Any) -> bool:
+    return is_instance(rows, "datasets", "IterableDataset") or not hasattr(rows, "__len__")
 
 
 def _count(part: DataSet, model: Any, tokenizer: Any) -> Counted:
     rows = part.rows
     is_dataset = is_instance(rows, "datasets", "Dataset")
-    if is_instance(rows, "datasets", "IterableDataset") or not hasattr(rows, "__len__"):
-        return Counted(_NOTHING, (f"{part.name} is a stream",))
     if len(rows) == 0:
         return Counted(_NOTHING)
     if is_dataset and rows.format["type"] != "custom" and _id_columns(rows):
@@ -167,7 +168,9 @@ def _are_texts(values: Any) -> bool:
 def _random_states_kept() -> Iterator[None]:
     """Training draws the numbers that it would have drawn."""
     of_python, of_numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
-        yield
-    random.setstate(of_python)
-    np.random.set_state(of_numpy)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)

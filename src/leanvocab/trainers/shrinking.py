@@ -13,7 +13,7 @@ from leanvocab.errors import DataError, ModelError, SettingsError
 from leanvocab.model.input_tables import table_at
 from leanvocab.model.shrink import shrink_
 from leanvocab.model.status import Status, Vocabularies, check_shrunk_as, status
-from leanvocab.trainers.data_sets import DataSet, count_data_sets, data_sets
+from leanvocab.trainers.data_sets import DataSet, count_data_sets, data_sets, why_not_countable
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 from leanvocab.vocabulary.special_ids import model_full_size
 
@@ -65,18 +65,12 @@ def find_rows(
         raise SettingsError('ids="partial" is for data that a vocabulary has remapped; give that vocabulary')
     if not any(part.trains for part in parts):
         raise SettingsError("the trainer has no train_dataset to count; make it with one, or give the vocabulary")
+    reasons = [reason for part in parts if part.trains for reason in why_not_countable(part)]
+    reasons += ["the model trains on tokens that it samples"] if samples(args) else []
+    options = _growing_where_needed(reasons, args, options)
     counted = count_data_sets(parts, model, tokenizer)
-    reasons = [
-        *counted.uncounted,
-        *(["the model trains on tokens that it samples"] if hasattr(args, "temperature") else []),
-    ]
-    if reasons and options.get("on_missing") is None:
-        options = options | {"on_missing": "extend"}
-    if options.get("on_missing") == "extend" and (around := around_the_model(args)):
-        raise SettingsError(
-            f"{'; '.join(reasons) or 'on_missing'}: rows would have to come while the model trains, which they cannot under "
-            f'{around}. Give the vocabulary (vocabulary=), or serve other ids from the base, untrained (on_missing="base")'
-        )
+    reasons += counted.uncounted
+    options = _growing_where_needed(reasons, args, options)
     if not counted.counts.num_tokens and options.get("on_missing") != "extend":
         raise DataError(
             f"nothing of the data can be counted: {'; '.join(reasons) or 'it is empty'}. Give the vocabulary"
@@ -87,6 +81,18 @@ def find_rows(
     sizes = [table_at(model, path).num_embeddings for path in ([named] if isinstance(named, str) else named)]
     size = max(sizes, default=model_full_size(model))
     return PartialVocabulary.from_counts(counted.counts, full_size=size, tokenizer=tokenizer, model=model), options
+
+
+def _growing_where_needed(reasons: list[str], args: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """The options, with rows that come where not all ids can be counted; `SettingsError` where none can come."""
+    if reasons and options.get("on_missing") is None:
+        options = options | {"on_missing": "extend"}
+    if options.get("on_missing") == "extend" and (around := around_the_model(args)):
+        raise SettingsError(
+            f"{'; '.join(reasons) or 'on_missing'}: rows would have to come while the model trains, which they cannot under "
+            f'{around}. Give the vocabulary (vocabulary=), or serve other ids from the base, untrained (on_missing="base")'
+        )
+    return options
 
 
 def samples(args: Any) -> bool:
