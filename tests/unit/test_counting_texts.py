@@ -143,6 +143,22 @@ def test_a_tokenizer_in_python_is_called_text_by_text() -> None:
     assert as_dict(lv.count_tokens(TEXTS, tokenizer=Slow())) == {1: 4, 5: 10}
 
 
+def test_names_of_special_tokens_in_a_text_count_as_calling_the_tokenizer_does() -> None:
+    texts = ["word1 [SEP] word2"]
+    for tokenizer in (small_tokenizer(), small_tokenizer(split_special_tokens=True)):  # type: ignore[arg-type]
+        counts = as_dict(lv.count_tokens(texts, tokenizer=tokenizer))
+        assert counts == counted(tokenizer(texts)["input_ids"])
+        assert (counts[3] == 2) is not tokenizer.split_special_tokens
+
+
+def test_a_processor_stands_for_its_tokenizer(tokenizer: Any) -> None:
+    class Processor:
+        def __init__(self) -> None:
+            self.tokenizer = tokenizer
+
+    assert lv.count_tokens(TEXTS, tokenizer=Processor()) == lv.count_tokens(TEXTS, tokenizer=tokenizer)
+
+
 CHAT = [{"role": "user", "content": "word1 word2"}, {"role": "assistant", "content": "word3"}]
 
 
@@ -196,6 +212,7 @@ REFUSED = [
     ({"a": ["text", None], "b": ["a", "b"]}, {"columns": [("a", "b")]}, r"columns 'a' and 'b' are no pairs: rows 0 to 1 "),
     ({"messages": [CHAT]}, {}, r"found chats of column 'messages', and the tokenizer has no chat template"),
     ({"text": ["a", "b"], "b": ["a"]}, {}, r"expected columns of as many rows, got {'text': 2, 'b': 1}"),
+    ([{"text": "a"}, {"body": "b"}], {}, r"row 1 has no column 'text', as rows before it have: it has 'body'"),
     (3, {}, r"cannot find texts in int: expected a string, a path"),
     (["text"], {"tokenizer": 3}, r"expected a tokenizer of transformers or of tokenizers, got int"),
     (["a \ud800 b"], {}, r"expected texts"),

@@ -73,7 +73,7 @@ def _usual(kinds: Mapping[str, Kind], where: str) -> list[Chosen]:
 def _reader(column: Chosen, tokenizer: Any) -> Reader:
     if not isinstance(column, str):
         return _pair_reader(*column)
-    return lambda rows, where: _read(rows.columns[column], rows, f" of column {column!r}{where}", tokenizer)
+    return lambda rows, where: _read(_values(rows, column, where), rows, f" of column {column!r}{where}", tokenizer)
 
 
 def _read(values: Any, rows: Rows, where: str, tokenizer: Any) -> Iterator[Texts]:
@@ -101,9 +101,16 @@ def _plain_reader(tokenizer: Any) -> Reader:
     return read
 
 
+def _values(rows: Rows, name: str, where: str) -> Any:
+    if name not in rows.columns:
+        there = ", ".join(map(repr, rows.columns))
+        raise DataError(f"row {rows.first_row}{where} has no column {name!r}, as rows before it have: it has {there}")
+    return rows.columns[name]
+
+
 def _pair_reader(first: str, second: str) -> Reader:
     def read(rows: Rows, where: str) -> Iterator[Texts]:
-        sides = [as_texts(rows.columns[name], f" of column {name!r}{where}") for name in (first, second)]
+        sides = [as_texts(_values(rows, name, where), f" of column {name!r}{where}") for name in (first, second)]
         if {len(side) for side in sides} != {rows.num_rows}:
             raise DataError(
                 f"columns {first!r} and {second!r}{where} are no pairs: rows {rows.first_row} to "
@@ -121,12 +128,12 @@ def _prompt_reader(names: Sequence[str], tokenizer: Any) -> Reader:
     following = [name for name in names if name != prompt]
 
     def read(rows: Rows, where: str) -> Iterator[Texts]:
-        prompts = _plain(rows.columns[prompt]) if prompt else [None] * rows.num_rows
+        prompts = _plain(_values(rows, prompt, where)) if prompt else [None] * rows.num_rows
         here = f" of column {prompt or following[0]!r}{where}"
-        if not _holds_chats(prompts if prompt else _plain(rows.columns[following[0]])):
+        if not _holds_chats(prompts if prompt else _plain(_values(rows, following[0], where))):
             yield Texts(as_texts(prompts, here))
             for name in following:
-                ends = _plain(rows.columns[name])
+                ends = _plain(_values(rows, name, where))
                 joined = [end and (start or "") + end for start, end in zip(prompts, ends, strict=True)]
                 yield Texts(as_texts(joined, f" of column {name!r}{where}"))
             return
@@ -137,7 +144,8 @@ def _prompt_reader(names: Sequence[str], tokenizer: Any) -> Reader:
         for name in following:
             here = f" of column {name!r}{where}"
             chats = [
-                start + (as_messages(end) or []) for start, end in zip(starts, _plain(rows.columns[name]), strict=True)
+                start + (as_messages(end) or [])
+                for start, end in zip(starts, _plain(_values(rows, name, where)), strict=True)
             ]
             written = [_written(writer, chat, rows, at, here) for at, chat in enumerate(chats)]
             yield Texts(as_texts(written, here), None, True)
@@ -154,7 +162,8 @@ def _written(writer: ChatWriter, chat: Any, rows: Rows, at: int, where: str, **o
         raise DataError(
             f"row {rows.first_row + at}{where} holds {shortened(chat)}; expected a list of messages, {{'role': …, 'content': …}}"
         )
-    tools, values = (_plain(rows.columns[name])[at] if name in rows.columns else None for name in _BESIDES)
+    tools, values = (rows.columns[name][at] if name in rows.columns else None for name in _BESIDES)
+    tools, values = (value.as_py() if is_instance(value, "pyarrow", "Scalar") else value for value in (tools, values))
     try:
         writer.tools, writer.values = parsed(tools) or None, template_values(values, writer.tokenizer)
         return writer.written(messages, **options)

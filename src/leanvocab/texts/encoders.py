@@ -42,7 +42,8 @@ class Encoder:
         if backend is None or (self.max_length is not None and backend is not self.tokenizer):
             yield from self._called(texts, seconds, special)
             return
-        with _as_needed(backend, self.max_length):
+        splits_special = bool(getattr(self.tokenizer, "split_special_tokens", backend.encode_special_tokens))
+        with _as_needed(backend, self.max_length, splits_special):
             inputs = list(texts) if seconds is None else list(zip(texts, seconds, strict=True))
             for encoding in backend.encode_batch_fast(inputs, add_special_tokens=special):
                 yield encoding.ids
@@ -71,9 +72,13 @@ class Encoder:
 
 
 @contextmanager
-def _as_needed(backend: Any, max_length: int | None) -> Iterator[None]:
-    """No padding, and no cutting but to `max_length`, whatever the tokenizer's file says; as it was afterwards."""
-    cut, padding = backend.truncation, backend.padding
+def _as_needed(backend: Any, max_length: int | None, splits_special: bool) -> Iterator[None]:
+    """No padding, and no cutting but to `max_length`, whatever the tokenizer's file says; as it was afterwards.
+
+    Whether names of special tokens in a text are plain text is what transformers tells its backend at each call.
+    """
+    cut, padding, split_before = backend.truncation, backend.padding, backend.encode_special_tokens
+    backend.encode_special_tokens = splits_special
     if max_length is None:
         backend.no_truncation()
     else:
@@ -82,6 +87,7 @@ def _as_needed(backend: Any, max_length: int | None) -> Iterator[None]:
     try:
         yield
     finally:
+        backend.encode_special_tokens = split_before
         if cut is None:
             backend.no_truncation()
         else:
@@ -92,7 +98,8 @@ def _as_needed(backend: Any, max_length: int | None) -> Iterator[None]:
 
 def check_tokenizer(tokenizer: Any) -> Any:
     """The tokenizer, or that of a processor; raises DataError for what turns no texts into ids."""
-    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+    if not hasattr(tokenizer, "convert_ids_to_tokens"):  # a processor
+        tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
     if find_backend(tokenizer) is None and not callable(tokenizer):
         raise DataError(
             f"expected a tokenizer of transformers or of tokenizers, got {type(tokenizer).__name__} (load one with "
