@@ -195,7 +195,14 @@ def test_hooks_on_the_weight_get_the_gradient_once_and_of_all_rows() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"padding_idx": 5}, {"scale_grad_by_freq": True}, {"sparse": True}, {"padding_idx": 90, "sparse": True}]
+    "options",
+    [
+        {"max_norm": 1.0},
+        {"padding_idx": 5},
+        {"scale_grad_by_freq": True},
+        {"sparse": True},
+        {"padding_idx": 90, "sparse": True},
+    ],
 )
 def test_options_of_a_lookup_hold_for_rows_of_before_and_after(options: dict[str, Any]) -> None:
     class Bag(nn.Module):
@@ -281,15 +288,18 @@ TIED = pytest.mark.filterwarnings("ignore:.*trains from the forward on in which:
 
 
 def kept_now(model: Any) -> PartialVocabulary:
-    vocabulary: PartialVocabulary = model.get_input_embeddings().table.vocabulary
+    vocabulary: PartialVocabulary = model.get_output_embeddings().table.vocabulary
     return vocabulary
 
 
 @TIED
-@pytest.mark.parametrize("family", ["llama-tied", "bert-tied", "bart-tied", "t5-tied", "gpt2-tied", "gemma2-softcap"])
+@pytest.mark.parametrize(
+    "family",
+    ["llama-tied", "bert-tied", "bart-tied", "t5-tied", "gpt2-tied", "gemma2-softcap", "llama-untied", "phi-bias"],
+)
 def test_a_row_trains_in_the_softmax_from_the_forward_on_in_which_it_comes(family: str) -> None:
     full = small_lm(family)
-    lean = lv.shrink_(copy.deepcopy(full), on_missing="extend")
+    lean = lv.shrink_(copy.deepcopy(full), on_missing="extend", output="frozen")
     optimizers = [torch.optim.SGD(each.parameters(), lr=0.01, momentum=0.9) for each in (lean, full)]
     for step in range(20):
         ids = ids_of(step % 12).clamp(min=3)
@@ -414,6 +424,24 @@ def test_a_run_goes_on_from_any_other_and_ends_in_the_same_bits(first: str, then
         assert lv.status(ends[1][1]).tables[0].num_rows < FULL_SIZE
 
 
+def test_a_run_with_replayed_decay_goes_on_from_an_ordinary_one() -> None:
+    def decayed(parameters: Any) -> Optimizer:
+        return torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.1)
+
+    full = small_model()
+    optimizer = decayed(full.parameters())
+    steps_of(3, of_classes)(full, optimizer)
+    weights, states = copy.deepcopy(full.state_dict()), copy.deepcopy(optimizer.state_dict())
+    lean = lv.shrink_(small_model(), on_missing="extend", decay_unused_rows=True)
+    again = decayed(lean.parameters())
+    lean.load_state_dict(weights)
+    again.load_state_dict(states)
+    later = steps_of(4, lambda each, step: of_classes(each, step + 3))
+    assert later(full, optimizer) == later(lean, again)
+    assert differing(full, lean) == []
+    assert lv.status(lean).tables[0].num_rows < FULL_SIZE
+
+
 def test_a_delta_of_a_grown_run_loads_into_one_that_has_not_grown(tmp_path: Any) -> None:
     model = small_model()
     model.save_pretrained(tmp_path / "base")
@@ -473,3 +501,54 @@ def test_deepspeeds_copies_are_refused() -> None:
     model.roberta.embeddings.word_embeddings.weight._hp_mapping = object()  # as ZeRO-1 and ZeRO-2 mark a parameter
     with pytest.raises(lv.errors.ModelError, match=r"DeepSpeed holds copies of its rows\. Count the data first"):
         of_classes(model, 0)
+
+
+@ACCELERATOR
+def test_batches_of_accelerates_loader_are_seen_on_the_host_and_no_forward_waits() -> None:
+    from accelerate.data_loader import prepare_data_loader
+
+    rows = [{"input_ids": ids, "labels": torch.tensor(0)} for step in range(5) for ids in ids_of(step)]
+    with accelerator.in_use():
+        lean, counted = (small_model().to(accelerator.NAME) for _ in range(2))
+        lv.shrink_(lean, on_missing="extend")
+        lv.shrink_(counted, EVERYTHING)
+        found = []
+        for model in (lean, counted):
+            loader = torch.utils.data.DataLoader(rows, batch_size=4)
+            loader = prepare_data_loader(loader, device=torch.device(accelerator.NAME), put_on_device=True)
+            growing.see_batches(loader, model)
+            growing.see_batches(loader, model)  # once is enough
+            assert len(loader) == 5
+            batches = iter(loader)
+            found.append(on_a_device(model, lambda each, step, batches=batches: each(**next(batches)).loss, 5))
+        assert found[0] == found[1]
+        stranger = {"input_ids": torch.tensor([[0, 499]]), "labels": torch.tensor([0])}
+        lean.train()(**{name: value.to(accelerator.NAME) for name, value in stranger.items()})
+
+
+@ACCELERATOR
+def test_an_id_that_no_argument_shows_is_an_error_before_the_step() -> None:
+    class Shifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(FULL_SIZE, 4)
+
+        def forward(self, input_ids: Tensor) -> Tensor:
+            output: Tensor = self.table(input_ids + 1).sum()
+            return output
+
+    with accelerator.in_use():
+        model = lv.shrink_(Shifted().to(accelerator.NAME), on_missing="extend", embedding="table").train()
+        optimizer = adamw(model.parameters())
+        model(torch.tensor([[5, 9]]).to(accelerator.NAME)).backward()
+        with pytest.raises(lv.errors.MissingTokenError, match=r"token id 6 at .* came without its row.*always_keep"):
+            optimizer.step()
+
+
+def test_weight_decay_that_is_not_replayed_is_announced() -> None:
+    model = lv.shrink_(small_model(), on_missing="extend")
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.1)
+    with pytest.warns(
+        lv.errors.LeanVocabWarning, match="decay unused rows too, and here a row does from when it comes"
+    ):
+        steps_of(1, of_classes)(model, optimizer)

@@ -404,7 +404,7 @@ def test_the_modes_of_the_output_side_are_checked() -> None:
         ({"embedding": "roberta.nowhere"}, r"has no module 'roberta.nowhere'; its embeddings are roberta.embeddings"),
         ({"embedding": "classifier.dense"}, r"classifier.dense is a Linear, expected a torch.nn.Embedding"),
         ({"ids": "both"}, "ids='both': expected 'full' or 'partial'"),
-        ({"on_missing": "ignore"}, "on_missing='ignore': expected None, 'error', 'base' or 'extend'"),
+        ({"on_missing": "ignore"}, "on_missing='ignore': expected None, 'error', 'base', 'frozen' or 'extend'"),
     ],
 )
 def test_wrong_options_are_named_and_change_nothing(options: dict[str, Any], message: str) -> None:

@@ -36,7 +36,7 @@ def load_delta(
     into the model's store. Rows that were trained for another objective load with a warning.
 
     With `widen` a model that was shrunk to another vocabulary gets the delta's rows beside its own first, as one with
-    on_missing="extend" does in any case. Optimizer states are not loaded here (`leanvocab.trainer.resume_from_delta`).
+    on_missing="extend" does in any case. Optimizer states are not loaded here (`leanvocab.trainers.resuming.resume_from_delta`).
 
     Raises:
         NotShrunkError: the model is not shrunk.

@@ -202,20 +202,50 @@ def check_options(output: str | None, frozen_rows: str, ids: str, on_missing: st
         ("output", output, (None, *OUTPUT_MODES)),
         ("frozen_rows", frozen_rows, FROZEN_ROWS_ON),
         ("ids", ids, ("full", "partial")),
-        ("on_missing", on_missing, (None, "error", "base", "extend")),
+        ("on_missing", on_missing, (None, "error", "base", "frozen", "extend")),
     ):
         if value not in allowed:
             *others, last = map(repr, allowed)
             raise ModelError(f"{name}={value!r}: expected {', '.join(others)} or {last}")
-    if ids == "partial" and on_missing == "base":
-        raise ModelError("on_missing='base' needs full ids: a partial id outside the vocabulary names no row")
+    if ids == "partial" and on_missing in ("base", "frozen"):
+        raise ModelError(f"on_missing={on_missing!r} needs full ids: a partial id outside the vocabulary names no row")
     if on_missing == "extend" and ids == "partial":
         raise ModelError("on_missing='extend' needs full ids: with further rows each partial id would be another token")
+    if on_missing == "frozen" and output == "restricted":
+        raise ModelError(
+            "on_missing='frozen' with output='restricted': every token may come as an input, and the softmax would be over the "
+            "kept ones alone, so that most labels had no probability; leave output out"
+        )
     if on_missing == "extend" and output == "restricted":
         raise ModelError(
             "on_missing='extend' with output='restricted': the softmax would be over more tokens after each batch, another "
             "objective each time; count the data first, or leave output out"
         )
+
+
+def check_frozen(on_missing: str | None, frozen_rows: str, decay_unused_rows: bool) -> None:
+    """Raises `ModelError` where rows that are to be frozen would move, or would not be on the device."""
+    if on_missing == "frozen" and decay_unused_rows:
+        raise ModelError(
+            "on_missing='frozen' with decay_unused_rows=True: rows that do not train would be decayed; leave one of them out"
+        )
+    if on_missing == "frozen" and frozen_rows == "host":
+        raise ModelError(
+            "on_missing='frozen' with frozen_rows='host': a lookup of rows in host memory would wait for the device at each "
+            "forward; leave frozen_rows out"
+        )
+
+
+def check_frozen_lookups(tables: list[FullTable]) -> None:
+    """Raises `ModelError` for tables whose lookups change rows, or tell how often one came."""
+    for table in tables:
+        for path, module in zip(table.paths, table.modules, strict=True):
+            options = {name: getattr(module, name, None) for name in ("max_norm", "scale_grad_by_freq", "sparse")}
+            if given := [name for name, value in options.items() if value]:
+                raise ModelError(
+                    f"{path}: on_missing='frozen' with {given[0]}={options[given[0]]}, which depends on rows that do not train; "
+                    "count the data first, and shrink without on_missing"
+                )
 
 
 def check_filter(filter_eps: object, frozen_rows: str) -> None:

@@ -105,6 +105,10 @@ def extend_table(table: PartialTable, token_ids: Sequence[int]) -> None:
     vocabulary = table.vocabulary | PartialVocabulary(sorted(ids), table.full_size)
     with torch.inference_mode(False):
         _grow(weight, modules, vocabulary)
+    for follower in table.followers:
+        of_its_own = [each for each in token_ids if each < follower.full_size and each not in follower.vocabulary]
+        if of_its_own:
+            extend_table(follower, of_its_own)
 
 
 def _grow(weight: nn.Parameter, modules: list[PartialModule], vocabulary: PartialVocabulary) -> None:
@@ -196,7 +200,7 @@ class _Seen:
         modules = partial_modules(self._model).values()
         tables = list({id(each.table): each.table for each in modules if each.table.arrivals is not None}.values())
         for table in tables:
-            table.arrivals.is_seen_ahead = True
+            table.arrivals.see_ahead(True)
         try:
             for batch in self._loader:
                 ids = _ids_in(self._model, (batch,), {})
@@ -205,7 +209,7 @@ class _Seen:
                 yield batch
         finally:
             for table in tables:
-                table.arrivals.is_seen_ahead = False
+                table.arrivals.see_ahead(False)
 
     def __len__(self) -> int:
         return len(self._loader)

@@ -170,9 +170,10 @@ def _on_the_rest(optimizer: Optimizer, group: dict[str, Any], table: PartialTabl
             "FULL_STATE_DICT again for the model that is saved at the end"
         )
     if group.get("weight_decay", 0) and table.decay is None and table.output != "frozen":
+        stay = "they stay as they were" if table.extend is None else "a row does from when it comes"
         yield (
             f"{name} decays this matrix (weight_decay={group['weight_decay']}): ordinary training would decay "
-            "unused rows too, and here they stay as they were. shrink_(…, decay_unused_rows=True) decays them as well, "
+            f"unused rows too, and here {stay}. shrink_(…, decay_unused_rows=True) decays them as well, "
             "bit for bit; weight_decay=0 for the embeddings makes both the same"
         )
 

@@ -22,6 +22,8 @@ from leanvocab.files.row_store import RowStore
 from leanvocab.model import stand_ins
 from leanvocab.model.checks import (
     check_filter,
+    check_frozen,
+    check_frozen_lookups,
     check_gradient,
     check_inserted_ids_stay,
     check_modes,
@@ -43,6 +45,7 @@ from leanvocab.model.live_optimizer_states import (
 )
 from leanvocab.model.optimizer_steps import StepHook, step_hook
 from leanvocab.output import trl_losses
+from leanvocab.output.frozen_rows import FrozenLookup
 from leanvocab.output.layer import RemapLinear
 from leanvocab.partial.attachments import put_attributes, take_off
 from leanvocab.partial.decay import DecayReplay
@@ -93,8 +96,9 @@ def shrink_(
             precision of the dtype, as in CCE. Neither the loss nor the gradient of the kept rows in it changes (docs/output.md).
         embedding: path or paths of the tables, where the model does not say itself (any nn.Module).
         ids: "full" (remapped in the lookup), or "partial" for data that `vocabulary.remap_dataset` made (the paper's D').
-        on_missing: "error", "base" (rows from the base) or "extend" (in training the id gets its row before the lookup; from the
-            base in evaluation) for ids outside the vocabulary; by default an error in training mode, and the base in evaluation.
+        on_missing: for ids outside the vocabulary: "error"; "base" (rows from the base); "frozen" (the same rows, on the model's
+            device, to train rows of new tokens alone); or "extend" (in training the id gets its row before the lookup, and is the
+            base's in evaluation). By default an error in training mode, and the base in evaluation.
         optimizer: one that exists already; its parameters and states are replaced too.
         decay_unused_rows: also decay the rows that are not there, as ordinary training does, when full rows are needed; not
             those of a matrix whose other rows are frozen.
@@ -106,15 +110,20 @@ def shrink_(
         OptimizerError: the optimizer's states would be lost.
     """
     check_options(output, frozen_rows, ids, on_missing)
+    check_frozen(on_missing, frozen_rows, decay_unused_rows)
     check_filter(filter_eps, frozen_rows)
     if vocabulary is None:
         vocabulary = _inserted_ids(model, tokenizer, embedding, on_missing)
     tables = find_tables(model, vocabulary, embedding, output)
     check_modes(model, tables, ids, filter_eps)
+    if on_missing == "frozen":
+        check_frozen_lookups(tables)
     if ids == "partial":
         check_inserted_ids_stay(model, tables)
     options = {"on_missing": on_missing, "ids": ids, "frozen_rows_on": frozen_rows, "filter_eps": filter_eps}
     partial = [_make_table(table, decay_unused_rows, store_dir, **options) for table in tables]
+    if on_missing == "extend":
+        _let_outputs_follow(tables, partial)
     _announce(model, tables, on_missing)
     _put_in_place(model, tables, partial, unwrapped_optimizer(optimizer))
     return model
@@ -146,7 +155,7 @@ def merge_(model: M, *, optimizer: Optimizer | None = None) -> M:
 @contextlib.contextmanager
 def shrunk(
     model: M,
-    vocabulary: PartialVocabulary | Mapping[str, PartialVocabulary],
+    vocabulary: PartialVocabulary | Mapping[str, PartialVocabulary] | None = None,
     *,
     optimizer: Optimizer | None = None,
     **options: Any,
@@ -208,7 +217,19 @@ def _make_table(table: FullTable, decay_unused_rows: bool, store_dir: str | None
     )
     if made.on_missing == "extend":
         made.arrivals, made.extend = Arrivals(), extend_table
+    if made.on_missing == "frozen":
+        made.look_up_frozen = FrozenLookup()
     return made
+
+
+def _let_outputs_follow(tables: list[FullTable], partial: list[PartialTable]) -> None:
+    """An output layer with a matrix of its own gets the rows that come to an input table: to its own where there are as many."""
+    is_input = [any(isinstance(module, nn.Embedding) for module in table.modules) for table in tables]
+    inputs = [its for its, looks_up in zip(partial, is_input, strict=True) if looks_up]
+    layers = [its for its, looks_up in zip(partial, is_input, strict=True) if not looks_up]
+    for number, layer in enumerate(layers):
+        for table in inputs[number : number + 1] if len(inputs) == len(layers) else inputs:
+            table.followers.append(layer)
 
 
 def _announce(model: nn.Module, tables: list[FullTable], on_missing: OnMissing | None) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from leanvocab.output.projection import CompactRows, FrozenBlock, MappedRows, Projection, rows_in_a_block
@@ -150,6 +151,36 @@ class FrozenRows:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(None), ()  # made anew from the table
+
+
+class FrozenLookup:
+    """Frozen rows by their ids, on the device of a model, without waiting for it: for input tables whose other rows stay.
+
+    An output layer that holds the same matrix multiplies the rows that are held here.
+    """
+
+    def __init__(self) -> None:
+        self.rows: FrozenRows | None = None
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def __call__(self, table: PartialTable, ids: Tensor, dtype: torch.dtype) -> Tensor:
+        """Rows [..., dim] of ids, in `dtype`; those of ids that are kept, or are none, are of no meaning."""
+        with torch.no_grad():
+            if ids.device.type in FrozenRows.mapped_on:
+                return F.embedding(ids.clamp(0, table.full_size - 1), table.frozen_rows()).to(dtype)
+            if self.rows is None or not self.rows.fits(table, ids.device, dtype):
+                self.rows = FrozenRows(table, ids.device, dtype, self.rows)
+            whole = self.rows.whole()
+            assert isinstance(whole, CompactRows)
+            columns = whole.columns_of(ids.flatten()).sub_(table.num_rows).clamp_(min=0)
+            return whole.rows.index_select(0, columns).to(dtype).view(*ids.shape, -1)
+
+    def clear(self) -> None:
+        """Lets go of the rows, which are brought again when they are needed."""
+        self.rows = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FrozenLookup, ()
 
 
 def _frozen_before(kept_ids: Tensor) -> Tensor:

@@ -98,7 +98,8 @@ class RemapLinear(PartialModule, nn.Linear):
             return SoftmaxColumns(lambda: kept, self.table.num_rows)
         frozen = self.frozen_rows
         if frozen is None or not frozen.fits(self.table, hidden.device, hidden.dtype):
-            frozen = self.frozen_rows = FrozenRows(self.table, hidden.device, hidden.dtype, frozen)
+            last = frozen if self.table.look_up_frozen is None else self.table.look_up_frozen.rows or frozen
+            frozen = self.frozen_rows = FrozenRows(self.table, hidden.device, hidden.dtype, last)
         if not frozen.sizes.on_host:
             return SoftmaxColumns(frozen.whole, self.table.full_size, row_filter=frozen.filter)
         return SoftmaxColumns(frozen.whole, self.table.full_size, frozen.blocks, self._kept_rows(hidden.device))

@@ -65,6 +65,8 @@ class RemapLookup(PartialModule):
         policy = self.policy
         if policy == "extend":
             refuse_where_rows_cannot_come(self.table, self.weight)
+        if policy == "frozen":
+            return self._beside_frozen_rows(input, partial_ids, lookup, padding_idx)
         if self.is_left_to_device(input):
             # Without waiting for the device: a missing id is noted there and its row reads NaN, with no gradient.
             self.missing.add(input, missing)
@@ -82,6 +84,27 @@ class RemapLookup(PartialModule):
             return self._read(input, self.partial_ids_of(input), lookup, padding_idx)
         served: Tensor = self._with_base_rows(ids, is_missing, partial_ids, lookup, padding_idx)
         return served
+
+    def _beside_frozen_rows(
+        self, input: Tensor, partial_ids: Tensor, lookup: Lookup, padding_idx: int | None
+    ) -> Tensor:
+        """Kept rows, and frozen ones where an id has none; nothing waits for a device."""
+        missing = partial_ids < 0
+        wrong = (input < 0) | (input >= self.table.full_size)
+        if input.device.type != "cpu" or torch.compiler.is_compiling():
+            self.missing.add(input, wrong)
+        elif wrong.any():
+            raise self._missing_token_error(input, int(wrong.flatten().nonzero()[0]))
+        rows = self._read(input, partial_ids.clamp(min=0), lookup, padding_idx)
+        if input.is_meta:
+            return rows
+        others = self.table.look_up_frozen(self.table, input, rows.dtype)
+        chosen = torch.where(missing.unsqueeze(-1), others, rows)
+        return chosen.masked_fill(wrong.unsqueeze(-1), float("nan")) if input.device.type != "cpu" else chosen
+
+    def drop_caches(self) -> None:
+        if self.table.look_up_frozen is not None:
+            self.table.look_up_frozen.clear()
 
     def _read(self, ids: Tensor, partial_ids: Tensor, lookup: Lookup, padding_idx: int | None) -> Tensor:
         """Rows by partial ids; of a table that may grow, by full ones, which stay right when it does."""
@@ -104,6 +127,11 @@ class RemapLookup(PartialModule):
             assert table.extend is not None
             table.extend(table, [token_id])
             return self.row_at(token_id)
+        if self.policy == "frozen":
+            row: Tensor = table.look_up_frozen(
+                table, torch.tensor([token_id], device=self.weight.device), self.weight.dtype
+            )
+            return row[0]
         ids, missing = torch.tensor([token_id], device="cpu"), torch.ones(1, dtype=torch.bool, device="cpu")
         rows: Tensor = self._with_base_rows(ids, missing, brought(ids, self.weight.device), self.lookup, None)
         return rows[0]

@@ -135,6 +135,7 @@ class Arrivals:
     def __init__(self) -> None:
         self.since_step = False
         self.is_seen_ahead = False  # batches are seen on the host before they come to a forward
+        self._ends_with_step = False  # … until the next step
         self._waiting: dict[int, tuple[Tensor, Tensor]] = {}  # of a pass: (gradient, token ids of its rows)
 
     @property
@@ -146,6 +147,11 @@ class Arrivals:
         """Begins anew: a step is taken, and no graph of before is of use any more."""
         self.since_step = False
         self._waiting.clear()
+        self.is_seen_ahead &= not self._ends_with_step
+
+    def see_ahead(self, sees: bool) -> None:
+        """Notes that batches are seen on the host from now on, or no longer; the last one's forward is still to come then."""
+        self.is_seen_ahead, self._ends_with_step = True, not sees
 
     def add(self, read: Read, gradient: Tensor) -> None:
         """Adds a gradient to those of the pass that runs."""
@@ -176,5 +182,5 @@ def in_rows_of(token_ids: Tensor, values: Tensor, token_ids_then: Tensor) -> Ten
     shape = len(token_ids), *values.shape[1:]
     if values.is_sparse:
         at = positions[values._indices()]
-        return torch.sparse_coo_tensor(at, values._values(), shape, check_invariants=False)
+        return torch.sparse_coo_tensor(at, values._values(), shape, device=values.device, check_invariants=False)
     return values.new_zeros(shape).index_copy(0, positions, values)

@@ -95,6 +95,8 @@ class PartialTable:
         self.given_states: list[Any] = []  # full states that optimizers gave out
         self.earlier: dict[int, Tensor] = {}  # token ids of the rows that there were once, by their number
         self.arrivals: Any = None  # what graphs that are alive need where further rows may come at any time
+        self.look_up_frozen: Any = None  # (table, ids, dtype) → rows that are not kept, on the ids' device
+        self.followers: list[PartialTable] = []  # of output layers, which get the rows that come here
         self.extend: Callable[[PartialTable, Sequence[int]], None] | None = None  # gives it further rows
 
     def keep(self, vocabulary: PartialVocabulary) -> None:
