@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import accelerator
 import datasets
 import numpy as np
 import pytest
 import torch
+from accelerate.data_loader import prepare_data_loader
 from accelerate.state import PartialState
 from models import FULL_SIZE, small_lm, small_model
 from torch import nn
@@ -327,3 +329,23 @@ def test_where_the_callback_comes_too_late_it_names_the_line(
         callback.on_train_begin(args, trainer.state, trainer.control, **begin)
     lv.shrink_trainer_(trainer)  # before the optimizer is made, or handed over
     callback.on_train_begin(args, trainer.state, trainer.control, **begin)
+
+
+@pytest.mark.skipif(not accelerator.can_be_emulated(), reason="torch can emulate a device from 2.13 on")
+@pytest.mark.parametrize("generates", [False, True], ids=["trains on its data", "generates"])
+def test_on_a_device_rows_come_as_the_loader_gives_a_batch_that_shows_all_ids(generates: bool, tmp_path: Path) -> None:
+    args = arguments(tmp_path)
+    if generates:
+        args.temperature = 1.0
+    callback = lv.LeanVocabCallback()
+    with accelerator.in_use():
+        model = lv.shrink_(small_model().to(accelerator.NAME), on_missing="extend")
+        loader = torch.utils.data.DataLoader(Stream(), batch_size=4)
+        loader = prepare_data_loader(loader, device=torch.device(accelerator.NAME), put_on_device=True)
+        optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0)
+        begin = {"model": model, "optimizer": optimizer, "train_dataloader": loader}
+        callback.on_train_begin(args, None, None, **begin)
+        began = lv.status(model).tables[0].num_rows
+        model.train()
+        next(iter(loader))
+        assert (lv.status(model).tables[0].num_rows > began) == (not generates)
