@@ -34,7 +34,7 @@ _KEEPING_MARKS = ("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Precompiled")
 _POST_PROCESSORS = ("ByteLevel", "BertProcessing", "RobertaProcessing", "TemplateProcessing")
 
 
-class UnprovenError(Exception):
+class _UnprovenError(Exception):
     """A part of a tokenizer for which no boundary is proven; the message says which."""
 
 
@@ -112,18 +112,21 @@ def _classes() -> NDArray[np.uint8]:
     return classes
 
 
-def find_boundaries(backend: Any) -> Boundaries:
-    """Where texts may be cut for a `tokenizers.Tokenizer`.
+def find_boundaries(backend: Any) -> Boundaries | str:
+    """Where texts may be cut for a `tokenizers.Tokenizer`; or why they stay whole, since no boundary is proven to be safe."""
+    try:
+        return _proven(backend)
+    except _UnprovenError as why:
+        return str(why)
 
-    Raises:
-        UnprovenError: no boundary is proven to be safe; the texts stay whole.
-    """
+
+def _proven(backend: Any) -> Boundaries:
     _check_model(backend.model)
     _check_post_processor(backend.post_processor)
     normalizers = list(_components(backend.normalizer, "normalizer"))
     pre_tokenizers = list(_components(backend.pre_tokenizer, "pre-tokenizer"))
     if not pre_tokenizers:
-        raise UnprovenError("the tokenizer has no pre-tokenizer")
+        raise _UnprovenError("the tokenizer has no pre-tokenizer")
     kinds = [part["type"] for part in pre_tokenizers]
     added = list(backend.get_added_tokens_decoder().values())
     if kinds[0] in _TO_WORDS:
@@ -134,7 +137,7 @@ def find_boundaries(backend: Any) -> Boundaries:
         boundaries = _of_bytes(pre_tokenizers, normalizers, added)
     _check_added_tokens(added, backend.normalizer, is_of_words=boundaries.within_runs)
     if not boundaries.needed:
-        raise UnprovenError("the tokenizer's normalizer keeps no white space as it is")
+        raise _UnprovenError("the tokenizer's normalizer keeps no white space as it is")
     return boundaries
 
 
@@ -144,7 +147,7 @@ def _of_words(parts: list[Any], normalizers: list[Any], normalizer: Any) -> Boun
     for part in normalizers:
         if part["type"] == "Replace":
             if not _replaces_runs(part) and not _replaces_within_words(part):
-                raise UnprovenError(f"the tokenizer's normalizer replaces {part['pattern']}")
+                raise _UnprovenError(f"the tokenizer's normalizer replaces {part['pattern']}")
         else:
             _check_kinds([part], (*_KEEPING_MARKS, "BertNormalizer", "StripAccents", "Strip"), "normalizer")
     kept = [
@@ -157,11 +160,11 @@ def _of_metaspace(parts: list[Any], normalizers: list[Any], normalizer: Any) -> 
     """A space begins a piece and is its first character, whatever is behind it."""
     _check_kinds(parts[1:], ("Punctuation", "Digits"), "pre-tokenizer")
     if not parts[0].get("split", True):
-        raise UnprovenError("the tokenizer's pre-tokenizer does not split at spaces")
+        raise _UnprovenError("the tokenizer's pre-tokenizer does not split at spaces")
     for part in normalizers:
         if part["type"] == "Replace":
             if not _replaces_runs(part) and not (_replaces_within_words(part) and part["content"]):
-                raise UnprovenError(f"the tokenizer's normalizer replaces {part['pattern']}")
+                raise _UnprovenError(f"the tokenizer's normalizer replaces {part['pattern']}")
         elif not (part["type"] == "Strip" and not part["strip_left"]):
             _check_kinds([part], (*_KEEPING_MARKS, "StripAccents"), "normalizer")
     kept = [space for space in _SPACES if _normalized(normalizer, f"a{space}b") == "a b"]
@@ -169,7 +172,7 @@ def _of_metaspace(parts: list[Any], normalizers: list[Any], normalizer: Any) -> 
         for point in np.flatnonzero(_classes() >= _SOLID).tolist():
             became = _normalized(normalizer, chr(point))
             if not became or any(map(str.isspace, became)):
-                raise UnprovenError(f"the tokenizer's normalizer makes {became!r} of {chr(point)!r}")
+                raise _UnprovenError(f"the tokenizer's normalizer makes {became!r} of {chr(point)!r}")
     return Boundaries(tuple((ord(space), _SOLID) for space in kept))
 
 
@@ -180,7 +183,7 @@ def _of_bytes(parts: list[Any], normalizers: list[Any], added: list[Any]) -> Bou
         parts = parts[1:]
     kinds = [part["type"] for part in parts]
     if kinds not in (["ByteLevel"], ["Split", "ByteLevel"]):
-        raise UnprovenError(f"the tokenizer's pre-tokenizer is {' and '.join(kinds) or 'Digits'}")
+        raise _UnprovenError(f"the tokenizer's pre-tokenizer is {' and '.join(kinds) or 'Digits'}")
     last = parts[-1]
     pattern = _GPT2 if last["use_regex"] else None
     if len(parts) == 2:
@@ -192,17 +195,17 @@ def _of_bytes(parts: list[Any], normalizers: list[Any], added: list[Any]) -> Bou
     if pattern in _BY_LINES:
         needed = [(ord(space), _MARK) for space in " \t"] + [(ord(space), _WORD) for space in "\n\r"]
         return Boundaries(tuple(needed), at_lines=not any(token.lstrip for token in added))
-    raise UnprovenError("the tokenizer's pre-tokenizer splits by an unknown pattern")
+    raise _UnprovenError("the tokenizer's pre-tokenizer splits by an unknown pattern")
 
 
 def _components(component: Any, what: str) -> Iterator[Mapping[str, Any]]:
-    """A component and those in it, as a tokenizer's file has them; raises `UnprovenError` for one that is no part of a file."""
+    """A component and those in it, as a tokenizer's file has them; raises `_UnprovenError` for one that is no part of a file."""
     if component is None:
         return
     try:
         state = json.loads(component.__getstate__())
     except Exception as error:  # made of Python code
-        raise UnprovenError(f"the tokenizer's {what} cannot be read") from error
+        raise _UnprovenError(f"the tokenizer's {what} cannot be read") from error
     yield from _flat(state)
 
 
@@ -218,15 +221,15 @@ def _flat(state: Any) -> Iterator[Mapping[str, Any]]:
 def _check_kinds(parts: list[Any], proven: tuple[str, ...], what: str) -> None:
     for part in parts:
         if part["type"] not in proven:
-            raise UnprovenError(f"the tokenizer's {what} has the part {part['type']}")
+            raise _UnprovenError(f"the tokenizer's {what} has the part {part['type']}")
 
 
 def _check_model(model: Any) -> None:
     kind = type(model).__name__
     if kind not in ("BPE", "WordPiece", "WordLevel", "Unigram"):
-        raise UnprovenError(f"the tokenizer's model is {kind}")
+        raise _UnprovenError(f"the tokenizer's model is {kind}")
     if any(getattr(model, name, None) for name in ("dropout", "alpha", "nbest_size")):
-        raise UnprovenError("the tokenizer's model draws by chance")
+        raise _UnprovenError("the tokenizer's model draws by chance")
 
 
 def _check_post_processor(post_processor: Any) -> None:
@@ -236,16 +239,16 @@ def _check_post_processor(post_processor: Any) -> None:
             for name, sequences in (("single", ["A"]), ("pair", ["A", "B"])):
                 ids = [item["Sequence"]["id"] for item in part[name] if "Sequence" in item]
                 if sorted(ids) != sequences:
-                    raise UnprovenError(f"the tokenizer's post-processor makes {', '.join(ids)} of a {name}")
+                    raise _UnprovenError(f"the tokenizer's post-processor makes {', '.join(ids)} of a {name}")
 
 
 def _check_added_tokens(added: list[Any], normalizer: Any, *, is_of_words: bool) -> None:
     for token in added:
         written = [token.content] + ([_normalized(normalizer, token.content)] if token.normalized else [])
         if any(map(str.isspace, chain.from_iterable(written))):
-            raise UnprovenError(f"the tokenizer's added token {token.content!r} has white space in it")
+            raise _UnprovenError(f"the tokenizer's added token {token.content!r} has white space in it")
         if token.rstrip and not is_of_words:
-            raise UnprovenError(f"the tokenizer's added token {token.content!r} takes the white space behind it")
+            raise _UnprovenError(f"the tokenizer's added token {token.content!r} takes the white space behind it")
 
 
 def _replaces_runs(part: Mapping[str, Any]) -> bool:

@@ -162,8 +162,7 @@ def _written(writer: ChatWriter, chat: Any, rows: Rows, at: int, where: str, **o
         raise DataError(
             f"row {rows.first_row + at}{where} holds {shortened(chat)}; expected a list of messages, {{'role': …, 'content': …}}"
         )
-    tools, values = (rows.columns[name][at] if name in rows.columns else None for name in _BESIDES)
-    tools, values = (value.as_py() if is_instance(value, "pyarrow", "Scalar") else value for value in (tools, values))
+    tools, values = (_plain(rows.columns[name][at : at + 1])[0] if name in rows.columns else None for name in _BESIDES)
     try:
         writer.tools, writer.values = parsed(tools) or None, template_values(values, writer.tokenizer)
         return writer.written(messages, **options)

@@ -46,7 +46,7 @@ class DistinctPieces:
     def add(self, texts: pa.LargeStringArray) -> None:
         """Count the pieces of some texts."""
         start = 0
-        sizes = np.cumsum(np.diff(_offsets(texts)))
+        sizes = np.cumsum(np.diff(_offsets_of(texts)))
         while start < len(texts):
             done = sizes[start - 1] if start else 0
             stop = max(start + 1, int(np.searchsorted(sizes, done + self._bytes_cut - self._num_bytes, "right")))
@@ -76,14 +76,14 @@ class DistinctPieces:
     def _cut(self) -> None:
         texts = pa.concat_arrays(self._texts)
         self._texts, self._num_bytes = [], 0
-        offsets = _offsets(texts)
-        data = _bytes(texts)[offsets[0] : offsets[-1]]
+        offsets = _offsets_of(texts)
+        data = _data_of(texts)[offsets[0] : offsets[-1]]
         if not len(data):  # empty texts have no pieces
             return
         begins = np.zeros(len(data) + 1, np.bool_)
         begins[self._boundaries.cuts(data)] = True
         begins[offsets - offsets[0]] = True
-        starts = np.flatnonzero(begins).astype(np.int32)
+        starts = np.flatnonzero(begins)
         pieces = _strings(data, starts)
         counted = pc.value_counts(pieces)
         self._counted.append(pa.table({"piece": counted.field(0), "count": counted.field(1)}))
@@ -103,16 +103,16 @@ class DistinctPieces:
         """Texts of pieces that come equally often, how often, and of how many: side by side where they may be cut again."""
         pieces = table.column("piece").combine_chunks()
         counts = table.column("count").to_numpy()
-        firsts = pc.binary_slice(pieces.cast(pa.binary()), 0, 1)
+        firsts = pc.binary_slice(pieces.cast(pa.large_binary()), 0, 1)
         order = np.lexsort((counts, firsts.dictionary_encode().indices.to_numpy()))
         pieces, counts = pieces.take(pa.array(order)), counts[order]
-        offsets, data = _offsets(pieces), _bytes(pieces)
+        offsets, data = _offsets_of(pieces), _data_of(pieces)
         is_boundary = np.zeros(len(data) + 1, np.bool_)
         is_boundary[self._boundaries.cuts(data)] = True
         blocks = offsets[:-1] // _BYTES_JOINED
         goes_on = is_boundary[offsets[1:-1]] & (counts[1:] == counts[:-1]) & (blocks[1:] == blocks[:-1])
         begins = np.flatnonzero(np.concatenate([[True], ~goes_on]))
-        texts = _strings(_bytes(pieces), np.append(offsets[begins], offsets[-1]).astype(np.int32))
+        texts = _strings(_data_of(pieces), np.append(offsets[begins], offsets[-1]))
         counts = counts[begins]
         for start in range(0, len(texts), _JOINED_AT_ONCE):
             stop = min(start + _JOINED_AT_ONCE, len(texts))
@@ -120,17 +120,16 @@ class DistinctPieces:
             yield texts[start:stop].to_pylist(), counts[start:stop], num_pieces
 
 
-def _offsets(texts: pa.Array) -> NDArray[np.int64]:
-    dtype = np.int64 if pa.types.is_large_string(texts.type) else np.int32
-    offsets = np.frombuffer(texts.buffers()[1], dtype) if len(texts) else np.zeros(1, dtype)
-    return offsets[texts.offset : texts.offset + len(texts) + 1].astype(np.int64, copy=False)
+def _offsets_of(texts: pa.LargeStringArray) -> NDArray[np.int64]:
+    offsets = np.frombuffer(texts.buffers()[1], np.int64) if len(texts) else np.zeros(1, np.int64)
+    return offsets[texts.offset : texts.offset + len(texts) + 1] if len(texts) else offsets
 
 
-def _bytes(texts: pa.Array) -> NDArray[np.uint8]:
+def _data_of(texts: pa.LargeStringArray) -> NDArray[np.uint8]:
     data = texts.buffers()[2]
     return np.zeros(0, np.uint8) if data is None else np.frombuffer(data, np.uint8)
 
 
-def _strings(data: NDArray[np.uint8], offsets: NDArray[np.int32]) -> pa.StringArray:
+def _strings(data: NDArray[np.uint8], offsets: NDArray[np.int64]) -> pa.LargeStringArray:
     buffers = [None, pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(data))]
-    return pa.StringArray.from_buffers(len(offsets) - 1, buffers[1], buffers[2])
+    return pa.LargeStringArray.from_buffers(len(offsets) - 1, buffers[1], buffers[2])

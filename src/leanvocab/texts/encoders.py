@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from leanvocab.errors import DataError
-from leanvocab.texts.boundaries import Boundaries, UnprovenError, find_boundaries
+from leanvocab.texts.boundaries import Boundaries, find_boundaries
 
 # Methods that turn texts into ids; where transformers' own stand, the backend does all of the work.
 _CALLS = ("__call__", "_encode_plus", "_call_one", "_batch_encode_plus", "prepare_for_tokenization")
@@ -60,10 +60,7 @@ class Encoder:
             return "the tokenizer works in Python"
         if self.max_length is not None:
             return "they are cut to max_length"
-        try:
-            return find_boundaries(backend)
-        except UnprovenError as why:
-            return str(why)
+        return find_boundaries(backend)
 
     def _called(self, texts: Sequence[str], seconds: Sequence[str] | None, special: bool) -> Iterator[Sequence[int]]:
         cut = {"truncation": True, "max_length": self.max_length} if self.max_length else {"truncation": False}
