@@ -196,7 +196,9 @@ def _check_not_cast(model: nn.Module, table: FullTable) -> None:
 # --- options and gradients ----------------------------------------------------------------------------------------
 
 
-def check_options(output: str | None, frozen_rows: str, ids: str, on_missing: str | None) -> None:
+def check_options(
+    output: str | None, frozen_rows: str, ids: str, on_missing: str | None, decay_unused_rows: bool
+) -> None:
     """Raises `ModelError` for an option that is none, or that contradicts another."""
     for name, value, allowed in (
         ("output", output, (None, *OUTPUT_MODES)),
@@ -221,10 +223,6 @@ def check_options(output: str | None, frozen_rows: str, ids: str, on_missing: st
             "on_missing='extend' with output='restricted': the softmax would be over more tokens after each batch, another "
             "objective each time; count the data first, or leave output out"
         )
-
-
-def check_frozen(on_missing: str | None, frozen_rows: str, decay_unused_rows: bool) -> None:
-    """Raises `ModelError` where rows that are to be frozen would move, or would not be on the device."""
     if on_missing == "frozen" and decay_unused_rows:
         raise ModelError(
             "on_missing='frozen' with decay_unused_rows=True: rows that do not train would be decayed; leave one of them out"
@@ -236,7 +234,7 @@ def check_frozen(on_missing: str | None, frozen_rows: str, decay_unused_rows: bo
         )
 
 
-def check_frozen_lookups(tables: list[FullTable]) -> None:
+def _check_frozen_lookups(tables: list[FullTable]) -> None:
     """Raises `ModelError` for tables whose lookups change rows, or tell how often one came."""
     for table in tables:
         for path, module in zip(table.paths, table.modules, strict=True):
@@ -260,7 +258,9 @@ def check_filter(filter_eps: object, frozen_rows: str) -> None:
         )
 
 
-def check_modes(model: nn.Module, tables: list[FullTable], ids: str, filter_eps: object) -> None:
+def check_modes(
+    model: nn.Module, tables: list[FullTable], ids: str, on_missing: str | None, filter_eps: object
+) -> None:
     """Raises `ModelError` where partial ids would go to an output layer, or to a table for each layer that keeps others, and
     where no rows are frozen of which some were to be left out."""
     if filter_eps is not None and all(table.output != "frozen" for table in tables):
@@ -268,6 +268,8 @@ def check_modes(model: nn.Module, tables: list[FullTable], ids: str, filter_eps:
             f"filter_eps={filter_eps!r} leaves frozen rows out of a gradient, and no output layer of this model would have "
             'frozen rows; leave it out, or shrink with output="frozen"'
         )
+    if on_missing == "frozen":
+        _check_frozen_lookups(tables)
     per_layer = per_layer_modules(model)
     for table in tables if ids == "partial" else ():
         if table.output is not None:
@@ -281,9 +283,11 @@ def check_modes(model: nn.Module, tables: list[FullTable], ids: str, filter_eps:
                 f"{table.name} is given the ids of {tables[0].name}, and keeps {len(table.vocabulary):,} rows where that keeps "
                 f'{len(tables[0].vocabulary):,}, so that one partial id would be two tokens; leave ids="full"'
             )
+    if ids == "partial":
+        _check_inserted_ids_stay(model, tables)
 
 
-def check_inserted_ids_stay(model: nn.Module, tables: list[FullTable]) -> None:
+def _check_inserted_ids_stay(model: nn.Module, tables: list[FullTable]) -> None:
     """Raises `VocabularyError` where partial ids would move an id that the model compares with (padding, pooling at a token)."""
     for table in tables:
         size, partial_ids = table.vocabulary.full_size, {token_id: i for i, token_id in enumerate(table.vocabulary)}

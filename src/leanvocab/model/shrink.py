@@ -22,10 +22,7 @@ from leanvocab.files.row_store import RowStore
 from leanvocab.model import stand_ins
 from leanvocab.model.checks import (
     check_filter,
-    check_frozen,
-    check_frozen_lookups,
     check_gradient,
-    check_inserted_ids_stay,
     check_modes,
     check_options,
     check_whole,
@@ -109,21 +106,15 @@ def shrink_(
         VocabularyError: the vocabulary does not fit the table.
         OptimizerError: the optimizer's states would be lost.
     """
-    check_options(output, frozen_rows, ids, on_missing)
-    check_frozen(on_missing, frozen_rows, decay_unused_rows)
+    check_options(output, frozen_rows, ids, on_missing, decay_unused_rows)
     check_filter(filter_eps, frozen_rows)
     if vocabulary is None:
         vocabulary = _inserted_ids(model, tokenizer, embedding, on_missing)
     tables = find_tables(model, vocabulary, embedding, output)
-    check_modes(model, tables, ids, filter_eps)
-    if on_missing == "frozen":
-        check_frozen_lookups(tables)
-    if ids == "partial":
-        check_inserted_ids_stay(model, tables)
+    check_modes(model, tables, ids, on_missing, filter_eps)
     options = {"on_missing": on_missing, "ids": ids, "frozen_rows_on": frozen_rows, "filter_eps": filter_eps}
     partial = [_make_table(table, decay_unused_rows, store_dir, **options) for table in tables]
-    if on_missing == "extend":
-        _let_outputs_follow(tables, partial)
+    _let_outputs_follow(tables, partial)
     _announce(model, tables, on_missing)
     _put_in_place(model, tables, partial, unwrapped_optimizer(optimizer))
     return model
@@ -227,7 +218,7 @@ def _let_outputs_follow(tables: list[FullTable], partial: list[PartialTable]) ->
     is_input = [any(isinstance(module, nn.Embedding) for module in table.modules) for table in tables]
     inputs = [its for its, looks_up in zip(partial, is_input, strict=True) if looks_up]
     layers = [its for its, looks_up in zip(partial, is_input, strict=True) if not looks_up]
-    for number, layer in enumerate(layers):
+    for number, layer in enumerate(layer for layer in layers if layer.arrivals is not None):
         for table in inputs[number : number + 1] if len(inputs) == len(layers) else inputs:
             table.followers.append(layer)
 
