@@ -137,7 +137,8 @@ def child(what: str, name: str, size: str, rounds: str, seconds: str, peer: str 
 def measure(options: argparse.Namespace) -> Iterator[Result]:
     budget = Budget(options.seconds)
     names = ("made",) if options.size == "small" else options.tokenizers
-    peer = next(iter(sorted(PEERS.parent.rglob("transformer_smaller_training_vocab/token_stats.py"))), None)
+    installed = PEERS.glob("smaller-vocab/lib/*/site-packages/transformer_smaller_training_vocab/token_stats.py")
+    peer = options.token_stats or next(installed, None)
     series: list[Series] = []
     figures: list[Figure] = []
     about: dict[str, Any] = {}
@@ -169,6 +170,7 @@ def _ratio(case: str, who: str, seconds: dict[str, list[float]], bar: float | No
 def main(arguments: list[str] | None = None) -> list[Result]:
     made = parser(ABOUT)
     made.add_argument("--tokenizers", nargs="+", choices=TOKENIZERS, default=TOKENIZERS)
+    made.add_argument("--token-stats", type=Path, help="token_stats.py of transformer-smaller-training-vocab")
     options = read_options(made, arguments)
     return finish(measure(options), options)
 
