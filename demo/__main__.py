@@ -16,7 +16,7 @@ from rich.table import Table
 
 from demo.downloads import sha256_of
 from demo.figure import draw
-from demo.inputs import NUM_REVIEWS, make_data_folder, make_model_folder
+from demo.inputs import NUM_LANGUAGES, NUM_LINES, make_data_folder, make_model_folder
 from demo.runs import Run, finetune
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
@@ -30,11 +30,12 @@ def main() -> None:
     for name in ("pretrained", "data", "full", "partial"):
         shutil.rmtree(output / name, ignore_errors=True)
     console = Console(width=100)
-    console.print("[bold]1. Inputs[/]: all-MiniLM-L6-v2 and movie review snippets, from packages, checked by sha256")
+    console.print("[bold]1. Inputs[/]: multilingual-e5-small and lines of dialogue, from packages, checked by sha256")
     make_model_folder(output / "pretrained")
     make_data_folder(output / "data")
     console.print(
-        f"   {NUM_REVIEWS:,} snippets; {arguments.train_samples:,} to train on, {arguments.eval_samples:,} to validate"
+        f"   {NUM_LINES:,} lines in {NUM_LANGUAGES} languages, which are to be told; {arguments.train_samples:,} to train on, "
+        f"{arguments.eval_samples:,} to validate"
     )
 
     runs = {}
@@ -57,8 +58,8 @@ def main() -> None:
 
 def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__)
-    parser.add_argument("--train-samples", type=int, default=2560)
-    parser.add_argument("--eval-samples", type=int, default=640)
+    parser.add_argument("--train-samples", type=int, default=1280)
+    parser.add_argument("--eval-samples", type=int, default=320)
     parser.add_argument("--output", type=Path, default=Path("demo-output"))
     return parser.parse_args()
 
@@ -67,7 +68,7 @@ def _options(arguments: argparse.Namespace) -> list[str]:
     """One epoch, so that it ends soon, with a learning rate for that; all else by default."""
     return [
         *("--max-train-samples", str(arguments.train_samples), "--max-eval-samples", str(arguments.eval_samples)),
-        *("--epochs", "1", "--batch-size", "16", "--learning-rate", "1e-4", "--group-by-length"),
+        *("--epochs", "1", "--batch-size", "16", "--learning-rate", "3e-4", "--group-by-length"),
         *("--logging-steps", "1", "--seed", "42"),
     ]
 
@@ -132,12 +133,11 @@ def _check_merged(full: Run, partial: Run, output: Path) -> list[tuple[bool, str
     outside = [each for each in report["changed_token_ids"] if each not in vocabulary]
     num_outside = report["full_rows"] - len(vocabulary)
     example = report["predictions"][0]
-    rated, predicted = f"{example['rating']:+.1f} by people", f"{example['predicted']:+.1f} by the model"
     return [
         (
             not report["problems"] and not report["leanvocab_loaded"],
             f"the merged model loads in a fresh process without leanvocab: all {report['full_rows']:,} rows are there. "
-            f"Rated {rated}, {predicted}: “{example['text'][:60]}…”",
+            f"“{example['text'][:60]}” is {example['label']}, and {example['predicted']} to the model",
         ),
         (
             not outside and num_outside > 0,

