@@ -15,6 +15,7 @@ NAMES = (
     "startup",
     "counting",
     "counting_shapes",
+    "text_counting",
     "vocabulary",
     "shrinking",
     "merge",
@@ -27,6 +28,7 @@ NAMES = (
     "estimate",
     "per_layer_tables",
     "growing",
+    "one_line",
 )
 
 LONG_ON_A_CPU = (
@@ -34,6 +36,7 @@ LONG_ON_A_CPU = (
     "estimate",
     "per_layer_tables",
     "growing",
+    "one_line",
 )  # with the rest they would not fit into half an hour
 
 

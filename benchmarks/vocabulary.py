@@ -82,8 +82,7 @@ def programs(task: str, where: str) -> dict[str, Callable[[], Any]]:
     import numpy as np
     from transformers import AutoTokenizer
 
-    from leanvocab.texts.text_columns import tokenize
-    from leanvocab.vocabulary.counts import count_tokens
+    from leanvocab import count_tokens
 
     tokenizer, data, columns = AutoTokenizer.from_pretrained(where), load_task(task), TASKS[task][2]
     texts = [list(data[column][:]) for column in columns]
@@ -100,8 +99,9 @@ def programs(task: str, where: str) -> dict[str, Callable[[], Any]]:
         )
         return np.unique(encoded.with_format("arrow")[:]["input_ids"].combine_chunks().flatten().to_numpy())
 
+    counted = [columns] if len(columns) == 2 else columns
     return {
-        OURS: lambda: count_tokens(tokenize(data, task, columns, tokenizer), "input_ids", progress=False).token_ids,
+        OURS: lambda: count_tokens(data, counted, tokenizer=tokenizer, progress=False).token_ids,
         MAP: with_map,
         MAP_TUNED: lambda: with_map(new_fingerprint=uuid.uuid4().hex[:16]),
         LIMIT: functools.partial(tokenizer.backend_tokenizer.encode_batch_fast, batch),

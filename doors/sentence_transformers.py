@@ -23,7 +23,7 @@ def small_encoder(folder: Path) -> Any:
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.models import Pooling
 
-    module = _transformer(folder, "RobertaModel")
+    module = transformer(folder, "RobertaModel")
     return SentenceTransformer(modules=[module, Pooling(module.get_embedding_dimension())], device="cpu")
 
 
@@ -43,7 +43,7 @@ def autoencoder(folder: Path) -> Any:
 
     torch.manual_seed(0)
     top = SparseAutoEncoder(input_dim=models.DIM, hidden_dim=4 * models.DIM, k=16, k_aux=32)
-    module = _transformer(folder, "RobertaModel")
+    module = transformer(folder, "RobertaModel")
     return SparseEncoder(modules=[module, Pooling(models.DIM), top], device="cpu")
 
 
@@ -52,11 +52,12 @@ def splade(folder: Path, **changes: Any) -> Any:
     from sentence_transformers import SparseEncoder
     from sentence_transformers.sparse_encoder.modules import SpladePooling
 
-    module = _transformer(folder, "RobertaForMaskedLM", transformer_task="fill-mask", **changes)
+    module = transformer(folder, "RobertaForMaskedLM", transformer_task="fill-mask", **changes)
     return SparseEncoder(modules=[module, SpladePooling()], device="cpu")
 
 
-def _transformer(folder: Path, name: str, transformer_task: str = "feature-extraction", **changes: Any) -> Any:
+def transformer(folder: Path, name: str, transformer_task: str = "feature-extraction", **changes: Any) -> Any:
+    """The module of a random RoBERTa, of the class that is named."""
     from sentence_transformers.models import Transformer
 
     _save_model(folder, name, **changes)
@@ -74,12 +75,15 @@ def _save_model(folder: Path, name: str, **changes: Any) -> None:
 
 
 def rows(kind: str) -> Any:
-    """48 pairs of texts, alone, with a score, or with a label."""
+    """48 pairs of texts, alone, with a score, or with a label; or lists of texts for each query."""
     import datasets
 
     texts = trl.texts()
     both = [pair for by in (1, 2, 3) for pair in zip(texts, texts[by:] + texts[:by], strict=True)]
     found = [{"sentence1": a, "sentence2": b} for a, b in both]
+    if kind == "lists":
+        queries = [(texts[i], [texts[i - 1], texts[i - 2], texts[i - 3]]) for i in range(len(texts))]
+        return datasets.Dataset.from_list([{"query": q, "docs": docs, "labels": [1, 0, 0]} for q, docs in queries])
     extra: dict[str, Any] = {"score": lambda i: i % 5 / 5, "label": lambda i: i % 2}.get(kind)  # type: ignore[assignment]
     return datasets.Dataset.from_list([each | ({kind: extra(i)} if extra else {}) for i, each in enumerate(found)])
 
@@ -89,6 +93,8 @@ def encoded(model: Any, texts: list[str]) -> list[Any]:
     if hasattr(model, "rank"):
         return model.predict(list(itertools.pairwise(texts))).tolist()  # type: ignore[no-any-return]
     found = model.encode(texts)
+    if isinstance(found, list):  # a vector for each token
+        return [vectors.tolist() for vectors in found]
     return (found.to_dense() if isinstance(found, torch.Tensor) else found).tolist()
 
 
@@ -112,7 +118,7 @@ def train(model: Any, folder: Path, data: Any, loss: Any, texts: list[str], **op
     kind = type(model).__name__
     trainer = getattr(st, f"{kind}Trainer")(
         model, getattr(st, f"{kind}TrainingArguments")(str(folder), **defaults | options), train_dataset=data,
-        eval_dataset=data.select(range(8)), loss=loss(model), evaluator=Encode(),
+        eval_dataset=_few(data), loss=loss(model), evaluator=Encode(),
     )  # fmt: skip
     with pairs.held_bytes(run, model):
         trainer.train(**resume)
@@ -124,6 +130,10 @@ def train(model: Any, folder: Path, data: Any, loss: Any, texts: list[str], **op
     run.tensors = pairs.state_of(model)
     run.others["loaded"] = encoded(type(model)(str(folder / "final"), device="cpu"), texts)
     return run
+
+
+def _few(data: Any) -> Any:
+    return {name: _few(each) for name, each in data.items()} if isinstance(data, dict) else data.select(range(8))
 
 
 @pairs.one_thread
@@ -140,7 +150,9 @@ def _texts() -> list[str]:
     return [*trl.texts()[:4], "w400 w401 w4"]
 
 
-def _loss(name: str, of: str = "sentence_transformer", **options: Any) -> Any:
+def loss_of(name: str, of: str = "sentence_transformer", **options: Any) -> Any:
+    """A function that makes a loss of sentence-transformers for a model."""
+
     def made(model: Any) -> Any:
         return getattr(importlib.import_module(f"sentence_transformers.{of}.losses"), name)(model, **options)
 
@@ -153,22 +165,22 @@ def _loss(name: str, of: str = "sentence_transformer", **options: Any) -> Any:
     **SLOW,
 )
 def ranking(folder: Path) -> Outcome:
-    return pair(folder, "pairs", _loss("MultipleNegativesRankingLoss"))
+    return pair(folder, "pairs", loss_of("MultipleNegativesRankingLoss"))
 
 
 @door("SentenceTransformerTrainer, CosineSimilarityLoss", fast=False, **_NEEDS)
 def cosine(folder: Path) -> Outcome:
-    return pair(folder, "score", _loss("CosineSimilarityLoss"))
+    return pair(folder, "score", loss_of("CosineSimilarityLoss"))
 
 
 @door("SentenceTransformerTrainer, CachedMultipleNegativesRankingLoss (gradient caching)", fast=False, **_NEEDS)
 def cached(folder: Path) -> Outcome:
-    return pair(folder, "pairs", _loss("CachedMultipleNegativesRankingLoss", mini_batch_size=2))
+    return pair(folder, "pairs", loss_of("CachedMultipleNegativesRankingLoss", mini_batch_size=2))
 
 
 @door("SentenceTransformerTrainer, ContrastiveLoss, gradient accumulation, bf16 autocast", **_NEEDS)
 def contrastive(folder: Path) -> Outcome:
-    return pair(folder, "label", _loss("ContrastiveLoss"), gradient_accumulation_steps=2, max_steps=8, bf16=True)
+    return pair(folder, "label", loss_of("ContrastiveLoss"), gradient_accumulation_steps=2, max_steps=8, bf16=True)
 
 
 @door(
@@ -179,7 +191,7 @@ def contrastive(folder: Path) -> Outcome:
 @pairs.one_thread
 def checkpoints(folder: Path) -> Outcome:
     """Eight steps, and again from the ordinary run's fourth; both times the best model is not the last."""
-    loss, data = _loss("MultipleNegativesRankingLoss"), rows("pairs")
+    loss, data = loss_of("MultipleNegativesRankingLoss"), rows("pairs")
     saving = {"save_strategy": "steps", "save_steps": 2, "eval_steps": 2, "load_best_model_at_end": True}
     options = {**saving, "max_steps": 8, "learning_rate": 3e-3, "lr_scheduler_type": "constant"}
     made = {"full": small_encoder, "lean": lambda base: models.lean(small_encoder(base))}
@@ -199,12 +211,12 @@ def checkpoints(folder: Path) -> Outcome:
 
 @door("CrossEncoderTrainer, BinaryCrossEntropyLoss; predict during and after; its own layout", **_NEEDS, fast=False)
 def reranking(folder: Path) -> Outcome:
-    return pair(folder, "label", _loss("BinaryCrossEntropyLoss", "cross_encoder"), cross_encoder)
+    return pair(folder, "label", loss_of("BinaryCrossEntropyLoss", "cross_encoder"), cross_encoder)
 
 
 @door("SparseEncoderTrainer, CSRLoss: a sparse autoencoder on an encoder", **_NEEDS, fast=False)
 def sparse_autoencoder(folder: Path) -> Outcome:
-    return pair(folder, "pairs", _loss("CSRLoss", "sparse_encoder"), autoencoder)
+    return pair(folder, "pairs", loss_of("CSRLoss", "sparse_encoder"), autoencoder)
 
 
 def _splade_loss(model: Any) -> Any:
@@ -248,7 +260,7 @@ def _real(folder: Path, name: str, languages: tuple[str, ...], prompt: str = "")
     counts = lv.count_tokens(encoder.tokenizer([text for row in found for text in row.values()])["input_ids"])
     vocabulary = lv.PartialVocabulary.from_counts(counts, tokenizer=encoder.tokenizer, model=encoder[0].auto_model)
     options = {"learning_rate": 2e-5, "per_device_train_batch_size": 4, "max_steps": 6, "eval_steps": 4}
-    loss = _loss("MultipleNegativesRankingLoss")
+    loss = loss_of("MultipleNegativesRankingLoss")
     full = train(encoder, folder / "full", data, loss, unseen, **options)
     torch.manual_seed(0)
     shrunk = shrink_(SentenceTransformer(path, device="cpu"), vocabulary)

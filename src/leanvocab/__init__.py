@@ -19,13 +19,16 @@ if TYPE_CHECKING:
     from leanvocab.model.shrink import merge_, partial_state_dicts, shrink_, shrunk
     from leanvocab.model.status import status
     from leanvocab.reports.memory import estimate_memory
-    from leanvocab.trainer import LeanVocabCallback
-    from leanvocab.vocabulary.counts import TokenCounts, count_tokens
+    from leanvocab.texts.counting import count_tokens
+    from leanvocab.trainers.callback import LeanVocabCallback
+    from leanvocab.trainers.shrinking import shrink_trainer_
+    from leanvocab.vocabulary.counts import TokenCounts
     from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 _NAMES_BY_ROOM = {
     "errors": ("LeanVocabError",),
-    "vocabulary.counts": ("TokenCounts", "count_tokens"),
+    "vocabulary.counts": ("TokenCounts",),
+    "texts.counting": ("count_tokens",),
     "vocabulary.partial_vocabulary": ("PartialVocabulary",),
     "model.shrink": ("shrink_", "merge_", "shrunk", "partial_state_dicts"),
     "model.growing": ("extend_",),
@@ -36,7 +39,8 @@ _NAMES_BY_ROOM = {
     "checkpoints.delta_loading": ("load_delta",),
     "checkpoints.delta_making": ("make_delta",),
     "checkpoints.merge": ("merge_checkpoint",),
-    "trainer": ("LeanVocabCallback",),
+    "trainers.shrinking": ("shrink_trainer_",),
+    "trainers.callback": ("LeanVocabCallback",),
 }
 _ROOMS = {name: room for room, names in _NAMES_BY_ROOM.items() for name in names}
 
@@ -57,6 +61,7 @@ __all__ = [  # noqa: RUF022 (the order of the flow)
     "load_delta",
     "make_delta",
     "merge_checkpoint",
+    "shrink_trainer_",
     "LeanVocabCallback",
     "__version__",
 ]

@@ -14,7 +14,7 @@ import torch
 import transformers
 
 import leanvocab as lv
-from docs.figures import draw_wings
+from docs.figures import draw_encoders, draw_wings
 from leanvocab.partial.optimizers import is_row_separable
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -100,6 +100,11 @@ def test_every_python_block_is_run_or_marked_as_needing_a_hub():
     assert {block[2] for block in found} == {None, "hub"}
     fences = sum(page.read_text().count("```python") for page in PAGES)
     assert fences == len(found)
+
+
+def test_the_table_of_multilingual_encoders_is_what_the_estimate_says_today():
+    page = draw_encoders.PAGE.read_text()
+    assert page.partition(draw_encoders.BEGIN)[2].partition(draw_encoders.END)[0] == draw_encoders.drawn()
 
 
 def commands():

@@ -179,7 +179,8 @@ DOORS = (
     "checkpoints/training_runs",
     "output/trl_losses",
     "partial/sharded",
-    "trainer",
+    "trainers/callback",
+    "trainers/resuming",
     "vocabulary/ray_data",
 )
 

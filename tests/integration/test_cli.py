@@ -73,6 +73,9 @@ def test_text_is_counted_with_a_tokenizer_and_the_vocabulary_is_written(base, da
     assert set(counted["splits"]) == {"train", "validation"}
     assert counted["splits"]["train"]["num_tokens"] == sum(len(row["text"].split()) + 2 for row in rows(48, seed=0))
     assert counted["splits"]["train"]["used_rows"] == len(used_words(rows(48, seed=0))) + 2
+    assert counted["tokenized"] == "distinct pieces"
+    cut = json_of("count", data, "--tokenizer", base, "--max-length", 5)
+    assert cut["tokenized"] == "whole texts, since they are cut to max_length"
     assert counted["vocabulary"]["full_rows"] == FULL_SIZE  # the model's rows, not the tokenizer's tokens
     vocabulary = PartialVocabulary.load(tmp_path / "v.json")
     assert set(vocabulary) == {len(SPECIAL) + WORDS.index(word) for word in words} | set(range(len(SPECIAL)))

@@ -14,6 +14,7 @@ LANGUAGE_MODELS = {  # tied, as published ones are
     "trl_sft": "gpt2",
 }  # fmt: skip
 PACKAGES = {"lora": "peft", "new_tokens": "peft", "ray_counting": "ray", "sentence_embeddings": "sentence_transformers"}
+PACKAGES["multilingual_embeddings"] = "sentence_transformers"
 PACKAGES |= {"qlora": "bitsandbytes", "eight_bit_adam": "bitsandbytes", "zero3": "deepspeed"}
 PACKAGES |= dict.fromkeys(["trl_dpo", "trl_grpo", "trl_reward", "trl_sft"], "trl")
 LAUNCHED = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -28,7 +29,7 @@ def table_for(example: str) -> list[dict[str, Any]]:
     """Rows as an example takes them."""
     if example == "seq2seq_lm":
         return pairs(48, names=("source", "target"))
-    if example == "sentence_embeddings":
+    if example in ("sentence_embeddings", "multilingual_embeddings"):
         return pairs(48, names=("anchor", "positive"))
     if example in ("trl_sft", "trl_grpo"):
         return pairs(48)

@@ -189,12 +189,6 @@ def test_the_callback_shrinks_the_trainers_model(tmp_path: Path) -> None:
     assert lv.status(model)
 
 
-def test_the_callback_refuses_to_train_a_model_that_is_not_shrunk(tmp_path: Path) -> None:
-    trainer = Trainer(small_model(), arguments(tmp_path), train_dataset=rows(), callbacks=[lv.LeanVocabCallback()])
-    with pytest.raises(NotShrunkError, match="is not shrunk, though LeanVocabCallback is there"):
-        trainer.train()
-
-
 def test_the_callback_says_where_to_shrink_a_model_that_the_trainer_makes_itself(tmp_path: Path) -> None:
     """`train` calls `model_init` again, so that the model that the callback shrank is not the one that is trained."""
     callback = lv.LeanVocabCallback(used_vocabulary())

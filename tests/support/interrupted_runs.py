@@ -13,7 +13,7 @@ _FILES = (
     "/leanvocab/finetune/",
     "/leanvocab/checkpoints/",
     "/leanvocab/files/",
-    "/leanvocab/trainer.py",
+    "/leanvocab/trainers/",
     "/transformers/trainer.py",
 )
 

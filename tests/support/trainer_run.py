@@ -58,7 +58,7 @@ def trainer_run(options: dict[str, Any]) -> dict[str, Any]:
     )
     callbacks = []
     if options.get("checkpoints"):
-        from leanvocab.trainer import LeanVocabCallback
+        from leanvocab.trainers.callback import LeanVocabCallback
 
         callbacks.append(LeanVocabCallback(checkpoints=options["checkpoints"]))
     trainer = Trainer(model, arguments, train_dataset=data, eval_dataset=data[:8], callbacks=callbacks)
@@ -66,7 +66,7 @@ def trainer_run(options: dict[str, Any]) -> dict[str, Any]:
         trainer.add_callback(_Interrupt(options["interrupt_at"]))
     try:
         if options.get("resume_delta"):
-            from leanvocab.trainer import resume_from_delta
+            from leanvocab.trainers.resuming import resume_from_delta
 
             resume_from_delta(trainer, options["resume_delta"], widen=options.get("widen", False))
         else:

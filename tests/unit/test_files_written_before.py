@@ -15,7 +15,7 @@ import leanvocab as lv
 from leanvocab.checkpoints.delta_format import read_delta, read_training_note
 from leanvocab.checkpoints.optimizer_states import read_full_states
 from leanvocab.reports.inspection import inspect_delta
-from leanvocab.trainer import resume_from_delta
+from leanvocab.trainers.resuming import resume_from_delta
 
 BEFORE = Path(__file__).parents[1] / "data" / "before_the_wings"
 EXPECTED: dict[str, Any] = json.loads((BEFORE / "expected.json").read_text())

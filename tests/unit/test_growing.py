@@ -424,6 +424,24 @@ def test_a_run_goes_on_from_any_other_and_ends_in_the_same_bits(first: str, then
         assert lv.status(ends[1][1]).tables[0].num_rows < FULL_SIZE
 
 
+def test_a_run_with_replayed_decay_goes_on_from_an_ordinary_one() -> None:
+    def decayed(parameters: Any) -> Optimizer:
+        return torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.1)
+
+    full = small_model()
+    optimizer = decayed(full.parameters())
+    steps_of(3, of_classes)(full, optimizer)
+    weights, states = copy.deepcopy(full.state_dict()), copy.deepcopy(optimizer.state_dict())
+    lean = lv.shrink_(small_model(), on_missing="extend", decay_unused_rows=True)
+    again = decayed(lean.parameters())
+    lean.load_state_dict(weights)
+    again.load_state_dict(states)
+    later = steps_of(4, lambda each, step: of_classes(each, step + 3))
+    assert later(full, optimizer) == later(lean, again)
+    assert differing(full, lean) == []
+    assert lv.status(lean).tables[0].num_rows < FULL_SIZE
+
+
 def test_a_delta_of_a_grown_run_loads_into_one_that_has_not_grown(tmp_path: Any) -> None:
     model = small_model()
     model.save_pretrained(tmp_path / "base")

@@ -17,10 +17,10 @@ from leanvocab.files.hub_cache import cached_folder
 from leanvocab.files.row_bytes import gaps
 from leanvocab.files.row_store import same_bits
 from leanvocab.files.tensor_files import read_rows
-from leanvocab.partial.caches import emptied_with_models
 from leanvocab.partial.module import partial_modules
 from leanvocab.partial.partial_table import PartialTable
 from leanvocab.progress import ProgressBar
+from leanvocab.reads.caches import emptied_with_models
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 _MOST_DIGESTS = 100_000

@@ -15,6 +15,7 @@ from leanvocab.checkpoints.tensor_names import TensorNames, names_when_saved
 from leanvocab.errors import CheckpointError, LeanVocabWarning, NotShrunkError
 from leanvocab.files.headers import Located
 from leanvocab.files.tensor_files import read_rows, read_tensor
+from leanvocab.model.full_table import LOOKUPS
 from leanvocab.model.growing import extend_
 from leanvocab.model.shrink import partial_state_dicts
 from leanvocab.model.status import status
@@ -35,7 +36,7 @@ def load_delta(
     into the model's store. Rows that were trained for another objective load with a warning.
 
     With `widen` a model that was shrunk to another vocabulary gets the delta's rows beside its own first, as one with
-    on_missing="extend" does in any case. Optimizer states are not loaded here (`leanvocab.trainer.resume_from_delta`).
+    on_missing="extend" does in any case. Optimizer states are not loaded here (`leanvocab.trainers.resuming.resume_from_delta`).
 
     Raises:
         NotShrunkError: the model is not shrunk.
@@ -114,7 +115,7 @@ def paths_of_tables(model: nn.Module, description: Description) -> dict[str, str
                 shown += f"; the delta was trained with {option}: shrink_(model, vocabulary, {option})"
                 shown += ", or make a checkpoint: leanvocab merge"
             raise CheckpointError(f"expected a shrunk table for {name!r}, found {shown}")
-        paths[name] = next((path for path in holders if isinstance(shrunk[path], nn.Embedding)), holders[0])
+        paths[name] = next((path for path in holders if isinstance(shrunk[path], LOOKUPS)), holders[0])
     return paths
 
 

@@ -35,6 +35,7 @@ from leanvocab.files.copying import sha256_of_range
 from leanvocab.files.headers import SINGLE, is_weights_file, read_header
 from leanvocab.files.row_store import same_bits
 from leanvocab.files.tensor_files import DTYPE_NAMES, read_tensor, sha256_of_tensor
+from leanvocab.model.full_table import LOOKUPS
 from leanvocab.model.shrink import partial_state_dicts
 from leanvocab.model.status import status
 from leanvocab.partial.module import partial_modules
@@ -125,7 +126,7 @@ def write_delta(
 def tables_of(model: nn.Module) -> dict[PartialTable, str]:
     """Table → path of the first module that holds it, an input table where there is one."""
     tables: dict[PartialTable, str] = {}
-    modules = sorted(partial_modules(model).items(), key=lambda named: not isinstance(named[1], nn.Embedding))
+    modules = sorted(partial_modules(model).items(), key=lambda named: not isinstance(named[1], LOOKUPS))
     for path, module in modules:
         tables.setdefault(module.table, path)
     return tables

@@ -61,6 +61,8 @@ def count_command(
     counts = count_data(data, reading, loaded, config)
     used = {name: {"num_tokens": of.num_tokens, "used_rows": len(of.token_ids)} for name, of in counts.items()}
     summary: dict[str, Any] = {"data": data, "splits": used}
+    if counts.tokenized:
+        summary["tokenized"] = counts.tokenized
     if tokenizer or full_size or output:
         options = {"full_size": full_size, "min_count": min_count, "always_keep": always_keep or ()}
         vocabulary = keep(counts, loaded, config, **options)

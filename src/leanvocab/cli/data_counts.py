@@ -89,7 +89,13 @@ def source_of(
     return splits
 
 
-def count_data(data: Any, options: DataOptions, tokenizer: Any, config: Any = None) -> "dict[str, TokenCounts]":
+class CountedSplits(dict[str, "TokenCounts"]):
+    """Counts of each split; `tokenized` says how texts were counted, None where they were not, or by a task."""
+
+    tokenized: str | None = None
+
+
+def count_data(data: Any, options: DataOptions, tokenizer: Any, config: Any = None) -> CountedSplits:
     """Counts of each split; `config` is that of the tokenizer's model, which may take texts of some length alone.
 
     Raises:
@@ -104,7 +110,9 @@ def count_data(data: Any, options: DataOptions, tokenizer: Any, config: Any = No
     splits = load_splits(source, options.config_name, settings.texts)
     first = next(iter(splits.values()))
     if options.token_columns or (not options.text_columns and "input_ids" in first.column_names):
-        return {name: count_tokens(split, options.token_columns or None) for name, split in splits.items()}
+        return CountedSplits(
+            (name, count_tokens(split, options.token_columns or None)) for name, split in splits.items()
+        )
     if tokenizer is None:
         raise DataError(
             f"{data} holds no column input_ids but {', '.join(first.column_names)}: name the columns of token ids "
@@ -120,26 +128,28 @@ def count_data(data: Any, options: DataOptions, tokenizer: Any, config: Any = No
     examples = read_examples(splits, tokenizer, replace(settings, train_split=train, **lengths))
     for said in splits.said_of_strings(examples.columns):
         typer.echo(said, err=True)
-    return {name: count_tokens(split, examples.task.token_columns) for name, split in examples.encoded.items()}
+    by_task = examples.encoded.items()
+    return CountedSplits((name, count_tokens(split, examples.task.token_columns)) for name, split in by_task)
 
 
-def _count_texts(
-    splits: Any, wanted: tuple[str, ...], tokenizer: Any, max_length: int | None
-) -> "dict[str, TokenCounts]":
+def _count_texts(splits: Any, wanted: tuple[str, ...], tokenizer: Any, max_length: int | None) -> CountedSplits:
     """Counts of texts and pairs, whatever their labels; nothing of a run is loaded for it."""
-    from leanvocab.texts.fitting import check_known
+    from leanvocab.texts.counting import count_tokens, way_of_counting
+    from leanvocab.texts.fitting import ROWS_LOOKED_AT, check_known
     from leanvocab.texts.text_columns import check_texts, find_text_columns, tokenize
-    from leanvocab.vocabulary.counts import count_tokens
 
     text_columns = find_text_columns(next(iter(splits.values())), wanted)
     for said in splits.said_of_strings(text_columns):
         typer.echo(said, err=True)
-    counts = {}
     for name, split in splits.items():
         check_texts(name, split, text_columns)
-        encoded = tokenize(split, name, text_columns, tokenizer, max_length)
-        check_known(name, encoded, tokenizer)
-        counts[name] = count_tokens(encoded, "input_ids")
+        first = split.select(range(min(ROWS_LOOKED_AT, len(split))))
+        check_known(name, tokenize(first, name, text_columns, tokenizer, max_length), tokenizer)
+    columns: Any = [text_columns] if len(text_columns) == 2 else text_columns
+    counts = CountedSplits()
+    for name, split in splits.items():
+        counts[name] = count_tokens(split, columns, tokenizer=tokenizer, max_length=max_length)
+    counts.tokenized = way_of_counting(tokenizer, max_length)
     return counts
 
 

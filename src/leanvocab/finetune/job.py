@@ -55,7 +55,8 @@ from leanvocab.reports.memory import estimate_memory
 from leanvocab.reports.memory_estimate import MemoryEstimate
 from leanvocab.reports.peak import PeakMemory, record_peak
 from leanvocab.reports.state_bytes import tensor_bytes
-from leanvocab.trainer import LeanVocabCallback, resume_from_delta
+from leanvocab.trainers.callback import LeanVocabCallback
+from leanvocab.trainers.resuming import resume_from_delta
 from leanvocab.vocabulary.counts import count_tokens
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from leanvocab.choices import FROZEN_ROWS_ON, OUTPUT_MODES
 from leanvocab.errors import RESIZE_FIRST, BypassError, ModelError, OptimizerError, TiedOutputError, VocabularyError
-from leanvocab.model.full_table import FullTable, ask, has_forward_of_its_own, num_ids_of
+from leanvocab.model.full_table import LOOKUPS, FullTable, Lookup, ask, has_forward_of_its_own, num_ids_of
 from leanvocab.model.input_tables import per_layer_modules
 from leanvocab.model.trainable_tokens import LAYER, WRAPPER, check_tokens
 from leanvocab.partial.growth import refuse_where_rows_cannot_come
@@ -17,6 +17,11 @@ from leanvocab.reads.weight_reads import reads_of
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 _QUANTIZED = {"Params4bit", "Int8Params"}  # bitsandbytes' parameters
+_FUNCTIONS = {
+    nn.Embedding: "embedding",
+    nn.EmbeddingBag: "embedding_bag",
+    nn.Linear: "linear",
+}  # of torch.nn.functional
 
 
 def check_table(model: nn.Module, table: FullTable) -> None:
@@ -24,6 +29,7 @@ def check_table(model: nn.Module, table: FullTable) -> None:
     for path, module in zip(table.paths, table.modules, strict=True):
         check_module(path, module)
     _check_size(table)
+    _check_padding(table)
     _check_ties(model, table)
     _check_kept_elsewhere(model, table)
     _check_wrappers(model, table)
@@ -31,7 +37,7 @@ def check_table(model: nn.Module, table: FullTable) -> None:
     _check_reads(model, table)
 
 
-def check_module(path: str, module: nn.Embedding | nn.Linear) -> None:
+def check_module(path: str, module: Lookup | nn.Linear) -> None:
     """Raises where a module's weight, or its own forward, cannot be partial."""
     weight = module._parameters.get("weight")
     if weight is None:
@@ -44,12 +50,12 @@ def check_module(path: str, module: nn.Embedding | nn.Linear) -> None:
             "shrink before quantizing"
         )
     if weight.shape[0] != num_ids_of(module):
-        size = "num_embeddings" if isinstance(module, nn.Embedding) else "out_features"
+        size = "num_embeddings" if isinstance(module, LOOKUPS) else "out_features"
         raise ModelError(f"{path}: {size} is {num_ids_of(module):,}, its weight has {weight.shape[0]:,} rows")
-    base = nn.Embedding if isinstance(module, nn.Embedding) else nn.Linear
+    base = next(kind for kind in (*LOOKUPS, nn.Linear) if isinstance(module, kind))
     own = _own_forward(module, base)
     if own is not None:
-        does = "looks rows up in" if base is nn.Embedding else "multiplies by"
+        does = "multiplies by" if base is nn.Linear else "looks rows up in"
         raise BypassError(
             f"{path}: {own.__name__}.forward {does} the weight itself, not through torch.nn.{base.__name__}.forward, "
             "so that ids cannot be remapped there; this matrix cannot be shrunk"
@@ -57,7 +63,7 @@ def check_module(path: str, module: nn.Embedding | nn.Linear) -> None:
     _check_shadowing(path, module)
 
 
-def _own_forward(module: nn.Embedding | nn.Linear, base: type[nn.Module]) -> type | None:
+def _own_forward(module: Lookup | nn.Linear, base: type[nn.Module]) -> type | None:
     """The class of `module` below the torch class `base` whose forward is one of its own: it does not call super().
 
     A table's that only reads rows by their ids (Idefics) is none: the guard watches that forward, and answers them.
@@ -71,7 +77,7 @@ def _own_forward(module: nn.Embedding | nn.Linear, base: type[nn.Module]) -> typ
                 reads = reads_of(module, [module]) if base is nn.Embedding else []
                 return None if reads and all(read.is_of_rows for read in reads) else parent
             # F.embedding beside super(): which of the two sees an id is not ours to know.
-            if base.__name__.lower() in names:
+            if _FUNCTIONS[base] in names:
                 return parent
     return None
 
@@ -97,6 +103,17 @@ def _check_size(table: FullTable) -> None:
         )
     if len(table.vocabulary) == 0:
         raise VocabularyError(f"{table.name}: the vocabulary is empty; a table of no rows cannot be trained")
+
+
+def _check_padding(table: FullTable) -> None:
+    """Raises `VocabularyError` where a bag skips an id that has no row: torch names what is skipped by its row."""
+    for module in table.modules:
+        padding = module.padding_idx if isinstance(module, nn.EmbeddingBag) else None
+        if padding is not None and padding not in table.vocabulary:
+            raise VocabularyError(
+                f"{table.name}: the bags skip the id {padding} (padding_idx), which is not in the vocabulary; keep it with "
+                f"PartialVocabulary.from_counts(…, always_keep=[{padding}])"
+            )
 
 
 def _check_ties(model: nn.Module, table: FullTable) -> None:

@@ -7,13 +7,13 @@ from torch import nn
 from leanvocab.choices import OutputMode
 from leanvocab.errors import AlreadyShrunkError, ModelError, VocabularyError
 from leanvocab.model.checks import check_module, check_table
-from leanvocab.model.full_table import FullTable, ask, num_ids_of, weight_of
+from leanvocab.model.full_table import LOOKUPS, FullTable, Lookup, ask, num_ids_of, weight_of
 from leanvocab.model.input_tables import input_tables, per_layer_modules, table_at, vocabulary_over
 from leanvocab.partial.module import partial_modules
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 from leanvocab.vocabulary.special_ids import model_full_size
 
-Chosen = list[tuple[nn.Embedding | nn.Linear, PartialVocabulary]]  # modules, each with the vocabulary that fits it
+Chosen = list[tuple[Lookup | nn.Linear, PartialVocabulary]]  # modules, each with the vocabulary that fits it
 
 
 def find_tables(
@@ -83,7 +83,7 @@ def _choose(
 
 def _make_table(model: nn.Module, weight: nn.Parameter, vocabulary: PartialVocabulary, mode: OutputMode) -> FullTable:
     holders = {path: module for path, module in model.named_modules() if module._parameters.get("weight") is weight}
-    held = {path: module for path, module in holders.items() if isinstance(module, nn.Embedding)}
+    held = {path: module for path, module in holders.items() if isinstance(module, LOOKUPS)}
     layers = {path: module for path, module in holders.items() if isinstance(module, nn.Linear) and mode != "full"}
     return FullTable((*held, *layers), (*held.values(), *layers.values()), vocabulary, mode if layers else None)
 

@@ -1,7 +1,7 @@
 """One vocabulary matrix in full with the modules that hold it, and the parameters in which it is held: in full, in part."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +13,16 @@ from leanvocab.partial.module import PartialModule
 from leanvocab.partial.partial_table import PartialTable
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
+Lookup: TypeAlias = nn.Embedding | nn.EmbeddingBag  # modules that look rows up by ids
+LOOKUPS = (nn.Embedding, nn.EmbeddingBag)
+
 
 @dataclass(frozen=True)
 class FullTable:
     """One vocabulary matrix to shrink and every module that holds it: input tables, output layers, or both where tied."""
 
     paths: tuple[str, ...]
-    modules: tuple[nn.Embedding | nn.Linear, ...]
+    modules: tuple[Lookup | nn.Linear, ...]
     vocabulary: PartialVocabulary
     output: OutputMode | None = None  # what becomes of the scores, where an output layer holds it
 
@@ -41,7 +44,7 @@ def weight_of(module: nn.Module) -> nn.Parameter:
 
 def num_ids_of(module: nn.Module) -> int:
     """The number of ids that an embedding takes or a linear layer scores."""
-    return int(module.num_embeddings if isinstance(module, nn.Embedding) else module.out_features)  # type: ignore[arg-type]
+    return int(module.num_embeddings if isinstance(module, LOOKUPS) else module.out_features)  # type: ignore[arg-type]
 
 
 def ask(owner: Any, method: str) -> Any:

@@ -26,7 +26,8 @@ from leanvocab.output.layer import RemapLinear
 from leanvocab.output.lazy_logits import LazyLogits
 from leanvocab.output.logit_operations import QUESTIONS
 from leanvocab.partial.attachments import Weakly, keep_hooks, put_attributes, stood_before
-from leanvocab.partial.embedding import RemapEmbedding
+from leanvocab.partial.embedding import RemapLookup
+from leanvocab.partial.embedding_bag import RemapEmbeddingBag
 from leanvocab.partial.growth import Arrivals
 from leanvocab.partial.missing import begin_forward, end_forward
 from leanvocab.partial.module import PartialModule, partial_modules, raise_missing, refuse_computed, shrunk_modules
@@ -38,7 +39,9 @@ _HARMLESS = QUESTIONS | {
     Tensor.__repr__, Tensor.data_ptr, Tensor.is_shared, Tensor.register_hook, Tensor.type, Tensor.untyped_storage,
 }  # fmt: skip
 _SEQUENCES = (list, tuple)
-_OWN_ROOMS = {each.__module__ for each in (RemapEmbedding, RemapLinear, LazyLogits, Arrivals, extend_table)}
+_OWN_ROOMS = {
+    each.__module__ for each in (RemapLookup, RemapEmbeddingBag, RemapLinear, LazyLogits, Arrivals, extend_table)
+}
 # ZeRO-3 brings the rows of all ranks together before a module's forward, and takes them apart after it.
 _MOVERS = {"deepspeed.runtime.zero.partition_parameters"}
 
@@ -52,7 +55,7 @@ class Watch(TorchFunctionMode):
         for module in modules:  # a weight that is made anew at each look has no id to know it by
             refuse_computed(module)
         # Of a matrix that is an input table and an output layer, the table, which can answer.
-        in_order = sorted(modules, key=lambda module: isinstance(module, RemapEmbedding))
+        in_order = sorted(modules, key=lambda module: isinstance(module, RemapLookup))
         self.modules = {id(module.weight): module for module in in_order}
         self.has_answered = False
 
@@ -73,7 +76,7 @@ class Watch(TorchFunctionMode):
     def _answer_or_refuse(
         self, func: Any, args: Any, kwargs: Any, module: PartialModule, frames: list[FrameType]
     ) -> Any:
-        rows = answer(func, args, kwargs, module) if isinstance(module, RemapEmbedding) else None
+        rows = answer(func, args, kwargs, module) if isinstance(module, RemapLookup) else None
         if rows is not None:
             self._refuse_recomputing(frames, module)
             self.has_answered = True
@@ -173,7 +176,7 @@ class Guard:
             ancestors = [root.get_submodule(".".join(parts[:depth])) for depth in range(len(parts))]
             above.update(dict.fromkeys(ancestors))
             has_own_lookup = bool(reads_of(module, [module])) or has_forward_of_its_own(module)
-            if isinstance(module, RemapEmbedding) and has_own_lookup:  # called by itself, it is watched too
+            if isinstance(module, RemapLookup) and has_own_lookup:  # called by itself, it is watched too
                 put_attributes(module, {"forward": partial(self._look_up, Weakly(module))})
                 self._watched.append(Weakly(module))
             self._sites.append((Weakly(ancestors[-1]), parts[-1], Weakly(module)))

@@ -6,28 +6,28 @@ from typing import Any
 from torch import nn
 
 from leanvocab.errors import ModelError
-from leanvocab.model.full_table import ask
+from leanvocab.model.full_table import LOOKUPS, Lookup, ask
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 # The id that Gemma 3n looks up in the tables of its layers for one that lies beyond them.
 _ID_FOR_OTHERS = 0
 
 
-def table_at(model: nn.Module, path: str) -> nn.Embedding:
+def table_at(model: nn.Module, path: str) -> Lookup:
     """The embedding at a path. Raises `ModelError` where there is none."""
     try:
         module = model.get_submodule(path)
     except AttributeError as error:
-        tables = [name for name, module in model.named_modules() if isinstance(module, nn.Embedding)]
+        tables = [name for name, module in model.named_modules() if isinstance(module, LOOKUPS)]
         raise ModelError(
             f"{type(model).__name__} has no module {path!r}; its embeddings are {', '.join(tables) or 'none'}"
         ) from error
-    if not isinstance(module, nn.Embedding):
-        raise ModelError(f"{path} is a {type(module).__name__}, expected a torch.nn.Embedding")
+    if not isinstance(module, LOOKUPS):
+        raise ModelError(f"{path} is a {type(module).__name__}, expected a torch.nn.Embedding or EmbeddingBag")
     return module
 
 
-def input_tables(model: nn.Module, full_size: int, takes_tied: bool) -> list[nn.Embedding]:
+def input_tables(model: nn.Module, full_size: int, takes_tied: bool) -> list[Lookup]:
     """The tables that the model itself calls its input embeddings, those of its parts too; elsewhere the one of that size.
 
     Those of parts are of `full_size` rows, since other sizes are other vocabularies.
@@ -41,7 +41,7 @@ def input_tables(model: nn.Module, full_size: int, takes_tied: bool) -> list[nn.
         )
     if not tables:
         return [_table_of_size(model, full_size)]
-    others = [module for module in model.modules() if not isinstance(module, nn.Embedding)]
+    others = [module for module in model.modules() if not isinstance(module, LOOKUPS)]
     outside = {id(parameter) for module in others for parameter in module._parameters.values()}
     known = {id(table.weight) for table in tables}
     for table in _named_by_parts(model, "get_input_embeddings", full_size):
@@ -52,7 +52,7 @@ def input_tables(model: nn.Module, full_size: int, takes_tied: bool) -> list[nn.
     return tables
 
 
-def per_layer_modules(model: nn.Module) -> list[nn.Embedding]:
+def per_layer_modules(model: nn.Module) -> list[Lookup]:
     """The tables in which the layers of a model look its ids up once more (Gemma 3n, Gemma 4)."""
     return list(dict.fromkeys(_named_by_parts(model, "get_per_layer_input_embeddings", 0)))
 
@@ -65,14 +65,14 @@ def vocabulary_over(vocabulary: PartialVocabulary, num_rows: int) -> PartialVoca
     return PartialVocabulary([_ID_FOR_OTHERS, *kept.token_ids], num_rows)
 
 
-def _named_by_parts(model: nn.Module, method: str, full_size: int) -> Iterator[nn.Embedding]:
+def _named_by_parts(model: nn.Module, method: str, full_size: int) -> Iterator[Lookup]:
     """The tables that a method of the model and of its parts gives, some of them several times."""
     for part in model.modules():
         if hasattr(type(part), method):
             yield from _tables_in(ask(part, method), full_size)
 
 
-def _table_of_size(model: nn.Module, full_size: int) -> nn.Embedding:
+def _table_of_size(model: nn.Module, full_size: int) -> Lookup:
     by_size = _embeddings_of_size(model, full_size)
     if len({id(table.weight) for table in by_size}) != 1:
         raise ModelError(
@@ -82,13 +82,13 @@ def _table_of_size(model: nn.Module, full_size: int) -> nn.Embedding:
     return by_size[0]
 
 
-def _tables_in(module: Any, full_size: int) -> list[nn.Embedding]:
+def _tables_in(module: Any, full_size: int) -> list[Lookup]:
     """The embedding itself, or those that a wrapper (of an adapter, say) holds."""
-    if isinstance(module, nn.Embedding):
+    if isinstance(module, LOOKUPS):
         return [module]
     return _embeddings_of_size(module, full_size) if isinstance(module, nn.Module) else []
 
 
-def _embeddings_of_size(model: nn.Module, full_size: int) -> list[nn.Embedding]:
-    embeddings = (module for module in model.modules() if isinstance(module, nn.Embedding))
+def _embeddings_of_size(model: nn.Module, full_size: int) -> list[Lookup]:
+    embeddings = (module for module in model.modules() if isinstance(module, LOOKUPS))
     return [table for table in embeddings if table.num_embeddings == full_size]

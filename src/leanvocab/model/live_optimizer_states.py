@@ -222,7 +222,7 @@ def catch_up(optimizer: Optimizer, table: PartialTable, weight: nn.Parameter) ->
 def _rows_at_rest(
     table: PartialTable, weight: Tensor, key: str, rows: Tensor, at_rest: AtRest, token_ids: Tensor
 ) -> Tensor:
-    if table.decay is not None and key in table.decay.states and is_row_shaped(rows, weight):
+    if table.decay is not None and key in table.decay.states and rows.shape[1:] == weight.shape[1:]:
         return table.decay.states[key].rows(token_ids).to(rows.device, rows.dtype)
     if at_rest == THE_ROW:
         return table.base_rows(token_ids).to(rows.device, rows.dtype)

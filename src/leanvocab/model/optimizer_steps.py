@@ -20,11 +20,11 @@ from leanvocab.errors import LeanVocabWarning, OptimizerError
 from leanvocab.model.live_optimizer_states import give_full_states, slice_states
 from leanvocab.output.lazy_logits import keep_rows
 from leanvocab.partial.attachments import Weakly
-from leanvocab.partial.caches import empty_caches
 from leanvocab.partial.module import PartialModule, raise_missing, shrunk_modules
 from leanvocab.partial.optimizers import bits_of, is_row_separable, position_of
 from leanvocab.partial.partial_table import PartialTable
 from leanvocab.partial.sharded import is_sharded
+from leanvocab.reads.caches import empty_caches
 
 _Met: TypeAlias = "weakref.WeakKeyDictionary[Optimizer, tuple[RemovableHandle, weakref.WeakSet[PartialTable]]]"
 _RETIRED = "leanvocab_retired"  # on a parameter that has left its model: (the hook, why)

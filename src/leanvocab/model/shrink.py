@@ -50,6 +50,7 @@ from leanvocab.output.layer import RemapLinear
 from leanvocab.partial.attachments import put_attributes, take_off
 from leanvocab.partial.decay import DecayReplay
 from leanvocab.partial.embedding import RemapEmbedding
+from leanvocab.partial.embedding_bag import RemapEmbeddingBag
 from leanvocab.partial.growth import Arrivals
 from leanvocab.partial.module import PartialModule, partial_modules, restore_class, switch_class
 from leanvocab.partial.optimizers import unwrapped_optimizer
@@ -58,6 +59,7 @@ from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 from leanvocab.vocabulary.special_ids import model_full_size
 
 M = TypeVar("M", bound=nn.Module)
+_KINDS = {nn.Embedding: RemapEmbedding, nn.EmbeddingBag: RemapEmbeddingBag, nn.Linear: RemapLinear}
 
 
 def shrink_(
@@ -260,7 +262,7 @@ def _put_in_place(
     try:
         for table, its, weight in zip(tables, partial, full, strict=True):
             for module in table.modules:
-                kind = RemapEmbedding if isinstance(module, nn.Embedding) else RemapLinear
+                kind = next(kind for plain, kind in _KINDS.items() if isinstance(module, plain))
                 switched = switch_class(module, kind, its, weight)
                 _rebind_forward(switched, type(switched))
         hook = _watch(model)

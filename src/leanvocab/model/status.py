@@ -9,6 +9,7 @@ from torch import nn
 
 from leanvocab.errors import AlreadyShrunkError
 from leanvocab.model.find import output_layers
+from leanvocab.model.full_table import LOOKUPS
 from leanvocab.model.input_tables import per_layer_modules, vocabulary_over
 from leanvocab.partial.module import PartialModule, partial_modules
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
@@ -130,7 +131,7 @@ def _other_options(now: Status, modules: Mapping[str, PartialModule], options: M
         names = {embedding} if isinstance(embedding, str) else set(embedding)
         paths: dict[Any, list[str]] = {}
         for path, module in modules.items():
-            if isinstance(module, nn.Embedding):
+            if isinstance(module, LOOKUPS):
                 paths.setdefault(module.table, []).append(path)
         named = [{name for name in names if any(_is_at(path, name) for path in held)} for held in paths.values()]
         if not all(named) or set().union(*named) != names:

@@ -1,7 +1,8 @@
 """An nn.Embedding whose lookup remaps: `weight[remap[ids]]`. Ids outside it stay full, so nothing else changes.
 
 The module object is kept. Its weight becomes partial, its class one with `RemapEmbedding` under the original class in
-the order of inheritance, so that subclasses that scale or normalise in a forward of their own keep doing so.
+the order of inheritance, so that subclasses that scale or normalise in a forward of their own keep doing so. What it has in
+common with bags of rows is `RemapLookup`.
 """
 
 import warnings
@@ -19,16 +20,21 @@ from leanvocab.partial.missing import describe_missing, running_model
 from leanvocab.partial.module import PartialModule
 
 
-class RemapEmbedding(PartialModule, nn.Embedding):
-    """An embedding that holds the rows of a partial vocabulary and is asked for full ids.
+class RemapLookup(PartialModule):
+    """A module that holds the rows of a partial vocabulary and is asked for full ids: int32 or int64, of any shape.
 
-    Input: token ids of any shape (int32 or int64); output [..., dim], bit for bit what the full table gives. `weight` is
-    [len(vocabulary), dim]; `num_embeddings` and `padding_idx` stay those of the full table. Made by `switch_class`.
+    `weight` is [len(vocabulary), dim]; `num_embeddings` and `padding_idx` stay those of the full table. Made by `switch_class`.
 
     In training mode an id outside the vocabulary raises `MissingTokenError`: on CPU at once; elsewhere before the next
     optimizer step or forward, since looking at a device's values waits for the device (until then its row reads NaN).
     """
 
+    num_embeddings: int
+    padding_idx: int | None
+    max_norm: float | None
+    norm_type: float
+    scale_grad_by_freq: bool
+    sparse: bool
     own_attributes: ClassVar[tuple[str, ...]] = (*PartialModule.own_attributes, "_remap", "_partial_padding_idx")
     _remap: Tensor  # int64 [full_size + 2]: partial id of each id + 1, or -1; one more at each end for ids out of range
     _partial_padding_idx: int | None
@@ -37,6 +43,8 @@ class RemapEmbedding(PartialModule, nn.Embedding):
         """The map from ids to rows, on the weight's device."""
         super().settle_on_device()
         device = torch.device("cpu") if self.weight.is_meta else self.weight.device
+        if self.table.look_up_frozen is not None:
+            self.table.look_up_frozen.follow(device)
         if "_remap" in self.__dict__:
             self._remap = self._remap.to(device)
             return
@@ -50,23 +58,18 @@ class RemapEmbedding(PartialModule, nn.Embedding):
         self.__dict__.pop("_remap", None)
         super().rows_changed()
 
-    def forward(self, input: Tensor) -> Tensor:
-        self.begin()
-        return self.rows_at(input, self._lookup, self.padding_idx)
-
     def rows_at(self, input: Tensor, lookup: Lookup, padding_idx: int | None = None) -> Tensor:
         """The rows [..., dim] of full ids, those outside as the policy says; `lookup` reads rows by partial ids.
 
         `padding_idx` is the id whose row gets no gradient from this read."""
-        partial_ids = self._partial_ids(input)
+        partial_ids = self.partial_ids_of(input)
         missing = partial_ids < 0
-        policy = self._policy
+        policy = self.policy
         if policy == "extend":
             refuse_where_rows_cannot_come(self.table, self.weight)
-        is_host = input.device.type == "cpu" and not torch.compiler.is_compiling()
         if policy == "frozen":
             return self._beside_frozen_rows(input, partial_ids, lookup, padding_idx)
-        if not is_host and (policy == "error" or (policy == "extend" and running_model() is not None)):
+        if self.is_left_to_device(input):
             # Without waiting for the device: a missing id is noted there and its row reads NaN, with no gradient.
             self.missing.add(input, missing)
             rows = self._read(input, partial_ids.clamp(min=0), lookup, padding_idx)
@@ -76,13 +79,11 @@ class RemapEmbedding(PartialModule, nn.Embedding):
         ids, is_missing = _on_host(input, missing)
         if not is_missing.any():
             return self._read(input, partial_ids, lookup, padding_idx)
-        self._check_token_ids(ids, is_missing)
-        if policy == "error":
-            raise self._missing_token_error(ids, int(is_missing.flatten().nonzero()[0]))
+        self._refuse(ids, is_missing)
         if policy == "extend":
             assert self.table.extend is not None
             self.table.extend(self.table, ids[is_missing].unique().tolist())
-            return self._read(input, self._partial_ids(input), lookup, padding_idx)
+            return self._read(input, self.partial_ids_of(input), lookup, padding_idx)
         served: Tensor = self._with_base_rows(ids, is_missing, partial_ids, lookup, padding_idx)
         return served
 
@@ -122,27 +123,29 @@ class RemapEmbedding(PartialModule, nn.Embedding):
         known = range(table.num_rows) if table.ids == "partial" else table.vocabulary
         if token_id in known:
             return self.rows[token_id if table.ids == "partial" else table.vocabulary.to_partial(token_id)]
-        if self._policy == "error" or not 0 <= token_id < table.full_size:
+        if self.policy == "error" or not 0 <= token_id < table.full_size:
             raise MissingTokenError(describe_missing(table, token_id, "a read of the weight itself"))
-        if self._policy == "extend":
+        if self.policy == "extend":
             assert table.extend is not None
             table.extend(table, [token_id])
             return self.row_at(token_id)
-        if self._policy == "frozen":
+        if self.policy == "frozen":
             row: Tensor = table.look_up_frozen(
                 table, torch.tensor([token_id], device=self.weight.device), self.weight.dtype
             )
             return row[0]
         ids, missing = torch.tensor([token_id], device="cpu"), torch.ones(1, dtype=torch.bool, device="cpu")
-        rows: Tensor = self._with_base_rows(ids, missing, brought(ids, self.weight.device), self._lookup, None)
+        rows: Tensor = self._with_base_rows(ids, missing, brought(ids, self.weight.device), self.lookup, None)
         return rows[0]
 
     @property
-    def _policy(self) -> str:
+    def policy(self) -> str:
+        """The answer to an id outside the vocabulary, in the mode that the module is in."""
         asked = self.table.on_missing or ("error" if self.training else "base")
         return "base" if asked == "extend" and not self.training else asked
 
-    def _partial_ids(self, input: Tensor) -> Tensor:
+    def partial_ids_of(self, input: Tensor) -> Tensor:
+        """The partial id of each id, -1 where it has none."""
         if self.table.ids == "partial":
             return input.where((input >= 0) & (input < self.table.num_rows), -1)
         remap = self._remap
@@ -156,7 +159,8 @@ class RemapEmbedding(PartialModule, nn.Embedding):
         """The partial id of a full one; None where it has none."""
         return self.table.vocabulary.to_partial(token_id) if token_id in self.table.vocabulary else None
 
-    def _lookup(self, weight: Tensor, partial_ids: Tensor, padding: int | None) -> Tensor:
+    def lookup(self, weight: Tensor, partial_ids: Tensor, padding: int | None) -> Tensor:
+        """Rows by partial ids, as torch's own forward reads them."""
         return F.embedding(
             partial_ids,
             weight,
@@ -188,10 +192,22 @@ class RemapEmbedding(PartialModule, nn.Embedding):
         self._count_served(len(rows), int(outside[0]))
         return output
 
-    def _check_token_ids(self, input: Tensor, missing: Tensor) -> None:
-        """Raises `MissingTokenError` for what is no token id at all."""
+    def is_left_to_device(self, input: Tensor) -> bool:
+        """True where a missing id is noted on the device of `input`, and raised later."""
+        is_host = input.device.type == "cpu" and not torch.compiler.is_compiling()
+        policy = self.policy
+        return not is_host and (policy == "error" or (policy == "extend" and running_model() is not None))
+
+    def refuse_missing(self, input: Tensor, missing: Tensor) -> None:
+        """Raises `MissingTokenError` where the policy says so, for the first of `input` where `missing`."""
+        self._refuse(*_on_host(input, missing))
+
+    def _refuse(self, input: Tensor, missing: Tensor) -> None:
+        """Raises for what is no token id at all, and for the first missing id where that is an error."""
         limit = self.table.full_size if self.table.ids == "full" else 0
         wrong = missing & ((input < 0) | (input >= limit))
+        if self.policy == "error":
+            wrong = wrong if bool(wrong.any()) else missing
         if bool(wrong.any()):
             raise self._missing_token_error(input, int(wrong.flatten().nonzero()[0]))
 
@@ -214,6 +230,14 @@ class RemapEmbedding(PartialModule, nn.Embedding):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, rows={self.table.num_rows}"
+
+
+class RemapEmbedding(RemapLookup, nn.Embedding):
+    """An embedding over a partial vocabulary: full ids [...] → rows [..., dim], bit for bit what the full table gives."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        self.begin()
+        return self.rows_at(input, self.lookup, self.padding_idx)
 
 
 def _with_padding(lookup: Lookup, padding: int | None, weight: Tensor, partial_ids: Tensor) -> Tensor:

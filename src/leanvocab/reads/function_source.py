@@ -20,7 +20,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from leanvocab.partial.caches import emptied_with_models
+from leanvocab.reads.caches import emptied_with_models
 
 Syntax = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 # Where the kinds of attribute that run a function keep it.

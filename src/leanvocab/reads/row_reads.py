@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from leanvocab.partial.embedding import RemapEmbedding
+from leanvocab.partial.embedding import RemapLookup
 from leanvocab.partial.growth import Lookup
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8)  # uint8 is a mask to an index
@@ -28,7 +28,7 @@ class RowRead:
     rest: tuple[Any, ...] = ()  # further indices, behind the one of the rows
 
 
-def answer(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], module: RemapEmbedding) -> Tensor | None:
+def answer(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], module: RemapLookup) -> Tensor | None:
     """The rows that a call on the weight of `module` reads by full ids; None where it is no read of that kind.
 
     Raises `MissingTokenError` as the lookup does, for rows that are not there.
@@ -48,7 +48,7 @@ def answer(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], module: Re
     return taken
 
 
-def _row_read(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], module: RemapEmbedding) -> RowRead | None:
+def _row_read(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], module: RemapLookup) -> RowRead | None:
     weight = module.weight
     if func is Tensor.__getitem__ and args[0] is weight:
         return _indexed(args[1], module)
@@ -61,7 +61,7 @@ def _row_read(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], module:
     return None
 
 
-def _indexed(index: Any, module: RemapEmbedding) -> RowRead | None:
+def _indexed(index: Any, module: RemapLookup) -> RowRead | None:
     head, *rest = index if isinstance(index, tuple) and index else (index,)
     if isinstance(head, list | np.ndarray):
         head = torch.as_tensor(head, device="cpu")
@@ -75,7 +75,7 @@ def _indexed(index: Any, module: RemapEmbedding) -> RowRead | None:
     return RowRead(ids, lambda weight, partial_ids, _: weight[partial_ids], rest=tuple(rest))
 
 
-def _selected(input: Tensor, dim: Any, index: Tensor, *, module: RemapEmbedding) -> RowRead | None:
+def _selected(input: Tensor, dim: Any, index: Tensor, *, module: RemapLookup) -> RowRead | None:
     if input is not module.weight or dim not in (0, -2):
         return None
     return RowRead(index.reshape(-1), lambda weight, partial_ids, _: weight.index_select(0, partial_ids))
@@ -88,7 +88,7 @@ def _looked_up(
     max_norm: float | None = None,
     norm_type: float = 2.0,
     *options: Any,
-    module: RemapEmbedding,
+    module: RemapLookup,
     **named: Any,
 ) -> RowRead | None:
     if weight is not module.weight or max_norm is not None:
@@ -101,7 +101,7 @@ def _looked_up(
 
 
 def _embedded(
-    weight: Tensor, indices: Tensor, padding_idx: int = -1, *options: Any, module: RemapEmbedding, **named: Any
+    weight: Tensor, indices: Tensor, padding_idx: int = -1, *options: Any, module: RemapLookup, **named: Any
 ) -> RowRead | None:
     if weight is not module.weight:
         return None
@@ -112,5 +112,5 @@ def _embedded(
     return RowRead(indices, lookup, None if padding_idx < 0 else padding_idx)
 
 
-def _from_the_front(padding_idx: int | None, module: RemapEmbedding) -> int | None:
+def _from_the_front(padding_idx: int | None, module: RemapLookup) -> int | None:
     return padding_idx + module.num_embeddings if padding_idx is not None and padding_idx < 0 else padding_idx

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from leanvocab.choices import OUTPUT_MODES
 from leanvocab.errors import LeanVocabError, ModelError
 from leanvocab.model.find import find_tables, output_layers
-from leanvocab.model.full_table import FullTable
+from leanvocab.model.full_table import LOOKUPS, FullTable
 from leanvocab.partial.module import partial_modules
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 from leanvocab.vocabulary.special_ids import model_full_size
@@ -123,12 +123,12 @@ def _plan(model: nn.Module, embedding: str | None, mode: Any) -> list[FullTable]
 def _inputs_of(model: nn.Module, embedding: str | None, plans: Mapping[Any, list[FullTable]]) -> Iterator[nn.Module]:
     """The tables that would be partial, and the one that takes the ids in a model that cannot be shrunk at all."""
     tables = (table for plan in plans.values() for table in plan)
-    yield from (module for table in tables for module in table.modules if isinstance(module, nn.Embedding))
+    yield from (module for table in tables for module in table.modules if isinstance(module, LOOKUPS))
     try:
         named = model.get_submodule(embedding) if embedding is not None else model.get_input_embeddings()  # type: ignore[operator]
     except (AttributeError, NotImplementedError, TypeError):
         return
-    if isinstance(named, nn.Embedding):
+    if isinstance(named, LOOKUPS):
         yield named
 
 
@@ -182,7 +182,7 @@ def _kind(tensor: Tensor, holders: list[_Holder], inputs: Collection[nn.Module],
         return "buffer"
     if tensor.ndim == 1:
         return "output bias" if tensor.shape[0] in [len(layer.weight) for layer in outputs] else "bias"  # type: ignore[arg-type]
-    if any(isinstance(each, nn.Embedding) for each in weights):
+    if any(isinstance(each, LOOKUPS) for each in weights):
         return "another table"
     if any(isinstance(each, nn.Linear) for each in weights):
         return "another layer"

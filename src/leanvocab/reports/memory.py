@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from leanvocab.choices import FrozenRowsOn, OutputMode
 from leanvocab.errors import RESIZE_FIRST, ModelError, SettingsError, VocabularyError
 from leanvocab.model.find import find_tables, output_layers
+from leanvocab.model.full_table import LOOKUPS, Lookup
 from leanvocab.output.frozen_rows import FrozenSizes
 from leanvocab.output.loss import chunk_bytes, peak_bytes
 from leanvocab.output.scores import PIECES, tokens_in_a_piece
@@ -201,7 +202,7 @@ def _with_peaks(
         for table in tables
         if table.output is not None
         for layer in table.modules
-        if not isinstance(layer, nn.Embedding)
+        if not isinstance(layer, LOOKUPS)
     )
     rows = {table.weight: table.rows.partial_rows for table in tables}
 
@@ -262,7 +263,7 @@ def _buffers(module: nn.Module, *, saved: bool) -> list[Tensor]:
 def _is_layer(module: nn.Module) -> bool:
     """True for what autocast runs in bf16: it multiplies by a matrix, and is no lookup."""
     weight = getattr(module, "weight", None)
-    return getattr(weight, "ndim", 0) >= 2 and not isinstance(module, nn.Embedding)
+    return getattr(weight, "ndim", 0) >= 2 and not isinstance(module, LOOKUPS)
 
 
 def _dtype_names(module: nn.Module) -> str:
@@ -289,7 +290,7 @@ class _EstimatedTable:
     """A vocabulary matrix, and the modules that look its rows up or multiply by them."""
 
     rows: TableRows
-    modules: Sequence[PartialModule | nn.Embedding | nn.Linear]
+    modules: Sequence[PartialModule | Lookup | nn.Linear]
     output: str | None  # "frozen" or "restricted", where an output layer holds it
     frozen_rows_on: str
     stored: torch.dtype | None = None  # of the frozen rows, where it is known
@@ -301,7 +302,7 @@ class _EstimatedTable:
 
     @property
     def remap_bytes(self) -> int:
-        num_inputs = sum(isinstance(module, nn.Embedding) for module in self.modules)
+        num_inputs = sum(isinstance(module, LOOKUPS) for module in self.modules)
         return remap_bytes(self.rows.full_rows, self.rows.partial_rows, num_inputs, len(self.modules) - num_inputs)
 
     def frozen_sizes(self, precision: Precision | None) -> FrozenSizes | None:
@@ -335,7 +336,7 @@ def _loss_bytes(
 def _estimated_outputs(module: nn.Module, tables: list[_EstimatedTable]) -> list[tuple[Tensor, _EstimatedTable | None]]:
     """The matrix of each output layer over the vocabulary, and the table that it is where it is made partial."""
     weights = {id(table.weight) for table in tables}
-    inputs = [each for each in module.modules() if isinstance(each, nn.Embedding) and id(each.weight) in weights]
+    inputs = [each for each in module.modules() if isinstance(each, LOOKUPS) and id(each.weight) in weights]
     partial = {id(table.weight): table for table in tables if table.output is not None}
     layers = (layer.weight for layer in output_layers(module, inputs))
     matrices = [weight for weight in layers if isinstance(weight, Tensor) and weight.ndim == 2]

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from leanvocab.errors import ModelError, first_line
+from leanvocab.model.full_table import LOOKUPS
 from leanvocab.reports.memory_estimate import TrainingStep
 
 
@@ -143,7 +144,7 @@ def _twin(
     live.discount(value for value in memo.values() if isinstance(value, Tensor))
     twin = copy.deepcopy(module, memo)
     for each in twin.modules():
-        if isinstance(each, nn.Embedding) and each.padding_idx is not None and each.padding_idx >= len(each.weight):
+        if isinstance(each, LOOKUPS) and each.padding_idx is not None and each.padding_idx >= len(each.weight):
             each.padding_idx = len(each.weight) - 1
     return twin, {id(each): memo[id(each)] for each in module.modules()}
 

@@ -9,8 +9,6 @@ from importlib.util import find_spec
 from itertools import chain, pairwise
 from typing import Any
 
-from transformers.utils.chat_template_utils import render_jinja_template
-
 from leanvocab.errors import DataError, first_line, shortened
 
 Span = tuple[str, bool]
@@ -78,6 +76,8 @@ class ChatWriter:
         """The replies that a template marks; none where it marks none."""
         if not _MARK.search(template):
             return []
+        from transformers.utils.chat_template_utils import render_jinja_template
+
         rendered: Any = render_jinja_template(  # texts, and what is marked in each
             conversations=[messages],
             tools=self.tools,
@@ -155,6 +155,8 @@ def template_values(value: Any, tokenizer: Any) -> dict[str, Any]:
     Raises:
         DataError: it is something else, or sets what is no value of the template but says how chats are written.
     """
+    from transformers.utils.chat_template_utils import render_jinja_template
+
     values = parsed(value)
     if values is not None and not isinstance(values, dict):
         raise DataError(

@@ -7,7 +7,7 @@ import numpy as np
 from leanvocab.errors import DataError, ModelError
 from leanvocab.vocabulary.special_ids import model_full_size, tokenizer_full_size
 
-_ROWS_LOOKED_AT = 1000
+ROWS_LOOKED_AT = 1000
 _MOST_UNKNOWN = 0.5
 _SMALLEST_SHARE = 0.5  # of a model's rows: ByT5 has the smallest of real ones, 259 of 384
 
@@ -24,7 +24,7 @@ def check_sizes(tokenizer: Any, config: Any, name: str) -> None:
 
 def check_known(split_name: str, encoded: Any, tokenizer: Any) -> None:
     """Raises `DataError` where a tokenizer knows most of a split's texts not, or nothing but special tokens came of them."""
-    first = encoded.with_format(None)[:_ROWS_LOOKED_AT]["input_ids"]
+    first = encoded.with_format(None)[:ROWS_LOOKED_AT]["input_ids"]
     ids = np.asarray([token_id for row in first for token_id in row], np.int64)
     unknown = tokenizer.unk_token_id
     special = [token_id for token_id in tokenizer.all_special_ids if token_id != unknown]

@@ -7,10 +7,8 @@ from typing import Any
 from leanvocab.errors import DataError
 from leanvocab.extras import require
 
-datasets = require("datasets", extra="finetune")
-
 # Pairs first: QNLI's question + sentence is no single sentence.
-_TEXT_COLUMNS = (
+TEXT_GROUPS = (
     ("sentence1", "sentence2"),
     ("premise", "hypothesis"),
     ("question1", "question2"),
@@ -18,8 +16,10 @@ _TEXT_COLUMNS = (
     ("sentence",),
     ("text",),
 )
-USUAL_TEXTS = tuple(dict.fromkeys(name for names in _TEXT_COLUMNS for name in names))
+"""Usual names of one column with texts, or of two with pairs."""
+USUAL_TEXTS = tuple(dict.fromkeys(name for names in TEXT_GROUPS for name in names))
 """Names of columns that hold texts in any file."""
+CHATS = ("messages", "conversations")
 _FOR_LANGUAGE_MODELS = (("messages",), ("conversations",), ("prompt", "completion"), ("instruction", "output"))
 _STRINGS = ("string", "large_string", "string_view")
 
@@ -33,7 +33,7 @@ def find_text_columns(split: Any, wanted: tuple[str, ...] = ()) -> tuple[str, ..
     columns = split.column_names
     for_generating = next(filter(None, (spelled(names, columns) for names in _FOR_LANGUAGE_MODELS)), ())
     hint = f"; or learn {' + '.join(for_generating)} with a language model (task: causal-lm)" if for_generating else ""
-    return choose_text_columns("text", wanted, _TEXT_COLUMNS, columns, hint)
+    return choose_text_columns("text", wanted, TEXT_GROUPS, columns, hint)
 
 
 def spelled(names: Sequence[str], columns: Sequence[str]) -> tuple[str, ...]:
@@ -89,7 +89,7 @@ def check_no_gaps(split_name: str, column: str, gaps: list[bool], what: str, hin
 
 def in_memory(table: Any) -> Any:
     """A data set of an Arrow table. datasets would name it by a digest of all that the table holds; nothing is cached here."""
-    return datasets.Dataset(table, fingerprint=_new_name())
+    return require("datasets", extra="finetune").Dataset(table, fingerprint=_new_name())
 
 
 def _new_name() -> str:

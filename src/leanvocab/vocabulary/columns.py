@@ -47,7 +47,7 @@ def choose_id_columns(data: Any, named: Iterable[str] | None = None, *, where: s
     Raises:
         DataError: a named column is absent or holds no integers; or no column fits. The message lists what is there.
     """
-    kinds = _kinds_of_columns(data)
+    kinds = kinds_of_columns(data)
     if named is not None:
         return _check_named(kinds, list(dict.fromkeys(named)), where)
     inputs = _check_named(kinds, [name for name in kinds if _is_or_ends_in(name, ("input_ids",))], where)
@@ -61,8 +61,8 @@ def choose_id_columns(data: Any, named: Iterable[str] | None = None, *, where: s
         raise DataError(
             f"found no column of token ids{where}: expected one whose name is or ends in 'input_ids' (or one of "
             f"{', '.join(map(repr, (*ID_NAMES, *LABEL_NAMES)))} with lists of integers), "
-            f"the data has {_listed(kinds)}. "
-            "Tokenize the data first, or name the columns that hold token ids with columns=."
+            f"the data has {listed(kinds)}. "
+            "Tokenize the data first, or name the columns that hold token ids with columns=, or pass tokenizer= to count texts."
         )
     return [name for name in kinds if name in ids or name in labels]
 
@@ -78,7 +78,7 @@ def choose_columns_to_remap(data: Any, named: Iterable[str] | None = None) -> li
     """
     if named is not None:
         return choose_id_columns(data, named)
-    kinds = _kinds_of_columns(data)
+    kinds = kinds_of_columns(data)
     inputs = _check_named(kinds, [name for name in kinds if _is_or_ends_in(name, ("input_ids",))], "")
     # In a mapping rows are a level of their own: one number for each sequence is a level less deep than the sequences.
     depth = min((kinds[name].depth for name in inputs), default=1) if isinstance(data, Mapping) else 1
@@ -86,7 +86,7 @@ def choose_columns_to_remap(data: Any, named: Iterable[str] | None = None) -> li
     doubtful = {n: k for n, k in kinds.items() if n not in harmless and k.leaf == "integer" and k.depth >= depth}
     if doubtful:
         raise DataError(
-            f"found lists of integers that may be token ids or something else (classes, say): {_listed(doubtful)}; remapped "
+            f"found lists of integers that may be token ids or something else (classes, say): {listed(doubtful)}; remapped "
             "or left by mistake they would be wrong without a sign. Name the columns that hold token ids: "
             f"columns={inputs or [next(iter(doubtful))]!r}, say. Labels that an output layer scores stay as they are, since "
             'with ids="partial" it is whole'
@@ -94,15 +94,26 @@ def choose_columns_to_remap(data: Any, named: Iterable[str] | None = None) -> li
     return inputs or choose_id_columns(data)
 
 
+def listed(kinds: Mapping[str, Kind]) -> str:
+    """Columns and what they hold, as messages show them."""
+    return ", ".join(f"{name!r} ({kind.shown})" for name, kind in kinds.items()) or "no columns"
+
+
 def check_ids(values: Any, what: str) -> None:
     """Raise a DataError that says what an array or tensor holds, unless it may hold token ids."""
-    if refusal := _refusal(_kind_of_value(values), what):
+    if refusal := _refusal(kind_of_value(values), what):
         raise DataError(refusal)
 
 
-def _kinds_of_columns(data: Any) -> dict[str, Kind]:
+def has_token_columns(kinds: Mapping[str, Kind]) -> bool:
+    """True where columns of these kinds hold inputs of a model as token ids; labels alone may be anything beside texts."""
+    return any(kind.may_hold_ids and _is_or_ends_in(name, ("input_ids", *ID_NAMES)) for name, kind in kinds.items())
+
+
+def kinds_of_columns(data: Any) -> dict[str, Kind]:
+    """The kind of each column of what `choose_id_columns` takes."""
     if isinstance(data, Mapping):
-        return {name: _kind_of_value(value) for name, value in data.items() if isinstance(name, str)}
+        return {name: kind_of_value(value) for name, value in data.items() if isinstance(name, str)}
     if is_instance(data, "pyarrow", "Schema"):
         schema = data
     elif is_instance(data, "datasets", "IterableDataset"):
@@ -143,7 +154,7 @@ def _kind_of_type(arrow_type: Any) -> Kind:
     return Kind(depth, leaf, str(arrow_type))
 
 
-def _kind_of_value(value: Any) -> Kind:
+def kind_of_value(value: Any) -> Kind:
     """The kind of one value in a row or batch: an array, a tensor, nested lists or a number."""
     leaf: Leaf
     if is_instance(value, "pyarrow", "Array", "ChunkedArray"):
@@ -166,7 +177,7 @@ def _kind_of_value(value: Any) -> Kind:
         return Kind(0, "integer", "int")
     if isinstance(value, Sequence | np.ndarray):
         first = next((item for item in value if item is not None), None)
-        kind = Kind(0, "empty", "nothing") if first is None else _kind_of_value(first)
+        kind = Kind(0, "empty", "nothing") if first is None else kind_of_value(first)
         return Kind(kind.depth + 1, kind.leaf, f"a list of {kind.shown}")
     return Kind(0, "other", type(value).__name__)
 
@@ -178,10 +189,10 @@ def _is_or_ends_in(name: str, endings: Iterable[str]) -> bool:
 def _check_named(kinds: Mapping[str, Kind], named: list[str], where: str) -> list[str]:
     for name in named:
         if name not in kinds:
-            raise DataError(f"found no column {name!r}{where}: the data has {_listed(kinds)}")
+            raise DataError(f"found no column {name!r}{where}: the data has {listed(kinds)}")
         if refusal := _refusal(kinds[name], f"column {name!r}{where}"):
             others = {other: kind for other, kind in kinds.items() if other != name}
-            raise DataError(f"{refusal}; beside it, the data has {_listed(others)}")
+            raise DataError(f"{refusal}; beside it, the data has {listed(others)}")
     return named
 
 
@@ -189,7 +200,3 @@ def _refusal(kind: Kind, what: str) -> str | None:
     if kind.leaf == "text":
         return f"{what} holds text ({kind.shown}), expected token ids: tokenize it first"
     return None if kind.may_hold_ids else f"{what} holds {kind.shown}, expected integers (token ids)"
-
-
-def _listed(kinds: Mapping[str, Kind]) -> str:
-    return ", ".join(f"{name!r} ({kind.shown})" for name, kind in kinds.items()) or "no columns"

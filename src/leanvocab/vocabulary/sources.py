@@ -33,7 +33,7 @@ class Source:
 def find_sources(data: Any, columns: list[str] | None, where: str = "") -> Iterator[Source]:
     """The sources in data of any kind, of its chosen columns; only a stream is not checked before it is read."""
     if isinstance(data, str | bytes):
-        raise DataError(f"found text{where}, expected token ids: tokenize it first")
+        raise DataError(f"found text{where}, expected token ids: tokenize it first, or pass tokenizer=")
     if is_instance(data, "datasets", "Dataset"):
         yield from _dataset_sources(data, columns, where)
     elif is_instance(data, "datasets", "IterableDataset"):
