@@ -23,7 +23,9 @@ from leanvocab.partial.module import PartialModule, partial_modules
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 _WEIGHTS = "adapter_model.safetensors"
-_ADAPTED = re.compile(r"\.(base_layer|modules_to_save)\b")  # what peft puts between a path and the module
+_ADAPTED = re.compile(
+    r"\.(base_layer|modules_to_save|original_module)\b"
+)  # what peft puts between a path and the module
 
 
 def add_lora(model: nn.Module, adapter_type: str, rank: int, *, few_bits: bool = False) -> Any:
@@ -98,8 +100,9 @@ def _beside_lora(model: Any, checkpoint: Base, peft: Any) -> tuple[Any, dict[str
     ):
         kinds = ", ".join(str(config.peft_type.value) for config in configs)
         raise ModelError(
-            f"rows go into one adapter with LoRA that has no trainable tokens of its own; active are: {kinds or 'none'}. Such an "
-            "adapter is saved by peft itself: model.save_pretrained"
+            "rows go into one adapter with LoRA that has no trainable tokens of its own; active are: "
+            f"{kinds or 'none'}. Save the adapter with peft (model.save_pretrained), and the rows in a full model (merge_, then "
+            "merge_and_unload)"
         )
     inner = model.get_base_model()
     check_not_sharded(inner)
@@ -121,10 +124,13 @@ def _check_rest_is_the_base(model: nn.Module, checkpoint: Base) -> None:
     tables = tables_of(model)
     if not tables:
         raise NotShrunkError(f"{type(model).__name__} is not shrunk, so that nothing says which rows were trained")
+    adapted = next(filter(_ADAPTED.search, partial_modules(model)), None)
+    if adapted is not None:
+        raise ModelError(
+            f"{_ADAPTED.split(adapted)[0]} has an adapter of its own, and peft has no place for rows beside it; adapt other "
+            "layers"
+        )
     for table, path in tables.items():
-        if _ADAPTED.search(path):
-            own = _ADAPTED.split(path)[0]
-            raise ModelError(f"{own} has an adapter of its own, and rows beside it go into none; adapt other layers")
         if not checkpoint.holds_rest_of(table, names.table(path)):
             raise ModelError(
                 f"{table.name}: rows outside the vocabulary differ from those of {checkpoint.folder}, and an adapter does not "

@@ -10,7 +10,7 @@ import torch
 from comparing import bits, differing
 from disk import listing, read_all
 from models import FULL_SIZE, language_batch, small_lm
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from references import check_close, mask_gradients
 from torch import nn
 
@@ -21,7 +21,13 @@ from leanvocab.errors import CheckpointError, ModelError
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 NEW = PartialVocabulary(range(FULL_SIZE - 10, FULL_SIZE), FULL_SIZE)
-TABLES = {"llama-tied": ["model.embed_tokens"], "llama-untied": ["model.embed_tokens", "lm_head"]}
+TABLES = {
+    "llama-tied": ["model.embed_tokens"],
+    "llama-untied": ["model.embed_tokens", "lm_head"],
+    "gemma2-softcap": ["model.embed_tokens"],
+    "bart-tied": ["model.shared"],
+    "t5-tied": ["shared"],
+}
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*is_gradient_checkpointing.*:FutureWarning"
@@ -97,7 +103,8 @@ def test_new_rows_train_beside_lora_as_in_the_full_model_whose_other_rows_have_n
 @pytest.mark.parametrize("family", TABLES)
 def test_new_rows_and_lora_are_one_adapter_that_peft_loads_to_the_same_logits(family: str, tmp_path: Path) -> None:
     small_lm(family).save_pretrained(tmp_path / "base")
-    lean = with_rows(type(small_lm(family)).from_pretrained(tmp_path / "base"), shrunk=True, output="frozen")
+    base = type(small_lm(family)).from_pretrained(tmp_path / "base")
+    lean = with_rows(base, shrunk=True, output="frozen", target_modules="all-linear")
     train(lean, masks=False)
     export_trainable_tokens(lean, tmp_path / "adapter")
     assert listing(tmp_path / "adapter") == ["adapter_config.json", "adapter_model.safetensors"]
@@ -121,6 +128,8 @@ def test_what_one_adapter_cannot_hold_is_refused_by_name(tmp_path: Path) -> None
         return with_rows(type(base).from_pretrained(tmp_path / "base"), shrunk=True, **options)
 
     norm, embedded, few_rows = lean(), lean(target_modules=["q_proj", "embed_tokens"]), lean()
+    whole = lean(modules_to_save=["embed_tokens"])
+    another = get_peft_model(lean().unload(), IA3Config(target_modules=["k_proj"], feedforward_modules=[]))
     norm.base_model.model.model.norm.weight.requires_grad_(True)
     other = small_lm("llama-untied")
     other.get_input_embeddings().weight.data += 1
@@ -131,6 +140,8 @@ def test_what_one_adapter_cannot_hold_is_refused_by_name(tmp_path: Path) -> None
     for model, folder, error, words in (
         (norm, "base", ModelError, r"1 other parameters train, the first of them .*model\.norm\.weight"),
         (embedded, "base", ModelError, r"model\.embed_tokens has an adapter of its own"),
+        (whole, "base", ModelError, r"model\.embed_tokens has an adapter of its own"),
+        (another, "base", ModelError, r"one adapter with LoRA .* active are: IA3\. .*model\.save_pretrained"),
         (few_rows, "other", ModelError, r"rows outside the vocabulary differ from those of"),
         (
             few_rows,
