@@ -13,7 +13,7 @@ LANGUAGE_MODELS = {  # tied, as published ones are
     "causal_lm": "gpt2", "masked_lm": "bert", "qlora": "llama", "seq2seq_lm": "t5", "trl_dpo": "gpt2", "trl_grpo": "gpt2",
     "trl_sft": "gpt2",
 }  # fmt: skip
-PACKAGES = {"lora": "peft", "ray_counting": "ray", "sentence_embeddings": "sentence_transformers"}
+PACKAGES = {"lora": "peft", "new_tokens": "peft", "ray_counting": "ray", "sentence_embeddings": "sentence_transformers"}
 PACKAGES["multilingual_embeddings"] = "sentence_transformers"
 PACKAGES |= {"qlora": "bitsandbytes", "eight_bit_adam": "bitsandbytes", "zero3": "deepspeed"}
 PACKAGES |= dict.fromkeys(["trl_dpo", "trl_grpo", "trl_reward", "trl_sft"], "trl")
@@ -45,6 +45,8 @@ def test_an_example_runs_and_saves(example: Path, tmp_path: Path) -> None:
         pytest.skip(f"needs {PACKAGES[example.stem]}")
     if example.stem in LANGUAGE_MODELS:
         save_language_model(tmp_path / "model", LANGUAGE_MODELS[example.stem], tied=True)
+    elif example.stem == "new_tokens":
+        save_language_model(tmp_path / "model", "llama", tied=True)
     elif example.stem == "fsdp2":
         save_language_model(tmp_path / "model", "llama", tied=False)
     elif example.stem == "trl_reward":
@@ -61,6 +63,9 @@ def test_an_example_runs_and_saves(example: Path, tmp_path: Path) -> None:
     assert saved & {"model.safetensors", "adapter_model.safetensors", "vocabulary.json"}
     if example.stem in LANGUAGE_MODELS:
         assert "of 500 rows, output='frozen'" in printed
+    if example.stem == "new_tokens":
+        assert "trained 10 of 315 rows, output='frozen'" in printed
+        assert (tmp_path / "output" / "adapter" / "adapter_model.safetensors").exists()
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)

@@ -1,6 +1,7 @@
 """Rows that stay but do not train: new tokens alone are trained, and every other id looks up the row of the base."""
 
 import copy
+import gc
 from typing import Any
 
 import accelerator
@@ -151,3 +152,28 @@ def test_lookups_that_depend_on_other_rows_are_refused(option: dict[str, Any]) -
     model = nn.Sequential(nn.Embedding(FULL_SIZE, 4, **option))
     with pytest.raises(ModelError, match=f"on_missing='frozen' with {next(iter(option))}="):
         lv.shrink_(model, NEW, embedding="0", on_missing="frozen")
+
+
+@ACCELERATOR
+def test_frozen_rows_leave_a_device_with_the_model() -> None:
+    inputs = with_new_tokens(classified())
+    gc.collect()  # models of other tests
+    with accelerator.in_use():
+        lean = lv.shrink_(small_model().to(accelerator.NAME), NEW, on_missing="frozen").train()
+        lean(**{name: value.to(accelerator.NAME) for name, value in inputs.items()})
+        lean.cpu()
+        with accelerator.watch() as seen:
+            assert lean(**inputs).loss.isfinite()
+        assert seen.start_bytes == 0
+
+
+@ACCELERATOR
+def test_a_vocabulary_of_all_rows_has_none_that_are_frozen() -> None:
+    inputs = with_new_tokens(classified())
+    losses = []
+    with accelerator.in_use():
+        for name in ("cpu", accelerator.NAME):
+            lean = small_model().to(name).eval()
+            lv.shrink_(lean, PartialVocabulary(range(FULL_SIZE), FULL_SIZE), on_missing="frozen")
+            losses.append(float(lean(**{key: value.to(name) for key, value in inputs.items()}).loss.detach()))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)

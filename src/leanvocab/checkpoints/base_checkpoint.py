@@ -68,7 +68,9 @@ class Base:
         file, entry = self.weights.tensors[names[0]]
         if entry.shape[0] != table.full_size:
             raise CheckpointError(
-                f"{file.path}: tensor {entry.name!r}: expected {table.full_size:,} rows, found {entry.shape[0]:,}"
+                f"{file.path}: tensor {entry.name!r}: expected {table.full_size:,} rows, found {entry.shape[0]:,}; if "
+                "tokens were added, save the resized model (save_pretrained) before it is shrunk, and name that folder: "
+                "base='folder'"
             )
         with file.opened() as source:
             if table.dtype == table.store.dtype and table.store.is_region_of(source, entry.start):

@@ -172,12 +172,19 @@ class FrozenLookup:
                 self.rows = FrozenRows(table, ids.device, dtype, self.rows)
             whole = self.rows.whole()
             assert isinstance(whole, CompactRows)
+            if len(whole.rows) == 0:  # every row is kept
+                return whole.rows.new_zeros(*ids.shape, whole.rows.shape[1], dtype=dtype)
             columns = whole.columns_of(ids.flatten()).sub_(table.num_rows).clamp_(min=0)
             return whole.rows.index_select(0, columns).to(dtype).view(*ids.shape, -1)
 
     def clear(self) -> None:
         """Lets go of the rows, which are brought again when they are needed."""
         self.rows = None
+
+    def follow(self, device: torch.device) -> None:
+        """Lets go of rows on another device than the model's."""
+        if self.rows is not None and self.rows.device != device:
+            self.rows = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return FrozenLookup, ()

@@ -43,6 +43,8 @@ class RemapLookup(PartialModule):
         """The map from ids to rows, on the weight's device."""
         super().settle_on_device()
         device = torch.device("cpu") if self.weight.is_meta else self.weight.device
+        if self.table.look_up_frozen is not None:
+            self.table.look_up_frozen.follow(device)
         if "_remap" in self.__dict__:
             self._remap = self._remap.to(device)
             return
