@@ -213,6 +213,8 @@ def test_every_public_method_is_tried_or_named_here() -> None:
 @pytest.mark.parametrize("name", SAME)
 def test_a_method_does_what_it_does_on_the_full_model(name: str, family: str, tmp_path: Path) -> None:
     full, model = twins(family)
+    if name.isidentifier() and not hasattr(full, name):
+        pytest.skip(f"{name} is of another version of transformers")
     shrink_(model, used_vocabulary())
     told = []
     for each, folder in ((full, "full"), (model, "lean")):
