@@ -61,6 +61,7 @@ def test_what_lies_at_a_path_is_asked_in_one_room() -> None:
     asked = [
         f"{path}:{node.lineno}"
         for path, tree in trees("src").items()
+        if path.name not in DOORS  # which ask for what their library has just written
         for node in ast.walk(tree)
         if isinstance(node, ast.Call) and asks.search(ast.unparse(node.func))
     ]

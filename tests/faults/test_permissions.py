@@ -13,7 +13,7 @@ from leanvocab.checkpoints.delta_making import make_delta
 from leanvocab.checkpoints.merge import merge_checkpoint
 from leanvocab.cli.described import describe
 from leanvocab.cli.printing import check_new_file, say_where_from
-from leanvocab.files.presence import is_file, is_folder, is_there
+from leanvocab.files.presence import is_entry, is_file, is_folder, is_there
 from leanvocab.finetune.pretrained import find_pretrained
 from leanvocab.finetune.settings import FineTuneSettings
 from leanvocab.reports.header_estimate import folder_of
@@ -37,6 +37,7 @@ LOOKS: dict[str, Callable[[Path, Path], Any]] = {
     ),
     "make_delta": lambda locked, free: make_delta(free / "single", locked / "tuned", free / "out"),
     "find_base": lambda locked, _: find_base(None, locked / "base"),
+    "find_base, its files": lambda locked, _: find_base(None, locked),
     "find_pretrained": lambda locked, _: find_pretrained(locked / "model", FineTuneSettings(), 0.1),
     "inspect_checkpoint": lambda locked, _: inspect_checkpoint(locked / "model"),
     "estimate_memory": lambda locked, _: estimate_memory(str(locked / "model"), 10),
@@ -77,9 +78,15 @@ def test_nothing_is_there_where_nothing_can_be(tmp_path: Path, ask: Callable[[An
     (tmp_path / "loop").symlink_to("loop")
     for name in ("absent", "file/below", "loop", "n" * 300, "null\0byte"):
         assert not ask(tmp_path / name)
+    assert is_entry(tmp_path / "loop")
+    assert not is_entry(tmp_path / "absent")
 
 
 def test_a_file_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    assert (is_there(tmp_path / "file"), is_file(tmp_path / "file"), is_folder(tmp_path / "file")) == (True, True, False)
+    assert (is_there(tmp_path / "file"), is_file(tmp_path / "file"), is_folder(tmp_path / "file")) == (
+        True,
+        True,
+        False,
+    )
     assert (is_there(tmp_path), is_file(tmp_path), is_folder(tmp_path)) == (True, False, True)

@@ -15,6 +15,11 @@ def is_there(path: str | os.PathLike[str]) -> bool:
     return _mode(path) is not None
 
 
+def is_entry(path: str | os.PathLike[str]) -> bool:
+    """True where a path names something, be it a link that leads nowhere."""
+    return _mode(path, follow=False) is not None
+
+
 def is_file(path: str | os.PathLike[str]) -> bool:
     """True where a file lies at a path."""
     return stat.S_ISREG(_mode(path) or 0)
@@ -25,9 +30,9 @@ def is_folder(path: str | os.PathLike[str]) -> bool:
     return stat.S_ISDIR(_mode(path) or 0)
 
 
-def _mode(path: str | os.PathLike[str]) -> int | None:
+def _mode(path: str | os.PathLike[str], follow: bool = True) -> int | None:
     try:
-        return os.stat(path).st_mode
+        return os.stat(path, follow_symlinks=follow).st_mode
     except ValueError:  # a null byte in it
         return None
     except OSError as error:
