@@ -333,7 +333,9 @@ def build(pair: Pair, *, tied: bool = False) -> Tiny:
 
 def build_or_reason(pair: Pair, *, tied: bool = False) -> Tiny | str:
     """The tiny model, or the reason why there is none."""
-    return UNBUILDABLE.get(str(pair)) or tiny_models.built_or_reason(lambda: build(pair, tied=tied))
+    return UNBUILDABLE.get(str(pair)) or tiny_models.built_or_reason(
+        lambda: build(pair, tied=tied), lambda tiny: list(batches(tiny).values())
+    )
 
 
 def takes(model: nn.Module, name: str) -> bool:
