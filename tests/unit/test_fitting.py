@@ -59,7 +59,6 @@ def test_a_tokenizer_and_a_model_of_other_sizes_are_refused() -> None:
 
 
 @pytest.mark.shared_data
-@pytest.mark.filterwarnings("ignore:Deprecated in 0.9.0.*WordPiece:DeprecationWarning")  # transformers 5.0
 def test_real_tokenizers_fit_their_models(shared: Path) -> None:
     for folder in sorted((shared / "data/tokenizers").iterdir()):
         if (folder / "config.json").exists():
