@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 PIP_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install test check format demo test-slow fuzz doors benchmarks gpu peers reproduce figures clean
+.PHONY: help install test check format demo test-slow fuzz doors versions benchmarks gpu peers reproduce figures clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -43,6 +43,11 @@ doors: $(INSTALLED)  ## every combination with trainers, adapters and optimizers
 		--target $(DEEPSPEED) deepspeed einops hjson msgpack ninja py-cpuinfo
 	PYTHONPATH=$(DEEPSPEED) $(RUN) -m doors --only deepspeed.
 	PYTHONPATH=$(DEEPSPEED) $(RUN) -m pytest -q tests/integration/test_examples.py -k zero3
+
+# VERSIONS_FLAGS="--only transformers-5.3 --suite Trainer" for some of it.
+VERSIONS_FLAGS ?=
+versions: $(INSTALLED)  ## the core suites with other versions of Python, torch and transformers, into docs/versions.md
+	$(RUN) -m versions $(VERSIONS_FLAGS)
 
 # In a folder of its own, since accelerate and transformers import it wherever they find it; its setup imports torch.
 DEEPSPEED := .cache/deepspeed

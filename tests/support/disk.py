@@ -3,6 +3,7 @@
 import hashlib
 import json
 import struct
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +43,19 @@ def read_all(folder: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def save_as_loaded(model: nn.Module, folder: Path, **options: Any) -> None:
+    """Saves a model as one that was loaded is saved: from 5.0 to 5.3 transformers gives layer norms other names then."""
+    with tempfile.TemporaryDirectory() as other:
+        model.save_pretrained(other)  # type: ignore[operator]
+        type(model).from_pretrained(other).save_pretrained(folder, **options)  # type: ignore[attr-defined]
+
+
 def trained_pair(
     folder: Path, family: str = "roberta", *, max_shard_size: str = "5GB", **changes: Any
 ) -> tuple[nn.Module, nn.Module]:
     """(ordinarily trained, trained while shrunk), both from a base that is saved in `folder / "base"` with side files."""
     model = small_model(family, **changes)
-    model.save_pretrained(folder / "base", max_shard_size=max_shard_size)
+    save_as_loaded(model, folder / "base", max_shard_size=max_shard_size)
     (folder / "base" / "tokenizer.json").write_text('{"version": "1.0"}')
     (folder / "base" / "chat_template.jinja").write_text("{{ messages }}")
     (folder / "base" / "notes").mkdir()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from comparing import bits, differing, train
-from disk import listing, read_all
+from disk import listing, read_all, save_as_loaded
 from models import FULL_SIZE, language_batch, small_model, used_vocabulary
 from torch import nn
 
@@ -38,7 +38,7 @@ def trained(folder: Path, family: str, mode: str | None, **options: Any) -> nn.M
     """A model that was trained while shrunk, from a base that is saved in `folder / "base"`."""
     model = small_model(family)
     if not (folder / "base").exists():
-        model.save_pretrained(folder / "base")
+        save_as_loaded(model, folder / "base")
     model = type(model).from_pretrained(folder / "base")
     shrink_(model, used_vocabulary(), output=mode, **options)
     train(model, **language_batch())

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from comparing import bits, differing, train
-from disk import content, delta_of_base, listing, read_all, trained_pair
+from disk import content, delta_of_base, listing, read_all, save_as_loaded, trained_pair
 from models import FULL_SIZE, batch, small_model, used_vocabulary
 from safetensors.torch import load_model, save_model
 from torch import nn
@@ -62,7 +62,7 @@ def test_a_delta_holds_these_files_and_costs_what_its_tensors_cost(tmp_path: Pat
 
 
 def test_only_what_changed_is_held_unless_all_is_asked_for(tmp_path: Path) -> None:
-    small_model().save_pretrained(tmp_path / "base")
+    save_as_loaded(small_model(), tmp_path / "base")
     model = type(small_model()).from_pretrained(tmp_path / "base")
     shrink_(model, used_vocabulary())
     freeze_all_but_rows(model)

@@ -12,6 +12,7 @@ import torch
 import transformers
 from models import FULL_SIZE, small_model
 from safetensors.torch import load_file, save_file
+from versions import configs_stand_in_text
 
 from leanvocab.finetune.settings import FineTuneSettings
 from leanvocab.reports.constructors import construct
@@ -20,6 +21,7 @@ from leanvocab.reports.memory import estimate_memory
 from leanvocab.reports.transformers_text import Unsure
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
+pytestmark = configs_stand_in_text
 KEPT = 60
 OPTIONS: dict[str, Any] = {"auto_class": FineTuneSettings().kind.auto_class, "precision": "fp32"}
 

@@ -132,6 +132,8 @@ def test_both_copies_of_a_tied_table_in_the_base_are_replaced(tmp_path: Path) ->
     tensors["model.encoder.embed_tokens.weight"] = tensors[shared].clone()  # as older checkpoints have it
     save_file(tensors, tmp_path / "base" / "model.safetensors", metadata={"format": "pt"})
     model = type(model).from_pretrained(tmp_path / "base")
+    if model.model.encoder.embed_tokens.weight is not model.model.shared.weight:
+        pytest.skip("this transformers ties no copies of a table that are both in the files")
     lv.shrink_(model, used_vocabulary())
     with torch.no_grad():
         model.model.shared.weight.copy_(random_rows(len(used_vocabulary()), 48, torch.float32))

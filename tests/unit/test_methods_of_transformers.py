@@ -188,6 +188,8 @@ NOT_FOR_A_SHRUNK_MODEL = {
     "continuous_batching_context_manager destroy_cached_continuous_batching_manager": "part of generating",
     "get_correct_attn_implementation get_correct_experts_implementation get_experts_implementation set_experts_implementation "
     "set_use_kernels is_backend_compatible register_for_auto_class get_compiled_call": "knows of no weight",
+    "create_extended_attention_mask_for_decoder get_extended_attention_mask invert_attention_mask kernelize "
+    "dtype_plan": "of earlier versions, and knows of no weight",
     "dequantize": "of models in few bits",
     "enable_peft_hotswap": "of adapters that are compiled",
     "gather_sharded_state_dict_for_save save_distributed_checkpoint should_save_on_this_rank": "of several processes",
@@ -213,6 +215,8 @@ def test_every_public_method_is_tried_or_named_here() -> None:
 @pytest.mark.parametrize("name", SAME)
 def test_a_method_does_what_it_does_on_the_full_model(name: str, family: str, tmp_path: Path) -> None:
     full, model = twins(family)
+    if name.isidentifier() and not hasattr(full, name):
+        pytest.skip(f"{name} is of another version of transformers")
     shrink_(model, used_vocabulary())
     told = []
     for each, folder in ((full, "full"), (model, "lean")):

@@ -1,6 +1,7 @@
 """Tables for each layer (Gemma 3n, Gemma 4): shrunk with the input table, of a size of their own, and whole again everywhere."""
 
 import copy
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,21 @@ def gemma3n() -> Any:
 
 
 def batch() -> dict[str, Tensor]:
+    """Rows of ids, one of them beyond the table for each layer; skips where the text model takes none."""
     ids = torch.tensor(IDS)[torch.randint(0, len(IDS), (4, 9), generator=torch.Generator().manual_seed(1))]
     ids[0, 3] = BEYOND
+    if not takes_ids_beyond():
+        pytest.skip("Gemma 3n as a text model takes no ids beyond its tables for layers in this transformers")
     return {"input_ids": ids, "labels": ids}
+
+
+@functools.cache
+def takes_ids_beyond() -> bool:
+    try:
+        gemma3n()(input_ids=torch.tensor([[BEYOND]]))
+    except IndexError:
+        return False
+    return True
 
 
 def train(model: Any, steps: int = 3) -> list[float]:
@@ -124,6 +137,9 @@ def test_adapters_train_beside_both_tables() -> None:
     assert losses[0] == losses[1]
 
 
+@pytest.mark.skipif(
+    not hasattr(transformers, "Gemma4ForConditionalGeneration"), reason="transformers has no Gemma 4 yet"
+)
 def test_gemma_4_reads_the_row_of_the_pad_token_and_generates_the_same() -> None:
     text = {
         "vocab_size": FULL_SIZE, "vocab_size_per_layer_input": FULL_SIZE, "hidden_size": 16, "hidden_size_per_layer_input": 8,

@@ -14,6 +14,7 @@ from leanvocab.errors import CheckpointError
 from leanvocab.files.copying import BLOCK_BYTES, sha256_of_range
 from leanvocab.files.headers import Located, Weights, read_weights
 from leanvocab.files.hub_cache import cached_folder
+from leanvocab.files.presence import is_folder
 from leanvocab.files.row_bytes import gaps
 from leanvocab.files.row_store import same_bits
 from leanvocab.files.tensor_files import read_rows
@@ -97,7 +98,7 @@ def find_base(model: nn.Module | None, base: str | os.PathLike[str] | None = Non
             f"{type(model).__name__} does not say which checkpoint it came from: name it, base='folder' (a model that was made "
             "from a config is saved with save_full first)"
         )
-    there = Path(name) if os.path.isdir(name) else cached_folder(name, revision)
+    there = Path(name) if is_folder(name) else cached_folder(name, revision)
     if there is None:
         raise CheckpointError(
             f"the base {name!r} is no folder here and not in the hub's cache; say where it lies: base='folder'"

@@ -26,6 +26,7 @@ from typing import Any
 from leanvocab.choices import OUTPUT_MODES
 from leanvocab.errors import CheckpointError
 from leanvocab.files.headers import SafetensorsFile, is_weights_file, read_header
+from leanvocab.files.presence import is_file
 from leanvocab.files.untrusted_files import is_sizes, is_text_map, read_json
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
@@ -109,7 +110,7 @@ class Description:
 
 def is_delta(folder: Path) -> bool:
     """True for a folder that says that it holds a delta."""
-    return (folder / DESCRIPTION).is_file()
+    return is_file(folder / DESCRIPTION)
 
 
 def read_delta(folder: Path) -> tuple[Description, SafetensorsFile]:
@@ -322,4 +323,4 @@ def write_training_note(folder: Path, tables: Mapping[str, PartialVocabulary]) -
 
 def read_training_note(folder: Path) -> dict[str, Any] | None:
     """The note that `write_training_note` left beside the checkpoint in a folder; None where there is none."""
-    return read_json(folder, TRAINING_NOTE)[1] if (folder / TRAINING_NOTE).is_file() else None
+    return read_json(folder, TRAINING_NOTE)[1] if is_file(folder / TRAINING_NOTE) else None

@@ -31,6 +31,7 @@ from leanvocab.files.atomic_folders import check_apart, written_whole
 from leanvocab.files.copying import copy_range, sha256_of_range, write_at
 from leanvocab.files.headers import DTYPE_BITS, Located, Weights, all_opened, make_header, read_header, read_weights
 from leanvocab.files.hub_cache import cached_folder
+from leanvocab.files.presence import is_file, is_folder, is_there
 from leanvocab.files.row_bytes import row_blocks, runs
 from leanvocab.files.side_files import find_side_files
 from leanvocab.files.untrusted_files import read_json
@@ -86,7 +87,7 @@ def make_delta(
     source, weights = find_base(None, base), _read_tuned(tuned)
     target = Path(os.path.realpath(output))
     check_apart(target, base=source.folder, model=weights.folder)
-    if target.exists() and not overwrite and (not target.is_dir() or any(target.iterdir())):
+    if is_there(target) and not overwrite and (not is_folder(target) or any(target.iterdir())):
         raise CheckpointError(
             f"{target} is there already; name another output, or replace it: overwrite=True (--overwrite)"
         )
@@ -100,7 +101,7 @@ def make_delta(
 
 
 def _read_tuned(tuned: str | os.PathLike[str]) -> Weights:
-    there = Path(tuned) if os.path.isdir(tuned) else cached_folder(os.fspath(tuned))
+    there = Path(tuned) if is_folder(tuned) else cached_folder(os.fspath(tuned))
     if there is None:
         raise CheckpointError(
             f"the fine-tuned checkpoint {os.fspath(tuned)!r} is no folder here and not in the hub's cache"
@@ -108,7 +109,7 @@ def _read_tuned(tuned: str | os.PathLike[str]) -> Weights:
     folder = Path(os.path.realpath(there))
     if is_delta(folder):
         raise CheckpointError(f"{folder} is a delta already")
-    if (folder / _ADAPTER).exists():
+    if is_there(folder / _ADAPTER):
         raise CheckpointError(
             f"{folder} is an adapter, which is small by itself; for a delta put it into its model first (merge_and_unload)"
         )
@@ -165,7 +166,7 @@ def _is_carried_as_rows(shape: tuple[int, ...], num_rows: int, sizes: set[int]) 
 
 def _vocabulary_sizes(folder: Path) -> set[int]:
     """Sizes of vocabularies that a config speaks of, in its parts too; none where there is no config."""
-    parts = [read_json(folder, CONFIG)[1]] if (folder / CONFIG).is_file() else []
+    parts = [read_json(folder, CONFIG)[1]] if is_file(folder / CONFIG) else []
     for part in parts:  # which grows
         parts += [value for value in part.values() if isinstance(value, dict)]
     sizes = (
@@ -216,7 +217,7 @@ def _write(
         renamed={target: name for name, target in in_base.items() if target != name},
         output=mode,
     ).write(folder)
-    if (tuned.folder / CONFIG).is_file():
+    if is_file(tuned.folder / CONFIG):
         (folder / MODEL_CONFIG).write_bytes(read_json(tuned.folder, CONFIG)[0])
     write_signs(folder, base.name, mode)
 
@@ -248,7 +249,7 @@ def _write_tensors(path: Path, parts: Mapping[str, _Part], tuned: Weights) -> No
 
 def _files_left_out(tuned: Path, base: Path) -> tuple[str, ...]:
     """Files beside the weights of the one that are not the same in the other; the config is carried."""
-    names = (str(path) for path in find_side_files(tuned) if (tuned / path).is_file())
+    names = (str(path) for path in find_side_files(tuned) if is_file(tuned / path))
     wanted = [name for name in names if name not in (CONFIG, README)]
     _, differing, missing = filecmp.cmpfiles(tuned, base, wanted, shallow=False)
     return tuple(name for name in wanted if name in {*differing, *missing})

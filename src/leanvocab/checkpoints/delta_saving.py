@@ -33,6 +33,7 @@ from leanvocab.errors import CheckpointError, LeanVocabWarning, ModelError, NotS
 from leanvocab.files.atomic_folders import written_whole
 from leanvocab.files.copying import sha256_of_range
 from leanvocab.files.headers import SINGLE, is_weights_file, read_header
+from leanvocab.files.presence import is_folder, is_there
 from leanvocab.files.row_store import same_bits
 from leanvocab.files.tensor_files import DTYPE_NAMES, read_tensor, sha256_of_tensor
 from leanvocab.model.full_table import LOOKUPS
@@ -70,7 +71,7 @@ def save_delta(
     """
     source = find_base(model, base)
     target = Path(os.path.realpath(directory))
-    if target == source.folder or (target.is_dir() and any(map(is_weights_file, os.listdir(target)))):
+    if target == source.folder or (is_folder(target) and any(map(is_weights_file, os.listdir(target)))):
         raise CheckpointError(
             f"{target} holds weights of a full checkpoint, which a delta would not replace; name another folder"
         )
@@ -228,7 +229,7 @@ def _save_tensors(model: nn.Module, folder: Path, left_out: Container[str]) -> N
     finally:
         hook.remove()
     os.replace(saved / SINGLE, folder / TENSORS)
-    if (saved / CONFIG).exists():
+    if is_there(saved / CONFIG):
         os.replace(saved / CONFIG, folder / MODEL_CONFIG)
     shutil.rmtree(saved)
 

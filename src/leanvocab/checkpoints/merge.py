@@ -22,6 +22,7 @@ from leanvocab.files.atomic_folders import check_apart, clear_leftovers, written
 from leanvocab.files.copying import copy_range, sha256_of_range, sync, write_at
 from leanvocab.files.headers import INDEX, Located, all_opened, is_weights_file, read_weights
 from leanvocab.files.hub_cache import cached_folder
+from leanvocab.files.presence import is_folder, is_there
 from leanvocab.files.row_bytes import convert, first_nan_row, row_blocks, runs
 from leanvocab.files.side_files import copy_side_files, find_side_files
 from leanvocab.progress import ProgressBar
@@ -88,7 +89,7 @@ def merge_checkpoint(
     plan = make_plan(weights, changes, allow_rounding)
     config = merged_config(base_folder, delta_folder) if is_delta(delta_folder) else None
     replace = in_place or overwrite
-    if not replace and target.is_dir() and any(target.iterdir()):
+    if not replace and is_folder(target) and any(target.iterdir()):
         return _take_what_is_there(target, plan, changes, started)
     merge = _Merge(plan, changes, in_place, allow_nan, ProgressBar("merging", plan.num_bytes, progress))
     try:
@@ -151,13 +152,13 @@ def _left_out(plan: Plan) -> tuple[str, ...]:
 
 def _folder(path: str | os.PathLike[str], role: str, revision: str | None = None) -> Path:
     folder = Path(os.path.realpath(path))
-    if not folder.exists():
+    if not is_there(folder):
         clear_leftovers(folder)  # a kill in the middle of a swap may have left it aside
-    if role == "base" and not folder.exists() and (cached := cached_folder(os.fspath(path), revision)) is not None:
+    if role == "base" and not is_there(folder) and (cached := cached_folder(os.fspath(path), revision)) is not None:
         return Path(os.path.realpath(cached))
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise CheckpointError(
-            f"{role}: expected a folder, found {'a file' if folder.exists() else 'nothing'} at {path}"
+            f"{role}: expected a folder, found {'a file' if is_there(folder) else 'nothing'} at {path}"
         )
     return folder
 
@@ -169,7 +170,7 @@ def _folders(base_path: str | os.PathLike[str], delta_path: str | os.PathLike[st
     if is_delta(base):
         others = "and the delta is none: they are the wrong way round" if not is_delta(delta) else "too: merge it first"
         raise CheckpointError(f"the base {base} is a delta, {others}; expected the base first, then the delta")
-    if not is_delta(delta) and (delta / "adapter_config.json").exists():
+    if not is_delta(delta) and is_there(delta / "adapter_config.json"):
         raise CheckpointError(
             f"{delta} is an adapter of peft, expected a delta: PeftModel.from_pretrained(base, adapter).merge_and_unload() gives "
             "the whole model"
@@ -181,7 +182,7 @@ def _target(base: Path, delta: Path, output: str | os.PathLike[str] | None, in_p
     if in_place:
         if output is not None and Path(os.path.realpath(output)) != base:
             raise CheckpointError(f"in_place=True replaces the base {base}; leave output={os.fspath(output)!r} out")
-        if base.parent.name == "snapshots" and (base.parent.parent / "blobs").is_dir():
+        if base.parent.name == "snapshots" and is_folder(base.parent.parent / "blobs"):
             raise CheckpointError(f"{base} lies in a hub cache, which others share: merge into another output instead")
         return base
     if output is None:

@@ -31,6 +31,7 @@ from leanvocab.files.headers import (
     make_header,
     read_weights,
 )
+from leanvocab.files.presence import is_entry
 from leanvocab.files.row_bytes import EXACT
 from leanvocab.files.untrusted_files import parse_object, read_json
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
@@ -283,10 +284,10 @@ def _index(base: Weights, files: Iterable[FilePlan], changes: Changes) -> bytes:
 
 def merged_config(base: Path, delta: Path) -> bytes | None:
     """The model's config, where it says something else than the base's; None where the base's stays."""
-    if not os.path.lexists(delta / MODEL_CONFIG):
+    if not is_entry(delta / MODEL_CONFIG):
         return None
     _, wanted = read_json(delta, MODEL_CONFIG)
-    has_own = os.path.lexists(base / CONFIG)
+    has_own = is_entry(base / CONFIG)
     own = read_json(base, CONFIG)[1] if has_own else {}
     code_of_base = list(_code_in(own))
     for key, value in _code_in(wanted):

@@ -17,6 +17,7 @@ from leanvocab.checkpoints.merge import merge_checkpoint
 from leanvocab.checkpoints.optimizer_states import read_full_states
 from leanvocab.files.atomic_folders import sibling, written_whole
 from leanvocab.files.headers import is_weights_file
+from leanvocab.files.presence import is_file, is_there
 
 _OPTIMIZER_STATES = "optimizer.pt"  # as the Trainer calls it
 
@@ -50,8 +51,8 @@ def full_checkpoint(
                 os.replace(path, folder / path.name)
         shutil.rmtree(merged)
         for path in sorted(source.iterdir()):
-            if path.is_file() and path.name not in FILES:
+            if is_file(path) and path.name not in FILES:
                 shutil.copy2(path, folder / path.name)
-        if (source / OPTIMIZER).exists():
+        if is_there(source / OPTIMIZER):
             torch.save(read_full_states(source, description), folder / _OPTIMIZER_STATES)
         yield folder

@@ -6,6 +6,7 @@ from typing import Any
 
 from leanvocab.cli.data_counts import describe_vocabulary, load_tokenizer
 from leanvocab.errors import CheckpointError, DataError, ModelError, SettingsError
+from leanvocab.files.presence import is_file, is_folder, is_there
 
 _NUM_NAMED = 8
 _ADAPTER_CONFIG, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -15,15 +16,15 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 def describe(path: str, base: str | None, tokenizer: str | None) -> dict[str, Any]:
     """Plain values that begin with `kind` and `name`; raises an error that says what was expected where nothing is known."""
     here = Path(path)
-    if base is not None and (here.is_file() or (here / _ADAPTER_CONFIG).is_file()):
+    if base is not None and (is_file(here) or is_file(here / _ADAPTER_CONFIG)):
         raise SettingsError(f"base is for a checkpoint to compare, and {path} is none: leave it out")
-    if here.is_file():
+    if is_file(here):
         return _file(here, tokenizer)
-    if (here / "leanvocab.json").is_file():
+    if is_file(here / "leanvocab.json"):
         return _delta(path, base, tokenizer)
-    if (here / _ADAPTER_CONFIG).is_file():
+    if is_file(here / _ADAPTER_CONFIG):
         return _adapter(here)
-    if here.is_dir() and not any((here / name).exists() for name in ("config.json", "model.safetensors")):
+    if is_folder(here) and not any(is_there(here / name) for name in ("config.json", "model.safetensors")):
         return _data(here)
     return _checkpoint(path, base, tokenizer)
 
@@ -84,7 +85,7 @@ def _adapter(folder: Path) -> dict[str, Any]:
         "modules_to_save": config.get("modules_to_save"),
         "num_trainable_tokens": len(indices) if isinstance(indices, list) else None,
     }
-    if (folder / _ADAPTER_WEIGHTS).exists():
+    if is_there(folder / _ADAPTER_WEIGHTS):
         described |= _weights(folder / _ADAPTER_WEIGHTS)
     return described | {"to_use": f"PeftModel.from_pretrained(base, {json.dumps(str(folder))})"}
 

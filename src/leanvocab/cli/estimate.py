@@ -20,6 +20,7 @@ from leanvocab.cli.data_counts import (
 )
 from leanvocab.cli.printing import quiet_libraries
 from leanvocab.errors import ModelError, SettingsError
+from leanvocab.files.presence import is_folder
 from leanvocab.finetune.settings import FineTuneSettings
 
 _KNOBS = (
@@ -160,7 +161,7 @@ def _from_headers(model: str, kept: Any, settings: FineTuneSettings, others: Oth
 
 
 def _name_of(model: str) -> str:
-    return Path(model).name if Path(model).is_dir() else model
+    return Path(model).name if is_folder(model) else model
 
 
 def _from_model(model: str, kept: Any, settings: FineTuneSettings, others: OtherOptions, has_step: bool) -> Any:

@@ -9,6 +9,7 @@ import typer
 
 from leanvocab.cli.command import Answer, as_command
 from leanvocab.errors import CheckpointError, SettingsError
+from leanvocab.files.presence import is_file
 
 if TYPE_CHECKING:
     from leanvocab.checkpoints.merge import MergeResult
@@ -60,7 +61,7 @@ def merge_command(
 
 def _next_step(output: Path) -> list[str]:
     """The line that loads the merged model, to copy; none where its config names no class."""
-    config = json.loads((output / "config.json").read_bytes()) if (output / "config.json").is_file() else {}
+    config = json.loads((output / "config.json").read_bytes()) if is_file(output / "config.json") else {}
     return [
         f"to use it: transformers.{name}.from_pretrained({json.dumps(str(output))})"
         for name in config.get("architectures") or ()

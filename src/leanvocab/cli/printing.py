@@ -24,6 +24,7 @@ from leanvocab.errors import (
     SettingsError,
     first_line,
 )
+from leanvocab.files.presence import is_folder, is_there
 
 DEBUG_VARIABLE = "LEANVOCAB_DEBUG"
 
@@ -157,7 +158,7 @@ def quiet_libraries(*, quiet: bool = False) -> None:
 def say_where_from(*names: str) -> None:
     """Say which names are looked for on the hub: where it cannot be reached, that takes a while."""
     for name in names:
-        if not os.path.exists(name):
+        if not is_there(name):
             typer.echo(f"{name} is no file or folder here: asking the hub …", err=True)
 
 
@@ -169,9 +170,9 @@ def check_new_file(path: Path | None, overwrite: bool) -> None:
     """
     if path is None:
         return
-    if not path.parent.is_dir():
+    if not is_folder(path.parent):
         raise CheckpointError(f"cannot write {path}: there is no folder {path.parent}")
-    if path.is_dir():
+    if is_folder(path):
         raise CheckpointError(f"cannot write {path}: it is a folder")
-    if path.exists() and not overwrite:
+    if is_there(path) and not overwrite:
         raise CheckpointError(f"{path} is there already; give --overwrite, or name another")

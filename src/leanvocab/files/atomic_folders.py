@@ -14,6 +14,7 @@ from pathlib import Path
 from leanvocab.errors import CheckpointError
 from leanvocab.files.copying import sync
 from leanvocab.files.headers import SAVED_WEIGHTS
+from leanvocab.files.presence import is_file, is_folder, is_there
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _REPLACED = "-replaced"
@@ -31,11 +32,11 @@ def written_whole(
     Raises `CheckpointError` where the path is a file, `OSError` where it cannot be written; then nothing has changed.
     """
     target = Path(os.path.realpath(directory))
-    if target.exists() and not target.is_dir():
+    if is_there(target) and not is_folder(target):
         raise CheckpointError(f"{target} is a file, expected a folder, or a path that is free")
     with sibling(target) as folder:
         yield folder, target
-        if target.is_dir() and replace:
+        if is_folder(target) and replace:
             _keep_other_files(target, folder, keeps or (lambda name: not SAVED_WEIGHTS.fullmatch(name)))
         sync_tree(folder)
         (swap if replace else put)(folder, target)
@@ -52,7 +53,7 @@ def sibling(target: Path) -> Iterator[Path]:
     try:
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # which the kernel lets go however the process ends
-        folder.chmod((target if target.is_dir() else target.parent).stat().st_mode & 0o777)
+        folder.chmod((target if is_folder(target) else target.parent).stat().st_mode & 0o777)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -78,7 +79,7 @@ def clear_leftovers(target: Path) -> None:
     prefix = _prefix(target)
     leftovers = [path for path in target.parent.glob(f"{glob.escape(prefix)}*") if not _in_use(path, prefix)]
     for path in leftovers:
-        if path.name.endswith(_REPLACED) and not target.exists():
+        if path.name.endswith(_REPLACED) and not is_there(target):
             os.rename(path, target)
     for path in leftovers:
         shutil.rmtree(path, ignore_errors=True)
@@ -116,11 +117,11 @@ def _is_alive(process: str) -> bool:
 def _keep_other_files(target: Path, folder: Path, keeps: Callable[[str], bool]) -> None:
     for path in target.rglob("*"):
         kept = folder / path.relative_to(target)
-        if kept.exists() or kept.is_symlink() or (path.parent == target and not keeps(path.name)):
+        if is_there(kept) or kept.is_symlink() or (path.parent == target and not keeps(path.name)):
             continue
         if path.is_symlink():
             kept.symlink_to(os.readlink(path))
-        elif path.is_dir():
+        elif is_folder(path):
             kept.mkdir(parents=True)
         else:
             kept.parent.mkdir(parents=True, exist_ok=True)
@@ -133,7 +134,7 @@ def _keep_other_files(target: Path, folder: Path, keeps: Callable[[str], bool]) 
 def sync_tree(folder: Path) -> None:
     """Waits until a folder and all files and folders in it are on the disk."""
     for path in [folder, *folder.rglob("*")]:
-        if not path.is_symlink() and (path.is_dir() or path.is_file()):
+        if not path.is_symlink() and (is_folder(path) or is_file(path)):
             sync(path)
 
 
@@ -150,7 +151,7 @@ def put(folder: Path, target: Path) -> None:
 
 def swap(folder: Path, target: Path) -> None:
     """Puts `folder` in the place of `target` in one step; what was there is then in `folder`'s place."""
-    if not target.exists():
+    if not is_there(target):
         os.rename(folder, target)
     elif not exchange(folder, target):
         aside = folder.with_name(folder.name + _REPLACED)

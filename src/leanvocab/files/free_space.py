@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 
 from leanvocab.errors import CheckpointError
+from leanvocab.files.presence import is_there
 
 
 def check_free_space(folder: Path, num_bytes: int, what: str, advice: str) -> None:
@@ -13,7 +14,7 @@ def check_free_space(folder: Path, num_bytes: int, what: str, advice: str) -> No
     Raises:
         CheckpointError: it cannot be written there, or less than `num_bytes` are free.
     """
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    existing = next(path for path in (folder, *folder.absolute().parents) if is_there(path))
     try:
         with tempfile.TemporaryFile(dir=existing):
             free = shutil.disk_usage(existing).free

@@ -17,6 +17,7 @@ from typing import Any
 
 from leanvocab.errors import CheckpointError, shortened
 from leanvocab.files.copying import read_exactly
+from leanvocab.files.presence import is_entry, is_there
 from leanvocab.files.untrusted_files import is_sizes, is_text_map, opened, parse_object, read_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -106,10 +107,10 @@ def read_weights(folder: Path) -> Weights:
 
     Raises `CheckpointError`.
     """
-    if os.path.lexists(folder / SINGLE):
+    if is_entry(folder / SINGLE):
         return Weights(folder, (read_header(folder, SINGLE),), None)
-    if not os.path.lexists(folder / INDEX):
-        names = (name for name in ("pytorch_model.bin", "pytorch_model.bin.index.json") if (folder / name).exists())
+    if not is_entry(folder / INDEX):
+        names = (name for name in ("pytorch_model.bin", "pytorch_model.bin.index.json") if is_there(folder / name))
         hints = (f"; {name} is a pickle, which is never loaded: save the model as safetensors first" for name in names)
         raise CheckpointError(f"{folder}: expected {SINGLE} or {INDEX}, found neither{next(hints, '')}")
     raw, index = read_json(folder, INDEX)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from leanvocab.errors import CheckpointError
 from leanvocab.files.headers import is_weights_file
+from leanvocab.files.presence import is_file, is_folder
 from leanvocab.files.untrusted_files import resolve_in
 
 
@@ -21,7 +22,7 @@ def find_side_files(base: Path) -> list[Path]:
             if here == Path() and is_weights_file(name):
                 continue
             real = resolve_in(base, str(relative))
-            if not real.is_file() and not real.is_dir():
+            if not is_file(real) and not is_folder(real):
                 raise CheckpointError(f"{base / relative}: expected a regular file or a folder, found something else")
             side_files.append(relative)
         side_files += [here / name for name in folders if name not in links]
@@ -36,7 +37,7 @@ def copy_side_files(base: Path, folder: Path, side_files: list[Path]) -> None:
         real = Path(os.path.realpath(source))
         if source.is_symlink() and real.is_relative_to(base) and not is_weights_file(real.name):
             copy.symlink_to(os.path.relpath(real, Path(os.path.realpath(source.parent))))
-        elif real.is_dir():
+        elif is_folder(real):
             copy.mkdir(exist_ok=True)
         else:
             shutil.copy2(real, copy)

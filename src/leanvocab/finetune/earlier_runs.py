@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 
 from leanvocab.errors import CheckpointError, SettingsError
 from leanvocab.files.headers import read_header
+from leanvocab.files.presence import is_file, is_folder, is_there
 from leanvocab.finetune.settings import FineTuneSettings, SavingSettings
 
 CHECKPOINTS_FOLDER = "checkpoints"
@@ -46,13 +47,13 @@ def find_earlier_run(output_dir: Path, model: Path, settings: SavingSettings) ->
         CheckpointError: the folder is a file, or the pretrained model's; it holds something, and no setting says what is to
             become of it; or a run ended there and left no checkpoint.
     """
-    if output_dir.exists() and not output_dir.is_dir():
+    if is_there(output_dir) and not is_folder(output_dir):
         raise CheckpointError(f"the output directory {output_dir} is a file")
-    if model.is_dir() and output_dir.exists() and output_dir.samefile(model):
+    if is_folder(model) and is_there(output_dir) and output_dir.samefile(model):
         raise CheckpointError(f"the output directory {output_dir} is the folder of the pretrained model; name another")
     if settings.resume:
         return _to_go_on_from(output_dir)
-    if not settings.overwrite and output_dir.exists() and any(output_dir.iterdir()):
+    if not settings.overwrite and is_there(output_dir) and any(output_dir.iterdir()):
         raise CheckpointError(
             f"the output directory {output_dir} is not empty; name another, or set overwrite (or resume) if an earlier "
             "run left it"
@@ -67,11 +68,11 @@ def _to_go_on_from(output_dir: Path) -> EarlierRun:
     notes = tuple(f"{path} was cut off while it was written, and is left out." for path in halves)
     if last is not None:
         return EarlierRun(last, halves, notes)
-    if (output_dir / RESULT_FILE).exists():
+    if is_there(output_dir / RESULT_FILE):
         raise CheckpointError(
             f"a run ended in {output_dir} and left no checkpoint to resume from; set overwrite to train anew"
         )
-    others = [path.name for path in output_dir.iterdir() if path != folder] if output_dir.is_dir() else []
+    others = [path.name for path in output_dir.iterdir() if path != folder] if is_folder(output_dir) else []
     if others:
         raise CheckpointError(f"there is no checkpoint in {folder} to resume from, and {output_dir} holds {others[0]}")
     return EarlierRun(None, halves, (*notes, f"There is no checkpoint in {folder} yet: the run began anew."))
@@ -142,7 +143,7 @@ class RunRecord:
 
     def check(self, checkpoint: Path | None) -> None:
         """Raises `SettingsError` where a checkpoint is of a run with other settings or data, and names them."""
-        if checkpoint is None or not (path := checkpoint.parent / _RUN_FILE).is_file():
+        if checkpoint is None or not is_file(path := checkpoint.parent / _RUN_FILE):
             return  # nothing to go on from, or of a version that wrote no record
         earlier, now = json.loads(path.read_bytes()), self.content
         settings, data = earlier["settings"], earlier["data"]

@@ -13,7 +13,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -327,7 +327,7 @@ def _training_arguments(prepared: _Prepared, folder: Path, settings: FineTuneSet
         max_steps=settings.max_steps or -1,
         per_device_eval_batch_size=settings.eval_batch_size or settings.batch_size,
         learning_rate=settings.learning_rate_for(prepared.network.config.model_type),
-        train_sampling_strategy="group_by_length" if settings.group_by_length else "random",
+        **(_grouping_by_length() if settings.group_by_length else {}),
         eval_strategy=settings.eval_strategy if prepared.task.eval_split else "no",
         load_best_model_at_end=settings.best is not None,
         metric_for_best_model=best,
@@ -337,6 +337,13 @@ def _training_arguments(prepared: _Prepared, folder: Path, settings: FineTuneSet
         logging_nan_inf_filter=False,  # it puts an average in the place of a loss that is not finite
         dataloader_pin_memory=accelerator_at_hand() is not None,
     )
+
+
+def _grouping_by_length() -> dict[str, Any]:
+    """The Trainer's argument for texts of like length in one batch, under the name that it has here."""
+    names = {field.name for field in fields(TrainingArguments)}
+    strategy = "train_sampling_strategy"
+    return {strategy: "group_by_length"} if strategy in names else {"group_by_length": True}
 
 
 def _training_facts(trainer: Trainer, network: Any) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from transformers.quantizers.auto import AutoHfQuantizer
 from leanvocab.adapters import add_lora
 from leanvocab.errors import ModelError, SettingsError, first_line
 from leanvocab.extras import require
+from leanvocab.files.presence import is_folder
 from leanvocab.finetune.settings import (
     CAUSAL_LM,
     MASKED_LM,
@@ -121,7 +122,7 @@ def find_pretrained(name: str | Path, settings: DataSettings, dropout: float) ->
         config = _with_names_of_classes(AutoConfig.from_pretrained(name), name)
         tokenizer = AutoTokenizer.from_pretrained(name)
     except Exception as error:  # what lies in its files: readers raise whatever they meet
-        where = "is no folder here, and the hub did not give it" if not Path(name).is_dir() else "cannot be read"
+        where = "is no folder here, and the hub did not give it" if not is_folder(name) else "cannot be read"
         raise ModelError(f"the model {str(name)!r} {where}: {first_line(error)}") from error
     check_sizes(tokenizer, config, str(name))
     auto_class = getattr(transformers, settings.kind.auto_class)

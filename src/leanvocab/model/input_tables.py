@@ -54,7 +54,10 @@ def input_tables(model: nn.Module, full_size: int, takes_tied: bool) -> list[Loo
 
 def per_layer_modules(model: nn.Module) -> list[Lookup]:
     """The tables in which the layers of a model look its ids up once more (Gemma 3n, Gemma 4)."""
-    return list(dict.fromkeys(_named_by_parts(model, "get_per_layer_input_embeddings", 0)))
+    named = _named_by_parts(model, "get_per_layer_input_embeddings", 0)
+    # Before transformers had that method, models held them under this name alone.
+    held = (part._modules.get("embed_tokens_per_layer") for part in model.modules())
+    return list(dict.fromkeys([*named, *(table for each in held for table in _tables_in(each, 0))]))
 
 
 def vocabulary_over(vocabulary: PartialVocabulary, num_rows: int) -> PartialVocabulary:

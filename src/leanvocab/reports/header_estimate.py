@@ -15,6 +15,7 @@ from typing import Any
 
 from leanvocab.errors import CheckpointError
 from leanvocab.files.headers import TensorEntry, read_weights
+from leanvocab.files.presence import is_folder
 from leanvocab.files.untrusted_files import read_json
 from leanvocab.reports.constructors import Leaf, Module, construct, input_embeddings, output_embeddings
 from leanvocab.reports.memory_estimate import (
@@ -109,7 +110,7 @@ def estimate_from_headers(
 
 def folder_of(model: str) -> Path | None:
     """The folder of a checkpoint on this machine: itself, or the one in the hub's cache; None where there is none."""
-    if Path(model).is_dir():
+    if is_folder(model):
         return Path(model)
     from huggingface_hub import constants
 

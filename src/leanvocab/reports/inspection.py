@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from leanvocab.checkpoints.delta_format import OPTIMIZER, read_delta, read_training_note
 from leanvocab.errors import CheckpointError, first_line
 from leanvocab.files.headers import DTYPE_BITS, read_weights
+from leanvocab.files.presence import is_file, is_folder
 from leanvocab.reports.inventory import Inventory, VocabularyTensor, take_inventory
 
 _BLOCK_ROWS = 8192
@@ -79,7 +80,7 @@ def inspect_checkpoint(name: str | Path) -> CheckpointInfo:
     """
     folder = Path(name)
     config = _read_config(name)
-    tensors = read_tensors(folder) if folder.is_dir() else _headers_on_hub(str(name))
+    tensors = read_tensors(folder) if is_folder(folder) else _headers_on_hub(str(name))
     model_class, model = _empty_model(config)
     names = _tables_of(model)
     table = next((tensor for tensor in tensors.values() if names and _same_tensor(tensor.name, names[0][0])), None)
@@ -103,7 +104,7 @@ def inspect_checkpoint(name: str | Path) -> CheckpointInfo:
         vocabulary_tensors=tuple(tensor for tensor in tensors.values() if table.shape[0] in tensor.shape),
         ties=tuple(group for group in names if len(group) > 1),
         inventory=_as_in_files(take_inventory(model), tensors),
-        training=read_training_note(folder) if folder.is_dir() else None,
+        training=read_training_note(folder) if is_folder(folder) else None,
     )
 
 
@@ -113,7 +114,7 @@ def _read_config(name: str | Path) -> Any:
     try:
         return AutoConfig.from_pretrained(name)
     except Exception as error:  # what lies in its files: readers raise whatever they meet
-        where = "holds no model" if Path(name).is_dir() else "is no folder here, and the hub gave no model of that name"
+        where = "holds no model" if is_folder(name) else "is no folder here, and the hub gave no model of that name"
         raise CheckpointError(f"{str(name)!r} {where}: {first_line(error)}") from error
 
 
@@ -178,7 +179,7 @@ def inspect_delta(folder: Path) -> DeltaInfo:
         absent=delta.absent,
         num_bytes=sum(entry.num_bytes for entry in file.tensors.values()),
         base_bytes=sum(TensorInfo(name, entry.shape, entry.dtype).num_bytes for name, entry in base),
-        has_optimizer=(folder / OPTIMIZER).is_file(),
+        has_optimizer=is_file(folder / OPTIMIZER),
     )
 
 
@@ -248,7 +249,9 @@ def _empty_model(config: Any) -> tuple[str, Any]:
     for class_name in config.architectures or ():
         if hasattr(transformers, class_name):
             with torch.device("meta"):
-                return class_name, getattr(transformers, class_name)(config)
+                model = getattr(transformers, class_name)(config)
+            model.tie_weights()  # transformers 5.0 leaves what has no memory untied
+            return class_name, model
     return ", ".join(config.architectures or ()) or "unknown", None
 
 

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from leanvocab.choices import FrozenRowsOn, OutputMode
 from leanvocab.errors import RESIZE_FIRST, ModelError, SettingsError, VocabularyError
+from leanvocab.files.presence import is_folder
 from leanvocab.model.find import find_tables, output_layers
 from leanvocab.model.full_table import LOOKUPS, Lookup
 from leanvocab.output.frozen_rows import FrozenSizes
@@ -126,7 +127,9 @@ def _as_module(model: Any, auto_class: Any) -> tuple[nn.Module, str]:
         return model, type(model).__name__
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(model) if isinstance(model, str | os.PathLike) else model
+    is_named = isinstance(model, str | os.PathLike)
+    name = "" if not is_named else Path(model).name if is_folder(model) else str(model)
+    config = transformers.AutoConfig.from_pretrained(model) if is_named else model
     if not isinstance(config, transformers.PretrainedConfig):
         raise ModelError(
             f"expected a name, a folder, a transformers config or an nn.Module, got {type(model).__name__}"
@@ -138,14 +141,13 @@ def _as_module(model: Any, auto_class: Any) -> tuple[nn.Module, str]:
     try:
         with torch.device("meta"):  # shapes and dtypes without memory
             module = factory.from_config(config)
+        module.tie_weights()  # transformers 5.0 leaves what has no memory untied
     # transformers has no class of this kind for the architecture, and lists all that it has
     except ValueError as error:
         raise ModelError(
             f"{factory.__name__} does not take {config.model_type!r} models: give auto_class=, or the model itself"
         ) from error
-    if config is model:
-        return module, type(module).__name__
-    return module, Path(model).name if Path(model).is_dir() else str(model)
+    return module, name or type(module).__name__
 
 
 def _estimate(

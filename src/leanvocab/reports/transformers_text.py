@@ -9,6 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from leanvocab.files.presence import is_file
+
 
 class Unsure(Exception):  # noqa: N818 (no error: it ends a reading that only running can end)
     """What code does is not known from its text."""
@@ -61,11 +63,12 @@ def class_of(auto_class: str, model_type: str) -> str:
 
 def room_of(model_type: str) -> str:
     """The file with the classes of models of a type."""
-    tables = (text_of(f"models/auto/{file}.py") for file in ("auto_mappings", "configuration_auto"))
+    files = (f"models/auto/{file}.py" for file in ("auto_mappings", "configuration_auto"))
+    tables = (text_of(file) for file in files if is_file(_root() / file))
     special = "".join(table[table.find("SPECIAL_MODEL_TYPE_TO_MODULE_NAME") :] for table in tables)
     named = re.search(rf'"{re.escape(model_type)}"(?:,|:) "([a-z0-9_]+)"', special)
     folder, file = named[1] if named else model_type.replace("-", "_"), model_type.replace("-", "_")
-    has_own = (_root() / f"models/{folder}/modeling_{file}.py").is_file()
+    has_own = is_file(_root() / f"models/{folder}/modeling_{file}.py")
     return f"models/{folder}/modeling_{file if has_own else folder}.py"
 
 
@@ -176,7 +179,7 @@ def resolve(name: str, room: str) -> "ClassText | ast.expr | str":
         file, original = known.imports[name]
         if not file:
             return original
-        if not _NOT_FOLLOWED.search(file) and (_root() / file).is_file():
+        if not _NOT_FOLLOWED.search(file) and is_file(_root() / file):
             return resolve(original, file)
     if name not in known.values:
         return name
@@ -228,8 +231,11 @@ def _defaults(model_type: str) -> tuple[dict[str, Any], dict[str, str]]:
         of_type = [ClassText(name, room) for name, text in _room(room).classes.items() if marks.search(text)]
     except Unsure:
         return {}, {}
+    above = of_type[0].above() if of_type else ()
+    if any(isinstance(each, ClassText) and each.own_function("__init__") for each in above):
+        raise Unsure(f"the config of {model_type!r} is made by running code, as all were in transformers 5.0 to 5.3")
     values = dict[str, Any]()
-    for each in reversed(of_type[0].above() if of_type else ()):
+    for each in reversed(above):
         values |= _assigned(each) if isinstance(each, ClassText) else {}
     return values, values.get("attribute_map") or {}
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from leanvocab.errors import DataError, first_line
 from leanvocab.extras import require
+from leanvocab.files.presence import is_file, is_folder, is_there
 from leanvocab.texts.formats import FORMATS, MadeStrings, format_of, made_strings, read_table, with_numbers
 from leanvocab.texts.text_columns import USUAL_TEXTS, in_memory
 
@@ -91,9 +92,9 @@ def _splits(source: Any, config_name: str | None, texts: Collection[str], noted:
             "a datasets.Dataset, a DatasetDict, or a mapping from split to one of them"
         )
     path = Path(source)
-    if path.is_dir():
+    if is_folder(path):
         return _from_folder(path, config_name, texts, noted)
-    if path.is_file() or format_of(path):
+    if is_file(path) or format_of(path):
         return {"train": _data_set([path], texts, noted)}
     return _from_hub(str(source), config_name)
 
@@ -147,7 +148,7 @@ def _form(table: pa.Table) -> tuple[pa.Schema, Any]:
 
 
 def _from_folder(folder: Path, config_name: str | None, texts: Collection[str], noted: Noted) -> dict[str, Any]:
-    if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
+    if is_there(folder / "dataset_dict.json") or is_there(folder / "state.json"):
         saved = datasets.load_from_disk(folder)
         return {"train": saved} if isinstance(saved, datasets.Dataset) else dict(saved)
     files = _files_of(folder, config_name)
@@ -176,18 +177,16 @@ def _from_folder(folder: Path, config_name: str | None, texts: Collection[str], 
 
 def _files_of(folder: Path, config_name: str | None) -> list[Path]:
     """The data files of a folder; where it has none, those of its folders data, train, validation, …"""
-    inside = config_name is not None and (folder / config_name).is_dir()
+    inside = config_name is not None and is_folder(folder / config_name)
     folder = folder / str(config_name) if inside else folder
     prefix = re.compile("" if config_name is None or inside else re.escape(config_name) + r"[._-]")
-    files = [
-        file for file in sorted(folder.iterdir()) if file.is_file() and format_of(file) and prefix.match(file.name)
-    ]
+    files = [file for file in sorted(folder.iterdir()) if is_file(file) and format_of(file) and prefix.match(file.name)]
     if files:
         return files
     below = [
         inner
         for inner in sorted(folder.iterdir())
-        if inner.is_dir() and (inner.name == "data" or _split_in(inner.name))
+        if is_folder(inner) and (inner.name == "data" or _split_in(inner.name))
     ]
     return [file for inner in below for file in _files_of(inner, None)]
 

@@ -21,6 +21,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from leanvocab.errors import DataError, first_line, shortened
+from leanvocab.files.presence import is_file
 
 _INTEGER = r"^(0|-?[1-9][0-9]*)$"
 _NUMBER = r"^[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?$|^[-+]?inf$"
@@ -61,7 +62,7 @@ def read_table(path: Path) -> pa.Table:
     suffix = format_of(path)
     if not suffix:
         raise DataError(f"{path} is of an unknown type; expected one of {', '.join(FORMATS)}, or such with .gz")
-    if not path.is_file():
+    if not is_file(path):
         raise DataError(f"{path} does not exist")
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix.lower() == ".gz" else _bytes_of(path, suffix)

@@ -1,0 +1,28 @@
+"""What the installed transformers has or lacks, asked of itself, for tests that are about it."""
+
+import dataclasses
+import functools
+
+import pytest
+import torch
+import transformers.trainer_utils
+from transformers import BertConfig, LlamaConfig, LlamaModel
+
+configs_stand_in_text = pytest.mark.skipif(
+    not dataclasses.is_dataclass(BertConfig), reason="configs of this transformers are made by code, which is not read"
+)
+
+# Before, a Trainer took an end of sequence that the tokenizer lacks out of the config, in which BART and T5 look for it.
+TRAINER_KEEPS_SPECIAL_IDS = hasattr(transformers.trainer_utils, "_align_special_token")
+
+
+@functools.cache
+def computes_on_meta() -> bool:
+    """True where a model gives shapes on the meta device; transformers 5.0 asks there for autocast, which has no meta."""
+    config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    with torch.device("meta"):
+        try:
+            LlamaModel(config)(input_ids=torch.zeros(1, 2, dtype=torch.long))
+        except RuntimeError:
+            return False
+    return True
