@@ -15,12 +15,12 @@ from accelerator import streams
 from models import FULL_SIZE, small_lm
 from references import QUIET, lm_batch, lm_vocabulary
 from torch import Tensor, nn
-from versions import computes_on_meta
 
 from leanvocab.errors import MissingTokenError
 from leanvocab.model.shrink import extend_, merge_, shrink_
 from leanvocab.partial.module import shrunk_modules
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
+from versions import computes_on_meta
 
 DEVICE = accelerator.NAME
 OUTSIDE = next(i for i in range(3, FULL_SIZE) if i not in lm_vocabulary())

@@ -12,7 +12,6 @@ import torch
 import transformers
 from models import FULL_SIZE, small_model
 from safetensors.torch import load_file, save_file
-from versions import configs_stand_in_text
 
 from leanvocab.finetune.settings import FineTuneSettings
 from leanvocab.reports.constructors import construct
@@ -20,6 +19,7 @@ from leanvocab.reports.header_estimate import estimate_from_headers, folder_of
 from leanvocab.reports.memory import estimate_memory
 from leanvocab.reports.transformers_text import Unsure
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
+from versions import configs_stand_in_text
 
 pytestmark = configs_stand_in_text
 KEPT = 60
