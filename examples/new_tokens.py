@@ -11,7 +11,6 @@ from datasets import load_dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
 import leanvocab as lv
-from leanvocab.adapters import export_trainable_tokens
 from leanvocab.finetune.collators import PaddingCollator
 
 
@@ -32,7 +31,7 @@ def main(name: str, data: str, output: str) -> None:
     rows = [{"input_ids": ids, "labels": ids} for ids in tokenizer(texts)["input_ids"]]
     arguments = TrainingArguments(output, learning_rate=1e-3, save_strategy="no", report_to="none")
     Trainer(model, arguments, PaddingCollator(tokenizer.eos_token_id), train_dataset=rows).train()
-    export_trainable_tokens(model, f"{output}/adapter", base=f"{output}/base")  # the new rows alone
+    lv.export_trainable_tokens(model, f"{output}/adapter", base=f"{output}/base")  # the new rows alone
     _ = model.save_pretrained(output), tokenizer.save_pretrained(output)  # or everything
     print(f"trained {len(new):,} of {new.full_size:,} rows, output={lv.status(model).output!r}")
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from leanvocab.adapters.exporting import export_trainable_tokens
     from leanvocab.checkpoints.delta_loading import load_delta
     from leanvocab.checkpoints.delta_making import make_delta
     from leanvocab.checkpoints.delta_saving import save_delta
@@ -39,6 +40,7 @@ _NAMES_BY_ROOM = {
     "checkpoints.delta_loading": ("load_delta",),
     "checkpoints.delta_making": ("make_delta",),
     "checkpoints.merge": ("merge_checkpoint",),
+    "adapters.exporting": ("export_trainable_tokens",),
     "trainers.shrinking": ("shrink_trainer_",),
     "trainers.callback": ("LeanVocabCallback",),
 }
@@ -61,6 +63,7 @@ __all__ = [  # noqa: RUF022 (the order of the flow)
     "load_delta",
     "make_delta",
     "merge_checkpoint",
+    "export_trainable_tokens",
     "shrink_trainer_",
     "LeanVocabCallback",
     "__version__",

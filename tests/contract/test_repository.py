@@ -175,7 +175,9 @@ def test_an_older_python_is_named_before_anything_is_installed(tmp_path):
 
 
 DOORS = (
-    "adapters",
+    "adapters/beside_lora",
+    "adapters/exporting",
+    "adapters/lora",
     "checkpoints/training_runs",
     "output/trl_losses",
     "partial/sharded",

@@ -16,6 +16,7 @@ from leanvocab.checkpoints.optimizer_states import check_states_can_be_saved
 from leanvocab.checkpoints.training_runs import make_delta_of_checkpoint
 from leanvocab.errors import NotShrunkError, OptimizerError, SettingsError
 from leanvocab.files.atomic_folders import clear_leftovers
+from leanvocab.files.presence import is_folder
 from leanvocab.model.growing import see_batches
 from leanvocab.model.shrink import shrink_
 from leanvocab.model.status import check_shrunk_as, status
@@ -93,7 +94,7 @@ class LeanVocabCallback(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Makes a delta of the checkpoint that the Trainer has just written, where that was asked for."""
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        if self.checkpoints == "delta" and state.is_world_process_zero and model is not None and folder.is_dir():
+        if self.checkpoints == "delta" and state.is_world_process_zero and model is not None and is_folder(folder):
             make_delta_of_checkpoint(folder, model, kwargs.get("optimizer"), self.base)
 
     def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
