@@ -29,6 +29,7 @@ NAMES = (
     "per_layer_tables",
     "growing",
     "one_line",
+    "new_tokens",
 )
 
 LONG_ON_A_CPU = (
@@ -37,6 +38,7 @@ LONG_ON_A_CPU = (
     "per_layer_tables",
     "growing",
     "one_line",
+    "new_tokens",
 )  # with the rest they would not fit into half an hour
 
 
