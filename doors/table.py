@@ -32,8 +32,8 @@ def table(doors: list[Door], results: dict[str, Result]) -> str:
 
 
 _ORDER = (  # what most people come for first
-    "trainer", "one_line", "finetune", "peft", "qlora", "trl", "sentence_transformers", "sentence_encoders", "growing", "loop",
-    "distributed", "fsdp", "deepspeed", "checkpoints", "optimizers", "ray",
+    "trainer", "one_line", "finetune", "peft", "qlora", "trl", "sentence_transformers", "sentence_encoders",
+    "growing", "new_tokens", "loop", "distributed", "fsdp", "deepspeed", "checkpoints", "optimizers", "ray",
 )  # fmt: skip
 
 
