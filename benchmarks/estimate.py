@@ -86,7 +86,7 @@ def _measured(name: str, settings: Any, training: Any, kept: Any) -> tuple[int, 
     from torch.profiler import ProfilerActivity, profile
 
     import leanvocab as lv
-    from leanvocab.adapters import add_lora
+    from leanvocab.adapters.lora import add_lora
     from leanvocab.reports.state_bytes import held_bytes, tensor_bytes
 
     model: Any = getattr(transformers, settings.kind.auto_class).from_config(_config(name)).train()

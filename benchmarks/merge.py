@@ -102,7 +102,7 @@ def make_folder(folder: Path, size: str) -> None:
     from transformers import AutoModelForSequenceClassification
 
     import leanvocab as lv
-    from leanvocab.adapters import export_trainable_tokens
+    from leanvocab.adapters.exporting import export_trainable_tokens
 
     save_model(size, folder / "base")
     model = AutoModelForSequenceClassification.from_pretrained(folder / "base")

@@ -461,7 +461,7 @@ def exported_tokens(folder: Path) -> Outcome:
     """Ordinary training of the table alone, beside the full base with the adapter that the shrunk run exported."""
     from peft import PeftModel
 
-    from leanvocab.adapters import export_trainable_tokens
+    from leanvocab.adapters.exporting import export_trainable_tokens
 
     models.make_model("llama").save_pretrained(folder / "base")
     runs = []

@@ -11,7 +11,7 @@ from datasets import load_dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
 import leanvocab as lv
-from leanvocab.adapters import export_trainable_tokens
+from leanvocab.adapters.exporting import export_trainable_tokens
 from leanvocab.finetune.collators import PaddingCollator
 
 

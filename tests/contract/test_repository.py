@@ -175,7 +175,10 @@ def test_an_older_python_is_named_before_anything_is_installed(tmp_path):
 
 
 DOORS = (
-    "adapters",
+    "adapters/exporting",
+    "adapters/lora",
+    "adapters/rows_alone",
+    "adapters/rows_beside_lora",
     "checkpoints/training_runs",
     "output/trl_losses",
     "partial/sharded",

@@ -16,7 +16,7 @@ from torch import nn
 
 import leanvocab as lv
 from doors.qlora import quantized
-from leanvocab.adapters import export_trainable_tokens
+from leanvocab.adapters.exporting import export_trainable_tokens
 from leanvocab.errors import CheckpointError, ModelError
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 

@@ -13,7 +13,7 @@ from models import FULL_SIZE, language_batch, small_model, used_vocabulary
 from torch import nn
 
 import leanvocab as lv
-from leanvocab.adapters import export_trainable_tokens
+from leanvocab.adapters.exporting import export_trainable_tokens
 from leanvocab.checkpoints.delta_loading import load_delta
 from leanvocab.checkpoints.merge import merge_checkpoint
 from leanvocab.errors import CheckpointError, LeanVocabWarning, ModelError

@@ -25,7 +25,7 @@ from transformers import (
 )
 
 import leanvocab as lv
-from leanvocab.adapters import export_trainable_tokens
+from leanvocab.adapters.exporting import export_trainable_tokens
 from leanvocab.checkpoints.delta_format import read_delta
 from leanvocab.checkpoints.delta_loading import load_delta
 from leanvocab.checkpoints.merge import merge_checkpoint

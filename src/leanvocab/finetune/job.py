@@ -23,7 +23,7 @@ import torch
 import transformers
 from transformers import Trainer, TrainingArguments
 
-from leanvocab.adapters import add_lora
+from leanvocab.adapters.lora import add_lora
 from leanvocab.checkpoints.base_checkpoint import find_base
 from leanvocab.checkpoints.delta_format import FILES, TENSORS, is_delta
 from leanvocab.checkpoints.delta_saving import write_delta

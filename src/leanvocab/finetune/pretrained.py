@@ -14,7 +14,7 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, PreTrainedConfig
 from transformers.quantizers.auto import AutoHfQuantizer
 
-from leanvocab.adapters import add_lora
+from leanvocab.adapters.lora import add_lora
 from leanvocab.errors import ModelError, SettingsError, first_line
 from leanvocab.extras import require
 from leanvocab.finetune.settings import (

@@ -1,0 +1,31 @@
+"""LoRA of peft on a shrunk model."""
+
+from typing import Any
+
+from torch import nn
+
+from leanvocab.errors import ModelError
+from leanvocab.extras import require
+
+
+def add_lora(model: nn.Module, adapter_type: str, rank: int, *, few_bits: bool = False) -> Any:
+    """A model with LoRA on all linear layers but its output's; a new classification head trains beside it and is saved with it.
+
+    `adapter_type` is peft's word for the task, such as CAUSAL_LM or SEQ_CLS.
+
+    Raises `MissingExtraError` where peft is not installed, and `ModelError` where peft finds no layer that it can adapt.
+    """
+    peft = require("peft", extra="peft")
+    if few_bits:  # after the model was shrunk: it casts vocabulary matrices to fp32
+        model = peft.prepare_model_for_kbit_training(model)
+    config = peft.LoraConfig(
+        task_type=adapter_type,
+        r=rank,
+        lora_alpha=2 * rank,
+        lora_dropout=0.05,
+        target_modules="all-linear",
+    )
+    try:
+        return peft.get_peft_model(model, config)
+    except ValueError as error:
+        raise ModelError(f"peft cannot put LoRA on {type(model).__name__}: {error}") from error
