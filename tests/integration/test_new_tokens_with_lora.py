@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import EXACT, FULL_SIZE, language_batch, make_model, small_lm
+from models import EXACT, FULL_SIZE, batch, language_batch, make_model, small_lm, small_model
 from peft import LoraConfig, PeftModel, get_peft_model
 from references import check_close, mask_gradients
 from safetensors import safe_open
@@ -110,6 +110,22 @@ def test_lora_and_rows_are_one_adapter_which_peft_loads_to_the_same_logits(famil
     trained = logits(lv.merge_(model))
     assert torch.equal(logits(loaded), trained)
     check_close({"merged": logits(loaded.merge_and_unload())}, {"merged": logits(model.merge_and_unload())}, 1e-6)
+
+
+def test_a_classifier_that_trains_beside_lora_is_in_the_adapter_too(tmp_path: Path) -> None:
+    small_model("llama").save_pretrained(tmp_path / "base")
+    kind: Any = type(small_model("llama"))
+    model = lv.shrink_(kind.from_pretrained(tmp_path / "base"), NEW, on_missing="frozen")
+    model = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", target_modules=["q_proj"]))
+    model.get_input_embeddings().weight.requires_grad_(True)
+    its = batch() | {"input_ids": inputs()["input_ids"]}
+    optimizer = torch.optim.SGD([each for each in model.parameters() if each.requires_grad], lr=0.05)
+    model.train()(**its).loss.backward()
+    optimizer.step()
+    export_trainable_tokens(model, tmp_path / "adapter")
+    loaded = PeftModel.from_pretrained(kind.from_pretrained(tmp_path / "base"), tmp_path / "adapter")
+    with torch.no_grad():
+        assert torch.equal(loaded.eval()(**its).logits, model.eval()(**its).logits)
 
 
 def test_a_base_with_fewer_rows_is_refused_and_says_that_the_resized_one_is_saved_first(tmp_path: Path) -> None:
