@@ -39,6 +39,7 @@ LONG_ON_A_CPU = (
     "growing",
     "one_line",
     "new_tokens",
+    "text_counting",
 )  # with the rest they would not fit into half an hour
 
 

@@ -17,7 +17,8 @@ from references import QUIET, lm_batch, lm_vocabulary
 from torch import Tensor, nn
 
 from leanvocab.errors import MissingTokenError
-from leanvocab.model.shrink import extend_, merge_, shrink_
+from leanvocab.model.growing import extend_
+from leanvocab.model.shrink import merge_, shrink_
 from leanvocab.partial.module import shrunk_modules
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 from versions import computes_on_meta
