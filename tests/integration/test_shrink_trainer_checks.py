@@ -332,6 +332,22 @@ def test_where_the_callback_comes_too_late_it_names_the_line(
 
 
 @pytest.mark.skipif(not accelerator.can_be_emulated(), reason="torch can emulate a device from 2.13 on")
+def test_the_one_line_lets_rows_come_as_the_loader_gives_a_batch_too(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, rows=Stream())
+    lv.shrink_trainer_(trainer)
+    with accelerator.in_use():
+        trainer.model.to(accelerator.NAME)
+        loader = torch.utils.data.DataLoader(Stream(), batch_size=4)
+        loader = prepare_data_loader(loader, device=torch.device(accelerator.NAME), put_on_device=True)
+        trainer.callback_handler.train_dataloader = loader
+        began = lv.status(trainer.model).tables[0].num_rows
+        trainer.callback_handler.on_train_begin(trainer.args, trainer.state, trainer.control)
+        trainer.model.train()
+        next(iter(loader))
+        assert lv.status(trainer.model).tables[0].num_rows > began
+
+
+@pytest.mark.skipif(not accelerator.can_be_emulated(), reason="torch can emulate a device from 2.13 on")
 @pytest.mark.parametrize("generates", [False, True], ids=["trains on its data", "generates"])
 def test_on_a_device_rows_come_as_the_loader_gives_a_batch_that_shows_all_ids(generates: bool, tmp_path: Path) -> None:
     args = arguments(tmp_path)

@@ -17,12 +17,11 @@ from leanvocab.checkpoints.training_runs import make_delta_of_checkpoint
 from leanvocab.errors import NotShrunkError, OptimizerError, SettingsError
 from leanvocab.files.atomic_folders import clear_leftovers
 from leanvocab.files.presence import is_folder
-from leanvocab.model.growing import see_batches
 from leanvocab.model.shrink import shrink_
 from leanvocab.model.status import check_shrunk_as, status
 from leanvocab.partial.module import partial_modules
 from leanvocab.trainers.data_sets import data_sets
-from leanvocab.trainers.shrinking import around_the_model, find_rows, samples
+from leanvocab.trainers.shrinking import around_the_model, find_rows, see_batches_of
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 
@@ -73,7 +72,7 @@ class LeanVocabCallback(TrainerCallback):
         elif id(model) != self._known and status(model):  # model_init has made another one, and shrunk it
             check_shrunk_as(model, self.vocabulary, self.options)
         _check_held(model, optimizer)
-        _see_batches(args, model, kwargs.get("train_dataloader"))
+        see_batches_of(args, model, kwargs.get("train_dataloader"))
         if self.checkpoints == "delta":
             check_not_sharded(model)  # now, not at the first save
             find_base(model, self.base)
@@ -120,11 +119,3 @@ def _check_held(model: nn.Module, optimizer: Any) -> None:
                 f"{module.table.name}: the optimizer does not hold the partial table, and would not train it; make the "
                 "optimizer after shrink_, or hand it over: shrink_(…, optimizer=optimizer)"
             )
-
-
-def _see_batches(args: Any, model: nn.Module, batches: Any) -> None:
-    """Lets rows come while a batch is on the host, where it shows all ids that a model on another device will look up."""
-    grows = any(module.table.on_missing == "extend" for module in partial_modules(model).values())
-    is_on_host = next(model.parameters()).device.type == "cpu"
-    if grows and not is_on_host and hasattr(batches, "base_dataloader") and not samples(args):
-        see_batches(batches, model)

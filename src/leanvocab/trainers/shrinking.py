@@ -8,11 +8,14 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, DynamoBackend
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from transformers import TrainerCallback
 
 from leanvocab.errors import DataError, ModelError, SettingsError
+from leanvocab.model.growing import see_batches
 from leanvocab.model.input_tables import table_at
 from leanvocab.model.shrink import shrink_
 from leanvocab.model.status import Status, Vocabularies, check_shrunk_as, status
+from leanvocab.partial.module import partial_modules
 from leanvocab.trainers.data_sets import DataSet, count_data_sets, data_sets, why_not_countable
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 from leanvocab.vocabulary.special_ids import model_full_size
@@ -53,6 +56,8 @@ def shrink_trainer_(trainer: Any, *, vocabulary: Vocabularies | None = None, **o
     shrink_(model, vocabulary, optimizer=trainer.optimizer, **options)
     if vocabulary is not None and (reference := _reference_of(trainer, model)) is not None:
         shrink_(reference, vocabulary, **options | {"on_missing": "base", "decay_unused_rows": False})
+    if options.get("on_missing") == "extend":
+        trainer.add_callback(_SeesBatches())
     return status(model)
 
 
@@ -93,6 +98,21 @@ def _growing_where_needed(reasons: list[str], args: Any, options: dict[str, Any]
             f'{around}. Give the vocabulary (vocabulary=), or serve other ids from the base, untrained (on_missing="base")'
         )
     return options
+
+
+class _SeesBatches(TrainerCallback):
+    """Looks at batches before they go to a device."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        see_batches_of(args, model, kwargs.get("train_dataloader"))
+
+
+def see_batches_of(args: Any, model: nn.Module, batches: Any) -> None:
+    """Lets rows come while a batch is on the host, where it shows all ids that a model on another device will look up."""
+    grows = any(module.table.on_missing == "extend" for module in partial_modules(model).values())
+    is_on_host = next(model.parameters()).device.type == "cpu"
+    if grows and not is_on_host and hasattr(batches, "base_dataloader") and not samples(args):
+        see_batches(batches, model)
 
 
 def samples(args: Any) -> bool:
