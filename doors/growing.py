@@ -37,9 +37,9 @@ def _of_trainer(
     return pairs.compare(full, lean)
 
 
-@door("Trainer, a vocabulary that grows")
+@door("Trainer, a vocabulary that grows; its checkpoints")
 def of_trainer(folder: Path) -> Outcome:
-    return _of_trainer(folder)
+    return _of_trainer(folder, save_strategy="steps", save_steps=3)
 
 
 @door("Trainer, a vocabulary that grows, gradient accumulation and checkpointing")
