@@ -93,8 +93,8 @@ reproduce: $(INSTALLED)  ## the paper's tables and figure, cell by cell, into re
 
 figures: $(INSTALLED)  ## what is drawn from the code: the figure in the README, the wings in CONTRIBUTING.md, a table of encoders
 	$(RUN) docs/figures/make_memory_figure.py
-	$(RUN) docs/figures/draw_wings.py
-	$(RUN) docs/figures/draw_encoders.py
+	$(RUN) -m docs.figures.draw_wings
+	$(RUN) -m docs.figures.draw_encoders
 
 clean:  ## remove what the targets made, .venv included
 	rm -rf $(VENV) build dist demo-output .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -83,6 +83,14 @@ def run_module(child: Callable[..., Any], main: Callable[[], Any]) -> None:
         main()
 
 
+def serve_or_run(serve: Callable[..., Any], main: Callable[[], Any]) -> None:
+    """Runs a benchmark's module: its command, or in a process of its own a worker that answers."""
+    if (words := child_arguments()) is not None:
+        serve(*words)
+    else:
+        main()
+
+
 def child_arguments() -> list[str] | None:
     """The arguments after `--child`, where this process is one."""
     return sys.argv[sys.argv.index("--child") + 1 :] if "--child" in sys.argv else None

@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data" / "glue" / "sst2.train.parquet"
 MODEL = ROOT / ".cache" / "models" / "e5-small"
 PAIRS = {"full": 200, "small": 4}
+PARTS = ("steps", "from-nothing")
 
 
 def adamw(model: Any) -> Any:
@@ -153,8 +154,9 @@ def from_nothing(options: argparse.Namespace, seconds: float) -> Result:
 def measure(options: argparse.Namespace) -> Iterator[Result]:
     warnings.simplefilter("ignore")
     budget = Budget(options.seconds)
-    yield steps_without_growth(options, 0.4 * options.seconds)
-    if MODEL.is_dir() and DATA.is_file():
+    if "steps" in options.parts:
+        yield steps_without_growth(options, 0.4 * options.seconds)
+    if "from-nothing" in options.parts and MODEL.is_dir() and DATA.is_file():
         yield from_nothing(options, budget.left)
 
 
@@ -162,6 +164,7 @@ def main(arguments: list[str] | None = None) -> list[Result]:
     made = parser(ABOUT)
     made.add_argument("--batch-size", type=int, default=16)
     made.add_argument("--steps", type=int, default=500)
+    made.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     options = read_options(made, arguments)
     return finish(measure(options), options)
 

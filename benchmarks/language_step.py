@@ -22,7 +22,7 @@ from benchmarks._command import About, finish, parser, read_options
 from benchmarks._models import SHAPES, kept_ids, make_model, save_model
 from benchmarks._paper import PAPER, peak_of
 from benchmarks._results import OURS, Figure, Result, Series, versions
-from benchmarks._rounds import Budget, Worker, answer, child_arguments, take_turns, worker
+from benchmarks._rounds import Budget, Worker, answer, serve_or_run, take_turns, worker
 
 ABOUT = About(
     name="language_step",
@@ -282,7 +282,4 @@ def main(arguments: list[str] | None = None) -> list[Result]:
 
 
 if __name__ == "__main__":
-    if (given := child_arguments()) is not None:
-        serve(*given)
-    else:
-        main()
+    serve_or_run(serve, main)

@@ -21,7 +21,7 @@ from benchmarks._command import About, finish, parser, read_options
 from benchmarks._models import SHAPES, make_model
 from benchmarks._peers import installed
 from benchmarks._results import OURS, Figure, Result, Series
-from benchmarks._rounds import Budget, answer, child_arguments, take_turns, worker
+from benchmarks._rounds import Budget, answer, serve_or_run, take_turns, worker
 
 ABOUT = About(
     name="new_tokens",
@@ -191,7 +191,4 @@ def main(arguments: list[str] | None = None) -> list[Result]:
 
 
 if __name__ == "__main__":
-    if (given := child_arguments()) is not None:
-        serve(*given)
-    else:
-        main()
+    serve_or_run(serve, main)

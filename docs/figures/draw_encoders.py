@@ -7,6 +7,8 @@ Numbers of configs are those of config.json at huggingface.co/NAME (read in Nove
 from pathlib import Path
 from typing import Any
 
+from docs.figures.written_between import write_between
+
 PAGE = Path(__file__).parents[1] / "multilingual-embeddings.md"
 BEGIN, END = "<!-- drawn by docs/figures/draw_encoders.py -->\n", "<!-- end of what was drawn -->\n"
 ONE_LANGUAGE, SEVEN_LANGUAGES = 10_000, 42_014  # rows that XNLI's texts use of XLM-R's vocabulary
@@ -76,9 +78,7 @@ def drawn() -> str:
 
 def main() -> None:
     """Writes the table into the page."""
-    head, _, rest = PAGE.read_text().partition(BEGIN)
-    PAGE.write_text(f"{head}{BEGIN}{drawn()}{END}{rest.partition(END)[2]}")
-    print(PAGE)
+    write_between(PAGE, BEGIN, drawn(), END)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
+from docs.figures.written_between import write_between
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 SOURCE = REPOSITORY / "src" / "leanvocab"
 PAGE = REPOSITORY / "CONTRIBUTING.md"
@@ -104,9 +106,7 @@ def drawn() -> str:
 
 def main() -> None:
     """Writes the picture and the list into CONTRIBUTING.md."""
-    head, _, rest = PAGE.read_text().partition(BEGIN)
-    PAGE.write_text(f"{head}{BEGIN}{drawn()}{END}{rest.partition(END)[2]}")
-    print(PAGE)
+    write_between(PAGE, BEGIN, drawn(), END)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import pytest
 import torch
 from models import EXACT, FULL_SIZE, batch, language_batch, make_model, small_lm, small_model
 from peft import LoraConfig, PeftModel, get_peft_model
-from references import check_close, mask_gradients
+from references import check_close, masked_run
 from safetensors import safe_open
 from torch import Tensor
 
@@ -55,19 +55,10 @@ def with_lora(model: Any) -> Any:
 
 
 def run(model: Any, *, masks: bool = False) -> tuple[list[float], torch.optim.Optimizer]:
-    model.train()
-    torch.manual_seed(0)  # of dropout
-    optimizer = torch.optim.SGD([each for each in model.parameters() if each.requires_grad], lr=0.05, momentum=0.9)
-    losses = []
-    for _ in range(4):
-        loss = model(**inputs()).loss
-        loss.backward()
-        if masks:
-            mask_gradients(model, NEW)
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.detach().item())
-    return losses, optimizer
+    def sgd(parameters: Any) -> torch.optim.Optimizer:
+        return torch.optim.SGD(parameters, lr=0.05, momentum=0.9)
+
+    return masked_run(model, inputs(), NEW if masks else None, sgd, steps=4)
 
 
 def logits(model: Any) -> Tensor:

@@ -57,6 +57,27 @@ def mask_gradients(model: nn.Module, vocabulary: PartialVocabulary, of: Iterable
             matrix.grad[outside] = 0
 
 
+def masked_run(
+    model: Any, inputs: dict[str, Tensor], of: PartialVocabulary | None, make: Any, steps: int
+) -> tuple[list[float], torch.optim.Optimizer]:
+    """Losses of a plain loop, and its optimizer, which `make` makes of the parameters that train.
+
+    With `of`, for the full model, no other row of its tables gets a gradient.
+    """
+    model.train()
+    torch.manual_seed(0)  # of dropout
+    optimizer, losses = make([each for each in model.parameters() if each.requires_grad]), []
+    for _ in range(steps):
+        loss = model(**inputs).loss
+        loss.backward()
+        if of is not None:
+            mask_gradients(model, of)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.detach().item())
+    return losses, optimizer
+
+
 def restrict(model: Any, vocabulary: PartialVocabulary) -> None:
     """The restricted objective in the full model: −inf for the scores of ids outside the vocabulary."""
     barred = torch.full((FULL_SIZE,), -torch.inf)

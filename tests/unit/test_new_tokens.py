@@ -11,7 +11,7 @@ from comparing import differing, same_bits
 from growing_runs import adamw
 from models import FULL_SIZE, language_batch, small_lm, small_model, twins
 from models import batch as classified
-from references import check_close, mask_gradients
+from references import check_close, masked_run
 from torch import Tensor, nn
 
 import leanvocab as lv
@@ -30,21 +30,8 @@ def with_new_tokens(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     return inputs
 
 
-def run(model: Any, inputs: dict[str, Tensor], *, masks: bool, make: Any = adamw, steps: int = 5) -> list[float]:
-    """Losses of a plain loop; `masks` is for the full model, of whose tables no other row trains."""
-    model.train()
-    torch.manual_seed(0)
-    optimizer = make(model.parameters())
-    losses = []
-    for _ in range(steps):
-        loss = model(**inputs).loss
-        loss.backward()
-        if masks:
-            mask_gradients(model, NEW)
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.detach().item())
-    return losses
+def run(model: Any, inputs: dict[str, Tensor], *, masks: bool, make: Any = adamw) -> list[float]:
+    return masked_run(model, inputs, NEW if masks else None, make, steps=5)[0]
 
 
 @pytest.mark.parametrize("family", ["roberta", "bert", "llama"])

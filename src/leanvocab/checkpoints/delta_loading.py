@@ -52,7 +52,7 @@ def load_delta(
     _check_rest(model, paths, description, source)
     state = _other_tensors(model, source, changes, paths)
     warn_of_another_mode(model, description)
-    if widen or any(_shrunk(model, path).table.extend is not None for path in paths.values()):
+    if widen or any(_shrunk(model, path).table.arrivals is not None for path in paths.values()):
         widen_tables(model, description, paths)
     tables = {name: _shrunk(model, path).table for name, path in paths.items()}
     for name, path in paths.items():
@@ -88,7 +88,7 @@ def check_vocabularies(model: nn.Module, description: Description, paths: dict[s
             raise CheckpointError(
                 f"{path}: expected a table of {own.full_size:,} rows, found a delta of one of {wanted.full_size:,}"
             )
-        grows = _shrunk(model, path).table.extend is not None
+        grows = _shrunk(model, path).table.arrivals is not None
         if own != wanted and not (widen or grows):
             raise CheckpointError(
                 f"{path}: the delta's rows are of another vocabulary: expected digest {own.digest[:16]}… ({len(own):,} ids), "

@@ -18,7 +18,7 @@ from leanvocab.model.input_tables import vocabulary_over
 from leanvocab.model.live_optimizer_states import catch_up
 from leanvocab.partial.attachments import keep_hooks
 from leanvocab.partial.devices import brought
-from leanvocab.partial.growth import in_rows_of, refuse_where_rows_cannot_come
+from leanvocab.partial.growth import ids_since, in_rows_of, refuse_where_rows_cannot_come, with_rows_since
 from leanvocab.partial.missing import running_model
 from leanvocab.partial.module import PartialModule, partial_modules, shrunk_modules
 from leanvocab.partial.optimizers import unwrapped_optimizer
@@ -119,10 +119,8 @@ def _grow(weight: nn.Parameter, modules: list[PartialModule], vocabulary: Partia
     table = modules[0].table
     table.settle()
     wider = torch.tensor(vocabulary.token_ids, dtype=torch.int64, device="cpu")
-    new_ids = wider[~torch.isin(wider, table.token_ids)]
-    new_rows = brought(table.base_rows(new_ids).to(weight.dtype), weight.device)
-    grown = in_rows_of(wider, weight.detach(), table.token_ids)
-    grown.index_copy_(0, brought(torch.searchsorted(wider, new_ids), weight.device), new_rows)
+    new_rows = brought(table.base_rows(ids_since(wider, table.token_ids)).to(weight.dtype), weight.device)
+    grown = with_rows_since(wider, weight.detach(), table.token_ids, new_rows)
     gradient = None if weight.grad is None else in_rows_of(wider, weight.grad, table.token_ids)
     table.keep(vocabulary)
     weight.grad = None

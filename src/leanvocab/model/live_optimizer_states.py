@@ -12,6 +12,7 @@ from torch.optim.optimizer import Optimizer
 
 from leanvocab.errors import OptimizerError
 from leanvocab.files.row_store import RowStore, put_rows, take_rows, zero_pages
+from leanvocab.partial.growth import ids_since, with_rows_since
 from leanvocab.partial.module import shrunk_modules
 from leanvocab.partial.optimizers import (
     THE_ROW,
@@ -115,14 +116,14 @@ def slice_states(optimizer: Optimizer, table: PartialTable, parameter: nn.Parame
     catch_up(optimizer, table, parameter)
     _take_writes(optimizer, table, parameter)
     state = optimizer.state[parameter]
-    if table.extend is not None and table.decay is None:
+    if table.arrivals is not None and table.decay is None:
         moving = {
             row
             for key, value, rest in _full_of(optimizer, table, parameter)
             for row in _moving_rows(table, value, rest)
         }
         if moving:
-            table.extend(table, sorted(moving))
+            table.arrivals.extend(table, sorted(moving))
     if any(_is_longer(key, value, table) for key, value in state.items()):
         state.update(partial_states(optimizer, table, parameter))
 
@@ -213,10 +214,9 @@ def catch_up(optimizer: Optimizer, table: PartialTable, weight: nn.Parameter) ->
         if then is not None and has_rows(key, value, num_rows):
             _take_writes(optimizer, table, weight)
             rows = numbers(value)
-            new_ids = table.token_ids[~torch.isin(table.token_ids, then)]
-            new = _rows_at_rest(table, weight, key, rows, _at_rest(optimizer, weight).get(key, 0.0), new_ids)
-            order = torch.cat([then, new_ids]).argsort().to(rows.device)
-            state[key] = in_form_of(optimizer, key, torch.cat([rows, new])[order])
+            at_rest, new_ids = _at_rest(optimizer, weight).get(key, 0.0), ids_since(table.token_ids, then)
+            new = _rows_at_rest(table, weight, key, rows, at_rest, new_ids)
+            state[key] = in_form_of(optimizer, key, with_rows_since(table.token_ids, rows, then, new))
 
 
 def _rows_at_rest(

@@ -170,7 +170,7 @@ def _on_the_rest(optimizer: Optimizer, group: dict[str, Any], table: PartialTabl
             "FULL_STATE_DICT again for the model that is saved at the end"
         )
     if group.get("weight_decay", 0) and table.decay is None and table.output != "frozen":
-        stay = "they stay as they were" if table.extend is None else "a row does from when it comes"
+        stay = "they stay as they were" if table.arrivals is None else "a row does from when it comes"
         yield (
             f"{name} decays this matrix (weight_decay={group['weight_decay']}): ordinary training would decay "
             f"unused rows too, and here {stay}. shrink_(…, decay_unused_rows=True) decays them as well, "

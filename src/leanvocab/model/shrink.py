@@ -207,7 +207,7 @@ def _make_table(table: FullTable, decay_unused_rows: bool, store_dir: str | None
         **options,
     )
     if made.on_missing == "extend":
-        made.arrivals, made.extend = Arrivals(), extend_table
+        made.arrivals = Arrivals(extend_table)
     if made.on_missing == "frozen":
         made.look_up_frozen = FrozenLookup()
     return made

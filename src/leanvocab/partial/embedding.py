@@ -81,8 +81,7 @@ class RemapLookup(PartialModule):
             return self._read(input, partial_ids, lookup, padding_idx)
         self._refuse(ids, is_missing)
         if policy == "extend":
-            assert self.table.extend is not None
-            self.table.extend(self.table, ids[is_missing].unique().tolist())
+            self.table.arrivals.extend(self.table, ids[is_missing].unique().tolist())
             return self._read(input, self.partial_ids_of(input), lookup, padding_idx)
         served: Tensor = self._with_base_rows(ids, is_missing, partial_ids, lookup, padding_idx)
         return served
@@ -126,8 +125,7 @@ class RemapLookup(PartialModule):
         if self.policy == "error" or not 0 <= token_id < table.full_size:
             raise MissingTokenError(describe_missing(table, token_id, "a read of the weight itself"))
         if self.policy == "extend":
-            assert table.extend is not None
-            table.extend(table, [token_id])
+            table.arrivals.extend(table, [token_id])
             return self.row_at(token_id)
         if self.policy == "frozen":
             row: Tensor = table.look_up_frozen(

@@ -6,7 +6,7 @@ the gradients of a pass are added here, in the same order, and reach the paramet
 (docs/decisions/rows-that-come-while-training.md).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
@@ -130,9 +130,11 @@ def _num_processes() -> int:
 
 
 class Arrivals:
-    """Whether rows have come to a table since the last step on it, and gradients that wait for the end of a backward pass."""
+    """What a table that may grow holds: `extend`, which gives it rows for further ids; whether rows have come since the last step
+    on it; and gradients that wait for the end of a backward pass."""
 
-    def __init__(self) -> None:
+    def __init__(self, extend: Callable[[PartialTable, Sequence[int]], None]) -> None:
+        self.extend = extend
         self.since_step = False
         self.is_seen_ahead = False  # batches are seen on the host before they come to a forward
         self._ends_with_step = False  # … until the next step
@@ -171,7 +173,7 @@ class Arrivals:
         torch.autograd.backward([read.weight], [gradient], create_graph=gradient.requires_grad)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Arrivals, ()
+        return Arrivals, (self.extend,)
 
 
 def in_rows_of(token_ids: Tensor, values: Tensor, token_ids_then: Tensor) -> Tensor:
@@ -184,3 +186,14 @@ def in_rows_of(token_ids: Tensor, values: Tensor, token_ids_then: Tensor) -> Ten
         at = positions[values._indices()]
         return torch.sparse_coo_tensor(at, values._values(), shape, device=values.device, check_invariants=False)
     return values.new_zeros(shape).index_copy(0, positions, values)
+
+
+def ids_since(token_ids: Tensor, token_ids_then: Tensor) -> Tensor:
+    """The ids of rows that have come since, in order."""
+    return token_ids[~torch.isin(token_ids, token_ids_then)]
+
+
+def with_rows_since(token_ids: Tensor, values: Tensor, token_ids_then: Tensor, new: Tensor) -> Tensor:
+    """Values of the rows of then, and `new` ones for the rows that have come since, in the order of `token_ids`."""
+    positions = torch.searchsorted(token_ids, ids_since(token_ids, token_ids_then))
+    return in_rows_of(token_ids, values, token_ids_then).index_copy_(0, brought(positions, values.device), new)

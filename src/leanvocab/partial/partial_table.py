@@ -3,7 +3,6 @@
 import functools
 import itertools
 import weakref
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -94,10 +93,11 @@ class PartialTable:
         self._given: list[GivenRows] = []
         self.given_states: list[Any] = []  # full states that optimizers gave out
         self.earlier: dict[int, Tensor] = {}  # token ids of the rows that there were once, by their number
-        self.arrivals: Any = None  # what graphs that are alive need where further rows may come at any time
+        self.arrivals: Any = (
+            None  # where further rows may come at any time: what gives them, and what living graphs need
+        )
         self.look_up_frozen: Any = None  # (table, ids, dtype) → rows that are not kept, on the ids' device
         self.followers: list[PartialTable] = []  # of output layers, which get the rows that come here
-        self.extend: Callable[[PartialTable, Sequence[int]], None] | None = None  # gives it further rows
 
     def keep(self, vocabulary: PartialVocabulary) -> None:
         """Takes another vocabulary over the same rows; the partial rows are the caller's to change."""
@@ -130,10 +130,10 @@ class PartialTable:
         A table that may grow gets them as rows of its own; where all rows were decayed, they are no sign of training.
         """
         self.settle()
-        if self.extend is not None and self.decay is None and full.dtype == self.dtype == self.store.dtype:
+        if self.arrivals is not None and self.decay is None and full.dtype == self.dtype == self.store.dtype:
             differing = self.store.differing(full, self.token_ids)
             if differing:
-                self.extend(self, differing)
+                self.arrivals.extend(self, differing)
             return
         if self.dtype != self.store.dtype or self.store.differs(full, self.token_ids):
             is_cast = full.dtype != dtype

@@ -72,8 +72,7 @@ def count_tokens(
         parts = list(find_parts(data))
         named = [columns] if isinstance(columns, str) else columns
         if not any(_holds_token_ids(part, named) for part in parts):
-            if full_size is not None and (isinstance(full_size, bool) or full_size < 1):
-                raise DataError(f"expected full_size of 1 or more, or None, got {full_size!r}")
+            token_counts.check_full_size(full_size)
             return _count_texts(parts, named, tokenizer, max_length, full_size, progress)
         data = parts[0].data if len(parts) == 1 else data  # an iterator whose first row was looked at
     of_ids: Any = columns

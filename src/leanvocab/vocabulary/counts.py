@@ -88,6 +88,12 @@ class TokenCounts:
         return f"TokenCounts({self.num_tokens:,} tokens, {len(self.token_ids):,} ids, full_size={self.full_size})"
 
 
+def check_full_size(full_size: int | None) -> None:
+    """Raises `DataError` for a number of rows that is none."""
+    if full_size is not None and (isinstance(full_size, bool) or full_size < 1):
+        raise DataError(f"expected full_size of 1 or more, or None, got {full_size!r}")
+
+
 def count_tokens(
     data: Any,
     columns: str | Sequence[str] | None = None,
@@ -96,29 +102,17 @@ def count_tokens(
     num_workers: int | None = None,
     progress: bool | None = None,
 ) -> TokenCounts:
-    """Count how often each token id occurs in data.
+    """Count how often each token id occurs in columns of token ids: `leanvocab.count_tokens`, texts aside.
 
-    The data is read, never rewritten, cached or changed. Selected rows (`select`, `shuffle`, `train_test_split`) count
-    as selected; a format or transform of a data set is looked through, not run. `-100` and nulls are not counted.
-
-    Args:
-        data: a `datasets.Dataset`, `DatasetDict` or `IterableDataset`; a `pyarrow` Table, RecordBatch, Array or
-            ChunkedArray; a `ray.data.Dataset`, counted in Ray's workers; a numpy or torch array of any shape; a mapping of
-            columns (a `BatchEncoding`) or of data sets; or an iterable of rows, batches or sequences (which is consumed).
-        columns: the columns of token ids. None: every column whose name is or ends in `input_ids`, `labels` where they
-            are sequences, and the other names in `leanvocab.vocabulary.columns`.
-        full_size: rows of the full matrix; an id outside is an error. None: not checked.
-        num_workers: threads. None: as many as the processor allows, up to four, on large data; otherwise one. Streams
-            are counted by one. Of a Ray data set, tasks at once (None: Ray decides).
-        progress: True shows a progress bar, False does not. None: only once the work has taken two seconds.
+    `columns` None: every column whose name is or ends in `input_ids`, `labels` where they are sequences, and the other names in
+    `leanvocab.vocabulary.columns`. A Ray data set is counted in Ray's workers.
 
     Raises:
         DataError: there is no column of token ids, a named one is absent or holds no integers, or an id is negative or
             outside `full_size` (the message names column and row).
     """
     names = [columns] if isinstance(columns, str) else None if columns is None else list(columns)
-    if full_size is not None and (isinstance(full_size, bool) or full_size < 1):
-        raise DataError(f"expected full_size of 1 or more, or None, got {full_size!r}")
+    check_full_size(full_size)
     if num_workers is not None and num_workers < 1:
         raise DataError(f"expected num_workers of 1 or more, or None, got {num_workers!r}")
     if is_instance(data, "ray.data", "Dataset"):
