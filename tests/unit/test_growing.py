@@ -552,3 +552,16 @@ def test_weight_decay_that_is_not_replayed_is_announced() -> None:
         lv.errors.LeanVocabWarning, match="decay unused rows too, and here a row does from when it comes"
     ):
         steps_of(1, of_classes)(model, optimizer)
+
+
+@ACCELERATOR
+def test_a_deep_copy_on_a_device_brings_rows_to_its_own_tables() -> None:
+    with accelerator.in_use():
+        model = lv.shrink_(small_model().to(accelerator.NAME), on_missing="extend").train()
+        other = copy.deepcopy(model)
+        before = lv.status(model).tables[0].num_rows
+        loss = other(input_ids=ids_of(0).to(accelerator.NAME), labels=(torch.arange(4) % 3).to(accelerator.NAME)).loss
+        loss.backward()
+        adamw(other.parameters()).step()  # which raises where a row was missing
+        assert lv.status(other).tables[0].num_rows > before
+        assert lv.status(model).tables[0].num_rows == before

@@ -4,6 +4,7 @@ The parameter stays the object that it is. What its graphs of before need is in 
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,7 +17,7 @@ from leanvocab.model.checks import check_can_grow
 from leanvocab.model.full_table import weight_of
 from leanvocab.model.input_tables import vocabulary_over
 from leanvocab.model.live_optimizer_states import catch_up
-from leanvocab.partial.attachments import keep_hooks
+from leanvocab.partial.attachments import Weakly, keep_hooks
 from leanvocab.partial.devices import brought
 from leanvocab.partial.growth import ids_since, in_rows_of, refuse_where_rows_cannot_come, with_rows_since
 from leanvocab.partial.missing import running_model
@@ -98,7 +99,7 @@ def extend_table(table: PartialTable, token_ids: Sequence[int]) -> None:
     ids = set(token_ids)
     if table.output is None:
         is_absent = np.ones(table.full_size, bool)
-        is_absent[[*table.vocabulary, *ids]] = False
+        is_absent[table.vocabulary.token_ids] = is_absent[token_ids] = False
         size = max(SMALLEST_BLOCK, table.num_rows // _BLOCK) - len(ids)
         # The first ones: tokenizers number frequent tokens first.
         ids.update(np.flatnonzero(is_absent)[: max(0, size)].tolist())
@@ -149,21 +150,25 @@ def serve_batches(model: nn.Module, modules: Mapping[str, PartialModule]) -> Non
     for path in modules:
         parts = path.split(".")[:-1]
         above.update(dict.fromkeys(model.get_submodule(".".join(parts[:depth])) for depth in range(len(parts) + 1)))
+    hook = partial(_before_a_batch, [Weakly(each) for each in modules.values() if isinstance(each, nn.Embedding)])
     for ancestor in above:
-        keep_hooks(ancestor, ancestor.register_forward_pre_hook(_before_a_batch, with_kwargs=True))
+        keep_hooks(ancestor, ancestor.register_forward_pre_hook(hook, with_kwargs=True))
 
 
-def _before_a_batch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _before_a_batch(
+    lookups: Sequence[Weakly[PartialModule]], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
     if running_model() is not module or not module.training or torch.compiler.is_compiling():
         return
-    modules = [each for each in partial_modules(module).values() if isinstance(each, nn.Embedding) and each.training]
+    held = (weakly() for weakly in lookups)
+    modules = [each for each in held if isinstance(each, PartialModule) and each.training]
     tables = {id(each.table): each.table for each in modules if each.table.arrivals is not None}
     if not any(table.arrivals.is_seen_ahead for table in tables.values()):
         for each in modules:
             refuse_where_rows_cannot_come(each.table, each.weight)
         on_devices = [ids.flatten() for ids in _ids_in(module, args, kwargs) if ids.device.type not in ("cpu", "meta")]
         if on_devices:
-            _bring(list(tables.values()), torch.cat(on_devices).cpu())
+            _bring(tables.values(), torch.cat(on_devices).cpu())
 
 
 def _bring(tables: Iterable[PartialTable], ids: Tensor) -> None:
