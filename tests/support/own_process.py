@@ -8,6 +8,7 @@ import os
 import runpy
 import subprocess
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Callable
@@ -17,18 +18,24 @@ from typing import Any
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["torch", "transformers.trainer", "transformers.models.auto.modeling_auto"])
 
+# Starting a process asks every other that this one started how it ended, and the first who asks is the only one to be told:
+# without this a thread that joins one meanwhile is told 255.
+_ENDS = threading.Lock()
+
 
 def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
     """What a function of a module returns, called in another process; fails where that ends without it."""
     answers, asked = _FORKS.Pipe(duplex=False)
     process = _FORKS.Process(target=_answer, args=(asked, function, arguments))
-    process.start()
+    with _ENDS:
+        process.start()
     asked.close()
     try:
         kind, answer = answers.recv()
     except EOFError:
         kind, answer = "died", None
-    process.join()
+    with _ENDS:
+        process.join()
     assert (kind, process.exitcode) == ("returned", 0), f"{kind} with exit code {process.exitcode}: {answer}"
     return answer
 
