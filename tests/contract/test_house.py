@@ -12,8 +12,8 @@ from torch.utils._device import _device_constructors
 REPOSITORY = Path(__file__).parents[2]
 SOURCE = REPOSITORY / "src" / "leanvocab"
 WINGS = (
-    "vocabulary", "files", "partial", "reads", "output", "model", "checkpoints", "reports", "texts", "adapters", "trainers", "trimming",
-    "finetune", "cli",
+    "vocabulary", "files", "partial", "reads", "output", "model", "checkpoints", "reports", "texts", "adapters", "trainers",
+    "trimming", "finetune", "cli",
 )  # fmt: skip
 CODE = ("src", "tests", "doors", "benchmarks", "reproduction", "studies", "demo", "examples", "docs")
 

@@ -1,1 +1,1 @@
-"""A checkpoint and its tokenizer with the kept rows alone, for good. What is kept splits, and computes, as it did; no model is built."""
+"""A checkpoint and its tokenizer with the kept rows alone, for good: what is kept splits and computes as it did."""
