@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 PIP_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install test check format demo test-slow fuzz doors versions benchmarks gpu peers reproduce figures clean
+.PHONY: help install test check format demo test-slow fuzz doors versions benchmarks gpu peers reproduce figures site clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -95,6 +95,9 @@ figures: $(INSTALLED)  ## what is drawn from the code: the figure in the README,
 	$(RUN) docs/figures/make_memory_figure.py
 	$(RUN) -m docs.figures.draw_wings
 	$(RUN) -m docs.figures.draw_encoders
+
+site: $(INSTALLED)  ## the pages as a site, into .cache/site/site; without network, and every link is followed
+	$(RUN) -m website
 
 clean:  ## remove what the targets made, .venv included
 	rm -rf $(VENV) build dist demo-output .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

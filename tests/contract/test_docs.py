@@ -107,6 +107,34 @@ def test_the_table_of_multilingual_encoders_is_what_the_estimate_says_today():
     assert page.partition(draw_encoders.BEGIN)[2].partition(draw_encoders.END)[0] == draw_encoders.drawn()
 
 
+def test_the_readme_is_short_and_begins_with_code():
+    text = (REPOSITORY / "README.md").read_text()
+    assert len(text.split()) <= 500
+    first_screen = "\n".join(text.splitlines()[:30])
+    assert "shrink_trainer_(trainer)" in first_screen
+    assert "make demo" in first_screen
+    assert "make test" in first_screen
+
+
+def test_the_models_in_the_readme_have_the_figures_of_the_estimate():
+    rows = re.findall(
+        r"^\| ([\w-]+) \| (\d+) % \| ([\d.]+) GB \| ([\d.]+) GB \|$", (REPOSITORY / "README.md").read_text(), re.M
+    )
+    assert len(rows) == 5
+    for name, share, full, partial in rows:
+        kind, numbers = next(config for whole, config in draw_encoders.ENCODERS.items() if whole.endswith(f"/{name}"))
+        estimate = lv.estimate_memory(
+            getattr(transformers, kind)(**numbers), draw_encoders.ONE_LANGUAGE, auto_class="AutoModel", precision="fp32"
+        )
+        parameters = estimate.full.num_vocabulary_parameters / estimate.full.num_parameters
+        found = (
+            f"{100 * parameters:.0f}",
+            f"{estimate.full.total_bytes / 1e9:.2f}",
+            f"{estimate.partial.total_bytes / 1e9:.2f}",
+        )
+        assert found == (share, full, partial), name
+
+
 def commands():
     for page in PAGES:
         for _, code in blocks(page, "bash"):

@@ -15,7 +15,7 @@ WINGS = (
     "vocabulary", "files", "partial", "reads", "output", "model", "checkpoints", "reports", "texts", "adapters", "trainers",
     "trimming", "finetune", "cli",
 )  # fmt: skip
-CODE = ("src", "tests", "doors", "benchmarks", "reproduction", "studies", "demo", "examples", "docs")
+CODE = ("src", "tests", "doors", "benchmarks", "reproduction", "studies", "demo", "examples", "docs", "website")
 
 
 @cache

@@ -1,0 +1,1 @@
+"""The site: `make site` writes it, without network, to .cache/site."""
