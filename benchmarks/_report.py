@@ -7,9 +7,11 @@ from pathlib import Path
 
 from benchmarks._command import About
 from benchmarks._results import FOLDER, OURS, Result, Series
+from benchmarks._summary import render_summary
 from benchmarks._tables import compared, figure_rows, where_a_peer_is_better
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
+SUMMARY = "results.md"  # beside it
 _HEAD = """\
 # Performance
 
@@ -208,5 +210,6 @@ def main(abouts: Sequence[About], arguments: list[str]) -> int:
     for result in results:
         plot(result, folder)
     options.page.write_text(render(abouts, results))
+    (options.page.parent / SUMMARY).write_text(render_summary(results))
     print(f"{options.page}: {len(results)} results")
     return 0

@@ -17,6 +17,7 @@ from benchmarks.__main__ import LONG_ON_A_CPU, NAMES, abouts, main
 from benchmarks._models import SHAPES, kept_ids, make_model
 from benchmarks._results import FOLDER, OURS, Figure, Result, Series, beside_ours, median_interval
 from benchmarks._rounds import Budget, take_turns
+from benchmarks._summary import render_summary
 from benchmarks._tables import compared, quantity, where_a_peer_is_better
 
 
@@ -382,8 +383,14 @@ def test_the_plots_show_every_program(tmp_path):
 
 def test_the_page_is_what_the_result_files_give(repository):
     assert (repository / "docs" / "performance.md").read_text() == _report.render(abouts(), _report.read_all(FOLDER))
+    assert (repository / "docs" / _report.SUMMARY).read_text() == render_summary(_report.read_all(FOLDER))
     for result in _report.read_all(FOLDER):
         assert not _report.plotted(result) or (repository / "docs" / "figures" / _report.plot_name(result)).exists()
+
+
+def test_a_sentence_of_the_summary_without_a_figure_is_an_error():
+    with pytest.raises(LookupError, match="no figure"):
+        render_summary([a_result()])
 
 
 def test_a_case_of_the_output_side_that_takes_too_long_is_open_and_costs_no_other(monkeypatch):
