@@ -13,6 +13,7 @@ REPOSITORY = Path(__file__).parents[1]
 _LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#\s]+)(#[^)\s]*)?(?=\))")
 _IN_CODE = re.compile(r"(^(`{3,}).*?^\2$|`[^`\n]+`)", re.MULTILINE | re.DOTALL)
 _MERMAID = re.compile(r"^```mermaid.*?^```\n", re.MULTILINE | re.DOTALL)  # its script would come from another server
+_MARKED = re.compile(r"^```python hub$", re.MULTILINE)  # a mark for the tests: such a snippet needs the hub
 _LANGUAGES = {".py": "python", ".toml": "toml", ".cff": "yaml", ".yml": "yaml", ".txt": "text"}
 # Pages that are made of files outside docs/.
 _NAMED = {
@@ -55,7 +56,7 @@ def _text(source: Path) -> str:
         listed = sorted(item.name for item in path.iterdir() if item.suffix in (*_LANGUAGES, ".md"))
         return f"# {source}\n\n" + "".join(f"- [{name}]({source.name}/{name})\n" for name in listed)
     if path.suffix == ".md":
-        return _MERMAID.sub("", path.read_text())
+        return _MARKED.sub("```python", _MERMAID.sub("", path.read_text()))
     return f"# {source}\n\n````{_LANGUAGES.get(path.suffix, 'text')}\n{path.read_text().rstrip()}\n````\n"
 
 

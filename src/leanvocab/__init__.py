@@ -6,7 +6,7 @@ Every name is imported on first use: `import leanvocab` alone loads neither torc
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from leanvocab.adapters.exporting import export_trainable_tokens

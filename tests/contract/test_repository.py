@@ -124,7 +124,9 @@ def test_what_the_readme_links_to_is_in_the_source_archive():
     links = re.findall(r"\]\(([^)#\s]+)", (REPOSITORY / "README.md").read_text())
     relative = [link for link in links if not link.startswith(("https://", "mailto:"))]
     assert relative
-    assert [link for link in relative if not any(link == at or link.startswith(f"{at}/") for at in included)] == []
+    assert [
+        link for link in relative if not any(f"/{link}" == at or f"/{link}".startswith(f"{at}/") for at in included)
+    ] == []
 
 
 def with_fake(tmp_path, name, script):
