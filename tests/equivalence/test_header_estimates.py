@@ -15,9 +15,9 @@ from tiny_models import AUTO_CLASSES, KNOWN_VERSION, MARKS, PAIRS, UNBUILDABLE, 
 
 from leanvocab.errors import LeanVocabError
 from leanvocab.finetune.settings import FineTuneSettings
+from leanvocab.reads.transformers_text import Unsure
 from leanvocab.reports.header_estimate import estimate_from_headers
 from leanvocab.reports.memory import estimate_memory
-from leanvocab.reports.transformers_text import Unsure
 from versions import configs_stand_in_text
 
 pytestmark = [*MARKS, configs_stand_in_text]

@@ -14,10 +14,10 @@ from models import FULL_SIZE, small_model
 from safetensors.torch import load_file, save_file
 
 from leanvocab.finetune.settings import FineTuneSettings
-from leanvocab.reports.constructors import construct
+from leanvocab.reads.constructors import construct
+from leanvocab.reads.transformers_text import Unsure
 from leanvocab.reports.header_estimate import estimate_from_headers, folder_of
 from leanvocab.reports.memory import estimate_memory
-from leanvocab.reports.transformers_text import Unsure
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 from versions import configs_stand_in_text
 

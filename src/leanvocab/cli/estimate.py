@@ -139,8 +139,8 @@ def _config_of(model: str) -> Any:
 
 def _from_headers(model: str, kept: Any, settings: FineTuneSettings, others: OtherOptions) -> Any:
     """The estimate of a checkpoint on this machine, by its headers; None where the model has to be built."""
+    from leanvocab.reads.transformers_text import Unsure
     from leanvocab.reports.header_estimate import estimate_from_headers, folder_of
-    from leanvocab.reports.transformers_text import Unsure
 
     folder = folder_of(model)
     if folder is None or settings.uses_lora or others.auto_class is not None or others.num_tokens is not None:

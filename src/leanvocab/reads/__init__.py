@@ -1,1 +1,1 @@
-"""What a model's own code reads of its vocabulary matrices, found in its source without running it."""
+"""What a model's own code makes, and reads of its vocabulary matrices, found in its source without running it."""

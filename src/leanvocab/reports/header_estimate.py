@@ -17,7 +17,8 @@ from leanvocab.errors import CheckpointError
 from leanvocab.files.headers import TensorEntry, read_weights
 from leanvocab.files.presence import is_folder
 from leanvocab.files.untrusted_files import read_json
-from leanvocab.reports.constructors import Leaf, Module, construct, input_embeddings, output_embeddings
+from leanvocab.reads.constructors import Leaf, Module, construct, input_embeddings, output_embeddings
+from leanvocab.reads.transformers_text import UNKNOWN, ClassText, Config, Unsure
 from leanvocab.reports.memory_estimate import (
     FP32_BYTES,
     MemoryEstimate,
@@ -27,7 +28,6 @@ from leanvocab.reports.memory_estimate import (
     make_footprint,
     remap_bytes,
 )
-from leanvocab.reports.transformers_text import UNKNOWN, ClassText, Config, Unsure
 
 _FLOATS = ("F16", "BF16", "F32", "F64")
 # Bytes of states: a multiple of the parameter's, and beside it.

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from leanvocab.reports.transformers_text import UNKNOWN, ClassText, Config, Unsure, class_of, resolve, room_of
+from leanvocab.reads.transformers_text import UNKNOWN, ClassText, Config, Unsure, class_of, resolve, room_of
 
 
 @dataclass(eq=False)
