@@ -1,6 +1,7 @@
 """The site is built without network, a warning or a dead link, and its reference says what each public name needs."""
 
 import html
+import inspect
 import re
 from pathlib import Path
 
@@ -44,6 +45,14 @@ def test_every_public_name_has_its_place_in_the_reference(site: Path) -> None:
     page = (site / "api.html").read_text()
     headings = re.findall(r'<h2 id="([\w.]+)"', page)
     assert [heading.rpartition(".")[2] for heading in headings] == NAMES
+
+
+def test_every_public_name_says_its_errors_and_its_source() -> None:
+    for name in NAMES:
+        about = inspect.getdoc(getattr(leanvocab, name)) or ""
+        if name != "LeanVocabError":  # the base of the errors themselves
+            assert re.search(r"^Raises(:$| nothing: )", about, re.MULTILINE), name
+            assert re.search(r"^Source: ", about, re.MULTILINE), name
 
 
 def test_the_reference_of_the_commands_has_every_option(site: Path) -> None:

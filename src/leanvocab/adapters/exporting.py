@@ -35,6 +35,8 @@ def export_trainable_tokens(
             layer has a bias, which peft leaves out.
         NotShrunkError, CheckpointError: as `save_delta` does.
         MissingExtraError: peft is not installed.
+
+    Source: docs/new-tokens.md; the form is that of peft's trainable tokens (`peft/tuners/trainable_tokens`).
     """
     peft = require("peft", extra="peft")
     checkpoint = find_base(model, base)

@@ -41,6 +41,8 @@ def load_delta(
     Raises:
         NotShrunkError: the model is not shrunk.
         CheckpointError: the delta has another vocabulary, the model another base, or names do not match; nothing has changed.
+
+    Source: docs/decisions/deltas.md.
     """
     folder = Path(os.path.realpath(directory))
     description, file = read_delta(folder)

@@ -83,6 +83,8 @@ def make_delta(
     Raises:
         CheckpointError: one of them is no checkpoint, they have no tensor in common or other dtypes, or nothing differs.
         OSError: the output cannot be written. In each case nothing has changed.
+
+    Source: docs/decisions/deltas.md.
     """
     source, weights = find_base(None, base), _read_tuned(tuned)
     target = Path(os.path.realpath(output))

@@ -68,6 +68,8 @@ def save_delta(
         NotShrunkError: the model is not shrunk.
         CheckpointError: there is no base, or the model does not come from it, or `directory` holds weights.
         OSError: it cannot be written. In each case nothing has changed.
+
+    Source: docs/decisions/deltas.md.
     """
     source = find_base(model, base)
     target = Path(os.path.realpath(directory))

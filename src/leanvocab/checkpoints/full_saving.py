@@ -27,8 +27,12 @@ def save_full(model: nn.Module, directory: str | os.PathLike[str], **options: An
     that method is written as `model.safetensors`. Beside a model that is shrunk with output="restricted", which is another
     objective, `leanvocab_training.json` says so.
 
-    Raises `CheckpointError` where `directory` is no folder, or where other processes hold some of the rows (FSDP2: hand over what
-    was gathered, `state_dict=…`), `OSError` where it cannot be written; then nothing has changed.
+    Raises:
+        CheckpointError: `directory` is no folder, or other processes hold some of the rows (FSDP2: hand over what was
+            gathered, `state_dict=…`).
+        OSError: it cannot be written. In both cases nothing has changed.
+
+    Source: paper, Section 4: the model stays "structurally identical".
     """
     sharded = first_sharded(model)
     if sharded is not None and options.get("state_dict") is None:  # one alone would wait for the others

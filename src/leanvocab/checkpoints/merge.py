@@ -59,8 +59,7 @@ def merge_checkpoint(
 ) -> MergeResult:
     """Writes the full checkpoint of `base` with the rows and tensors of `delta`, and says what was done.
 
-    Sharding, tensor order, metadata, dtypes and every side file are the base's; nothing is held in memory but a block.
-    Running it twice changes nothing.
+    Sharding, tensor order, metadata, dtypes and side files are the base's; a block is in memory. Twice changes nothing.
 
     Args:
         base: folder of the pretrained checkpoint (safetensors, one file or shards), or its name in the hub's cache.
@@ -77,6 +76,8 @@ def merge_checkpoint(
     Raises:
         CheckpointError: something is not what it should be: which file, which tensor, what was expected and found.
         OSError: the output cannot be written. In both cases nothing has changed.
+
+    Source: paper, Section 4: "we merge … into the original embedding matrix (stored on-disk)".
     """
     started = time.perf_counter()
     base_folder, delta_folder = _folders(base, delta)

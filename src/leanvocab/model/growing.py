@@ -46,6 +46,8 @@ def extend_(model: M, ids: Iterable[int] | Mapping[str, Iterable[int]], *, optim
         NotShrunkError: the model is not shrunk.
         VocabularyError: an id is no token id of the model.
         ModelError: a table is given partial ids, or is held in several processes.
+
+    Source: docs/decisions/rows-that-come-while-training.md.
     """
     modules = partial_modules(model)
     if not modules:

@@ -105,6 +105,8 @@ def shrink_(
         ModelError: the model cannot be shrunk in this way (`TiedOutputError`, `AlreadyShrunkError`, `BypassError`).
         VocabularyError: the vocabulary does not fit the table.
         OptimizerError: the optimizer's states would be lost.
+
+    Source: paper, Section 4: E' in place of E; output layers are its future work.
     """
     check_options(output, frozen_rows, ids, on_missing, decay_unused_rows)
     check_filter(filter_eps, frozen_rows)
@@ -123,7 +125,13 @@ def shrink_(
 def merge_(model: M, *, optimizer: Optimizer | None = None) -> M:
     """Gives the model its full tables back, with the trained rows in them, in place: the inverse of `shrink_`.
 
-    `optimizer` is one to go on training with; its parameters and states become full too. Raises `NotShrunkError`.
+    `optimizer` is one to go on training with; its parameters and states become full too.
+
+    Raises:
+        NotShrunkError: the model is not shrunk.
+        ModelError: its shards lie in several processes.
+
+    Source: paper, Section 4 ("after fine-tuning"): E[f⁻¹(i)] = E'[i].
     """
     modules = list(partial_modules(model).values())
     if not modules:
@@ -151,7 +159,13 @@ def shrunk(
     optimizer: Optimizer | None = None,
     **options: Any,
 ) -> Iterator[M]:
-    """A model that is shrunk within the block and full again after it, even where the block raises; see `shrink_`."""
+    """A model that is shrunk within the block and full again after it, even where the block raises; see `shrink_`.
+
+    Raises:
+        ModelError, VocabularyError, OptimizerError: as `shrink_` does.
+
+    Source: paper, Section 4, both ways.
+    """
     shrink_(model, vocabulary, optimizer=optimizer, **options)
     try:
         yield model
@@ -161,7 +175,13 @@ def shrunk(
 
 @contextlib.contextmanager
 def partial_state_dicts(model: M) -> Iterator[M]:
-    """Within the block state dicts hold the partial rows as they are (for FSDP, deltas); they carry the vocabulary's digest."""
+    """Within the block state dicts hold the partial rows as they are (for FSDP, deltas); they carry the vocabulary's digest.
+
+    Raises:
+        NotShrunkError: the model is not shrunk.
+
+    Source: docs/saving.md.
+    """
     tables = [module.table for module in partial_modules(model).values()]
     if not tables:
         raise NotShrunkError(f"{type(model).__name__} is not shrunk: its state dict is full in any case")

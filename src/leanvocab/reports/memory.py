@@ -100,7 +100,7 @@ def estimate_memory(
         SettingsError: an unknown optimizer or precision, or no number of tokens.
         ModelError: an unknown class; or what `shrink_` refuses, `TiedOutputError` among them.
 
-    Source: Tables 2 and 5 of the paper count parameters in the same way.
+    Source: paper, Tables 2 and 5 count parameters in the same way.
     """
     _check_settings(optimizer, precision, num_tokens)
     module, name = _as_module(model, auto_class)

@@ -61,6 +61,8 @@ def count_tokens(
     Raises:
         DataError: there is no column of token ids or texts, a named one is absent or holds something else, or an id is
             negative or outside `full_size` (the message names column and row).
+
+    Source: paper, Section 4 ("before fine-tuning"): the tokens in D.
     """
     if max_length is not None and (tokenizer is None or isinstance(max_length, bool) or max_length < 1):
         raise DataError(f"max_length={max_length!r} cuts texts: expected 1 or more, and a tokenizer")

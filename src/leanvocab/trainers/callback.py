@@ -36,6 +36,12 @@ class LeanVocabCallback(TrainerCallback):
     With `checkpoints="delta"` each checkpoint, once the Trainer has written it, becomes a delta with partial optimizer
     states: as large as what was trained. `resume_from_delta(trainer, checkpoint)` goes on from one. `base` says where the
     pretrained checkpoint lies, if the model does not.
+
+    Raises:
+        SettingsError, ModelError, DataError: as `shrink_trainer_` does, when training begins.
+        VocabularyError, ModelError: as `shrink_` does, when the Trainer is made, where a vocabulary is given.
+
+    Source: docs/training.md.
     """
 
     def __init__(

@@ -38,6 +38,8 @@ def shrink_trainer_(trainer: Any, *, vocabulary: Vocabularies | None = None, **o
         SettingsError: the trainer has no data to count, makes its model later (`model_init`), or its run takes no further rows.
         ModelError: the model is wrapped or compiled, or `shrink_` refuses it. `AlreadyShrunkError`: it is shrunk otherwise.
         DataError: a data set cannot be read.
+
+    Source: docs/training.md.
     """
     model = _model_of(trainer)
     inspect.signature(shrink_).bind(model, vocabulary, optimizer=None, **options)

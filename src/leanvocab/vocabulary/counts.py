@@ -20,6 +20,11 @@ class TokenCounts:
     `counts` is a read-only int64 array, indexed by token id, of length `full_size`; where that is not known (None), of
     the largest id that occurs plus one. `columns` names the columns that were counted, where the data has columns.
     Counts add up: `count_tokens(train) + count_tokens(validation)`.
+
+    Raises:
+        DataError: counts that are added are over different full sizes.
+
+    Source: paper, Section 3: the tokens that a data set uses.
     """
 
     counts: NDArray[np.int64]

@@ -46,6 +46,8 @@ class PartialVocabulary:
 
     Raises:
         VocabularyError: an id occurs twice, lies outside `full_size` or is no integer.
+
+    Source: paper, Section 4: V' and the mapping f, which here keeps the order of ids.
     """
 
     _token_ids: NDArray[np.int64]
