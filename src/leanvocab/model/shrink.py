@@ -105,7 +105,6 @@ def shrink_(
         ModelError: the model cannot be shrunk in this way (`TiedOutputError`, `AlreadyShrunkError`, `BypassError`).
         VocabularyError: the vocabulary does not fit the table.
         OptimizerError: the optimizer's states would be lost.
-
     Source: paper, Section 4: E' in place of E; output layers are its future work.
     """
     check_options(output, frozen_rows, ids, on_missing, decay_unused_rows)
