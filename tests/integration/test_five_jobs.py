@@ -68,7 +68,8 @@ def test_qlora_on_chats(here: Path) -> None:
     tokenizer.chat_template = CHAT_TEMPLATE
     save_language_model(here / line[2], "llama", tokenizer, tied=True, hidden_size=64, intermediate_size=64)
     write(here / "chats.jsonl", chats(24))
-    run(*line[1:], *QUICK)
+    # Of a narrow model bitsandbytes' kernels for bf16 on a CPU take none of the layers.
+    run(*(word for word in line[1:] if word != "--bf16"), *QUICK)
     assert (here / "adapter" / "adapter_model.safetensors").exists()
 
 
