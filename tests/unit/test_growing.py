@@ -252,6 +252,20 @@ def test_blocks_are_of_real_rows_and_come_seldom(monkeypatch: pytest.MonkeyPatch
     assert lv.status(model).tables[0].num_rows >= 100
 
 
+@pytest.mark.parametrize("block", [1, 16])
+def test_rare_ids_one_at_a_time_do_not_bring_the_whole_vocabulary(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    """Of ids that come from the end, the first absent ones are never any: what is there beside them stays an eighth."""
+    monkeypatch.setattr(growing, "SMALLEST_BLOCK", block)
+    model = lv.shrink_(small_model(), on_missing="extend").train()
+    start = lv.status(model).tables[0].num_rows
+    for asked in range(1, 201):
+        if asked == 100:
+            model = copy.deepcopy(model)
+        model(input_ids=torch.tensor([[0, FULL_SIZE - asked]]))
+        others = lv.status(model).tables[0].num_rows - start - asked
+        assert 0 <= others <= max(block, (start + asked) // 8)
+
+
 def test_a_deep_copy_and_a_pickle_grow_on_their_own() -> None:
     import pickle
 

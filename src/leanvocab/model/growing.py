@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -28,8 +29,9 @@ from leanvocab.vocabulary.columns import ID_NAMES, LABEL_NAMES
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 M = TypeVar("M", bound=nn.Module)
-SMALLEST_BLOCK = 256  # rows that come at once at least, so that matrices are seldom written anew
-_BLOCK = 8  # … or an eighth of those that are there
+# Rows that nobody has asked for, so that matrices are seldom written anew: a share of those that were asked for, or this many.
+SMALLEST_BLOCK = 256
+_SHARE = 8
 
 
 def extend_(model: M, ids: Iterable[int] | Mapping[str, Iterable[int]], *, optimizer: Optimizer | None = None) -> M:
@@ -91,20 +93,17 @@ def _wider_vocabularies(
 
 
 def extend_table(table: PartialTable, token_ids: Sequence[int]) -> None:
-    """Gives a table rows for further token ids while the model trains, and a block of others with them.
+    """Gives a table rows for further token ids while the model trains, and at times a block of others with them.
 
-    Others have no gradient and no effect. In an output layer that keeps frozen rows in its softmax each row that is there
-    trains, so that none but those that were asked for come.
+    Others have no gradient and no effect, but bytes: all of them together are an eighth of those that ids asked for. In an output
+    layer that keeps frozen rows in its softmax each row that is there trains, so that none but those that were asked for come.
     """
     modules = [module for module in shrunk_modules() if module.table is table]
     weight = weight_of(modules[0])
     ids = set(token_ids)
-    if table.output is None:
-        is_absent = np.ones(table.full_size, bool)
-        is_absent[table.vocabulary.token_ids] = is_absent[token_ids] = False
-        size = max(SMALLEST_BLOCK, table.num_rows // _BLOCK) - len(ids)
-        # The first ones: tokenizers number frequent tokens first.
-        ids.update(np.flatnonzero(is_absent)[: max(0, size)].tolist())
+    if table.output is None and table.arrivals is not None:
+        ids.update(_others(table, token_ids).tolist())
+        table.arrivals.num_unasked += len(ids) - len(set(token_ids))
     vocabulary = table.vocabulary | PartialVocabulary(sorted(ids), table.full_size)
     with torch.inference_mode(False):
         _grow(weight, modules, vocabulary)
@@ -112,6 +111,20 @@ def extend_table(table: PartialTable, token_ids: Sequence[int]) -> None:
         of_its_own = [each for each in token_ids if each < follower.full_size and each not in follower.vocabulary]
         if of_its_own:
             extend_table(follower, of_its_own)
+
+
+def _others(table: PartialTable, token_ids: Sequence[int]) -> NDArray[np.int64]:
+    """The ids of a block that comes with others: the first absent ones, since tokenizers number frequent tokens first."""
+    assert table.arrivals is not None
+    num_unasked = table.arrivals.num_unasked
+    num_asked = table.num_rows - num_unasked + len(set(token_ids))
+    num_others = max(SMALLEST_BLOCK, num_asked // _SHARE) - num_unasked
+    # Not a few at a time: then they would be the rare ones, and the bound alone would be reached.
+    if num_others < max(1, num_unasked // 2):
+        return np.zeros(0, np.int64)
+    is_absent = np.ones(table.full_size, bool)
+    is_absent[table.vocabulary.token_ids] = is_absent[list(token_ids)] = False
+    return np.flatnonzero(is_absent)[:num_others]
 
 
 def _grow(weight: nn.Parameter, modules: list[PartialModule], vocabulary: PartialVocabulary) -> None:

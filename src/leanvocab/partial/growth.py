@@ -136,6 +136,7 @@ class Arrivals:
     def __init__(self, extend: Callable[[PartialTable, Sequence[int]], None]) -> None:
         self.extend = extend
         self.since_step = False
+        self.num_unasked = 0  # rows that came beside those that an id asked for
         self.is_seen_ahead = False  # batches are seen on the host before they come to a forward
         self._ends_with_step = False  # … until the next step
         self._waiting: dict[int, tuple[Tensor, Tensor]] = {}  # of a pass: (gradient, token ids of its rows)
@@ -173,7 +174,7 @@ class Arrivals:
         torch.autograd.backward([read.weight], [gradient], create_graph=gradient.requires_grad)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Arrivals, (self.extend,)
+        return Arrivals, (self.extend,), {"num_unasked": self.num_unasked}
 
 
 def in_rows_of(token_ids: Tensor, values: Tensor, token_ids_then: Tensor) -> Tensor:
