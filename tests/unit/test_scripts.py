@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 
 from leanvocab import PartialVocabulary, count_tokens
 from leanvocab.errors import VocabularyError
-from leanvocab.vocabulary.scripts import script_ids
+from leanvocab.vocabulary.scripts import script_ids, script_of, token_texts
 
 TEXTS = {
     "Devanagari": "नमस्ते दुनिया।",
@@ -164,3 +164,41 @@ def test_scripts_load_neither_torch_nor_transformers() -> None:
         "print([name for name in ('torch', 'transformers') if name in sys.modules])"
     )
     assert json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout) == []
+
+
+# --- tokens sorted by script ------------------------------------------------------------------------------------------
+
+
+def test_a_text_has_one_script_or_words_that_say_why_not() -> None:
+    said = {
+        "naïve": "Latin",
+        "кот 1!": "Cyrillic",
+        "猫": "Han",
+        "ねこ": "Hiragana",
+        "猫の": "several scripts",
+        "123 ▁": "Common",
+        "": "Common",
+        "e\u0301": "Latin",
+        "\u0301": "Common",
+        "\U00010480": "other scripts",  # Osmanya
+        "\ue000": "other scripts",  # for private use
+        "\ud800": "other scripts",  # half of a character
+        "кот".encode(): "Cyrillic",
+        "猫".encode()[:2]: "parts of characters",
+    }
+    assert {text: script_of(text) for text in said} == said
+
+
+def test_texts_of_tokens_are_without_marks_and_without_what_was_added() -> None:
+    tokenizer = small_tokenizer()
+    texts = token_texts(tokenizer)
+    assert set(texts) == set(range(len(tokenizer))) - set(tokenizer.all_special_ids)
+    assert texts[tokenizer.convert_tokens_to_ids("word7")] == "word7"
+    model = models.WordPiece({"[UNK]": 0, "##ing": 1}, unk_token="[UNK]")
+    assert token_texts(Tokenizer(model)) == {0: "[UNK]", 1: "ing"}
+    assert token_texts(in_bytes("é".encode(), b" a", b"\xc3")) == {0: "é".encode(), 1: b" a", 2: b"\xc3"}
+
+
+def test_a_script_of_unicode_is_named_as_keep_scripts_takes_it() -> None:
+    for character in "aкא漢अก":
+        assert script_ids(of_words("x", character), [script_of(character)]).tolist()[-1] == 1

@@ -9,7 +9,7 @@ import json
 import re
 import sys
 from collections.abc import Collection, Iterable, Iterator
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,12 @@ from leanvocab.errors import VocabularyError
 
 _EVERYWHERE = r"\p{sc=Common}\p{sc=Inherited}"  # spaces, digits, signs, and marks on letters
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
+# Scripts that tokens are sorted by: those of which at least one of eleven published tokenizers has tokens.
+_SORTED_BY = """
+Latin Greek Cyrillic Armenian Hebrew Arabic Syriac Thaana Devanagari Bengali Gurmukhi Gujarati Oriya Tamil Telugu Kannada
+Malayalam Sinhala Thai Lao Tibetan Myanmar Georgian Hangul Ethiopic Cherokee Khmer Mongolian Hiragana Katakana Bopomofo Han Yi
+Runic Ogham Coptic Gothic Tifinagh Nko Javanese Balinese Sundanese Canadian_Aboriginal Ol_Chiki Lisu Vai
+""".split()
 
 
 def script_ids(tokenizer: Any, scripts: Iterable[str]) -> NDArray[np.int64]:
@@ -62,6 +68,46 @@ def check_scripts(scripts: Iterable[str]) -> list[str]:
             "or Common (digits, punctuation, signs)"
         )
     return names
+
+
+def token_texts(tokenizer: Any) -> dict[int, str | bytes]:
+    """The text of each token by its id, without marks of a word's middle or end; bytes where the tokenizer writes bytes.
+
+    Tokens that were added to the tokenizer, special ones among them, are left out: what they say is no text of a language.
+
+    Raises:
+        VocabularyError: the tokenizer is written in Python.
+    """
+    backend = _backend(tokenizer)
+    read = _token_reader(backend)
+    added = backend.get_added_tokens_decoder()
+    own = backend.get_vocab(with_added_tokens=False)
+    return {token_id: read(token) for token, token_id in own.items() if token_id not in added}
+
+
+def script_of(text: str | bytes) -> str:
+    """The script of a text: a name of Unicode, Common where all of it is digits and signs, or else words that say what it is."""
+    if isinstance(text, bytes):
+        try:
+            text = text.decode()
+        except UnicodeDecodeError:
+            return "parts of characters"
+    scripts = set(map(_script_of_character, text)) - {"Common"}
+    return "several scripts" if len(scripts) > 1 else next(iter(scripts), "Common")
+
+
+@cache
+def _script_of_character(character: str) -> str:
+    found = _one_of_scripts().match(character)
+    return str(found.lastgroup) if found else "other scripts"
+
+
+@cache
+def _one_of_scripts() -> Any:
+    import regex
+
+    groups = [rf"(?P<{name}>\p{{sc={name}}})" for name in _SORTED_BY]
+    return regex.compile("|".join([*groups, f"(?P<Common>[{_EVERYWHERE}])"]))
 
 
 class _Texts:
