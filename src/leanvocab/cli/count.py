@@ -1,6 +1,7 @@
 """`leanvocab count`: which vocabulary rows a data set uses."""
 
 import shlex
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,13 +21,47 @@ from leanvocab.cli.data_counts import (
     kept_coverage,
     load_tokenizer,
 )
-from leanvocab.cli.printing import check_new_file, quiet_libraries, say_where_from
+from leanvocab.cli.printing import quiet_libraries, say_where_from
+from leanvocab.errors import LeanVocabError, SettingsError
 from leanvocab.extras import require
+from leanvocab.files.presence import check_new_file
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from leanvocab.vocabulary.counts import TokenCounts
+    from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
+
+
+@dataclass(frozen=True)
+class FileOptions:
+    """Options that name the files to write."""
+
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the partial vocabulary here.")] = None
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Draw tokens by rank, and what the frequent ones cover, here (.png, .svg, .pdf)."),
+    ] = None
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write a report here, a page for a browser (.html): coverage, scripts, unused ids, what splits lack, memory."
+        ),
+    ] = None
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over files that are there.")] = False
+
+    def check(self, *, knows_size: bool) -> None:
+        """Raises, before long work, for a file that cannot be written or must not be."""
+        for path in (self.output, self.plot):
+            check_new_file(path, self.overwrite)
+        if self.plot is not None:
+            require("matplotlib", extra="plot")
+        if self.report is not None:
+            from leanvocab.reports.html_report import check_page
+
+            check_page(self.report, self.overwrite)
+            if not knows_size:
+                raise SettingsError("a report tells used rows from all of them: give --tokenizer, or --full-size")
 
 
 @as_command
@@ -41,18 +76,10 @@ def count_command(
         int | None, typer.Option(min=1, help="Rows of the full vocabulary. By default those of the tokenizer's model.")
     ] = None,
     choice: ChoiceOptions,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the partial vocabulary here.")] = None,
-    plot: Annotated[
-        Path | None,
-        typer.Option(help="Draw tokens by rank, and what the frequent ones cover, here (.png, .svg, .pdf)."),
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over the output file.")] = False,
+    files: FileOptions,
 ) -> Answer:
     """Count which vocabulary rows a data set uses, and write them as a partial vocabulary."""
-    for path in (output, plot):
-        check_new_file(path, overwrite)
-    if plot is not None:
-        require("matplotlib", extra="plot")
+    files.check(knows_size=bool(tokenizer or full_size))
     chosen = choice.for_counts(has_tokenizer=tokenizer is not None)
     loaded = config = None
     if tokenizer:
@@ -64,17 +91,20 @@ def count_command(
     summary: dict[str, Any] = {"data": data, "splits": used, "rows_to_cover": describe_coverage(all_counts(counts))}
     if counts.tokenized:
         summary["tokenized"] = counts.tokenized
-    if tokenizer or full_size or output:
+    if tokenizer or full_size or files.output:
         vocabulary = keep(counts, loaded, config, full_size=full_size, **chosen)
         covered = kept_coverage(all_counts(counts), vocabulary)
         summary["vocabulary"] = describe_vocabulary(vocabulary) | covered
-        if output is not None:
-            vocabulary.save(output)
-            summary["output"] = str(output)
+        if files.output is not None:
+            vocabulary.save(files.output)
+            summary["output"] = str(files.output)
             if not covered["missing_tokens"]:
-                summary["to_train"] = _to_train(tokenizer, data, vars(reading), output)
-    if plot is not None:
-        _write_plot(counts, summary, plot)
+                summary["to_train"] = _to_train(tokenizer, data, vars(reading), files.output)
+        if files.report is not None:
+            _write_report(files.report, counts, vocabulary, loaded, data=data, **_memory(config, vocabulary, reading))
+            summary["report"] = str(files.report)
+    if files.plot is not None:
+        _write_plot(counts, summary, files.plot)
     return Answer(summary, lambda: _printed(summary))
 
 
@@ -83,6 +113,29 @@ def _write_plot(counts: "dict[str, TokenCounts]", summary: dict[str, Any], plot:
 
     plot_vocabulary_use(all_counts(counts), plot, full_size=summary.get("vocabulary", {}).get("full_rows"))
     summary["plot"] = str(plot)
+
+
+def _write_report(
+    path: Path, counts: "dict[str, TokenCounts]", vocabulary: "PartialVocabulary", tokenizer: Any, **others: Any
+) -> None:
+    from leanvocab.reports.data_report import report_on_data
+    from leanvocab.reports.html_report import write_report
+
+    size, kept = vocabulary.full_size, len(vocabulary)
+    write_report(report_on_data(counts, full_size=size, kept_rows=kept, tokenizer=tokenizer, **others), path)
+
+
+def _memory(config: Any, vocabulary: "PartialVocabulary", reading: DataOptions) -> dict[str, Any]:
+    """Fields of a report: what fine-tuning the tokenizer's model holds, or a note that says why that is not known."""
+    if config is None:
+        return {"notes": ("What training holds is not told: no config of a model lies beside the tokenizer.",)}
+    from leanvocab.finetune.pretrained import estimate_run
+
+    try:
+        memory = estimate_run(config, vocabulary, reading.settings(), None)
+    except LeanVocabError as error:
+        return {"notes": (f"What training holds is not told: {error}",)}
+    return {"memory": replace(memory, model=Path(config.name_or_path).name or memory.model)}
 
 
 def _to_train(tokenizer: str | None, data: str, options: dict[str, Any], output: Path) -> str:
@@ -117,7 +170,7 @@ def _printed(summary: dict[str, Any]) -> "list[Table | str]":
                 f"{missing:,} of the counted tokens are not kept: a vocabulary for trimming, with which training on these data "
                 "would be an error"
             )
-    parts += [f"written to {summary[name]}" for name in ("output", "plot") if name in summary]
+    parts += [f"written to {summary[name]}" for name in ("output", "plot", "report") if name in summary]
     if "to_train" in summary:
         parts.append(f"to train with it: {summary['to_train']}")
     return parts

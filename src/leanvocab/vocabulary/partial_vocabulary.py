@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from leanvocab.choices import IGNORE_INDEX
 from leanvocab.errors import RESIZE_FIRST, MissingTokenError, VocabularyError
 from leanvocab.extras import is_tensor
+from leanvocab.files.copying import write_whole
 from leanvocab.vocabulary.counts import TokenCounts
 from leanvocab.vocabulary.coverage import check_coverage, covering_ids
 from leanvocab.vocabulary.remap import remap_dataset
@@ -206,18 +207,9 @@ class PartialVocabulary:
 
         Where the tokenizer is known, the file names the tokens too; `load` does not read them.
         """
-        path = Path(path)
         ids = self._token_ids.tolist()
         tokens = {token_id: token for token_id in ids if (token := self._token(token_id)) is not None}
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
-        try:
-            with temporary.open("w", encoding="utf-8") as file:
-                file.write(compose(self._full_size, ids, self.digest, tokens))
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_whole(Path(path), compose(self._full_size, ids, self.digest, tokens).encode())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:

@@ -24,7 +24,7 @@ _SORTED_BY = """
 Latin Greek Cyrillic Armenian Hebrew Arabic Syriac Thaana Devanagari Bengali Gurmukhi Gujarati Oriya Tamil Telugu Kannada
 Malayalam Sinhala Thai Lao Tibetan Myanmar Georgian Hangul Ethiopic Cherokee Khmer Mongolian Hiragana Katakana Bopomofo Han Yi
 Runic Ogham Coptic Gothic Tifinagh Nko Javanese Balinese Sundanese Canadian_Aboriginal Ol_Chiki Lisu Vai
-""".split()
+"""
 
 
 def script_ids(tokenizer: Any, scripts: Iterable[str]) -> NDArray[np.int64]:
@@ -106,7 +106,7 @@ def _script_of_character(character: str) -> str:
 def _one_of_scripts() -> Any:
     import regex
 
-    groups = [rf"(?P<{name}>\p{{sc={name}}})" for name in _SORTED_BY]
+    groups = [rf"(?P<{name}>\p{{sc={name}}})" for name in _SORTED_BY.split()]
     return regex.compile("|".join([*groups, f"(?P<Common>[{_EVERYWHERE}])"]))
 
 
