@@ -122,7 +122,8 @@ def _printed(result: "FineTuneResult") -> "list[Table | str]":
     if not result.scores:
         grid.add_row("validation", "none (some is held out by --validation-ratio)")
     notes = result.memory.notes if result.memory is not None else ()
-    return [grid, *map(Note, (*notes, *result.notes))]
+    report = [f"report: {result.report}"] if result.report else []
+    return [grid, *map(Note, (*notes, *result.notes)), *report]
 
 
 def _measured(peak: "PeakMemory") -> str:

@@ -14,7 +14,7 @@ from leanvocab.vocabulary.coverage import counts_by_rank, rows_to_cover
 from leanvocab.vocabulary.scripts import script_of, token_texts
 
 _CURVE_POINTS = 200
-_MOST_FREQUENT = 30
+_MOST_FREQUENT = 20
 _MOST_STRETCHES = 10
 _MOST_UNSEEN = 15
 

@@ -8,15 +8,15 @@ import html
 import math
 import os
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from leanvocab.errors import SettingsError
 from leanvocab.files.copying import write_whole
 from leanvocab.files.presence import check_new_file, is_there
-from leanvocab.reports.data_report import DataReport, RunReport, TokenUse
+from leanvocab.reports.data_report import DataReport, RunReport, ScriptUse, TokenUse
 from leanvocab.reports.memory_estimate import MemoryEstimate, format_bytes, format_ratio
+from leanvocab.reports.plots import Axis, line_plot
 
 _STYLE = """
 :root{color-scheme:light dark;--ink:#1c1c1c;--paper:#fff;--soft:#5c5c5c;--line:#dcdcdc;--shade:#ececec;
@@ -34,9 +34,10 @@ p,summary,caption{overflow-wrap:anywhere}
 dl{display:grid;grid-template-columns:repeat(auto-fit,minmax(9rem,1fr));gap:.6rem;margin:1rem 0}
 dl div{border:1px solid var(--line);border-radius:.4rem;padding:.5rem .7rem}
 dt,.soft,figcaption,summary{color:var(--soft);font-size:.85rem}
+dd .soft{font-weight:400}summary{padding:.5rem 0;cursor:pointer}
 dd{margin:0;font-size:1.15rem;font-weight:600;font-variant-numeric:tabular-nums}
 .pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,22rem),1fr));gap:1rem}
-figure{margin:0;min-width:0}
+figure{margin:0 0 .8rem;min-width:0}
 svg{width:100%;max-width:34rem;height:auto;display:block}
 svg text{fill:var(--ink);font:11px system-ui,sans-serif}
 .grid{stroke:var(--line)}.line{fill:none;stroke:var(--blue);stroke-width:1.8}.second{stroke:var(--orange)}
@@ -106,7 +107,7 @@ def _summary(report: DataReport) -> str:
     facts = {
         "tokens counted": _number(report.num_tokens),
         "rows in the full vocabulary": _number(report.full_rows),
-        "rows used": f"{_number(report.used_rows)} ({format_ratio(used)})",
+        "rows used": f'{_number(report.used_rows)} <span class="soft">{format_ratio(used)}</span>',
         "of these, once": _number(report.once_rows),
     }
     if report.kept_rows is not None:
@@ -117,28 +118,6 @@ def _summary(report: DataReport) -> str:
 
 
 def _coverage(report: DataReport) -> str:
-    total = max(report.num_tokens, 1)
-    rows = _Axis(1, max(report.full_rows, 2), is_log=True)
-    covered = [(rank, 100 * tokens / total) for rank, _, tokens in report.curve]
-    marks = [(num_rows, percent) for percent, num_rows in report.rows_to_cover.items() if num_rows and percent < 100]
-    said = [f"{percent:g} % by {num_rows:,} rows" for num_rows, percent in marks]
-    coverage = _plot(
-        rows,
-        _Axis(0, 100),
-        ("rows, most frequent first", "tokens covered, in percent"),
-        [covered],
-        dots=marks,
-        said=said,
-        unused_from=report.used_rows,
-    )
-    most = max((count for _, count, _ in report.curve), default=1)
-    frequency = _plot(
-        rows,
-        _Axis(1, max(most, 2), is_log=True),
-        ("rank of the token", "occurrences"),
-        [[(rank, count) for rank, count, _ in report.curve]],
-        unused_from=report.used_rows,
-    )
     needed = _table(
         (">share of tokens", ">rows that cover it", ">of all rows"),
         [
@@ -148,37 +127,76 @@ def _coverage(report: DataReport) -> str:
     )
     points = _table(
         (">rank", ">occurrences", ">tokens up to it", ">of all"),
-        [(*map(_number, point), _ratio(point[2], total)) for point in report.curve],
+        [(*map(_number, point), _ratio(point[2], report.num_tokens)) for point in report.curve],
     )
     return _section(
         "Rows that cover the tokens",
-        f'<div class="pair">{_figure(coverage, "Tokens that the most frequent rows cover. Grey: rows that do not occur.")}'
-        f"{_figure(frequency, 'How often tokens occur, by rank; both axes by powers of ten.')}</div>"
-        f"{needed}{_folded('The numbers of both curves', points)}",
+        f'<div class="pair">{_curves(report)}</div>{needed}{_folded("The numbers of both curves", points)}',
     )
 
 
+def _curves(report: DataReport) -> str:
+    rows = Axis(1, max(report.full_rows, 2), is_log=True)
+    covered = [(rank, 100 * tokens / report.num_tokens) for rank, _, tokens in report.curve]
+    marks = [(num_rows, percent) for percent, num_rows in report.rows_to_cover.items() if num_rows and percent < 100]
+    coverage = line_plot(
+        rows,
+        Axis(0, 100),
+        ("rows, most frequent first", "tokens covered, in percent"),
+        [covered],
+        dots=marks,
+        said=[f"{percent:g} % by {num_rows:,} rows" for num_rows, percent in marks],
+        unused_from=report.used_rows,
+    )
+    most = max((count for _, count, _ in report.curve), default=1)
+    frequency = line_plot(
+        rows,
+        Axis(1, max(most, 2), is_log=True),
+        ("rank of the token", "occurrences"),
+        [[(rank, count) for rank, count, _ in report.curve]],
+        unused_from=report.used_rows,
+    )
+    about = "Tokens that the most frequent rows cover, in percent. Grey: rows that do not occur."
+    return _figure(coverage, about) + _figure(frequency, "How often tokens occur, by rank; both axes by powers of ten.")
+
+
 def _frequent(report: DataReport) -> str:
-    rows = [(*_token(use), _number(use.count), *_share(use.count, report.num_tokens)) for use in report.most_frequent]
+    most = max((use.count for use in report.most_frequent), default=0)
+    rows = [
+        (*_token(use), _number(use.count), _ratio(use.count, report.num_tokens), _bar([use.count], most))
+        for use in report.most_frequent
+    ]
     return _section("Most frequent tokens", _table((">id", "token", ">occurrences", ">of all", ""), rows))
 
 
 def _scripts(report: DataReport) -> str:
     if not report.scripts:
         return ""
-    rows = [
-        (
-            _text(use.script.replace("_", " ")),
-            _number(use.num_tokens),
-            *_share(use.num_tokens, report.num_tokens),
-            _number(use.used_rows),
-            _number(use.unused_rows),
-        )
-        for use in report.scripts
-    ]
-    about = "Common: digits, punctuation, signs and spaces, which belong to no script."
+    most = max(use.num_tokens for use in report.scripts)
     headings = ("script of the token", ">tokens", ">of all", "", ">rows used", ">rows not used")
-    return _section("Scripts", f"{_table(headings, rows)}<p class='soft'>{about}</p>")
+
+    def table(uses: Iterable[ScriptUse]) -> str:
+        return _table(
+            headings,
+            [
+                (
+                    _text(use.script.replace("_", " ")),
+                    _number(use.num_tokens),
+                    _ratio(use.num_tokens, report.num_tokens),
+                    _bar([use.num_tokens], most),
+                    _number(use.used_rows),
+                    _number(use.unused_rows),
+                )
+                for use in uses
+            ],
+        )
+
+    used, unused = ([use for use in report.scripts if (use.used_rows > 0) is occurs] for occurs in (True, False))
+    about = "<p class='soft'>Common: digits, punctuation, signs and spaces, which belong to no script.</p>"
+    if unused:
+        num_rows = sum(use.unused_rows for use in unused)
+        about += _folded(f"{len(unused)} that do not occur, with {num_rows:,} rows", table(unused))
+    return _section("Scripts", (table(used) if used else "") + about)
 
 
 def _stretches(report: DataReport) -> str:
@@ -272,9 +290,9 @@ def _run(run: RunReport) -> str:
     if points:
         highest = max(loss for _, loss in points)
         figure = _figure(
-            _plot(
-                _Axis(0, max(run.num_steps, 1)),
-                _Axis(min(0, *(loss for _, loss in points)), highest or 1),
+            line_plot(
+                Axis(0, max(run.num_steps, 1)),
+                Axis(min(0, *(loss for _, loss in points)), highest or 1),
                 ("step", "loss"),
                 [list(run.losses), validated],
                 dots=validated if len(validated) < 50 else [],
@@ -330,6 +348,8 @@ def _bar(parts: Iterable[int], whole: int) -> str:
 
 
 def _number(value: float) -> str:
+    if not math.isfinite(value):
+        return str(value)
     shown = f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
     return f'<data value="{value}">{shown}</data>'
 
@@ -340,11 +360,6 @@ def _bytes(value: int) -> str:
 
 def _ratio(part: float, whole: float) -> str:
     return format_ratio(part / whole) if whole else ""
-
-
-def _share(part: int, whole: int) -> tuple[str, str]:
-    """A ratio in words and as a bar."""
-    return _ratio(part, whole), _bar([part], whole)
 
 
 def _token(use: TokenUse) -> tuple[str, str]:
@@ -365,95 +380,5 @@ def _text(text: str) -> str:
     return html.escape("".join(seen))
 
 
-# --- figures ----------------------------------------------------------------------------------------------------------
-
-_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 350, 10, 190
-
-
-class _Axis(NamedTuple):
-    """Values from the lowest to the highest, at equal distances or by powers of ten."""
-
-    low: float
-    high: float
-    is_log: bool = False
-
-    def ratio(self, value: float) -> float:
-        """Distance of a value from the lowest, of the whole axis: 0–1."""
-        if self.is_log:
-            return math.log(value / self.low) / math.log(self.high / self.low)
-        return (value - self.low) / (self.high - self.low)
-
-    def ticks(self) -> list[float]:
-        """Values to write: powers of ten, or up to six round numbers."""
-        if self.is_log:
-            return [
-                10**power for power in range(math.ceil(math.log10(self.low)), math.floor(math.log10(self.high)) + 1)
-            ]
-        rough = (self.high - self.low) / 5
-        power = 10.0 ** math.floor(math.log10(rough))
-        step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= rough * 0.999)
-        return [step * number for number in range(math.ceil(self.low / step), math.floor(self.high / step) + 1)]
-
-
 def _figure(svg: str, caption: str) -> str:
     return f"<figure>{svg}<figcaption>{caption}</figcaption></figure>"
-
-
-def _plot(
-    x: _Axis,
-    y: _Axis,
-    labels: tuple[str, str],
-    lines: Sequence[Sequence[tuple[float, float]]],
-    *,
-    dots: Sequence[tuple[float, float]] = (),
-    dots_class: str = "dot",
-    said: Sequence[str] = (),
-    unused_from: float | None = None,
-) -> str:
-    """An SVG of lines over two axes; with dots, with sentences in the upper left, and grey behind the last used row."""
-
-    def at(point: tuple[float, float]) -> tuple[str, str]:
-        return (
-            f"{_LEFT + x.ratio(point[0]) * (_RIGHT - _LEFT):.1f}",
-            f"{_BOTTOM - y.ratio(point[1]) * (_BOTTOM - _TOP):.1f}",
-        )
-
-    parts = _grid(x, y, at, labels)
-    if unused_from is not None:
-        left = float(at((max(unused_from, 1), y.low))[0])
-        parts.insert(
-            0, f'<rect class="unused" x="{left}" y="{_TOP}" width="{_RIGHT - left:.1f}" height="{_BOTTOM - _TOP}"/>'
-        )
-    for number, line in enumerate(lines):
-        points = " ".join(",".join(at(point)) for point in line if math.isfinite(point[1]))
-        parts.append(f'<polyline class="line{" second" * (number > 0)}" points="{points}"/>')
-    parts += ['<circle class="{}" cx="{}" cy="{}" r="3"/>'.format(dots_class, *at(dot)) for dot in dots]
-    parts += [f'<text x="{_LEFT + 8}" y="{_TOP + 16 + 14 * number}">{line}</text>' for number, line in enumerate(said)]
-    about = f"{labels[1]} by {labels[0]}"
-    return f'<svg viewBox="0 0 360 230" role="img" aria-label="{about}">{"".join(parts)}</svg>'
-
-
-def _grid(
-    x: _Axis, y: _Axis, at: Callable[[tuple[float, float]], tuple[str, str]], labels: tuple[str, str]
-) -> list[str]:
-    parts = []
-    for tick in x.ticks():
-        place = at((tick, y.low))[0]
-        parts.append(f'<line class="grid" x1="{place}" x2="{place}" y1="{_TOP}" y2="{_BOTTOM}"/>')
-        parts.append(f'<text x="{place}" y="{_BOTTOM + 15}" text-anchor="middle">{_short(tick)}</text>')
-    for tick in y.ticks():
-        place = at((x.low, tick))[1]
-        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_RIGHT}" y1="{place}" y2="{place}"/>')
-        parts.append(
-            f'<text x="{_LEFT - 5}" y="{place}" text-anchor="end" dominant-baseline="middle">{_short(tick)}</text>'
-        )
-    parts.append(f'<text x="{(_LEFT + _RIGHT) / 2}" y="{_BOTTOM + 33}" text-anchor="middle">{labels[0]}</text>')
-    return parts
-
-
-def _short(value: float) -> str:
-    """A number for an axis: 250k."""
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:g}{letter}"
-    return f"{value:.10g}"

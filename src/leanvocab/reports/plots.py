@@ -1,13 +1,15 @@
 """Plots of what data use of a vocabulary, and of what training holds in memory.
 
-They need matplotlib (`pip install 'leanvocab[plot]'`); the format follows the path's suffix: .png, .svg or .pdf.
+As files they need matplotlib (`pip install 'leanvocab[plot]'`); the format follows the path's suffix: .png, .svg or .pdf. In a
+page they are SVG in its colours, light and dark, and need nothing.
 """
 
+import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -192,3 +194,102 @@ def _dress_bars(axes: "Axes", estimates: list[MemoryEstimate], unit: tuple[str, 
         ncols=2 + len(loss),
         frameon=False,
     )
+
+
+# --- figures ----------------------------------------------------------------------------------------------------------
+
+_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 350, 10, 190
+
+
+class Axis(NamedTuple):
+    """An axis: values from the lowest to the highest, at equal distances or by powers of ten."""
+
+    low: float
+    high: float
+    is_log: bool = False
+
+    def ratio(self, value: float) -> float:
+        """Distance of a value from the lowest, of the whole axis: 0–1."""
+        if self.is_log:
+            return math.log(value / self.low) / math.log(self.high / self.low)
+        return (value - self.low) / (self.high - self.low)
+
+    def ticks(self) -> list[float]:
+        """Values to write: powers of ten, or up to six round numbers."""
+        if self.is_log:
+            return [
+                10**power for power in range(math.ceil(math.log10(self.low)), math.floor(math.log10(self.high)) + 1)
+            ]
+        rough = (self.high - self.low) / 5
+        power = 10.0 ** math.floor(math.log10(rough))
+        step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= rough * 0.999)
+        return [step * number for number in range(math.ceil(self.low / step), math.floor(self.high / step) + 1)]
+
+
+def line_plot(
+    x: Axis,
+    y: Axis,
+    labels: tuple[str, str],
+    lines: Sequence[Sequence[tuple[float, float]]],
+    *,
+    dots: Sequence[tuple[float, float]] = (),
+    dots_class: str = "dot",
+    said: Sequence[str] = (),
+    unused_from: float | None = None,
+) -> str:
+    """Draws lines over two axes as SVG for a page, whose style says how `.grid`, `.line`, `.dot` and `.unused` look.
+
+    Args:
+        labels: words for x, and for y.
+        lines: (x, y) of each; beyond the first they are of the class `second` too. What is not finite is left out.
+        said: sentences for the upper left.
+        unused_from: where the part begins that is grey, on x.
+    """
+
+    def at(point: tuple[float, float]) -> tuple[str, str]:
+        return (
+            f"{_LEFT + x.ratio(point[0]) * (_RIGHT - _LEFT):.1f}",
+            f"{_BOTTOM - y.ratio(point[1]) * (_BOTTOM - _TOP):.1f}",
+        )
+
+    parts = _grid(x, y, at, labels)
+    if unused_from is not None:
+        left = float(at((max(unused_from, 1), y.low))[0])
+        parts.insert(
+            0, f'<rect class="unused" x="{left}" y="{_TOP}" width="{_RIGHT - left:.1f}" height="{_BOTTOM - _TOP}"/>'
+        )
+    for number, line in enumerate(lines):
+        points = " ".join(",".join(at(point)) for point in line if math.isfinite(point[1]))
+        parts.append(f'<polyline class="line{" second" * (number > 0)}" points="{points}"/>')
+    parts += [
+        '<circle class="{}" cx="{}" cy="{}" r="3"/>'.format(dots_class, *at(dot))
+        for dot in dots
+        if math.isfinite(dot[1])
+    ]
+    parts += [f'<text x="{_LEFT + 8}" y="{_TOP + 16 + 14 * number}">{line}</text>' for number, line in enumerate(said)]
+    about = f"{labels[1]} by {labels[0]}"
+    return f'<svg viewBox="0 0 360 230" role="img" aria-label="{about}">{"".join(parts)}</svg>'
+
+
+def _grid(x: Axis, y: Axis, at: Callable[[tuple[float, float]], tuple[str, str]], labels: tuple[str, str]) -> list[str]:
+    parts = []
+    for tick in x.ticks():
+        place = at((tick, y.low))[0]
+        parts.append(f'<line class="grid" x1="{place}" x2="{place}" y1="{_TOP}" y2="{_BOTTOM}"/>')
+        parts.append(f'<text x="{place}" y="{_BOTTOM + 15}" text-anchor="middle">{_short(tick)}</text>')
+    for tick in y.ticks():
+        place = at((x.low, tick))[1]
+        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_RIGHT}" y1="{place}" y2="{place}"/>')
+        parts.append(
+            f'<text x="{_LEFT - 5}" y="{place}" text-anchor="end" dominant-baseline="middle">{_short(tick)}</text>'
+        )
+    parts.append(f'<text x="{(_LEFT + _RIGHT) / 2}" y="{_BOTTOM + 33}" text-anchor="middle">{labels[0]}</text>')
+    return parts
+
+
+def _short(value: float) -> str:
+    """A number for an axis: 250k."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:g}{letter}"
+    return f"{value:.10g}"
