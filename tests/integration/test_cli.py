@@ -170,6 +170,42 @@ def test_text_without_a_tokenizer_is_an_error_that_says_what_to_give(data):
     assert "holds no column input_ids but text, label: name the columns of token ids (--token-column), or the" in error
 
 
+def test_count_writes_a_report_and_names_it(base, data, tmp_path):
+    words = ("count", data, "--tokenizer", base, "--report", tmp_path / "use.html")
+    counted = json_of(*words)
+    assert counted["report"] == str(tmp_path / "use.html")
+    page = (tmp_path / "use.html").read_text(encoding="utf-8")
+    for number in (counted["vocabulary"]["kept_rows"], *counted["rows_to_cover"].values(), FULL_SIZE):
+        assert f'<data value="{number}">' in page
+    for words_of_page in ("Memory of training", "rows that train lacks", "<bdi>word1", "Scripts"):
+        assert words_of_page in page
+    assert files_in(tmp_path) == ["data/train.jsonl", "data/validation.jsonl", "use.html"]
+    assert "use.html is there already; give --overwrite, or name another" in run(*words, code=1).stderr
+    assert f"written to {tmp_path / 'use.html'}" in run(*words, "--overwrite").stdout
+    assert (tmp_path / "use.html").read_text(encoding="utf-8") == page
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (("--report", "use.pdf"), 2, "expected a name that ends in .html, got 'use.pdf'"),
+        (("--report", "no/such/use.html"), 1, "there is no folder no/such"),
+        (("--report", "use.html"), 2, "a report tells used rows from all of them: give --tokenizer, or --full-size"),
+    ],
+)
+def test_a_report_that_cannot_be_written_is_an_error_before_counting(tmp_path, monkeypatch, words, code, told):
+    monkeypatch.chdir(tmp_path)
+    assert told in run("count", "no/such.csv", *words, code=code).stderr
+
+
+def test_a_report_says_why_the_memory_is_not_told(base, data, tmp_path):
+    (tmp_path / "tokenizer").mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(f"{base}/{name}", tmp_path / "tokenizer")
+    run("count", data, "--tokenizer", tmp_path / "tokenizer", "--report", tmp_path / "use.html")
+    assert "no config of a model lies beside the tokenizer" in (tmp_path / "use.html").read_text(encoding="utf-8")
+
+
 # --- estimate --------------------------------------------------------------------------------------------------------
 
 
@@ -242,6 +278,40 @@ def test_finetune_leaves_the_same_model_with_and_without_the_full_vocabulary(bas
     first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("full", "partial"))
     assert first == second
     assert json.loads((tmp_path / "partial/finetune.json").read_text()) == partial
+
+
+def test_finetune_writes_a_report_where_it_is_told_to(base, data, tmp_path):
+    """None by default: it holds words of the data, and a model's folder is what people share."""
+    out = tmp_path / "out"
+    words = ("finetune", base, data, *QUICK, "--save-strategy", "no", "--logging-steps", "2", "-o", out)
+    ran = json_of(*words, "--report", out / "report.html")
+    assert ran["report"] == str(out / "report.html")
+    page = (out / "report.html").read_text(encoding="utf-8")
+    numbers = [loss for _, loss in ran["losses"]] + [
+        *ran["scores"].values(),
+        ran["num_steps"],
+        ran["peak"]["peak_rss_bytes"],
+    ]
+    numbers += [ran["memory"]["partial"]["total_bytes"], ran["vocabulary"]["kept_rows"]]
+    for number in numbers:
+        assert f'<data value="{number}">' in page, number
+    assert "out is not empty" in run(*words, "--report", out / "report.html", code=1).stderr
+    again = text_of(*words, "--overwrite", "--full-vocabulary", "--report", out / "report.html")
+    assert f"report: {out / 'report.html'}" in again
+    assert "Memory of training" not in (out / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_run_does_not_begin_whose_report_cannot_be_written(base, data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.html").write_text("")
+    words = ("finetune", base, data, *QUICK, "-o", "out", "--report")
+    assert "mine.html is there already; set --overwrite, or name another" in run(*words, "mine.html", code=1).stderr
+    assert (
+        "expected a name that ends in .html, got 'out/model.safetensors'"
+        in run(*words, "out/model.safetensors", code=2).stderr
+    )
+    assert "there is no folder no" in run(*words, "no/report.html", code=1).stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_summary_shows_vocabulary_savings_times_and_scores(base, data, tmp_path):

@@ -60,7 +60,7 @@ def run_of(num_steps=40):
 def whole_report(**others):
     usual = {
         "tokenizer": small_tokenizer(),
-        "data": "reviews.csv",
+        "title": "Vocabulary of reviews.csv",
         "memory": estimate(),
         "run": run_of(),
         "kept_rows": 250,
@@ -238,7 +238,7 @@ def test_what_comes_from_data_is_text_and_is_seen():
     tokens = lv.TokenCounts(np.arange(len(HOSTILE), 0, -1))
     counts = {"train": tokens, "<script>split": tokens}
     report = report_on_data(
-        counts, full_size=20, tokenizer=Hostile(), data="<script>\u202e.csv", notes=("a <b>note</b>",), run=run_of()
+        counts, full_size=20, tokenizer=Hostile(), title="<script>\u202e.csv", notes=("a <b>note</b>",), run=run_of()
     )
     run = replace(report.run, validations=((1, {"<script>f1": 0.5}),), scores={"<i>": 1.0})
     report = replace(report, run=run, memory=replace(estimate(), model="<script>model"))
@@ -249,7 +249,7 @@ def test_what_comes_from_data_is_text_and_is_seen():
     shown = "".join(parsed.texts)
     for seen in (
         "<script>alert(1)</script>", "</style><b>", '"><img␣src=x␣onerror=alert(1)>', "&amp;", r"a\u202eb", r"\x00\x07\x1b[31m",
-        r"\ud800", "שלום", r"e\u200bf", "␣the␣", "◌\u0301", r"\u2028", r"Vocabulary of <script>\u202e.csv", "<script>split",
+        r"\ud800", "שלום", r"e\u200bf", "␣the␣", "◌\u0301", r"\u2028", r"<script>\u202e.csv", "<script>split",
         "a <b>note</b>", "<script>f1", "<script>model",
     ):  # fmt: skip
         assert seen in shown

@@ -101,7 +101,8 @@ def count_command(
             if not covered["missing_tokens"]:
                 summary["to_train"] = _to_train(tokenizer, data, vars(reading), files.output)
         if files.report is not None:
-            _write_report(files.report, counts, vocabulary, loaded, data=data, **_memory(config, vocabulary, reading))
+            others = {"title": f"Vocabulary of {data}", **_memory(config, vocabulary, reading)}
+            _write_report(files.report, counts, vocabulary, loaded, **others)
             summary["report"] = str(files.report)
     if files.plot is not None:
         _write_plot(counts, summary, files.plot)

@@ -170,7 +170,7 @@ def finetune(
     if trainer.is_world_process_zero():
         _save(prepared.network, pretrained.tokenizer, result, settings.save)  # full while shrunk
         if settings.report is not None:
-            write_report(_report(result, data, examples.encoded, trainer), settings.report)
+            write_report(_report(result, examples.encoded, trainer), settings.report)
     trainer.accelerator.wait_for_everyone()
     return result
 
@@ -390,7 +390,7 @@ def _save(network: Any, tokenizer: Any, result: FineTuneResult, kind: str) -> No
         (result.output_dir / CHECKPOINTS_FOLDER).rmdir()
 
 
-def _report(result: FineTuneResult, data: Any, encoded: Mapping[str, Any], trainer: Any) -> DataReport:
+def _report(result: FineTuneResult, encoded: Mapping[str, Any], trainer: Any) -> DataReport:
     """Numbers of the run and of its data. Of two validations at a step the first is the run's, the other the result's."""
     task, log, peak = result.task, trainer.state.log_history, result.peak
     validations = {int(entry["step"]): scores for entry in reversed(log) if (scores := without_prefix(entry))}
@@ -409,7 +409,7 @@ def _report(result: FineTuneResult, data: Any, encoded: Mapping[str, Any], train
         full_size=kept.full_size if kept is not None else model_full_size(trainer.model),
         kept_rows=None if kept is None else len(kept),
         tokenizer=trainer.processing_class,
-        data=str(data) if isinstance(data, str | Path) else "",
+        title=f"Fine-tuning in {result.output_dir}",
         training_split=task.train_split,
         memory=result.memory,
         run=run,

@@ -84,7 +84,7 @@ class DataReport:
     beyond the table, which a model looks up elsewhere, and are in no other number. `kept_rows` is None without a vocabulary.
     """
 
-    data: str
+    title: str
     full_rows: int
     kept_rows: int | None
     num_tokens: int
@@ -115,7 +115,7 @@ def report_on_data(
     *,
     full_size: int,
     tokenizer: Any = None,
-    data: str = "",
+    title: str = "Use of a vocabulary",
     training_split: str | None = None,
     **others: Any,
 ) -> DataReport:
@@ -136,7 +136,7 @@ def report_on_data(
     name = _namer(tokenizer, texts)
     others["notes"] = (*why_none, *others.get("notes", ()))
     return DataReport(
-        data=data,
+        title=title,
         full_rows=full_size,
         kept_rows=others.pop("kept_rows", None),
         num_tokens=int(total.sum()),

@@ -47,12 +47,14 @@ table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums
 th,td{padding:.2rem .7rem .2rem 0;text-align:right;border-bottom:1px solid var(--line);vertical-align:top}
 th{color:var(--soft);font-weight:400}
 .words{text-align:left}
-td.words{overflow-wrap:anywhere;min-width:5rem}
+td{white-space:nowrap}
+td.words{white-space:normal;overflow-wrap:anywhere;min-width:5.5rem}
 tr.sum{font-weight:600}
 bdi{font-family:ui-monospace,monospace}
 .bar{display:flex;height:.9rem;background:var(--shade);print-color-adjust:exact;margin:.1rem 0 .5rem;max-width:45rem}
 td .bar{width:6rem;margin:.3rem 0}
 .bar i{background:var(--blue);width:var(--w)}.bar i+i{background:var(--soft)}
+@media (max-width:30rem){td .bar{display:none}th,td{padding-right:.5rem}}
 @media print{section{break-inside:avoid}body{font-size:12px}}
 """
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
@@ -80,7 +82,7 @@ def write_report(report: DataReport, path: str | os.PathLike[str]) -> Path:
 
 def page(report: DataReport) -> str:
     """Text of the page of a report."""
-    title = f"Vocabulary of {_text(report.data)}" if report.data else "Use of a vocabulary"
+    title = _text(report.title)
     sections = [
         _coverage(report),
         _frequent(report),
@@ -239,7 +241,7 @@ def _splits(report: DataReport) -> str:
         if split.most_frequent_unseen
     )
     about = (
-        f"<p class='soft'>A row that {training} lacks keeps its pretrained values while a model is trained on it.</p>"
+        f"<p class='soft'>A model meets the tokens that {training} lacks without having learned from them.</p>"
         if lists
         else ""
     )
@@ -257,13 +259,13 @@ def _memory(memory: MemoryEstimate) -> str:
     if memory.partial.peak_bytes:
         parts["peak of a step"] = (memory.full.peak_bytes, memory.partial.peak_bytes)
     rows = [
-        (
-            label,
-            *(_bytes(value) if value else "" for value in (full, partial)),
-            _ratio(full - partial, full) if full else "",
-        )
-        for label, (full, partial) in parts.items()
+        (label, *(_bytes(value) if value else "" for value in both), _ratio(both[0] - both[1], both[0]))
+        for label, both in parts.items()
     ]
+    aside = ", activations aside" if memory.step is None else ""
+    for size, fits in memory.cards.items():
+        said = ({True: "yes", False: "no", None: ""}[fits.get(name)] for name in ("full", "partial"))
+        rows.append((f"fits a card of {size} GB{aside}", *said, ""))
     bars = "".join(
         f"<p class='soft'>{label}: {format_bytes(its.total_bytes)}</p>"
         + _bar((its.vocabulary_bytes, its.total_bytes - its.vocabulary_bytes), memory.full.total_bytes)
@@ -327,8 +329,10 @@ def _facts(facts: Mapping[str, str]) -> str:
 def _table(headings: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
     """A table of cells that are HTML; a heading that begins with > is one of numbers."""
     headings = tuple(headings)
-    kinds = ["" if heading.startswith(">") else ' class="words"' for heading in headings]
-    head = "".join(f"<th{kind}>{heading.removeprefix('>')}</th>" for kind, heading in zip(kinds, headings, strict=True))
+    kinds = [' class="words"' if heading and not heading.startswith(">") else "" for heading in headings]
+    head = "".join(
+        f'<th scope="col"{kind}>{heading.removeprefix(">")}</th>' for kind, heading in zip(kinds, headings, strict=True)
+    )
     body = "".join(
         f"<tr{' class=sum' if row[0] == 'total' else ''}>"
         + "".join(f"<td{kind}>{cell}</td>" for kind, cell in zip(kinds, row, strict=True))
