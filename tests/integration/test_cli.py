@@ -179,7 +179,7 @@ def test_count_writes_a_report_and_names_it(base, data, tmp_path):
         assert f'<data value="{number}">' in page
     for words_of_page in ("Memory of training", "rows that train lacks", "<bdi>word1", "Scripts"):
         assert words_of_page in page
-    assert files_in(tmp_path) == ["data/train.jsonl", "data/validation.jsonl", "use.html"]
+    assert files_in(tmp_path) == ["data/train.csv", "data/validation.csv", "use.html"]
     assert "use.html is there already; give --overwrite, or name another" in run(*words, code=1).stderr
     assert f"written to {tmp_path / 'use.html'}" in run(*words, "--overwrite").stdout
     assert (tmp_path / "use.html").read_text(encoding="utf-8") == page
