@@ -81,11 +81,7 @@ def count_command(
     """Count which vocabulary rows a data set uses, and write them as a partial vocabulary."""
     files.check(knows_size=bool(tokenizer or full_size))
     chosen = choice.for_counts(has_tokenizer=tokenizer is not None)
-    loaded = config = None
-    if tokenizer:
-        quiet_libraries()
-        say_where_from(tokenizer)
-        loaded, config = load_tokenizer(tokenizer), config_beside(tokenizer)
+    loaded, config = _load(tokenizer) if tokenizer else (None, None)
     counts = count_data(data, reading, loaded, config)
     used = {name: {"num_tokens": of.num_tokens, "used_rows": len(of.token_ids)} for name, of in counts.items()}
     summary: dict[str, Any] = {"data": data, "splits": used, "rows_to_cover": describe_coverage(all_counts(counts))}
@@ -107,6 +103,13 @@ def count_command(
     if files.plot is not None:
         _write_plot(counts, summary, files.plot)
     return Answer(summary, lambda: _printed(summary))
+
+
+def _load(tokenizer: str) -> tuple[Any, Any]:
+    """The tokenizer, and the config of its model, if there is one."""
+    quiet_libraries()
+    say_where_from(tokenizer)
+    return load_tokenizer(tokenizer), config_beside(tokenizer)
 
 
 def _write_plot(counts: "dict[str, TokenCounts]", summary: dict[str, Any], plot: Path) -> None:

@@ -134,24 +134,29 @@ def report_on_data(
     total = sum(by_split.values(), np.zeros(full_size, np.int64))
     texts, why_none = _texts(tokenizer)
     name = _namer(tokenizer, texts)
-    others["notes"] = (*why_none, *others.get("notes", ()))
     return DataReport(
         title=title,
-        full_rows=full_size,
-        kept_rows=others.pop("kept_rows", None),
-        num_tokens=int(total.sum()),
         outside_tokens=sum(of.num_tokens for of in counts.values()) - int(total.sum()),
-        used_rows=int((total > 0).sum()),
-        once_rows=int((total == 1).sum()),
-        rows_to_cover=rows_to_cover(total),
-        curve=_curve(total),
-        most_frequent=_most_frequent(total, name, _MOST_FREQUENT),
         scripts=() if why_none else _scripts(total, texts, name),
-        unused_stretches=_unused_stretches(total, name),
         training_split=training_split,
         splits={split: _split(of, by_split[training_split], name) for split, of in by_split.items()},
-        **others,
+        **_use(total, name),
+        **{"kept_rows": None} | others | {"notes": (*why_none, *others.get("notes", ()))},
     )
+
+
+def _use(counts: NDArray[np.int64], name: Callable[[int], str | None]) -> dict[str, Any]:
+    """Fields of the report that all splits together have."""
+    return {
+        "full_rows": len(counts),
+        "num_tokens": int(counts.sum()),
+        "used_rows": int((counts > 0).sum()),
+        "once_rows": int((counts == 1).sum()),
+        "rows_to_cover": rows_to_cover(counts),
+        "curve": _curve(counts),
+        "most_frequent": _most_frequent(counts, name, _MOST_FREQUENT),
+        "unused_stretches": _unused_stretches(counts, name),
+    }
 
 
 def _of_rows(counts: NDArray[np.int64], full_size: int) -> NDArray[np.int64]:

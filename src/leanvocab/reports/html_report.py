@@ -259,7 +259,7 @@ def _memory(memory: MemoryEstimate) -> str:
     if memory.partial.peak_bytes:
         parts["peak of a step"] = (memory.full.peak_bytes, memory.partial.peak_bytes)
     rows = [
-        (label, *(_bytes(value) if value else "" for value in both), _ratio(both[0] - both[1], both[0]))
+        (label, *(_amount(value) if value else "" for value in both), _ratio(both[0] - both[1], both[0]))
         for label, both in parts.items()
     ]
     aside = ", activations aside" if memory.step is None else ""
@@ -284,7 +284,7 @@ def _memory(memory: MemoryEstimate) -> str:
 def _run(run: RunReport) -> str:
     facts = {"steps": _number(run.num_steps)}
     facts |= {f"{name}, seconds": _number(round(seconds, 2)) for name, seconds in run.seconds.items()}
-    facts |= {name: _bytes(value) for name, value in run.peak_bytes.items()}
+    facts |= {name: _amount(value) for name, value in run.peak_bytes.items()}
     facts |= {f"{_text(name)}, of the result": _number(score) for name, score in run.scores.items()}
     validated = [(step, scores["loss"]) for step, scores in run.validations if "loss" in scores]
     points = [point for point in (*run.losses, *validated) if math.isfinite(point[1])]
@@ -358,7 +358,7 @@ def _number(value: float) -> str:
     return f'<data value="{value}">{shown}</data>'
 
 
-def _bytes(value: int) -> str:
+def _amount(value: int) -> str:
     return f'<data value="{value}">{format_bytes(value)}</data>'
 
 

@@ -6,7 +6,7 @@ page they are SVG in its colours, light and dark, and need nothing.
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -245,44 +245,40 @@ def line_plot(
         said: sentences for the upper left.
         unused_from: where the part begins that is grey, on x.
     """
-
-    def at(point: tuple[float, float]) -> tuple[str, str]:
-        return (
-            f"{_LEFT + x.ratio(point[0]) * (_RIGHT - _LEFT):.1f}",
-            f"{_BOTTOM - y.ratio(point[1]) * (_BOTTOM - _TOP):.1f}",
-        )
-
-    parts = _grid(x, y, at, labels)
+    parts = _grid(x, y, labels)
     if unused_from is not None:
-        left = float(at((max(unused_from, 1), y.low))[0])
-        parts.insert(
-            0, f'<rect class="unused" x="{left}" y="{_TOP}" width="{_RIGHT - left:.1f}" height="{_BOTTOM - _TOP}"/>'
-        )
+        left = _across(x, max(unused_from, 1))
+        size = f'width="{_RIGHT - left:.1f}" height="{_BOTTOM - _TOP}"'
+        parts.insert(0, f'<rect class="unused" x="{left}" y="{_TOP}" {size}/>')
     for number, line in enumerate(lines):
-        points = " ".join(",".join(at(point)) for point in line if math.isfinite(point[1]))
+        points = " ".join(f"{_across(x, at)},{_up(y, value)}" for at, value in line if math.isfinite(value))
         parts.append(f'<polyline class="line{" second" * (number > 0)}" points="{points}"/>')
-    parts += [
-        '<circle class="{}" cx="{}" cy="{}" r="3"/>'.format(dots_class, *at(dot))
-        for dot in dots
-        if math.isfinite(dot[1])
-    ]
+    seen = [(_across(x, at), _up(y, value)) for at, value in dots if math.isfinite(value)]
+    parts += [f'<circle class="{dots_class}" cx="{across}" cy="{up}" r="3"/>' for across, up in seen]
     parts += [f'<text x="{_LEFT + 8}" y="{_TOP + 16 + 14 * number}">{line}</text>' for number, line in enumerate(said)]
     about = f"{labels[1]} by {labels[0]}"
     return f'<svg viewBox="0 0 360 230" role="img" aria-label="{about}">{"".join(parts)}</svg>'
 
 
-def _grid(x: Axis, y: Axis, at: Callable[[tuple[float, float]], tuple[str, str]], labels: tuple[str, str]) -> list[str]:
+def _across(axis: Axis, value: float) -> float:
+    return round(_LEFT + axis.ratio(value) * (_RIGHT - _LEFT), 1)
+
+
+def _up(axis: Axis, value: float) -> float:
+    return round(_BOTTOM - axis.ratio(value) * (_BOTTOM - _TOP), 1)
+
+
+def _grid(x: Axis, y: Axis, labels: tuple[str, str]) -> list[str]:
     parts = []
     for tick in x.ticks():
-        place = at((tick, y.low))[0]
-        parts.append(f'<line class="grid" x1="{place}" x2="{place}" y1="{_TOP}" y2="{_BOTTOM}"/>')
-        parts.append(f'<text x="{place}" y="{_BOTTOM + 15}" text-anchor="middle">{_short(tick)}</text>')
+        at = _across(x, tick)
+        parts.append(f'<line class="grid" x1="{at}" x2="{at}" y1="{_TOP}" y2="{_BOTTOM}"/>')
+        parts.append(f'<text x="{at}" y="{_BOTTOM + 15}" text-anchor="middle">{_short(tick)}</text>')
     for tick in y.ticks():
-        place = at((x.low, tick))[1]
-        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_RIGHT}" y1="{place}" y2="{place}"/>')
-        parts.append(
-            f'<text x="{_LEFT - 5}" y="{place}" text-anchor="end" dominant-baseline="middle">{_short(tick)}</text>'
-        )
+        at = _up(y, tick)
+        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_RIGHT}" y1="{at}" y2="{at}"/>')
+        style = 'text-anchor="end" dominant-baseline="middle"'
+        parts.append(f'<text x="{_LEFT - 5}" y="{at}" {style}>{_short(tick)}</text>')
     parts.append(f'<text x="{(_LEFT + _RIGHT) / 2}" y="{_BOTTOM + 33}" text-anchor="middle">{labels[0]}</text>')
     return parts
 
