@@ -12,8 +12,8 @@ from leanvocab.checkpoints.base_checkpoint import find_base
 from leanvocab.checkpoints.delta_making import make_delta
 from leanvocab.checkpoints.merge import merge_checkpoint
 from leanvocab.cli.described import describe
-from leanvocab.cli.printing import check_new_file, say_where_from
-from leanvocab.files.presence import is_entry, is_file, is_folder, is_there
+from leanvocab.cli.printing import say_where_from
+from leanvocab.files.presence import check_new_file, is_entry, is_file, is_folder, is_there
 from leanvocab.finetune.pretrained import find_pretrained
 from leanvocab.finetune.settings import FineTuneSettings
 from leanvocab.reports.header_estimate import folder_of

@@ -87,12 +87,45 @@ def test_token_ids_are_counted_without_a_tokenizer(tmp_path):
     ids = [{"input_ids": [5, 5, 9], "labels": [9, -100, 2]}, {"input_ids": [7], "labels": [3]}]
     file = write(tmp_path / "ids.parquet", ids)
     counted = json_of("count", file, "--token-column", "input_ids")
-    assert counted == {"data": str(file), "splits": {"train": {"num_tokens": 4, "used_rows": 3}}}
+    covered = {"99": 3, "99.9": 3, "99.99": 3, "100": 3}
+    splits = {"train": {"num_tokens": 4, "used_rows": 3}}
+    assert counted == {"data": str(file), "splits": splits, "rows_to_cover": covered}
     both = json_of("count", file, "--token-column", "input_ids", "--token-column", "labels", "--full-size", 10)
     assert both["vocabulary"]["kept_rows"] == len(count_tokens([[5, 5, 9], [9, 2], [7], [3]]).token_ids) == 5
     json_of("count", file, "--token-column", "input_ids", "--full-size", 10, "--min-count", 2, "--always-keep", 1,
             "-o", tmp_path / "v.json")  # fmt: skip
     assert list(PartialVocabulary.load(tmp_path / "v.json")) == [1, 5]
+
+
+def test_count_says_how_many_rows_cover_the_tokens_and_chooses_by_that(base, tmp_path):
+    ids = [{"input_ids": [20] * 900 + [21] * 95 + [22] * 4 + [23]}]
+    file = write(tmp_path / "ids.parquet", ids)
+    counted = json_of("count", file, "--full-size", 40)
+    assert counted["rows_to_cover"] == {"99": 2, "99.9": 3, "99.99": 4, "100": 4}
+    assert "99.9 % 3" in " ".join(text_of("count", file, "--full-size", 40).split())
+    chosen = ("count", file, "--full-size", 40, "--coverage", 99.9, "-o", tmp_path / "v.json")
+    chosen_json = json_of(*chosen)
+    assert list(PartialVocabulary.load(tmp_path / "v.json")) == [20, 21, 22]
+    assert chosen_json["vocabulary"]["missing_tokens"] == 1
+    assert chosen_json["vocabulary"]["kept_tokens_ratio"] == 0.999
+    assert "to_train" not in chosen_json  # training on these data with it would be an error
+    assert "1 of the counted tokens are not kept: a vocabulary for trimming" in text_of(*chosen, "--overwrite")
+    assert json_of("count", file, "--full-size", 40)["vocabulary"]["missing_tokens"] == 0
+
+
+def test_whole_scripts_are_kept_and_what_cannot_be_chosen_is_an_error_before_counting(base, data, tmp_path):
+    counted = json_of("count", data, "--tokenizer", base, "--keep-script", "Latin", "--keep-script", "common")
+    assert counted["vocabulary"]["kept_rows"] == len(SPECIAL) + len(WORDS)
+    for words, told in {
+        ("--keep-script", "Klingon"): "no script of Unicode 'Klingon'",
+        (
+            "--coverage",
+            "0.999",
+        ): "expected coverage in percent of the tokens, above 1 and up to 100 (99.9, say), got 0.999",
+    }.items():
+        assert told in run("count", "no/such.csv", "--tokenizer", base, *words, code=1).stderr
+    error = run("count", "no/such.csv", "--keep-script", "Latin", code=1).stderr
+    assert "--keep-script needs the tokenizer, which says what a token is: give --tokenizer" in error
 
 
 def test_count_writes_one_file_and_does_not_write_over_it_unasked(base, data, tmp_path):
@@ -135,6 +168,42 @@ def test_what_was_made_strings_is_said_by_every_command_that_reads_beside_other_
 def test_text_without_a_tokenizer_is_an_error_that_says_what_to_give(data):
     error = run("count", data, code=1).stderr
     assert "holds no column input_ids but text, label: name the columns of token ids (--token-column), or the" in error
+
+
+def test_count_writes_a_report_and_names_it(base, data, tmp_path):
+    words = ("count", data, "--tokenizer", base, "--report", tmp_path / "use.html")
+    counted = json_of(*words)
+    assert counted["report"] == str(tmp_path / "use.html")
+    page = (tmp_path / "use.html").read_text(encoding="utf-8")
+    for number in (counted["vocabulary"]["kept_rows"], *counted["rows_to_cover"].values(), FULL_SIZE):
+        assert f'<data value="{number}">' in page
+    for words_of_page in ("Memory of training", "rows that train lacks", "<bdi>word1", "Scripts"):
+        assert words_of_page in page
+    assert files_in(tmp_path) == ["data/train.csv", "data/validation.csv", "use.html"]
+    assert "use.html is there already; give --overwrite, or name another" in run(*words, code=1).stderr
+    assert f"written to {tmp_path / 'use.html'}" in run(*words, "--overwrite").stdout
+    assert (tmp_path / "use.html").read_text(encoding="utf-8") == page
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (("--report", "use.pdf"), 2, "expected a name that ends in .html, got 'use.pdf'"),
+        (("--report", "no/such/use.html"), 1, "there is no folder no/such"),
+        (("--report", "use.html"), 2, "a report tells used rows from all of them: give --tokenizer, or --full-size"),
+    ],
+)
+def test_a_report_that_cannot_be_written_is_an_error_before_counting(tmp_path, monkeypatch, words, code, told):
+    monkeypatch.chdir(tmp_path)
+    assert told in run("count", "no/such.csv", *words, code=code).stderr
+
+
+def test_a_report_says_why_the_memory_is_not_told(base, data, tmp_path):
+    (tmp_path / "tokenizer").mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(f"{base}/{name}", tmp_path / "tokenizer")
+    run("count", data, "--tokenizer", tmp_path / "tokenizer", "--report", tmp_path / "use.html")
+    assert "no config of a model lies beside the tokenizer" in (tmp_path / "use.html").read_text(encoding="utf-8")
 
 
 # --- estimate --------------------------------------------------------------------------------------------------------
@@ -209,6 +278,40 @@ def test_finetune_leaves_the_same_model_with_and_without_the_full_vocabulary(bas
     first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("full", "partial"))
     assert first == second
     assert json.loads((tmp_path / "partial/finetune.json").read_text()) == partial
+
+
+def test_finetune_writes_a_report_where_it_is_told_to(base, data, tmp_path):
+    """None by default: it holds words of the data, and a model's folder is what people share."""
+    out = tmp_path / "out"
+    words = ("finetune", base, data, *QUICK, "--save-strategy", "no", "--logging-steps", "2", "-o", out)
+    ran = json_of(*words, "--report", out / "report.html")
+    assert ran["report"] == str(out / "report.html")
+    page = (out / "report.html").read_text(encoding="utf-8")
+    numbers = [loss for _, loss in ran["losses"]] + [
+        *ran["scores"].values(),
+        ran["num_steps"],
+        ran["peak"]["peak_rss_bytes"],
+    ]
+    numbers += [ran["memory"]["partial"]["total_bytes"], ran["vocabulary"]["kept_rows"]]
+    for number in numbers:
+        assert f'<data value="{number}">' in page, number
+    assert "out is not empty" in run(*words, "--report", out / "report.html", code=1).stderr
+    again = text_of(*words, "--overwrite", "--full-vocabulary", "--report", out / "report.html")
+    assert f"report: {out / 'report.html'}" in again
+    assert "Memory of training" not in (out / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_run_does_not_begin_whose_report_cannot_be_written(base, data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.html").write_text("")
+    words = ("finetune", base, data, *QUICK, "-o", "out", "--report")
+    assert "mine.html is there already; set --overwrite, or name another" in run(*words, "mine.html", code=1).stderr
+    assert (
+        "expected a name that ends in .html, got 'out/model.safetensors'"
+        in run(*words, "out/model.safetensors", code=2).stderr
+    )
+    assert "there is no folder no" in run(*words, "no/report.html", code=1).stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_summary_shows_vocabulary_savings_times_and_scores(base, data, tmp_path):

@@ -57,7 +57,8 @@ def finetune_command(
 
     source = source_of(data, validation, test, settings.config_name, settings.texts)
     result = finetune(model, source, output_dir, settings, progress=False if quiet else None)
-    return Answer(result.to_dict(), lambda: [*_printed(result), _next_step(model, output_dir, settings)])
+    report = [f"report: {result.report}"] if result.report else []
+    return Answer(result.to_dict(), lambda: [*_printed(result), *report, _next_step(model, output_dir, settings)])
 
 
 def _next_step(model: str, output_dir: str, settings: FineTuneSettings) -> str:

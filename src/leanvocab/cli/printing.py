@@ -10,21 +10,19 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from leanvocab import __version__
 from leanvocab.errors import (
-    CheckpointError,
     InterruptedRunError,
     LeanVocabError,
     LeanVocabWarning,
     SettingsError,
     first_line,
 )
-from leanvocab.files.presence import is_folder, is_there
+from leanvocab.files.presence import is_there
 
 DEBUG_VARIABLE = "LEANVOCAB_DEBUG"
 
@@ -160,19 +158,3 @@ def say_where_from(*names: str) -> None:
     for name in names:
         if not is_there(name):
             typer.echo(f"{name} is no file or folder here: asking the hub …", err=True)
-
-
-def check_new_file(path: Path | None, overwrite: bool) -> None:
-    """Before long work: a file to write is not there yet, and its folder is.
-
-    Raises:
-        CheckpointError: it is there and not to be overwritten, or cannot be written.
-    """
-    if path is None:
-        return
-    if not is_folder(path.parent):
-        raise CheckpointError(f"cannot write {path}: there is no folder {path.parent}")
-    if is_folder(path):
-        raise CheckpointError(f"cannot write {path}: it is a folder")
-    if is_there(path) and not overwrite:
-        raise CheckpointError(f"{path} is there already; give --overwrite, or name another")

@@ -111,3 +111,16 @@ def share_bytes(there: Path, here: Path) -> None:
         if filecmp.cmp(there, here, shallow=False):
             os.link(there, linked)
             os.replace(linked, here)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes a file whole or not at all: what lay there is there until all of the new one is on the disk."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -51,6 +51,8 @@ from leanvocab.finetune.tasks import Task
 from leanvocab.model.shrink import shrink_
 from leanvocab.model.status import status
 from leanvocab.partial.devices import accelerator_at_hand
+from leanvocab.reports.data_report import DataReport, RunReport, report_on_data
+from leanvocab.reports.html_report import check_page, write_report
 from leanvocab.reports.memory import estimate_memory
 from leanvocab.reports.memory_estimate import MemoryEstimate
 from leanvocab.reports.peak import PeakMemory, record_peak
@@ -59,6 +61,7 @@ from leanvocab.trainers.callback import LeanVocabCallback
 from leanvocab.trainers.resuming import resume_from_delta
 from leanvocab.vocabulary.counts import count_tokens
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
+from leanvocab.vocabulary.special_ids import model_full_size
 
 require("accelerate", extra="finetune")  # the Trainer needs it
 
@@ -102,6 +105,8 @@ class FineTuneResult:
     losses: tuple[tuple[int, float], ...]
     scores: Mapping[str, float]
     notes: tuple[str, ...]
+    report: str | None = None
+    """The page that was written, if one was asked for."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -138,6 +143,8 @@ def finetune(
     settings, output_dir = settings or FineTuneSettings(), _named(output_dir)
     _check_extras(settings)
     earlier = find_earlier_run(output_dir, Path(model), settings)
+    if settings.report is not None:
+        check_page(Path(settings.report), settings.overwrite or settings.resume, beside=output_dir)
     _check_room(output_dir, model, settings)
     pretrained = find_pretrained(model, settings, settings.dropout)
     settings = replace(settings, **pretrained.lengths)
@@ -156,12 +163,14 @@ def finetune(
     stops.raise_if_stopped()
     notes = (*prepared.outcome.pop("notes"), *earlier.notes_after(trainer.state.global_step))
     scores = without_prefix(trainer.evaluate()) if prepared.task.eval_split else {}
-    facts = _training_facts(trainer, prepared.network)
+    facts = _training_facts(trainer, prepared.network) | {"report": settings.report}
     result = FineTuneResult(
         output_dir, prepared.task, seconds=seconds, peak=peak, scores=scores, notes=notes, **prepared.outcome, **facts
     )
     if trainer.is_world_process_zero():
         _save(prepared.network, pretrained.tokenizer, result, settings.save)  # full while shrunk
+        if settings.report is not None:
+            write_report(_report(result, examples.encoded, trainer), settings.report)
     trainer.accelerator.wait_for_everyone()
     return result
 
@@ -379,6 +388,33 @@ def _save(network: Any, tokenizer: Any, result: FineTuneResult, kind: str) -> No
         (folder / RESULT_FILE).write_text(json.dumps(result.to_dict(), indent=2) + "\n")
     with suppress(OSError):  # the Trainer makes the folder even where no checkpoint is asked for
         (result.output_dir / CHECKPOINTS_FOLDER).rmdir()
+
+
+def _report(result: FineTuneResult, encoded: Mapping[str, Any], trainer: Any) -> DataReport:
+    """Numbers of the run and of its data. Of two validations at a step the first is the run's, the other the result's."""
+    task, log, peak = result.task, trainer.state.log_history, result.peak
+    validations = {int(entry["step"]): scores for entry in reversed(log) if (scores := without_prefix(entry))}
+    of_process = {"resident": peak.peak_rss_bytes, "allocated on the GPU": peak.peak_cuda_allocated_bytes}
+    run = RunReport(
+        num_steps=result.num_steps,
+        losses=result.losses,
+        validations=tuple(sorted(validations.items())),
+        scores=result.scores,
+        seconds=result.seconds,
+        peak_bytes={f"peak, {name}": num_bytes for name, num_bytes in of_process.items() if num_bytes},
+    )
+    kept = result.vocabulary
+    return report_on_data(
+        {name: count_tokens(split, task.token_columns) for name, split in encoded.items()},
+        full_size=kept.full_size if kept is not None else model_full_size(trainer.model),
+        kept_rows=None if kept is None else len(kept),
+        tokenizer=trainer.processing_class,
+        title=f"Fine-tuning in {result.output_dir}",
+        training_split=task.train_split,
+        memory=result.memory,
+        run=run,
+        notes=result.notes,
+    )
 
 
 def _is_of_a_result(name: str) -> bool:

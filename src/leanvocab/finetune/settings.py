@@ -294,6 +294,11 @@ class SavingSettings:
         None, "Keep the model of the checkpoint with the best of this score: loss, f1, perplexity, …"
     )
     logging_steps: int = knob(50, "Steps between two logged losses.", above=0, argument="logging_steps")
+    report: str | None = knob(
+        None,
+        "Write a report here at the end, a page for a browser (.html): the data's tokens, memory, losses and scores. It holds "
+        "words of the data, so that none lies beside the model unless it is named there.",
+    )
     resume: bool = knob(False, "Go on from the last checkpoint in the output directory.")
     overwrite: bool = knob(False, "Write over an earlier run in the output directory.")
 

@@ -185,6 +185,12 @@ class MemoryEstimate:
         return self.full.vocabulary_bytes / self.full.total_bytes
 
     @property
+    def parts(self) -> dict[str, tuple[int, int]]:
+        """Bytes, full and partial, of all that is held, by the words for it."""
+        held = {label: (getattr(self.full, part), getattr(self.partial, part)) for part, label in _LABELS.items()}
+        return {label: both for label, both in held.items() if any(both)}
+
+    @property
     def saves_little(self) -> bool:
         """True where rows that are not kept stay for the softmax, and next to nothing is saved beside the loss."""
         return self.partial.frozen_bytes > 0 and self.saved_ratio < _LITTLE
@@ -244,9 +250,8 @@ class MemoryEstimate:
         counts = (full.num_parameters, partial.num_parameters)
         saved = "" if self.saves_little else _saved(*counts)
         printed.add_row("parameters", *(f"{count / 1e6:.1f} M" for count in counts), saved, end_section=True)
-        for field, label in _LABELS.items():
-            if getattr(full, field) or getattr(partial, field):
-                printed.add_row(*_bytes_row(label, getattr(full, field), getattr(partial, field)))
+        for label, both in self.parts.items():
+            printed.add_row(*_bytes_row(label, *both))
         printed.add_section()
         printed.add_row(*_bytes_row("total", full.total_bytes, partial.total_bytes), style="bold", end_section=True)
         printed.add_row(*_bytes_row("vocabulary's part", full.vocabulary_bytes, partial.vocabulary_bytes))

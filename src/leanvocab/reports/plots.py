@@ -1,20 +1,23 @@
 """Plots of what data use of a vocabulary, and of what training holds in memory.
 
-They need matplotlib (`pip install 'leanvocab[plot]'`); the format follows the path's suffix: .png, .svg or .pdf.
+As files they need matplotlib (`pip install 'leanvocab[plot]'`); the format follows the path's suffix: .png, .svg or .pdf. In a
+page they are SVG in its colours, light and dark, and need nothing.
 """
 
+import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from leanvocab.extras import require
 from leanvocab.reports.memory_estimate import MemoryEstimate, format_ratio
-from leanvocab.reports.vocabulary_use import VocabularyUse, counts_by_rank, vocabulary_use
+from leanvocab.reports.vocabulary_use import VocabularyUse, vocabulary_use
 from leanvocab.vocabulary.counts import TokenCounts
+from leanvocab.vocabulary.coverage import SHOWN_PERCENTS, counts_by_rank, rows_to_cover
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,11 +41,12 @@ def plot_vocabulary_use(
 ) -> Path:
     """Draw how often tokens occur by rank, and how much of the text the most frequent rows cover, into a file."""
     use = vocabulary_use(counts, full_size=full_size)
-    by_rank = counts_by_rank(counts)
+    by_rank = counts_by_rank(counts.counts)
     with _figure(path, 7.2, 3.0) as figure:
         frequency, coverage = figure.subplots(1, 2)
         _draw_frequency(frequency, by_rank, use)
         _draw_coverage(coverage, by_rank, use)
+        _mark_coverage(coverage, rows_to_cover(counts.counts, SHOWN_PERCENTS[:-1]))
         figure.suptitle(
             title or f"{use.num_tokens:,} tokens use {use.used_rows:,} of {use.full_rows:,} rows", fontsize=10
         )
@@ -116,6 +120,13 @@ def _draw_coverage(axes: "Axes", by_rank: Any, use: VocabularyUse) -> None:
     )
 
 
+def _mark_coverage(axes: "Axes", rows: Mapping[float, int]) -> None:
+    """A dot where each share is covered, and its number of rows in words below."""
+    axes.scatter(list(rows.values()), list(rows), s=10, color=_BLUE, zorder=3)
+    said = "\n".join(f"{percent:g} % by {num_rows:,}" for percent, num_rows in rows.items())
+    axes.annotate(said, (0.98, 0.04), xycoords="axes fraction", ha="right", va="bottom", color=_BLUE, fontsize=8)
+
+
 _BAR_HEIGHT = 0.36
 
 
@@ -183,3 +194,98 @@ def _dress_bars(axes: "Axes", estimates: list[MemoryEstimate], unit: tuple[str, 
         ncols=2 + len(loss),
         frameon=False,
     )
+
+
+# --- figures ----------------------------------------------------------------------------------------------------------
+
+_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 350, 10, 190
+
+
+class Axis(NamedTuple):
+    """An axis: values from the lowest to the highest, at equal distances or by powers of ten."""
+
+    low: float
+    high: float
+    is_log: bool = False
+
+    def ratio(self, value: float) -> float:
+        """Distance of a value from the lowest, of the whole axis: 0–1."""
+        if self.is_log:
+            return math.log(value / self.low) / math.log(self.high / self.low)
+        return (value - self.low) / (self.high - self.low)
+
+    def ticks(self) -> list[float]:
+        """Values to write: powers of ten, or up to six round numbers."""
+        if self.is_log:
+            return [
+                10**power for power in range(math.ceil(math.log10(self.low)), math.floor(math.log10(self.high)) + 1)
+            ]
+        rough = (self.high - self.low) / 5
+        power = 10.0 ** math.floor(math.log10(rough))
+        step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= rough * 0.999)
+        return [step * number for number in range(math.ceil(self.low / step), math.floor(self.high / step) + 1)]
+
+
+def line_plot(
+    x: Axis,
+    y: Axis,
+    labels: tuple[str, str],
+    lines: Sequence[Sequence[tuple[float, float]]],
+    *,
+    dots: Sequence[tuple[float, float]] = (),
+    dots_class: str = "dot",
+    said: Sequence[str] = (),
+    unused_from: float | None = None,
+) -> str:
+    """Draws lines over two axes as SVG for a page, whose style says how `.grid`, `.line`, `.dot` and `.unused` look.
+
+    Args:
+        labels: words for x, and for y.
+        lines: (x, y) of each; beyond the first they are of the class `second` too. What is not finite is left out.
+        said: sentences for the upper left.
+        unused_from: where the part begins that is grey, on x.
+    """
+    parts = _grid(x, y, labels)
+    if unused_from is not None:
+        left = _across(x, max(unused_from, 1))
+        size = f'width="{_RIGHT - left:.1f}" height="{_BOTTOM - _TOP}"'
+        parts.insert(0, f'<rect class="unused" x="{left}" y="{_TOP}" {size}/>')
+    for number, line in enumerate(lines):
+        points = " ".join(f"{_across(x, at)},{_up(y, value)}" for at, value in line if math.isfinite(value))
+        parts.append(f'<polyline class="line{" second" * (number > 0)}" points="{points}"/>')
+    seen = [(_across(x, at), _up(y, value)) for at, value in dots if math.isfinite(value)]
+    parts += [f'<circle class="{dots_class}" cx="{across}" cy="{up}" r="3"/>' for across, up in seen]
+    parts += [f'<text x="{_LEFT + 8}" y="{_TOP + 16 + 14 * number}">{line}</text>' for number, line in enumerate(said)]
+    about = f"{labels[1]} by {labels[0]}"
+    return f'<svg viewBox="0 0 360 230" role="img" aria-label="{about}">{"".join(parts)}</svg>'
+
+
+def _across(axis: Axis, value: float) -> float:
+    return round(_LEFT + axis.ratio(value) * (_RIGHT - _LEFT), 1)
+
+
+def _up(axis: Axis, value: float) -> float:
+    return round(_BOTTOM - axis.ratio(value) * (_BOTTOM - _TOP), 1)
+
+
+def _grid(x: Axis, y: Axis, labels: tuple[str, str]) -> list[str]:
+    parts = []
+    for tick in x.ticks():
+        at = _across(x, tick)
+        parts.append(f'<line class="grid" x1="{at}" x2="{at}" y1="{_TOP}" y2="{_BOTTOM}"/>')
+        parts.append(f'<text x="{at}" y="{_BOTTOM + 15}" text-anchor="middle">{_short(tick)}</text>')
+    for tick in y.ticks():
+        at = _up(y, tick)
+        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_RIGHT}" y1="{at}" y2="{at}"/>')
+        style = 'text-anchor="end" dominant-baseline="middle"'
+        parts.append(f'<text x="{_LEFT - 5}" y="{at}" {style}>{_short(tick)}</text>')
+    parts.append(f'<text x="{(_LEFT + _RIGHT) / 2}" y="{_BOTTOM + 33}" text-anchor="middle">{labels[0]}</text>')
+    return parts
+
+
+def _short(value: float) -> str:
+    """A number for an axis: 250k."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:g}{letter}"
+    return f"{value:.10g}"
