@@ -135,10 +135,9 @@ def _shape(tensor: TensorPlan, dims: tuple[int, ...], kept: KeptRows) -> tuple[i
 
 @dataclass(frozen=True)
 class WrittenWeights:
-    """sha256 of every tensor of the base, of the delta, and of those of the output that were cut."""
+    """sha256 of every tensor of the base, and of those of the output that were cut."""
 
     base: Mapping[str, str]
-    delta: Mapping[str, str]
     cut: Mapping[str, str]
 
 
@@ -148,6 +147,7 @@ def write_trimmed(folder: Path, plan: TrimmedPlan, progress: ProgressBar) -> Wri
     Raises `CheckpointError` where it is something else, `OSError` where it cannot be written.
     """
     base, changes = plan.merged.base, plan.changes
+    said, expected = changes.description.tensors, changes.description.base_tensors
     cut: dict[str, str] = {}
     with all_opened((*base.files, *changes.files)) as sources, Digests() as digests:
 
@@ -158,12 +158,10 @@ def write_trimmed(folder: Path, plan: TrimmedPlan, progress: ProgressBar) -> Wri
                 digests.expect(f"{file.path}: tensor {entry.name!r}", expected, made)
             return made
 
-        description = changes.description
-        of_delta = {
-            name: digest(located, description.tensors[name].sha256) for name, located in changes.tensors.items()
-        }
+        for name, located in changes.tensors.items():
+            digest(located, said[name].sha256)
         of_base = {
-            name: digest(located, description.base_tensors[name].sha256 if changes.has_digests else "")
+            name: digest(located, expected[name].sha256 if changes.has_digests else "")
             for name, located in base.tensors.items()
         }
         modes = {file.path.name: sources[file.path] for file in base.files}
@@ -175,8 +173,7 @@ def write_trimmed(folder: Path, plan: TrimmedPlan, progress: ProgressBar) -> Wri
         if plan.index is not None:
             (folder / INDEX).write_bytes(plan.index)
         digests.check()
-        results = ({name: made.result() for name, made in some.items()} for some in (of_base, of_delta))
-        return WrittenWeights(*results, cut)
+        return WrittenWeights({name: made.result() for name, made in of_base.items()}, cut)
 
 
 def _write_tensor(
