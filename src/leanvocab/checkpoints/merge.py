@@ -78,7 +78,7 @@ def merge_checkpoint(
         OSError: the output cannot be written. In both cases nothing has changed.
     """
     started = time.perf_counter()
-    base_folder, delta_folder = _folders(base, delta)
+    base_folder, delta_folder = base_and_delta(base, delta)
     target = _target(base_folder, delta_folder, output, in_place)
     clear_leftovers(target)
     weights = read_weights(base_folder)
@@ -149,7 +149,8 @@ def _left_out(plan: Plan) -> tuple[str, ...]:
     return tuple(sorted(name for name in names if is_weights_file(name) and name not in written))
 
 
-def _folder(path: str | os.PathLike[str], role: str, revision: str | None = None) -> Path:
+def folder_at(path: str | os.PathLike[str], role: str, revision: str | None = None) -> Path:
+    """The folder at a path, or of a name in the hub's cache where it is a base's; raises `CheckpointError`."""
     folder = Path(os.path.realpath(path))
     if not is_there(folder):
         clear_leftovers(folder)  # a kill in the middle of a swap may have left it aside
@@ -162,10 +163,10 @@ def _folder(path: str | os.PathLike[str], role: str, revision: str | None = None
     return folder
 
 
-def _folders(base_path: str | os.PathLike[str], delta_path: str | os.PathLike[str]) -> tuple[Path, Path]:
+def base_and_delta(base_path: str | os.PathLike[str], delta_path: str | os.PathLike[str]) -> tuple[Path, Path]:
     """(base, delta); raises `CheckpointError` where each is what the other should be, or one is something else."""
-    delta = _folder(delta_path, "delta")
-    base = _folder(base_path, "base", read_description(delta).base_revision if is_delta(delta) else None)
+    delta = folder_at(delta_path, "delta")
+    base = folder_at(base_path, "base", read_description(delta).base_revision if is_delta(delta) else None)
     if is_delta(base):
         others = "and the delta is none: they are the wrong way round" if not is_delta(delta) else "too: merge it first"
         raise CheckpointError(f"the base {base} is a delta, {others}; expected the base first, then the delta")
