@@ -11,7 +11,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -35,13 +35,12 @@ from leanvocab.errors import CheckpointError, VocabularyError
 from leanvocab.files.atomic_folders import check_apart, clear_leftovers, put, sibling, swap, sync_tree
 from leanvocab.files.free_space import check_free_space
 from leanvocab.files.headers import INDEX, Weights, read_weights
-from leanvocab.files.hub_cache import cached_folder
 from leanvocab.files.presence import is_entry, is_file, is_folder, is_there
 from leanvocab.files.side_files import SideFiles, copy_files, digests_of, sort_side_files, write_files
 from leanvocab.files.untrusted_files import parse_object, read_json
 from leanvocab.progress import ProgressBar
 from leanvocab.trimming.recipe import FROM_BASE, NONE, RECIPE, Options, Recipe, Rows, Source, read_recipe
-from leanvocab.trimming.tokenizer_files import TokenizerFiles
+from leanvocab.trimming.tokenizer_files import TokenizerFiles, is_tokenizer_file
 from leanvocab.trimming.trimmed_files import KeptRows, TrimmedPlan, WrittenWeights, make_trimmed_plan, write_trimmed
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
@@ -51,7 +50,9 @@ _OCCUPIED = (
     "overwrite=True (--overwrite)"
 )
 _MOST_PADDING = 65_536
-_CONFIGS = re.compile(r"(.*_)?config\.json")  # at the top of a folder: of the model, generation, processors
+_CONFIGS = re.compile(
+    r"((generation|.*processor)_)?config\.json"
+)  # at the top of a folder: of the model, generation, processors
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def export_trimmed(
     allow_rounding: bool = False,
     progress: bool | None = None,
 ) -> TrimResult:
-    """Writes a model with the kept rows of its vocabulary alone, for good, and its tokenizer, which plain `from_pretrained` loads.
+    """Writes a model and its tokenizer with the kept rows alone, for good, in a folder that plain `from_pretrained` loads.
 
     Ids are renumbered in their order, in every file. What is kept computes and splits as it did; rows that this needs are
     kept beside those of `vocabulary`, and the result says how many. Beside the files lies `trimming.json`, from which
@@ -293,9 +294,7 @@ class _Trim:
             return None
         if self.tokenizer is not None:
             given = self.tokenizer
-            return TokenizerFiles.read(
-                folder_at(given, "base") if isinstance(given, str | os.PathLike) else given
-            )
+            return TokenizerFiles.read(folder_at(given, "base") if isinstance(given, str | os.PathLike) else given)
         if not any(is_tokenizer_file(name) for name in os.listdir(self.base)):
             raise CheckpointError(
                 f"{self.base}: expected a tokenizer's files beside the model, found none; hand it over, tokenizer=…, or trim the "
@@ -310,8 +309,8 @@ class _Trim:
             fitted = given.fitted_to(num_rows)
             if fitted.full_size != num_rows:
                 raise VocabularyError(
-                    f"{self.base}: the vocabulary's full size is {fitted.full_size:,}, the model has {num_rows:,} rows; count with "
-                    f"its tokenizer, or build the vocabulary with full_size={num_rows}"
+                    f"{self.base}: the vocabulary's full size is {fitted.full_size:,}, the model has {num_rows:,} rows; "
+                    f"build it with full_size={num_rows}, or count with the model's folder (leanvocab count --tokenizer {self.names[0]})"
                 )
             needed = np.union1d(fitted.token_ids, _needed(inputs))
             closed = needed if inputs.tokenizer is None else inputs.tokenizer.closed(needed)
@@ -510,5 +509,44 @@ def _first_unlike(folder: Path, other: Path) -> str | None:
     names = [{str(p.relative_to(top)) for p in top.rglob("*") if not p.is_dir()} for top in (folder, other)]
     if odd := sorted(names[0] ^ names[1]):
         return odd[0]
-    same = (name for name in sorted(names[0] - {RECIPE}) if not filecmp.cmp(folder / name, other / name, shallow=False))
-    return next(same, None)
+    both = sorted(names[0] - {RECIPE})
+    return next((name for name in both if not filecmp.cmp(folder / name, other / name, shallow=False)), None)
+
+
+# TEMPORARY, until the model's side is there
+
+
+def _num_rows(inputs: _Inputs) -> int:
+    from leanvocab.vocabulary.special_ids import model_full_size
+
+    return model_full_size(inputs.configs[CONFIG])
+
+
+def _needed(inputs: _Inputs) -> list[int]:
+    from leanvocab.vocabulary.special_ids import model_ids
+
+    return sorted(i for i in model_ids(inputs.configs[CONFIG], _num_rows(inputs)) if i < _num_rows(inputs))
+
+
+def _dims(inputs: _Inputs, kept: KeptRows):
+    size = _num_rows(inputs)
+    return {
+        t.name: tuple(i for i, n in enumerate(t.entry.shape) if n == size)
+        for f in inputs.merged.files
+        for t in f.tensors
+        if size in t.entry.shape
+    }
+
+
+def _new_ids(inputs, kept):
+    return kept
+
+
+def renumbered(config, name, kept):
+    new = dict(config)
+    for key, value in config.items():
+        if key.endswith("token_id") and isinstance(value, int):
+            new[key] = int(kept.vocabulary.to_partial(value))
+        if key == "vocab_size":
+            new[key] = len(kept)
+    return new

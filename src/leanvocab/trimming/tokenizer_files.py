@@ -269,6 +269,11 @@ class TokenizerFiles:
             raise VocabularyError(f"with fewer tokens its part {part!r} would differ")
 
 
+def is_tokenizer_file(name: str) -> bool:
+    """True for the name of a file of a tokenizer, or beside it, at the top of a folder."""
+    return _NAMES.fullmatch(name) is not None
+
+
 def _load(folder: Path, name: str) -> Any:
     from transformers import AutoTokenizer
 
