@@ -114,7 +114,11 @@ class Plan:
 
 def read_changes(folder: Path, vocabulary: PartialVocabulary | str | os.PathLike[str] | None, base: Weights) -> Changes:
     """The changes in a delta's folder, or in a partial checkpoint's with the vocabulary of its rows; raises `CheckpointError`."""
-    given = vocabulary if vocabulary is None or isinstance(vocabulary, PartialVocabulary) else _load(Path(vocabulary))
+    given = (
+        vocabulary
+        if vocabulary is None or isinstance(vocabulary, PartialVocabulary)
+        else load_vocabulary(Path(vocabulary))
+    )
     if is_delta(folder):
         return _read_delta(folder, given)
     if given is None:
@@ -125,7 +129,8 @@ def read_changes(folder: Path, vocabulary: PartialVocabulary | str | os.PathLike
     return _read_partial_checkpoint(read_weights(folder), given, base)
 
 
-def _load(path: Path) -> PartialVocabulary:
+def load_vocabulary(path: Path) -> PartialVocabulary:
+    """The vocabulary in a file; raises `CheckpointError` where none is."""
     try:
         return PartialVocabulary.load(path)
     except (OSError, KeyError, TypeError, ValueError, OverflowError, MemoryError, RecursionError) as error:

@@ -30,7 +30,7 @@ from leanvocab.checkpoints.delta_format import (
     write_training_note,
 )
 from leanvocab.checkpoints.merge import base_and_delta, folder_at
-from leanvocab.checkpoints.merge_plan import Changes, Plan, make_plan, merged_config, read_changes
+from leanvocab.checkpoints.merge_plan import Changes, Plan, load_vocabulary, make_plan, merged_config, read_changes
 from leanvocab.errors import CheckpointError, VocabularyError
 from leanvocab.files.atomic_folders import check_apart, clear_leftovers, put, sibling, swap, sync_tree
 from leanvocab.files.free_space import check_free_space
@@ -118,7 +118,7 @@ def export_trimmed(
     """
     options = Options(_checked_multiple(pad_to_multiple_of), allow_rounding)
     if not isinstance(vocabulary, PartialVocabulary):
-        vocabulary = PartialVocabulary.load(vocabulary)
+        vocabulary = load_vocabulary(Path(vocabulary))
     target = _target(output, overwrite)
     if isinstance(source, str | os.PathLike):
         trim = _Trim(source, delta, tokenizer, target, options, overwrite, progress)
@@ -310,7 +310,7 @@ class _Trim:
             if fitted.full_size != num_rows:
                 raise VocabularyError(
                     f"{self.base}: the vocabulary's full size is {fitted.full_size:,}, the model has {num_rows:,} rows; "
-                    f"build it with full_size={num_rows}, or count with the model's folder (leanvocab count --tokenizer {self.names[0]})"
+                    f"build it with full_size={num_rows}, or count with the model's own folder (leanvocab count --tokenizer …)"
                 )
             needed = np.union1d(fitted.token_ids, _needed(inputs))
             closed = needed if inputs.tokenizer is None else inputs.tokenizer.closed(needed)
