@@ -11,11 +11,13 @@ import pytest
 import torch
 from disk import content, listing, read_all
 from models import FULL_SIZE, TEXT, make_model
+from safetensors.torch import save_file
 from texts import SPECIAL, save_language_model, save_pretrained, small_tokenizer
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
 import leanvocab as lv
 from leanvocab.errors import CheckpointError, LeanVocabError, VocabularyError
+from leanvocab.trimming import export
 from leanvocab.trimming.export import TrimResult, export_trimmed, trim_by_recipe
 from leanvocab.trimming.recipe import read_recipe
 
@@ -50,6 +52,8 @@ def assert_computes_as(trimmed: Path, base: Path, auto: Any = AutoModel) -> None
                 for model, inputs in zip(models, (full, partial), strict=True)
             ]
         assert all(a.equal(b) for a, b in zip(outputs[0].hidden_states, outputs[1].hidden_states, strict=True))
+        if "pooler_output" in outputs[0]:
+            assert outputs[0].pooler_output.equal(outputs[1].pooler_output)
         if "logits" in outputs[0]:
             torch.testing.assert_close(outputs[0].logits[..., ids.tolist()], outputs[1].logits[..., : len(ids)])
 
@@ -256,6 +260,53 @@ def test_a_model_in_memory_says_which_tokenizer_and_leaves_no_full_copy(tmp_path
     model.save_pretrained(tmp_path / "saved")
     trim_by_recipe(tmp_path / "out" / "trimming.json", tmp_path / "again", base=tmp_path / "saved")
     assert content(tmp_path / "again") == content(tmp_path / "out")
+
+
+@pytest.mark.parametrize("length", [0, 8, 24, 40])
+def test_pooled_outputs_are_the_same_bits_although_they_depend_on_where_weights_lie(
+    base: Path, tmp_path: Path, length: int
+) -> None:
+    save_file(read_all(base), base / "model.safetensors", metadata={"format": "pt", "more": "x" * length})
+    export_trimmed(base, vocabulary(), tmp_path / "out")
+    assert_computes_as(tmp_path / "out", base)
+
+
+# --- proofs -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_result_is_proved_before_it_appears(base: Path, tmp_path: Path) -> None:
+    result = export_trimmed(base, vocabulary(), tmp_path / "out", verify=[*TEXTS, "word99"])
+    assert result.proof is not None
+    assert (result.proof.holds, result.proof.total.covered_texts, result.proof.model_texts) == (True, 2, 2)
+    lv.save_delta(trained(base), tmp_path / "delta", base=base)
+    of_delta = export_trimmed(
+        base, vocabulary(), tmp_path / "of_delta", delta=tmp_path / "delta", tokenizer=base, verify=TEXTS
+    )
+    assert of_delta.proof is not None
+    assert of_delta.proof.holds
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "delta", "of_delta", "out"]
+    with pytest.raises(CheckpointError, match=r"without a tokenizer there are none: leave verify= out"):
+        export_trimmed(base, vocabulary(), tmp_path / "other", tokenizer=False, verify=TEXTS)
+
+
+def test_what_was_written_wrongly_is_found_by_a_proof_and_never_appears(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = export.write_trimmed
+
+    def write_otherwise(folder: Path, *rest: Any) -> Any:
+        written = write(folder, *rest)
+        tensors = read_all(folder)
+        tensors["embeddings.word_embeddings.weight"][6] += 1
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        return written
+
+    monkeypatch.setattr(export, "write_trimmed", write_otherwise)
+    with pytest.raises(
+        CheckpointError, match=r"is discarded, since its proof does not hold: 0 covered .* last_hidden_state"
+    ):
+        export_trimmed(base, vocabulary(), tmp_path / "out", verify=TEXTS)
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
 
 
 # --- refusals, before anything is written -----------------------------------------------------------------------------

@@ -38,6 +38,13 @@ class TrimOptions:
     allow_rounding: Annotated[
         bool, typer.Option("--allow-rounding", help="Round values of DELTA that the base's dtype cannot hold.")
     ] = False
+    verify: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Prove the result before it appears, with a file or folder of texts; several if given so. Loads both models.",
+            show_default=False,
+        ),
+    ] = None
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what lies in the output.")] = False
 
 
@@ -60,7 +67,8 @@ def trim_command(
         result = trim(output)
     except OSError as error:  # a full disk, a folder that is read-only: nothing has changed
         raise CheckpointError(f"nothing was written: {error}") from error
-    summary = vars(result) | {"to_make_again": _to_make_again(result.output)}
+    proof = None if result.proof is None else result.proof.to_dict()
+    summary = vars(result) | {"proof": proof, "to_make_again": _to_make_again(result.output)}
     return Answer(summary, lambda: _printed(result, summary["to_make_again"]))
 
 
@@ -71,7 +79,7 @@ def _trimming(base: str | None, delta: Path | None, options: TrimOptions) -> Any
         raise SettingsError("give --vocabulary, the rows to keep, or --recipe, to make the same again: one of the two")
     if options.no_tokenizer and options.tokenizer is not None:
         raise SettingsError("give --tokenizer or --no-tokenizer, not both")
-    common = {"delta": delta, "overwrite": options.overwrite}
+    common = {"delta": delta, "overwrite": options.overwrite, "verify": _texts(options.verify)}
     if options.recipe is not None:
         of_the_recipe = {"pad_to_multiple_of", "allow_rounding", "no_tokenizer"} & given.keys()
         if of_the_recipe:
@@ -88,6 +96,19 @@ def _trimming(base: str | None, delta: Path | None, options: TrimOptions) -> Any
     vocabulary, tokenizer = options.vocabulary, False if options.no_tokenizer else options.tokenizer
     common |= {name: given[name] for name in ("pad_to_multiple_of", "allow_rounding") if name in given}
     return lambda output: export_trimmed(base, vocabulary, output, tokenizer=tokenizer, **common)
+
+
+def _texts(paths: list[str] | None) -> Any:
+    """Texts of all paths; None where there are none."""
+    if not paths:
+        return None
+    from leanvocab.cli.printing import quiet_libraries
+    from leanvocab.texts.data_files import load_splits
+
+    quiet_libraries()
+    if len(paths) == 1:
+        return paths[0]
+    return {f"{path} {name}": split for path in paths for name, split in load_splits(path).items()}
 
 
 def _to_make_again(output: Path) -> str:
@@ -114,4 +135,5 @@ def _printed(result: "TrimResult", to_make_again: str) -> "list[Table | str]":
     grid.add_row("tokenizer", ", ".join(result.tokenizer_files) or "none")
     if result.left_out:
         grid.add_row("left out", ", ".join(result.left_out))
-    return [grid, *next_step(result.output), f"to make it again: {to_make_again}"]
+    proof = [] if result.proof is None else result.proof.printed()
+    return [grid, *proof, *next_step(result.output), f"to make it again: {to_make_again}"]

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,7 +29,7 @@ from leanvocab.checkpoints.delta_format import (
     is_delta,
     write_training_note,
 )
-from leanvocab.checkpoints.merge import base_and_delta, folder_at
+from leanvocab.checkpoints.merge import base_and_delta, folder_at, merge_checkpoint
 from leanvocab.checkpoints.merge_plan import Changes, Plan, load_vocabulary, make_plan, merged_config, read_changes
 from leanvocab.errors import CheckpointError, VocabularyError
 from leanvocab.files.atomic_folders import check_apart, clear_leftovers, put, sibling, swap, sync_tree
@@ -43,6 +43,9 @@ from leanvocab.trimming.recipe import FROM_BASE, NONE, RECIPE, Options, Recipe, 
 from leanvocab.trimming.tokenizer_files import TokenizerFiles, is_tokenizer_file
 from leanvocab.trimming.trimmed_files import KeptRows, TrimmedPlan, WrittenWeights, make_trimmed_plan, write_trimmed
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
+
+if TYPE_CHECKING:
+    from leanvocab.trimming.proof import Proof
 
 _NOTHING = Changes({}, Description("", None, {}, {}, {}))
 _OCCUPIED = (
@@ -79,6 +82,7 @@ class TrimResult:
     tokenizer_files: tuple[str, ...]
     left_out: tuple[str, ...]
     already_there: bool
+    proof: "Proof | None"
     seconds: float
 
 
@@ -92,6 +96,7 @@ def export_trimmed(
     pad_to_multiple_of: int | None = None,
     overwrite: bool = False,
     allow_rounding: bool = False,
+    verify: Any = None,
     progress: bool | None = None,
 ) -> TrimResult:
     """Writes a model and its tokenizer with the kept rows alone, for good, in a folder that plain `from_pretrained` loads.
@@ -110,6 +115,7 @@ def export_trimmed(
         pad_to_multiple_of: rows are added at the end until their number is a multiple: copies of the pad token's row.
         overwrite: replace what lies in `output`.
         allow_rounding: as in merge_checkpoint.
+        verify: texts, as count_tokens takes them, with which the result is proved before it appears: both models are loaded.
         progress: a bar with bytes; by default on a terminal, when it takes long.
 
     Raises:
@@ -122,7 +128,7 @@ def export_trimmed(
     target = _target(output, overwrite)
     if isinstance(source, str | os.PathLike):
         trim = _Trim(source, delta, tokenizer, target, options, overwrite, progress)
-        return trim.run(vocabulary)
+        return trim.run(vocabulary, verify)
     if delta is not None:
         raise CheckpointError("delta= is for a base on disk; a model in memory holds its trained rows: leave it out")
     if tokenizer is None:
@@ -130,7 +136,8 @@ def export_trimmed(
             "a model in memory has no tokenizer: hand it over, tokenizer=…, or trim the model alone, tokenizer=False"
         )
     with _saved_in_full(source, target) as folder:
-        return _Trim(folder, None, tokenizer, target, options, overwrite, progress, name="").run(vocabulary)
+        trim = _Trim(folder, None, tokenizer, target, options, overwrite, progress, name="")
+        return trim.run(vocabulary, verify)
 
 
 def trim_by_recipe(
@@ -141,6 +148,7 @@ def trim_by_recipe(
     delta: str | os.PathLike[str] | None = None,
     tokenizer: Any = None,
     overwrite: bool = False,
+    verify: Any = None,
     progress: bool | None = None,
 ) -> TrimResult:
     """Makes again what a `trimming.json` says, byte for byte.
@@ -151,6 +159,7 @@ def trim_by_recipe(
         base: folder of the base, or its name in the hub's cache. None: the one that the recipe names.
         delta: folder of the delta, where the recipe has one. None: the one that the recipe names.
         tokenizer: the tokenizer, where the recipe's is another than the base's.
+        overwrite, verify, progress: as in export_trimmed.
 
     Raises:
         CheckpointError: base, delta or tokenizer are not those that the recipe was made with, or the result has other bytes.
@@ -169,7 +178,7 @@ def trim_by_recipe(
         tokenizer = known.tokenizer
     target = _target(output, overwrite)
     trim = _Trim(base, delta, tokenizer, target, known.options, overwrite, progress, recipe=known)
-    return trim.run(known.vocabulary)
+    return trim.run(known.vocabulary, verify)
 
 
 def _checked_multiple(multiple: int | None) -> int | None:
@@ -241,10 +250,12 @@ class _Trim:
         self.tokenizer, self.target, self.options, self.recipe = tokenizer, target, options, recipe
         self.overwrite, self.progress = overwrite, progress
 
-    def run(self, given: PartialVocabulary) -> TrimResult:
+    def run(self, given: PartialVocabulary, verify: Any) -> TrimResult:
         """Reads, checks and writes everything, and says what was done."""
         started = time.perf_counter()
         inputs = self._inputs()
+        if verify is not None and inputs.tokenizer is None:
+            raise CheckpointError("a proof compares tokens, and without a tokenizer there are none: leave verify= out")
         kept, rows = self._kept(inputs, given)
         plan = make_trimmed_plan(inputs.merged, inputs.changes, _dims(inputs, kept), kept)
         files = _new_files(inputs, kept)
@@ -259,8 +270,9 @@ class _Trim:
         with sibling(self.target) as folder:
             self._write(folder, inputs, plan, files, rows)
             sync_tree(folder)
+            proof = None if verify is None else self._proof(folder, kept.vocabulary, verify)
             is_new = self._put(folder)
-        return self._result(inputs, plan, files, rows, is_new, started)
+        return self._result(inputs, plan, files, rows, is_new, proof, started)
 
     def _inputs(self) -> _Inputs:
         weights = read_weights(self.base)
@@ -376,6 +388,35 @@ class _Trim:
             versions=_versions(),
         )
 
+    def _proof(self, folder: Path, vocabulary: PartialVocabulary, texts: Any) -> "Proof":
+        """The proof that a folder, which has not appeared yet, holds what it should; raises `CheckpointError` where it does not.
+
+        A delta is merged for it, into a folder that goes again.
+        """
+        from transformers import AutoTokenizer
+
+        from leanvocab.trimming.proof import prove
+
+        tokenizer = self.tokenizer
+        if isinstance(tokenizer, str | os.PathLike):
+            tokenizer = AutoTokenizer.from_pretrained(folder_at(tokenizer, "base"))
+        with contextlib.ExitStack() as stack:
+            full = self.base
+            if self.delta is not None:
+                full = stack.enter_context(sibling(self.target.with_name(f"{self.target.name}.full"))) / "model"
+                rounding = self.options.allow_rounding
+                merge_checkpoint(base=self.base, delta=self.delta, output=full, allow_rounding=rounding, progress=False)
+            proof = prove(
+                full, folder, vocabulary, texts, tokenizer=tokenizer or AutoTokenizer.from_pretrained(self.base)
+            )
+        if not proof.holds:
+            wrong = [name for name, output in proof.outputs.items() if not output.holds]
+            raise CheckpointError(
+                f"the trimmed checkpoint is discarded, since its proof does not hold: {proof.num_wrong:,} covered texts are "
+                f"split otherwise ({'; '.join(proof.wrong_texts)}), outputs that differ: {', '.join(wrong) or 'none'}"
+            )
+        return proof
+
     def _put(self, folder: Path) -> bool:
         """Puts the folder where it belongs; False where the same lies there already."""
         try:
@@ -393,6 +434,7 @@ class _Trim:
         files: Mapping[str, bytes],
         rows: Rows,
         is_new: bool,
+        proof: "Proof | None",
         started: float,
     ) -> TrimResult:
         num_rows = _num_rows(inputs)
@@ -411,6 +453,7 @@ class _Trim:
             tokenizer_files=of_tokenizer,
             left_out=(*inputs.side_files.left_out, *sorted(unwritten)),
             already_there=not is_new,
+            proof=proof,
             seconds=time.perf_counter() - started,
         )
 

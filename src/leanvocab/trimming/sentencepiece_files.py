@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from leanvocab.errors import VocabularyError
 
 _PIECE, _TEXT, _TYPE = 1, 1, 3
-_NORMAL, _UNUSED = 1, 5  # others are control symbols, bytes, unknown, and what a user defined
+_NORMAL, _UNKNOWN, _UNUSED = 1, 2, 5  # others are control symbols, bytes, and what a user defined
+_NO_MODEL = "it is no model of sentencepiece's"
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
@@ -19,8 +20,10 @@ def own_pieces(content: bytes) -> list[str]:
     Raises:
         VocabularyError: the content is no such model.
     """
-    pieces = (content[value:end] for _, end, number, value in _fields(content) if number == _PIECE)
-    return [text for text, kind in map(_text_and_type, pieces) if kind not in (_NORMAL, _UNUSED)]
+    pieces = [_text_and_type(content[value:end]) for _, end, number, value in _fields(content) if number == _PIECE]
+    if all(kind != _UNKNOWN for _, kind in pieces):  # every model has one
+        raise VocabularyError(_NO_MODEL)
+    return [text for text, kind in pieces if kind not in (_NORMAL, _UNUSED)]
 
 
 def trimmed_pieces(content: bytes, is_kept: Callable[[str], bool]) -> bytes:
@@ -64,7 +67,7 @@ def _fields(message: bytes) -> Iterator[tuple[int, int, int, int]]:
         else:
             at = len(message) + 1
         if at > len(message) or not number:
-            raise VocabularyError("it is no model of sentencepiece's")
+            raise VocabularyError(_NO_MODEL)
         yield start, at, number, value
 
 
@@ -79,4 +82,4 @@ def _varint(message: bytes, at: int) -> tuple[int, int]:
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
             return value, at
-    raise VocabularyError("it is no model of sentencepiece's")
+    raise VocabularyError(_NO_MODEL)

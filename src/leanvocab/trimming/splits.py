@@ -75,8 +75,10 @@ def _always(model: Mapping[str, Any], byte_level: bool) -> Iterator[str]:
     """Tokens for text that no token of the data stands for; some may not be there."""
     if model.get("unk_token") is not None:
         yield model["unk_token"]
-    if model.get("unk_id") is not None:
-        yield model["vocab"][model["unk_id"]][0]
+    if (
+        model.get("unk_id") is not None
+    ):  # which classes of transformers know by its place alone, so that all before it stay
+        yield from (piece for piece, _ in model["vocab"][: model["unk_id"] + 1])
     if model.get("byte_fallback"):
         yield from _BYTE_TOKENS
     if byte_level:

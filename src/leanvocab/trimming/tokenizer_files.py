@@ -34,6 +34,7 @@ _CONFIG = "config.json"  # names the class where the tokenizer's own file does n
 _STATE_NAME = re.compile(r"tokenizer(\.\d[\d.]*)?\.json")
 _MAPS = ("vocab.json", "added_tokens.json")
 _WITHOUT_IDS = ("special_tokens_map.json", "chat_template.jinja", "chat_template.json", "normalizer.json")
+_SPLITTING = ("added_tokens", "normalizer", "pre_tokenizer", "model")
 _MODELS = (".model", ".spm")
 _NAMES = re.compile(
     rf"{_STATE_NAME.pattern}|tokenizer_config\.json|vocab\.txt|merges\.txt|tekken\.json|.*\.(model|spm|tiktoken)"
@@ -75,7 +76,8 @@ class TokenizerFiles:
         with tempfile.TemporaryDirectory() as folder:
             source.save_pretrained(folder)
             read = cls._of_folder(Path(folder), name)
-        if part := _first_difference(_state_of(source, name), read._state):
+        saved = {part: value for part, value in read._state.items() if part in _SPLITTING}
+        if part := _first_difference(saved, _state_of(source, name)):
             raise VocabularyError(f"{name}: saved and loaded anew it is another tokenizer: its part {part!r} differs")
         return read
 

@@ -6,7 +6,8 @@ vocabulary's are cut to the kept ids. Nothing is held in memory but a block.
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,11 +19,12 @@ from leanvocab.checkpoints.merge_plan import Changes, FilePlan, Plan, TensorPlan
 from leanvocab.checkpoints.verify import Opened, planned_blocks, planned_rows
 from leanvocab.errors import CheckpointError
 from leanvocab.files.copying import BLOCK_BYTES, Digests, copy_range, new_file, write_at
-from leanvocab.files.headers import DTYPE_BITS, INDEX, Located, all_opened, make_header
+from leanvocab.files.headers import DTYPE_BITS, INDEX, Located, all_opened, make_header, widened
 from leanvocab.files.untrusted_files import parse_object
 from leanvocab.progress import ProgressBar
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
+_LINE_BYTES = 64
 Dims = Mapping[str, tuple[int, ...]]  # tensor → which of its dimensions are the vocabulary
 
 
@@ -124,9 +126,23 @@ def _trimmed_file(file: FilePlan, dims: Dims, kept: KeptRows) -> TrimmedFile:
     metadata = parse_object(Path(file.name), file.header[8:]).get("__metadata__")
     forms = ((tensor.source.name, tensor.source.entry.dtype, tensor.shape) for tensor in tensors)
     header, starts = make_header(metadata, forms)
-    return TrimmedFile(
-        file.name, header, tuple(replace(tensor, start=starts[tensor.source.name]) for tensor in tensors)
+    further = _further(tensors, starts)
+    moved = (replace(tensor, start=starts[tensor.source.name] + further) for tensor in tensors)
+    return TrimmedFile(file.name, widened(header, further), tuple(moved))
+
+
+def _further(tensors: Sequence[TrimmedTensor], starts: Mapping[str, int]) -> int:
+    """Bytes by which the data have to lie further behind, so that most of what is not cut lies on a line of the processor's
+    cache where it did: what is mapped from there is multiplied to the same bits (docs/decisions/aligned-weights.md)."""
+    by_distance: Counter[int] = Counter()
+    for tensor in tensors:
+        if not tensor.dims:
+            by_distance[(tensor.source.start - starts[tensor.source.name]) % _LINE_BYTES] += tensor.num_bytes
+    further = by_distance.most_common(1)[0][0] if by_distance else 0
+    are_aligned = all(
+        (starts[tensor.source.name] + further) * 8 % DTYPE_BITS[tensor.source.entry.dtype] == 0 for tensor in tensors
     )
+    return further if are_aligned else 0
 
 
 def _shape(tensor: TensorPlan, dims: tuple[int, ...], kept: KeptRows) -> tuple[int, ...]:
