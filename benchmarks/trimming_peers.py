@@ -28,12 +28,13 @@ from typing import Any
 from benchmarks._command import PEERS, About, finish, parser, read_options
 from benchmarks._results import OURS, Figure, Result, Series, beside_ours
 from benchmarks._rounds import Budget, run_child, run_module
+from benchmarks.trimming_use import make_base as make_model_of_words
 
 ABOUT = About(
     name="trimming_peers",
     measures="Trimming a model and its tokenizer: what can be trimmed, how many texts keep their tokens, time, memory.",
     beside="vocabtrimmer 0.0.2, trimbed's steps (skeletoken 0.6.1), prunetokens 0.1.4",
-    limit="every text the same tokens; right wherever a peer is",
+    limit="right wherever a peer is",
     budget_seconds=900,
 )
 MODULE = "benchmarks.trimming_peers"
@@ -88,8 +89,13 @@ CASES = (
 )
 
 
+MADE = Case("made", ())  # a small tokenizer of words and a small model, for the small size
+
+
 def make_texts(case: Case, most: int) -> list[str]:
     """Premises and hypotheses of XNLI's validation set, most a language."""
+    if case is MADE:
+        return [f"word{number} word{number % 7}" for number in range(most)]
     import pyarrow.parquet
 
     texts: list[str] = []
@@ -107,6 +113,9 @@ def make_base(name: str, head: str, folder: str) -> dict[str, Any]:
     from transformers import AutoConfig, AutoTokenizer
 
     case, into = Case(name, (), head or None), Path(folder)
+    if case == MADE:
+        make_model_of_words(folder)
+        return {}
     shutil.copytree(case.source, into, dirs_exist_ok=True)
     tokenizer = AutoTokenizer.from_pretrained(case.source)
     if not (into / "tokenizer.json").exists():  # as nearly every published folder has it; prunetokens asks for it
@@ -122,7 +131,7 @@ def make_base(name: str, head: str, folder: str) -> dict[str, Any]:
                 AutoConfig.from_pretrained(case.source, **{k: v for k, v in _SMALL.items() if k in known})
             )
         model.save_pretrained(into)
-    return {"bytes": sum(path.stat().st_size for path in into.iterdir())}
+    return {}
 
 
 # --------------------------------------------------------------------------------------------------------- the programs
@@ -273,35 +282,45 @@ def is_right(checked: dict[str, Any] | None) -> bool:
 
 def measure(options: argparse.Namespace) -> Iterator[Result]:
     budget = Budget(options.seconds)
-    cases = [case for case in CASES if case.source.is_dir() and options.cases in (None, case.title)]
     small = options.size == "small"
-    missing = tuple(f"{case.title}: open: no {case.source.name} here" for case in CASES if not case.source.is_dir())
     there = [OURS, *(name for name in PROGRAMS[1:] if (FOLDERS / name).is_dir() and not options.no_peers)]
-    missing += tuple(f"{name}: open: not here" for name in PROGRAMS[1:] if name not in there)
-    series: list[Series] = []
-    outcomes: dict[str, dict[str, str]] = {}
-    right: dict[str, list[str]] = {name: [] for name in there}
-    for case in cases[:1] if small else cases:
-        if budget.left == 0:
-            missing += (f"{case.title}: open: no time left",)
+    missing = tuple(f"{name}: open: not here" for name in PROGRAMS[1:] if name not in there)
+    chosen = [case for case in CASES if options.cases is None or case.title in options.cases]
+    for case in [MADE] if small else chosen:
+        if budget.left == 0 or not (case.source.is_dir() or case is MADE):
+            why = f"{case.title}: open: " + ("no time left" if budget.left == 0 else f"no {case.name} here")
+            yield Result(ABOUT.name, f"Trimming {case.title}", case.title, "cpu", open=(why,))
             continue
+        start = budget.spent
         with tempfile.TemporaryDirectory() as folder:
             results = run_case(case, there, Path(folder), 20 if small else options.texts)
-        outcomes[case.title] = {name: outcome_of(*result) for name, result in results.items()}
-        for name, (_, checked) in results.items():
-            right[name] += [case.title] if is_right(checked) else []
-        for measure_, unit, key, scale in (("time", "s", "seconds", 1.0), ("peak of memory", "MB", "peak_bytes", 1e6)):
-            values = {name: [result[key] / scale] for name, (result, _) in results.items() if key in result}
-            series += beside_ours(measure_, case.title, unit, values)
-    figures = [
-        Figure(f"cases in which all is right, {name}", len(its), f"of {len(outcomes)}") for name, its in right.items()
-    ]
-    beaten = sorted({title for name, its in right.items() for title in its} - set(right[OURS]))
-    figures.append(Figure("cases in which a peer is right and leanvocab is not", len(beaten), "cases", bar=0.0))
-    yield Result(
-        ABOUT.name, "Trimming beside peers", "real tokenizers" if not small else "one tokenizer", "cpu", tuple(series),
-        tuple(figures), missing, budget.spent, options.seconds, {"outcomes": outcomes},
-    )  # fmt: skip
+        yield result_of(case, results, missing, budget.spent - start)
+
+
+def result_of(
+    case: Case,
+    results: dict[str, tuple[dict[str, Any], dict[str, Any] | None]],
+    missing: tuple[str, ...],
+    seconds: float,
+) -> Result:
+    """One case: times and memory of those that wrote a folder, how much of it is right, and what the others said."""
+    series: list[Series] = []
+    for what, unit, key, scale in (("time", "s", "seconds", 1.0), ("peak of memory", "MB", "peak_bytes", 1e6)):
+        values = {name: [trimmed[key] / scale] for name, (trimmed, _) in results.items() if key in trimmed}
+        series += beside_ours(what, case.title, unit, values)
+    right = [name for name, (_, checked) in results.items() if is_right(checked)]
+    beaten = float(bool(right) and OURS not in right)
+    figures = [Figure(f"right in all, {name}", float(name in right), "(1: yes)") for name in results]
+    figures.append(Figure("a peer is right and leanvocab is not", beaten, "(1: yes)", bar=0.0))
+    outcomes = {name: outcome_of(*result) for name, result in results.items()}
+    details = {
+        "outcomes": outcomes,
+        "rows": {name: checked.get("rows") for name, (_, checked) in results.items() if checked},
+    }
+    title = f"Trimming {case.title}"
+    return Result(
+        ABOUT.name, title, case.title, "cpu", tuple(series), tuple(figures), missing, seconds, details=details
+    )
 
 
 def run_case(
@@ -330,7 +349,7 @@ def child(what: str, *words: str) -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> list[Result]:
     made = parser(ABOUT)
     made.add_argument("--texts", type=int, default=1000, help="texts of each language")
-    made.add_argument("--cases", choices=[case.title for case in CASES], help="one case alone")
+    made.add_argument("--cases", nargs="+", choices=[case.title for case in CASES], help="some cases alone")
     options = read_options(made, arguments)
     return finish(measure(options), options)
 

@@ -15,7 +15,10 @@ from leanvocab.trimming.proof import prove
 from leanvocab.trimming.recipe import RECIPE, read_recipe
 
 TEXTS = ["word3 word9 word44", "word9 word120 word3", "word4"]
-REAL = {"minilm": ["A cat sat on the mat.", "What is a vocabulary?"], "e5-small": ["query: ein Satz", "query: a sentence 123"]}
+REAL = {
+    "minilm": ["A cat sat on the mat.", "What is a vocabulary?"],
+    "e5-small": ["query: ein Satz", "query: a sentence 123"],
+}
 
 
 def trimmed(base: Path, output: Path, texts: list[str]) -> None:
