@@ -285,7 +285,8 @@ def measure(options: argparse.Namespace) -> Iterator[Result]:
     small = options.size == "small"
     there = [OURS, *(name for name in PROGRAMS[1:] if (FOLDERS / name).is_dir() and not options.no_peers)]
     missing = tuple(f"{name}: open: not here" for name in PROGRAMS[1:] if name not in there)
-    chosen = [case for case in CASES if options.cases is None or case.title in options.cases]
+    titles = options.cases or [case.title for case in CASES]
+    chosen = sorted((case for case in CASES if case.title in titles), key=lambda case: titles.index(case.title))
     for case in [MADE] if small else chosen:
         if budget.left == 0 or not (case.source.is_dir() or case is MADE):
             why = f"{case.title}: open: " + ("no time left" if budget.left == 0 else f"no {case.name} here")
