@@ -289,6 +289,14 @@ def test_a_result_is_proved_before_it_appears(base: Path, tmp_path: Path) -> Non
         export_trimmed(base, vocabulary(), tmp_path / "other", tokenizer=False, verify=TEXTS)
 
 
+def test_weights_that_lie_in_no_file_do_not_spoil_a_proof(base: Path, tmp_path: Path) -> None:
+    tensors = {name: tensor for name, tensor in read_all(base).items() if not name.startswith("pooler")}
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    result = export_trimmed(base, vocabulary(), tmp_path / "out", verify=TEXTS)
+    assert result.proof is not None
+    assert "pooler_output" in result.proof.outputs
+
+
 def test_what_was_written_wrongly_is_found_by_a_proof_and_never_appears(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
