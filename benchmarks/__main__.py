@@ -19,6 +19,7 @@ NAMES = (
     "vocabulary",
     "shrinking",
     "merge",
+    "trimming",
     "training_step",
     "epoch",
     "output_side",

@@ -148,6 +148,30 @@ def test_another_result_is_replaced_only_on_request(base: Path, tmp_path: Path) 
     assert content(tmp_path / "mine") == {"thesis.txt": b"mine"}
 
 
+@pytest.mark.parametrize("theirs", ["the same", "another"])
+def test_what_another_put_there_meanwhile_is_taken_or_left_alone(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, theirs: str
+) -> None:
+    export_trimmed(base, vocabulary(), tmp_path / "theirs")
+    if theirs == "another":
+        (tmp_path / "theirs" / "config.json").write_text("{}")
+    expected = content(tmp_path / "theirs")
+    sync = export.sync_tree
+
+    def someone_is_faster(folder: Path) -> None:
+        sync(folder)
+        (tmp_path / "theirs").rename(tmp_path / "out")
+
+    monkeypatch.setattr(export, "sync_tree", someone_is_faster)
+    if theirs == "the same":
+        assert export_trimmed(base, vocabulary(), tmp_path / "out").already_there
+    else:
+        with pytest.raises(CheckpointError, match=r"out is there already, and is not .* \(config.json differs\)"):
+            export_trimmed(base, vocabulary(), tmp_path / "out")
+    assert content(tmp_path / "out") == expected
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "out"]
+
+
 # --- recipes ----------------------------------------------------------------------------------------------------------
 
 
@@ -289,6 +313,14 @@ def test_a_result_is_proved_before_it_appears(base: Path, tmp_path: Path) -> Non
         export_trimmed(base, vocabulary(), tmp_path / "other", tokenizer=False, verify=TEXTS)
 
 
+def test_weights_that_lie_in_no_file_do_not_spoil_a_proof(base: Path, tmp_path: Path) -> None:
+    tensors = {name: tensor for name, tensor in read_all(base).items() if not name.startswith("pooler")}
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    result = export_trimmed(base, vocabulary(), tmp_path / "out", verify=TEXTS)
+    assert result.proof is not None
+    assert "pooler_output" in result.proof.outputs
+
+
 def test_what_was_written_wrongly_is_found_by_a_proof_and_never_appears(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -333,7 +365,7 @@ def only_a_pickle(base: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "error"),
     [
-        (without("config.json"), r"expected config.json, which says what the model is, found none"),
+        (without("config.json"), r"expected config.json, found none"),
         (without("model.safetensors"), r"expected model.safetensors or model.safetensors.index.json, found neither"),
         (only_a_pickle, r"pytorch_model.bin is a pickle, which is never loaded"),
         (

@@ -20,11 +20,16 @@ from leanvocab.errors import CheckpointError
 from leanvocab.files.headers import read_header, read_weights
 from leanvocab.progress import ProgressBar
 from leanvocab.trimming import trimmed_files
+from leanvocab.trimming.id_fields import NewIds
 from leanvocab.trimming.trimmed_files import KeptRows, WrittenWeights, make_trimmed_plan, write_trimmed
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 NOTHING = Changes({}, Description("", None, {}, {}, {}))
 TINY = {"table.weight": (0,), "per_layer.weight": (0,)}
+
+
+def rows(vocabulary: PartialVocabulary, num_padding: int = 0, padding_id: int = 0) -> KeptRows:
+    return KeptRows(NewIds(vocabulary, vocabulary.full_size, num_padding), padding_id)
 
 
 def naive(
@@ -96,7 +101,7 @@ def test_what_is_streamed_is_what_loading_and_selecting_gives(
             folder / "base",
             folder / "out",
             dims,
-            KeptRows(PartialVocabulary(ids, full_size), len(padding), ids[-1]),
+            rows(PartialVocabulary(ids, full_size), len(padding), ids[-1]),
         )
     finally:
         trimmed_files.BLOCK_BYTES = block
@@ -106,7 +111,7 @@ def test_what_is_streamed_is_what_loading_and_selecting_gives(
 @pytest.mark.parametrize("base", ["single", "sharded"])
 def test_the_form_is_that_of_the_base(tmp_path: Path, base: str) -> None:
     tiny_folders(tmp_path)
-    trim(tmp_path / base, tmp_path / "out", TINY, KeptRows(PartialVocabulary([0, 5, 7, 39], 40)))
+    trim(tmp_path / base, tmp_path / "out", TINY, rows(PartialVocabulary([0, 5, 7, 39], 40)))
     expected = naive(read_all(tmp_path / base), TINY, [0, 5, 7, 39], [], 40)
     assert_same(read_all(tmp_path / "out"), expected)
     for path in (tmp_path / base).glob("*.safetensors"):
@@ -123,7 +128,7 @@ def test_the_form_is_that_of_the_base(tmp_path: Path, base: str) -> None:
 
 def test_a_shard_without_a_vocabulary_is_the_same_file(tmp_path: Path) -> None:
     tiny_folders(tmp_path)
-    trim(tmp_path / "sharded", tmp_path / "out", {"table.weight": (0,)}, KeptRows(PartialVocabulary([3], 40)))
+    trim(tmp_path / "sharded", tmp_path / "out", {"table.weight": (0,)}, rows(PartialVocabulary([3], 40)))
     shard = "model-00002-of-00002.safetensors"
     assert (tmp_path / "out" / shard).read_bytes() == (tmp_path / "sharded" / shard).read_bytes()
 
@@ -133,7 +138,7 @@ def test_a_deltas_rows_and_tensors_take_the_place_of_the_bases(tmp_path: Path, b
     tiny_folders(tmp_path)
     merge_checkpoint(base=tmp_path / base, delta=tmp_path / "delta", output=tmp_path / "merged")
     changes = read_changes(tmp_path / "delta", None, read_weights(tmp_path / base))
-    kept = KeptRows(PartialVocabulary([0, 2, 5, 6, 39], 40), 3, 5)
+    kept = rows(PartialVocabulary([0, 2, 5, 6, 39], 40), 3, 5)
     trim(tmp_path / base, tmp_path / "of_delta", TINY, kept, changes)
     trim(tmp_path / "merged", tmp_path / "of_merged", TINY, kept)
     assert_same(read_all(tmp_path / "of_delta"), read_all(tmp_path / "of_merged"))
@@ -148,14 +153,14 @@ def test_another_base_than_the_deltas_is_refused_by_its_digests(tmp_path: Path) 
     save_file(tensors, path, metadata={"format": "pt"})
     changes = read_changes(tmp_path / "delta", None, read_weights(tmp_path / "single"))
     with pytest.raises(CheckpointError, match=r"tensor 'table.weight': expected sha256 .* not the one that the delta"):
-        trim(tmp_path / "single", tmp_path / "out", TINY, KeptRows(PartialVocabulary([0], 40)), changes)
+        trim(tmp_path / "single", tmp_path / "out", TINY, rows(PartialVocabulary([0], 40)), changes)
 
 
 def test_digests_are_those_of_the_bytes(tmp_path: Path) -> None:
     from leanvocab.files.tensor_files import sha256_of_tensor
 
     tiny_folders(tmp_path)
-    written = trim(tmp_path / "single", tmp_path / "out", TINY, KeptRows(PartialVocabulary([0, 39], 40)))
+    written = trim(tmp_path / "single", tmp_path / "out", TINY, rows(PartialVocabulary([0, 39], 40)))
     assert written.base == {name: sha256_of_tensor(t) for name, t in read_all(tmp_path / "single").items()}
     assert written.cut == {name: sha256_of_tensor(t) for name, t in read_all(tmp_path / "out").items() if name in TINY}
 
@@ -176,13 +181,13 @@ def test_dimensions_that_do_not_fit_are_refused(tmp_path: Path, dims: dict[str, 
     tensors = {"table.weight": ("F32", [40, 6], bytes(960)), "packed": ("F4", [30, 2], bytes(30))}
     write_file(tmp_path / "model.safetensors", tensors)
     with pytest.raises(CheckpointError, match=error):
-        trim(tmp_path, tmp_path / "out", dims, KeptRows(PartialVocabulary([0], 30)))
+        trim(tmp_path, tmp_path / "out", dims, rows(PartialVocabulary([0], 30)))
 
 
 def test_tensors_stay_aligned_where_the_base_has_them_in_another_order(tmp_path: Path) -> None:
     tensors = {"half": ("F16", [3], bytes(6)), "table": ("F16", [5], bytes(10)), "full": ("F32", [2], bytes(8))}
     write_file(tmp_path / "model.safetensors", tensors)
-    trim(tmp_path, tmp_path / "out", {"table": (0,)}, KeptRows(PartialVocabulary([1, 2], 5)))
+    trim(tmp_path, tmp_path / "out", {"table": (0,)}, rows(PartialVocabulary([1, 2], 5)))
     assert [tuple(t.shape) for t in read_all(tmp_path / "out").values()] == [(2,), (3,), (2,)]
 
 
@@ -198,7 +203,7 @@ def test_what_is_not_cut_stays_where_it_was_on_a_line_of_the_cache(
         {name: ("F32", shapes[name], bytes(4 * math.prod(shapes[name]))) for name in names},
         {"long": "x" * header_length},
     )
-    trim(tmp_path, tmp_path / "out", {"table": (0,), "bias": (0,)}, KeptRows(PartialVocabulary([1, 2, 7], 50)))
+    trim(tmp_path, tmp_path / "out", {"table": (0,), "bias": (0,)}, rows(PartialVocabulary([1, 2, 7], 50)))
     old, new = (read_header(folder, "model.safetensors") for folder in (tmp_path, tmp_path / "out"))
     if old.tensors["rest"].start % 4 == 0:  # in a file of torch's it is always so
         assert old.tensors["rest"].start % 64 == new.tensors["rest"].start % 64
@@ -213,7 +218,7 @@ def test_a_base_that_is_cut_off_while_it_is_read_is_an_error(tmp_path: Path) -> 
     tiny_folders(tmp_path)
     path = tmp_path / "single" / "model.safetensors"
     plan = make_trimmed_plan(
-        make_plan(read_weights(tmp_path / "single"), NOTHING), NOTHING, TINY, KeptRows(PartialVocabulary([39], 40))
+        make_plan(read_weights(tmp_path / "single"), NOTHING), NOTHING, TINY, rows(PartialVocabulary([39], 40))
     )
     path.write_bytes(path.read_bytes()[:-400])
     (tmp_path / "out").mkdir()
@@ -233,7 +238,7 @@ def peak_of_trimming(folder: str, rows: int, dim: int) -> tuple[int, int]:
     with (base / "model.safetensors").open("wb") as file:
         file.write(header)
         file.truncate(len(header) + rows * dim * 2 + rows * 4 + 4_000_000)
-    kept = KeptRows(PartialVocabulary(range(0, rows, 2), rows), 10, 4)
+    kept = rows(PartialVocabulary(range(0, rows, 2), rows), 10, 4)
     with record_peak() as peak:
         trim(base, Path(folder) / "out", {"table": (0,), "bias": (1,)}, kept)
     return rows * dim * 2, peak.anonymous_growth_bytes

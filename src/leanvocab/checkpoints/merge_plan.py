@@ -112,6 +112,15 @@ class Plan:
         return headers + sum(tensor.entry.num_bytes for file in self.files for tensor in file.tensors)
 
 
+def planned_weights(plan: Plan) -> Weights:
+    """Weights as a plan has them, to be asked for names, shapes and dtypes: they lie in no file yet."""
+    files = (
+        SafetensorsFile(plan.base.folder / file.name, file.header, None, {t.name: t.entry for t in file.tensors}, 0)
+        for file in plan.files
+    )
+    return Weights(plan.base.folder, tuple(files), plan.index)
+
+
 def read_changes(folder: Path, vocabulary: PartialVocabulary | str | os.PathLike[str] | None, base: Weights) -> Changes:
     """The changes in a delta's folder, or in a partial checkpoint's with the vocabulary of its rows; raises `CheckpointError`."""
     given = (

@@ -7,9 +7,7 @@ streamed, and a recipe is written beside them (`trimming.json`), from which the 
 import contextlib
 import filecmp
 import hashlib
-import json
 import os
-import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -30,7 +28,15 @@ from leanvocab.checkpoints.delta_format import (
     write_training_note,
 )
 from leanvocab.checkpoints.merge import base_and_delta, folder_at, merge_checkpoint
-from leanvocab.checkpoints.merge_plan import Changes, Plan, load_vocabulary, make_plan, merged_config, read_changes
+from leanvocab.checkpoints.merge_plan import (
+    Changes,
+    Plan,
+    load_vocabulary,
+    make_plan,
+    merged_config,
+    planned_weights,
+    read_changes,
+)
 from leanvocab.errors import CheckpointError, VocabularyError
 from leanvocab.files.atomic_folders import check_apart, clear_leftovers, put, sibling, swap, sync_tree
 from leanvocab.files.free_space import check_free_space
@@ -39,6 +45,7 @@ from leanvocab.files.presence import is_entry, is_file, is_folder, is_there
 from leanvocab.files.side_files import SideFiles, copy_files, digests_of, sort_side_files, write_files
 from leanvocab.files.untrusted_files import parse_object, read_json
 from leanvocab.progress import ProgressBar
+from leanvocab.trimming.model_files import ModelFiles
 from leanvocab.trimming.recipe import FROM_BASE, NONE, RECIPE, Options, Recipe, Rows, Source, read_recipe
 from leanvocab.trimming.tokenizer_files import TokenizerFiles, is_tokenizer_file
 from leanvocab.trimming.trimmed_files import KeptRows, TrimmedPlan, WrittenWeights, make_trimmed_plan, write_trimmed
@@ -53,9 +60,6 @@ _OCCUPIED = (
     "overwrite=True (--overwrite)"
 )
 _MOST_PADDING = 65_536
-_CONFIGS = re.compile(
-    r"((generation|.*processor)_)?config\.json"
-)  # at the top of a folder: of the model, generation, processors
 
 
 @dataclass(frozen=True)
@@ -217,12 +221,12 @@ def _saved_in_full(model: Any, target: Path) -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class _Inputs:
-    """Everything that a trimming reads, checked; `configs` are by their files' names, the delta's in the base's place."""
+    """Everything that a trimming reads, checked."""
 
     weights: Weights
     changes: Changes
     merged: Plan
-    configs: Mapping[str, Mapping[str, Any]]
+    model: ModelFiles
     tokenizer: TokenizerFiles | None
     side_files: SideFiles
 
@@ -259,7 +263,7 @@ class _Trim:
         kept, rows = self._kept(inputs, given)
         plan = make_trimmed_plan(inputs.merged, inputs.changes, _dims(inputs, kept), kept)
         files = _new_files(inputs, kept)
-        self._refuse_another_result(kept.vocabulary)
+        self._refuse_another_result(kept.new_ids.vocabulary)
         num_side_bytes = sum((self.base / name).stat().st_size for name in inputs.side_files.copied)
         check_free_space(
             self.target.parent,
@@ -270,7 +274,7 @@ class _Trim:
         with sibling(self.target) as folder:
             self._write(folder, inputs, plan, files, rows)
             sync_tree(folder)
-            proof = None if verify is None else self._proof(folder, kept.vocabulary, verify)
+            proof = None if verify is None else self._proof(folder, kept.new_ids.vocabulary, verify)
             is_new = self._put(folder)
         return self._result(inputs, plan, files, rows, is_new, proof, started)
 
@@ -278,28 +282,24 @@ class _Trim:
         weights = read_weights(self.base)
         changes = _NOTHING if self.delta is None else read_changes(self.delta, None, weights)
         merged = make_plan(weights, changes, self.options.allow_rounding)
-        configs = self._configs()
-        _refuse_quantized(self.base, configs[CONFIG])
+        model = self._model()
         tokenizer = self._tokenizer()
         of_tokenizer = {name for name in os.listdir(self.base) if is_tokenizer_file(name)}
         names = {file.path.name for file in weights.files} | {INDEX}
-        side_files = sort_side_files(self.base, names, of_tokenizer | configs.keys() | {RECIPE})
+        side_files = sort_side_files(self.base, names, of_tokenizer | model.configs.keys() | {RECIPE})
         lost = of_tokenizer - (tokenizer.names if tokenizer is not None and self.tokenizer is None else set())
         left_out = (*side_files.left_out, *sorted(lost))
         copied = side_files.copied
         if self.recipe is not None:
             copied = tuple(name for name in copied if name in self.recipe.base.files)
-        return _Inputs(weights, changes, merged, configs, tokenizer, SideFiles(copied, left_out))
+        return _Inputs(weights, changes, merged, model, tokenizer, SideFiles(copied, left_out))
 
-    def _configs(self) -> dict[str, dict[str, Any]]:
-        names = [name for name in sorted(os.listdir(self.base)) if _CONFIGS.fullmatch(name)]
-        configs = {name: read_json(self.base, name)[1] for name in names if not is_tokenizer_file(name)}
+    def _model(self) -> ModelFiles:
         of_delta = None if self.delta is None else merged_config(self.base, self.delta)
-        if of_delta is not None:
-            configs[CONFIG] = parse_object(Path(str(self.delta), MODEL_CONFIG), of_delta)
-        if CONFIG not in configs:
-            raise CheckpointError(f"{self.base}: expected {CONFIG}, which says what the model is, found none")
-        return configs
+        config = None if of_delta is None else parse_object(Path(str(self.delta), MODEL_CONFIG), of_delta)
+        if is_entry(self.base / CONFIG):
+            _refuse_quantized(self.base, read_json(self.base, CONFIG)[1])
+        return ModelFiles.read(self.base, config)
 
     def _tokenizer(self) -> TokenizerFiles | None:
         if self.tokenizer is False:
@@ -316,7 +316,7 @@ class _Trim:
 
     def _kept(self, inputs: _Inputs, given: PartialVocabulary) -> tuple[KeptRows, Rows]:
         """The ids that stay, with all that the model and the tokenizer need beside those given; and how many rows that adds."""
-        num_rows = _num_rows(inputs)
+        num_rows = inputs.model.full_size
         if self.recipe is None:
             fitted = given.fitted_to(num_rows)
             if fitted.full_size != num_rows:
@@ -324,7 +324,7 @@ class _Trim:
                     f"{self.base}: the vocabulary's full size is {fitted.full_size:,}, the model has {num_rows:,} rows; "
                     f"build it with full_size={num_rows}, or count with the model's own folder (leanvocab count --tokenizer …)"
                 )
-            needed = np.union1d(fitted.token_ids, _needed(inputs))
+            needed = np.union1d(fitted.token_ids, inputs.model.required_ids())
             closed = needed if inputs.tokenizer is None else inputs.tokenizer.closed(needed)
             if not len(closed):
                 raise VocabularyError("expected at least one row to keep, got an empty vocabulary")
@@ -333,9 +333,9 @@ class _Trim:
         else:
             vocabulary, rows = self.recipe.vocabulary, self.recipe.rows
             numbers = rows.wanted, rows.for_model, rows.for_splits
-        num_kept = len(vocabulary.below(num_rows))
-        padding, padding_id = -num_kept % (self.options.pad_to_multiple_of or 1), _padding_id(inputs, vocabulary)
-        return KeptRows(vocabulary, padding, padding_id), Rows(*numbers, padding, padding_id)
+        new_ids = inputs.model.new_ids(vocabulary, self.options.pad_to_multiple_of)
+        padding_id = _padding_id(inputs, vocabulary)
+        return KeptRows(new_ids, padding_id), Rows(*numbers, new_ids.padding, padding_id)
 
     def _refuse_another_result(self, vocabulary: PartialVocabulary) -> None:
         """Raises `CheckpointError`, before anything is written, where the output is certainly another trimming's result."""
@@ -366,7 +366,7 @@ class _Trim:
         self, inputs: _Inputs, plan: TrimmedPlan, weights: WrittenWeights, files: Mapping[str, bytes], rows: Rows
     ) -> Recipe:
         of_tokenizer = inputs.tokenizer.names if inputs.tokenizer is not None and self.tokenizer is None else ()
-        own_configs = [name for name in inputs.configs if is_entry(self.base / name)]
+        own_configs = [name for name in inputs.model.configs if is_entry(self.base / name)]
         read = sorted({*inputs.side_files.copied, *own_configs, *of_tokenizer})
         name, of_delta = self.names
         delta = None
@@ -380,7 +380,7 @@ class _Trim:
             base_tensors={name: BaseTensor(e.dtype, e.shape, weights.base[name]) for name, e in entries.items()},
             delta=delta,
             tokenizer=_name_of_tokenizer(self.tokenizer),
-            vocabulary=plan.kept.vocabulary,
+            vocabulary=plan.kept.new_ids.vocabulary,
             rows=rows,
             options=self.options,
             cut=weights.cut,
@@ -437,8 +437,8 @@ class _Trim:
         proof: "Proof | None",
         started: float,
     ) -> TrimResult:
-        num_rows = _num_rows(inputs)
-        of_tokenizer = () if inputs.tokenizer is None else tuple(sorted(files.keys() - inputs.configs.keys()))
+        num_rows = inputs.model.full_size
+        of_tokenizer = () if inputs.tokenizer is None else tuple(sorted(files.keys() - inputs.model.configs.keys()))
         unwritten = () if inputs.tokenizer is None else inputs.tokenizer.names - files.keys()
         return TrimResult(
             output=self.target,
@@ -489,8 +489,8 @@ def _refuse_quantized(base: Path, config: Mapping[str, Any]) -> None:
 def _padding_id(inputs: _Inputs, vocabulary: PartialVocabulary) -> int:
     """The id whose row fills the end: of the pad token, else of the end of a sequence, else the first; always a kept one."""
     for name in ("pad_token_id", "eos_token_id"):
-        for token_id in _values_of(inputs.configs[CONFIG], name):
-            if token_id in vocabulary and token_id < _num_rows(inputs):
+        for token_id in _values_of(inputs.model.configs[CONFIG], name):
+            if token_id in vocabulary and token_id < inputs.model.full_size:
                 return token_id
     return int(vocabulary.token_ids[0])
 
@@ -503,14 +503,15 @@ def _values_of(config: Mapping[str, Any], name: str) -> Iterator[int]:
             yield from _values_of(part, name)
 
 
+def _dims(inputs: _Inputs, kept: KeptRows) -> dict[str, tuple[int, ...]]:
+    cut = inputs.model.trimmed_tensors(planned_weights(inputs.merged), kept.new_ids)
+    return {name: tensor.dims for name, tensor in cut.items()}
+
+
 def _new_files(inputs: _Inputs, kept: KeptRows) -> dict[str, bytes]:
-    """Files that hold ids or sizes, written anew: configs in which something changes, and the tokenizer's."""
-    new_ids = _new_ids(inputs, kept)
-    files = {
-        name: (json.dumps(renumbered(config, name, new_ids), indent=2) + "\n").encode()
-        for name, config in inputs.configs.items()
-    }
-    return files | ({} if inputs.tokenizer is None else inputs.tokenizer.written(kept.vocabulary.token_ids))
+    """Files that hold ids or sizes, written anew: configs, and the tokenizer's."""
+    of_tokenizer = {} if inputs.tokenizer is None else inputs.tokenizer.written(kept.new_ids.vocabulary.token_ids)
+    return inputs.model.written(kept.new_ids) | of_tokenizer
 
 
 def _name_of_tokenizer(tokenizer: Any) -> str:
@@ -554,42 +555,3 @@ def _first_unlike(folder: Path, other: Path) -> str | None:
         return odd[0]
     both = sorted(names[0] - {RECIPE})
     return next((name for name in both if not filecmp.cmp(folder / name, other / name, shallow=False)), None)
-
-
-# TEMPORARY, until the model's side is there
-
-
-def _num_rows(inputs: _Inputs) -> int:
-    from leanvocab.vocabulary.special_ids import model_full_size
-
-    return model_full_size(inputs.configs[CONFIG])
-
-
-def _needed(inputs: _Inputs) -> list[int]:
-    from leanvocab.vocabulary.special_ids import model_ids
-
-    return sorted(i for i in model_ids(inputs.configs[CONFIG], _num_rows(inputs)) if i < _num_rows(inputs))
-
-
-def _dims(inputs: _Inputs, kept: KeptRows):
-    size = _num_rows(inputs)
-    return {
-        t.name: tuple(i for i, n in enumerate(t.entry.shape) if n == size)
-        for f in inputs.merged.files
-        for t in f.tensors
-        if size in t.entry.shape
-    }
-
-
-def _new_ids(inputs, kept):
-    return kept
-
-
-def renumbered(config, name, kept):
-    new = dict(config)
-    for key, value in config.items():
-        if key.endswith("token_id") and isinstance(value, int):
-            new[key] = int(kept.vocabulary.to_partial(value))
-        if key == "vocab_size":
-            new[key] = len(kept)
-    return new

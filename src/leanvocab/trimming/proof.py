@@ -186,7 +186,9 @@ def _load(auto_class: Any, folder: str | Path, **options: Any) -> Any:
 def _load_model(folder: str | Path) -> Any:
     config = _load(transformers.AutoConfig, folder)
     (architecture, *_) = config.architectures or ("AutoModel",)
-    return _load(getattr(transformers, architecture, transformers.AutoModel), folder, dtype="auto").eval()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # weights that lie in neither folder, such as a pooler's, are drawn alike for both
+        return _load(getattr(transformers, architecture, transformers.AutoModel), folder, dtype="auto").eval()
 
 
 def _labelled(texts: Any, columns: Any, language_column: str | None, tokenizer: Any) -> Iterator[tuple[str, Texts]]:

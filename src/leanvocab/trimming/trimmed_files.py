@@ -22,7 +22,7 @@ from leanvocab.files.copying import BLOCK_BYTES, Digests, copy_range, new_file, 
 from leanvocab.files.headers import DTYPE_BITS, INDEX, Located, all_opened, make_header, widened
 from leanvocab.files.untrusted_files import parse_object
 from leanvocab.progress import ProgressBar
-from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
+from leanvocab.trimming.id_fields import NewIds
 
 _LINE_BYTES = 64
 Dims = Mapping[str, tuple[int, ...]]  # tensor → which of its dimensions are the vocabulary
@@ -30,20 +30,16 @@ Dims = Mapping[str, tuple[int, ...]]  # tensor → which of its dimensions are t
 
 @dataclass(frozen=True)
 class KeptRows:
-    """Ids whose rows stay, in this order, and after them `num_padding` copies of the row of `padding_id`."""
+    """Ids whose rows stay, in their order; rows of padding after them are copies of the row of `padding_id`."""
 
-    vocabulary: PartialVocabulary
-    num_padding: int = 0
+    new_ids: NewIds
     padding_id: int = 0
 
-    def __len__(self) -> int:
-        return len(self.vocabulary) + self.num_padding
-
     def of(self, size: int) -> NDArray[np.int64]:
-        """The rows to take of a dimension of so many: a smaller one than the vocabulary has its ids below, without padding."""
-        if size != self.vocabulary.full_size:
-            return self.vocabulary.below(size).token_ids
-        return np.concatenate([self.vocabulary.token_ids, np.full(self.num_padding, self.padding_id, np.int64)])
+        """The rows to take of a dimension of so many."""
+        kept = self.new_ids.vocabulary.token_ids
+        kept = kept[: np.searchsorted(kept, size)]
+        return np.concatenate([kept, np.full(self.new_ids.size(size) - len(kept), self.padding_id, np.int64)])
 
 
 @dataclass(frozen=True)
@@ -101,11 +97,11 @@ def make_trimmed_plan(merged: Plan, changes: Changes, dims: Dims, kept: KeptRows
 def _check_dims(folder: Path, name: str, tensor: TensorPlan | None, dims: tuple[int, ...], kept: KeptRows) -> None:
     if tensor is None:
         raise CheckpointError(f"{folder}: expected the tensor {name!r}, which holds rows of the vocabulary, found none")
-    entry, where = tensor.entry, f"{folder}: tensor {name!r}"
+    entry, where, most = tensor.entry, f"{folder}: tensor {name!r}", kept.new_ids.vocabulary.full_size
     for dim in dims:
-        if not 0 <= dim < len(entry.shape) or entry.shape[dim] > kept.vocabulary.full_size:
+        if not 0 <= dim < len(entry.shape) or entry.shape[dim] > most:
             raise CheckpointError(
-                f"{where}: expected dimension {dim} of at most {kept.vocabulary.full_size:,}, the vocabulary's rows, found "
+                f"{where}: expected dimension {dim} of at most {most:,}, the vocabulary's rows, found "
                 f"{entry.dtype} {list(entry.shape)}"
             )
     if dims and DTYPE_BITS[entry.dtype] % 8:
