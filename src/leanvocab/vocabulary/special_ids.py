@@ -21,8 +21,24 @@ _ID_OVER_OTHERS = 0
 # Dictionaries of ids: lang_to_id, task_to_id (Whisper), text_decoder_lang_to_code_id (SeamlessM4T),
 # composer_to_feature_token (Pop2Piano).
 _DICTIONARY_NAME = re.compile(r"_to_(\w+_)?(id|token)$")
-# Models that turn an image into ids of their own vocabulary (Chameleon, Emu3) name those tokens so in `vocabulary_map`.
+# Models that turn an image into ids of their own vocabulary (Chameleon, Emu3) name those tokens so, among all of them, here.
+VOCABULARY_MAP = "vocabulary_map"
 _IMAGE_TOKEN = re.compile(r"^(IMGIMG|<\|visual token|<image>|<\|extra_200\|>)")
+
+
+def holds_ids(name: str) -> bool:
+    """True for the name of a field that holds token ids: one, or a list of them."""
+    return bool(_TOKEN_NAME.search(name))
+
+
+def is_id_dictionary(name: str) -> bool:
+    """True for the name of a field that holds a dictionary of names and token ids."""
+    return name == VOCABULARY_MAP or bool(_DICTIONARY_NAME.search(name))
+
+
+def is_image_token(token: str) -> bool:
+    """True for a token that a model makes of images, as it stands in its `vocabulary_map`."""
+    return bool(_IMAGE_TOKEN.match(token))
 
 
 def tokenizer_ids(tokenizer: Any) -> set[int]:
@@ -118,16 +134,16 @@ def _mappings(config: Any) -> Iterator[Mapping[str, Any]]:
         return
     yield {name: value for name, value in config.items() if isinstance(name, str)}
     for name, value in config.items():
-        if isinstance(name, str) and name != "vocabulary_map" and not _DICTIONARY_NAME.search(name):
+        if isinstance(name, str) and not is_id_dictionary(name):
             yield from _mappings(value)
 
 
 def _config_ids(config: Any) -> Iterator[int]:
     for mapping in _mappings(config):
         for name, value in mapping.items():
-            if name == "vocabulary_map" and isinstance(value, Mapping):
-                yield from _integers(token_id for token, token_id in value.items() if _IMAGE_TOKEN.match(str(token)))
-            elif isinstance(value, Mapping) and _DICTIONARY_NAME.search(name):
+            if name == VOCABULARY_MAP and isinstance(value, Mapping):
+                yield from _integers(token_id for token, token_id in value.items() if is_image_token(str(token)))
+            elif isinstance(value, Mapping) and is_id_dictionary(name):
                 yield from _integers(value.values())
             elif _TOKEN_NAME.search(name):
                 yield from _token_values(name, value)

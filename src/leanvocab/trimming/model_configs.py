@@ -1,0 +1,142 @@
+"""config.json as transformers reads it, with every default: new ids and sizes in it, and a model of it without memory."""
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from leanvocab.errors import CheckpointError, ModelError, first_line, shortened
+from leanvocab.trimming.id_fields import NewIds, is_size_field, renumbered
+from leanvocab.vocabulary.special_ids import model_full_size
+
+CONFIG = "config.json"
+
+
+def config_class(config: Mapping[str, Any]) -> Any:
+    """The class of a config by its `model_type`; raises `ModelError` where transformers has none."""
+    from transformers import CONFIG_MAPPING
+
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+        raise ModelError(
+            f"{CONFIG}: model_type is {shortened(model_type)}, which this version of transformers does not know: which tensors "
+            "of such a model are of the vocabulary's size, and which ids it computes with, cannot be told"
+        )
+    return CONFIG_MAPPING[model_type]
+
+
+def read_config(config: Mapping[str, Any]) -> Any:
+    """The config as an object of its class; raises `ModelError`, or `CheckpointError` where it cannot be read."""
+    its_class = config_class(config)
+    try:
+        return its_class.from_dict(copy.deepcopy(dict(config)))
+    except Exception as error:  # what lies in the file: readers raise whatever they meet
+        raise CheckpointError(f"{CONFIG} cannot be read as {its_class.__name__}: {first_line(error)}") from error
+
+
+def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with every field that its classes have, those of its parts too."""
+    return dict(read_config(config).to_dict())
+
+
+def text_size(config: Mapping[str, Any]) -> int:
+    """The `vocab_size` of the text's config, from a config with defaults; raises `ModelError` where there is none."""
+    size = model_full_size(config)
+    if size is None:
+        raise ModelError(
+            f"{config.get('model_type')}: its config names no size of a vocabulary; there is nothing to trim"
+        )
+    return size
+
+
+def trimmed_config(config: Mapping[str, Any], new_ids: NewIds) -> dict[str, Any]:
+    """A config.json with new ids and sizes: its own fields as they were, and those defaults that are others now.
+
+    Raises `CheckpointError` where transformers would read something else in it than was meant.
+    """
+    before = with_defaults(config)
+    after = renumbered(before, CONFIG, new_ids)
+    trimmed = _merged(config, before, after)
+    read = with_defaults(trimmed)
+    for name, meant, found in _differing(after, read):
+        raise CheckpointError(
+            f"{CONFIG}: {name} was to become {shortened(meant)}, and would be read as {shortened(found)}; this config has a "
+            "form that leanvocab does not know. Saving it again with transformers' save_pretrained gives it today's"
+        )
+    return trimmed
+
+
+def _merged(config: Mapping[str, Any], before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(config)
+    for name, new in after.items():
+        if new == before[name]:
+            continue
+        for alias in _aliases(before, name):
+            merged.pop(alias, None)
+        if isinstance(new, Mapping) and isinstance(before[name], Mapping):
+            own = merged.get(name)
+            merged[name] = _merged(own if isinstance(own, Mapping) else {}, before[name], new)
+        else:
+            merged[name] = new
+    return merged
+
+
+def _aliases(config: Mapping[str, Any], name: str) -> list[str]:
+    """Other names under which a config class takes a field (XLM's `n_words`)."""
+    from transformers import CONFIG_MAPPING
+
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+        return []
+    known = getattr(CONFIG_MAPPING[model_type], "attribute_map", {})
+    return [alias for alias, real in known.items() if real == name]
+
+
+def _differing(meant: Mapping[str, Any], found: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    for name in meant.keys() | found.keys():
+        first, second = meant.get(name), found.get(name)
+        if isinstance(first, Mapping) and isinstance(second, Mapping):
+            yield from _differing(first, second, f"{path}{name}.")
+        elif first != second and _as_lists(first) != _as_lists(second):
+            yield f"{path}{name}", first, second
+
+
+def _as_lists(value: Any) -> Any:
+    return [_as_lists(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def empty_model(config: Mapping[str, Any]) -> Any:
+    """A model without memory of the class that the config names; its base class where that is none of transformers'.
+
+    Raises `ModelError` where there is none.
+    """
+    import torch
+    import transformers
+
+    read = read_config(config)
+    its_class: Any
+    names = [name for name in read.architectures or () if hasattr(transformers, name)]
+    try:
+        its_class = getattr(transformers, names[0]) if names else transformers.MODEL_MAPPING[type(read)]
+        with torch.device("meta"):
+            model = its_class(read)
+        model.tie_weights()  # transformers 5.0 leaves what has no memory untied
+    except Exception as error:  # whatever a constructor raises
+        named = names[0] if names else f"a model of the type {read.model_type!r}"
+        raise ModelError(f"{named} cannot be built from this config: {first_line(error)}") from error
+    return model
+
+
+def numbers_beside_sizes(config: Mapping[str, Any]) -> set[int]:
+    """All whole numbers of a config, those of its parts too, that are no size of a vocabulary."""
+    return set(_numbers(config))
+
+
+def _numbers(value: Any, name: str = "") -> Iterator[int]:
+    if isinstance(value, Mapping):
+        for key, each in value.items():
+            yield from _numbers(each, str(key))
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _numbers(each, name)
+    elif type(value) is int and not is_size_field(name):
+        yield value
