@@ -15,7 +15,7 @@ from itertools import chain, pairwise
 from typing import Any
 
 from leanvocab.errors import VocabularyError
-from leanvocab.trimming.unknown_words import pieces_before_unknown
+from leanvocab.trimming.unknown_words import pieces_before_unknown, taken_pieces
 
 _KINDS = ("BPE", "Unigram", "WordPiece", "WordLevel")
 _BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
@@ -50,20 +50,26 @@ def merged(model: Mapping[str, Any], left: str, right: str) -> str:
     return left + right[len(model.get("continuing_subword_prefix") or "") :]
 
 
-def closed_tokens(model: Mapping[str, Any], kept: Iterable[str], *, byte_level: bool) -> set[str]:
+def closed_tokens(
+    model: Mapping[str, Any], kept: Iterable[str], *, byte_level: bool, unknown_words: Iterable[str] | None = None
+) -> set[str]:
     """Kept tokens, and those that have to stay for them.
 
     Args:
         model: the part "model" of tokenizer.json, with its type.
         kept: tokens of the model.
         byte_level: text comes to the model as bytes, each of which stays, as any other text needs them.
+        unknown_words: words that have to stay unknown, to WordPiece. None: all that are.
     """
     vocab = vocabulary_of(model)
     tokens = set(kept) | {token for token in _always(model, byte_level) if token in vocab}
     if model["type"] == "BPE":
         return _Merges(model, vocab).closed(tokens)
     if model["type"] == "WordPiece":
-        return tokens | pieces_before_unknown(vocab, tokens, model["continuing_subword_prefix"])
+        prefix = model["continuing_subword_prefix"]
+        if unknown_words is None:
+            return tokens | pieces_before_unknown(vocab, tokens, prefix)
+        return tokens.union(*(taken_pieces(word, vocab, prefix) for word in unknown_words))
     if model["type"] == "Unigram":
         lowest = min(score for _, score in model["vocab"])
         at_lowest = [piece for piece, score in model["vocab"] if score == lowest]

@@ -4,11 +4,15 @@ Greedy: at each position the longest piece is taken; a word is unknown where non
 pieces, and not with the kept ones alone. There the kept pieces run over the position at which all pieces end. The two ways part
 at a dropped piece, and have no boundary in common from there on: overhang follows overhang, as in Sardinas' and Patterson's
 test of codes. The dropped pieces from which such a chain leads to an unknown position stay; with them the two ways are one.
+These can be many. Where texts are at hand, the pieces that are taken in their own unknown words are enough.
 """
 
 from collections import defaultdict
 from collections.abc import Collection, Iterator
-from typing import NamedTuple
+from itertools import islice
+from typing import Any, NamedTuple
+
+_BATCH = 1000  # texts at once
 
 
 class _Overhang(NamedTuple):
@@ -30,6 +34,43 @@ def pieces_before_unknown(vocab: Collection[str], kept: Collection[str], prefix:
     while new := _chained_pieces(set(vocab), set(kept) | stay, prefix):
         stay |= new
     return stay
+
+
+def taken_pieces(word: str, vocab: Collection[str], prefix: str) -> list[str]:
+    """Pieces that are taken from the beginning of a word, to its end or to where none begins."""
+    pieces: list[str] = []
+    at = 0
+    while at < len(word):
+        mark = prefix if at else ""
+        end = next((end for end in range(len(word), at, -1) if mark + word[at:end] in vocab), at)
+        if end == at:
+            break
+        pieces.append(mark + word[at:end])
+        at = end
+    return pieces
+
+
+def words_that_split(before: Any, after: Any, texts: Collection[str]) -> set[str]:
+    """Words of texts that a tokenizer does not know, and another one with fewer pieces splits, as its model has them.
+
+    Args:
+        before: a `tokenizers.Tokenizer` of WordPiece.
+        after: the same with fewer pieces.
+        texts: read as often as this is called.
+    """
+    unknown, prefix = before.model.unk_token, before.model.continuing_subword_prefix
+    words = set()
+    left = iter(texts)
+    while batch := list(islice(left, _BATCH)):
+        pairs = (tokenizer.encode_batch(batch, add_special_tokens=False) for tokenizer in (before, after))
+        for was, now in zip(*pairs, strict=True):
+            if was.tokens != now.tokens:
+                pieces: dict[int | None, list[str]] = defaultdict(list)
+                for token, number in zip(now.tokens, now.word_ids, strict=True):
+                    pieces[number].append(token.removeprefix(prefix) if pieces[number] else token)
+                lost = {number for token, number in zip(was.tokens, was.word_ids, strict=True) if token == unknown}
+                words |= {"".join(pieces[number]) for number in lost if pieces[number] != [unknown]}
+    return words
 
 
 def _chained_pieces(vocab: set[str], kept: set[str], prefix: str) -> set[str]:

@@ -1,0 +1,156 @@
+"""Contents of a tokenizer's files with some of its tokens, under new ids: everything else in them stays as it is. No torch."""
+
+import io
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from leanvocab.errors import VocabularyError, shortened
+from leanvocab.trimming.splits import merged, merges_of
+
+NewIds = Mapping[int, int]
+"""Ids of the tokens that stay → new ids."""
+
+_PARTS = {
+    "version", "truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer", "post_processor", "decoder", "model",
+}  # fmt: skip
+_PAIRS = {"BertProcessing": ("sep", "cls"), "RobertaProcessing": ("sep", "cls")}
+_ID_FIELD = re.compile(r"(^|_)(ids?|index|idx)$")
+_NO_ID_FIELD = re.compile(r"type_ids?$|^extra_ids$|^name_or_path$")
+
+
+def inserted_ids(state: Mapping[str, Any]) -> set[int]:
+    """Ids of added tokens, and those that a tokenizer puts around text or pads with; they are told by nothing in a text.
+
+    Args:
+        state: the content of tokenizer.json.
+
+    Raises:
+        VocabularyError: there is a part in which ids may stand that are not known.
+    """
+    if unknown := state.keys() - _PARTS:
+        raise VocabularyError(f"its part {min(unknown)!r} is not known; ids may stand in it")
+    ids = {token["id"] for token in state.get("added_tokens") or ()}
+    for processor in _processors(state.get("post_processor")):
+        ids |= {processor[name][1] for name in _PAIRS.get(processor["type"], ())}
+        ids |= {token_id for token in (processor.get("special_tokens") or {}).values() for token_id in token["ids"]}
+    return ids | ({state["padding"]["pad_id"]} if state.get("padding") else set())
+
+
+def trimmed_state(state: Mapping[str, Any], kind: str, new_ids: NewIds) -> dict[str, Any]:
+    """The content of tokenizer.json; `kind` is the type of its model, which older files leave out."""
+    trimmed = dict(state)
+    trimmed["model"] = _trimmed_model(state["model"], kind, new_ids)
+    trimmed["added_tokens"] = [token | {"id": new_ids[token["id"]]} for token in state.get("added_tokens") or ()]
+    if state.get("post_processor"):
+        trimmed["post_processor"] = _renumbered_processor(state["post_processor"], new_ids)
+    if state.get("padding"):
+        trimmed["padding"] = state["padding"] | {"pad_id": new_ids[state["padding"]["pad_id"]]}
+    return trimmed
+
+
+def trimmed_map(name: str, ids: Mapping[str, Any], vocab: Mapping[str, int], new_ids: NewIds) -> dict[str, int]:
+    """The content of vocab.json or added_tokens.json."""
+    _check_same(name, ids.items(), vocab)
+    return {token: new_ids[token_id] for token, token_id in ids.items() if token_id in new_ids}
+
+
+def trimmed_lines(name: str, content: bytes, vocab: Mapping[str, int], new_ids: NewIds) -> bytes:
+    """The content of vocab.txt, a token a line, whose number is its id."""
+    lines = [(line, place) for place, line in enumerate(_lines(content)) if place in new_ids]
+    _check_same(name, ((line.rstrip("\n"), place) for line, place in lines), vocab)
+    return "".join(line for line, _ in lines).encode()
+
+
+def trimmed_merges(content: bytes, model: Mapping[str, Any], vocab: Mapping[str, int], new_ids: NewIds) -> bytes:
+    """The content of merges.txt: merges among the tokens that stay, and what is no merge."""
+    kept = []
+    for line in _lines(content):
+        parts = line.rstrip("\n").split(" ")
+        is_merge = len(parts) == 2 and not line.startswith("#version")
+        if is_merge and any(vocab.get(token) not in new_ids for token in (*parts, merged(model, *parts))):
+            continue
+        kept.append(line)
+    return "".join(kept).encode()
+
+
+def trimmed_config(config: Mapping[str, Any], vocab: Mapping[str, int], new_ids: NewIds) -> dict[str, Any]:
+    """The content of tokenizer_config.json.
+
+    Raises:
+        VocabularyError: a field seems to hold ids, and is not understood.
+    """
+    trimmed = dict(config)
+    if "added_tokens_decoder" in config:
+        added = {vocab[token["content"]]: token for token in config["added_tokens_decoder"].values()}
+        trimmed["added_tokens_decoder"] = {str(new_ids[token_id]): token for token_id, token in added.items()}
+    for name, value in config.items():
+        if _ID_FIELD.search(name) and not _NO_ID_FIELD.search(name) and value is not None:
+            values = value if isinstance(value, list) else [value]
+            if not all(type(token_id) is int and token_id in new_ids for token_id in values):
+                raise VocabularyError(f"{name} in tokenizer_config.json seems to hold ids: {shortened(value)}")
+            renumbered = [new_ids[token_id] for token_id in values]
+            trimmed[name] = renumbered if isinstance(value, list) else renumbered[0]
+    return trimmed
+
+
+def as_json(value: Any, indent: int | None = 2) -> bytes:
+    """JSON as these files are written."""
+    return json.dumps(value, ensure_ascii=False, indent=indent).encode()
+
+
+def _check_same(name: str, ids: Iterable[tuple[str, Any]], vocab: Mapping[str, int]) -> None:
+    for token, token_id in ids:
+        if vocab.get(token) != token_id:
+            raise VocabularyError(f"{name} gives {token!r} the id {token_id}, the tokenizer has {vocab.get(token)}")
+
+
+def _lines(content: bytes) -> list[str]:
+    """Lines with their ends, as they are read where a vocabulary is read."""
+    return io.TextIOWrapper(io.BytesIO(content), encoding="utf-8").readlines()
+
+
+def _trimmed_model(model: Mapping[str, Any], kind: str, new_ids: NewIds) -> dict[str, Any]:
+    trimmed, vocab = dict(model), model["vocab"]
+    if not isinstance(vocab, Mapping):
+        trimmed["vocab"] = [entry for place, entry in enumerate(vocab) if place in new_ids]
+        if model.get("unk_id") is not None:
+            trimmed["unk_id"] = new_ids[model["unk_id"]]
+        return trimmed
+    kept = {token: new_ids[token_id] for token, token_id in vocab.items() if token_id in new_ids}
+    trimmed["vocab"] = kept
+    if kind == "BPE":
+        merges = zip(model["merges"], merges_of(model), strict=True)
+        trimmed["merges"] = [
+            merge for merge, (left, right) in merges if {left, right, merged(model, left, right)} <= kept.keys()
+        ]
+    return trimmed
+
+
+def _processors(processor: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
+    if processor is None:
+        return
+    kind = processor.get("type")
+    if kind == "Sequence":
+        for part in processor["processors"]:
+            yield from _processors(part)
+    elif kind in ("TemplateProcessing", "ByteLevel", *_PAIRS):
+        yield processor
+    else:
+        raise VocabularyError(f"its post-processor {kind!r} is not known; ids may stand in it")
+
+
+def _renumbered_processor(processor: Mapping[str, Any], new_ids: NewIds) -> dict[str, Any]:
+    renumbered = dict(processor)
+    if processor["type"] == "Sequence":
+        renumbered["processors"] = [_renumbered_processor(part, new_ids) for part in processor["processors"]]
+    for name in _PAIRS.get(processor["type"], ()):
+        token, token_id = processor[name]
+        renumbered[name] = [token, new_ids[token_id]]
+    if "special_tokens" in processor:
+        renumbered["special_tokens"] = {
+            name: token | {"ids": [new_ids[token_id] for token_id in token["ids"]]}
+            for name, token in processor["special_tokens"].items()
+        }
+    return renumbered
