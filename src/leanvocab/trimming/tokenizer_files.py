@@ -24,19 +24,19 @@ from leanvocab.errors import LeanVocabError, VocabularyError, first_line, shorte
 from leanvocab.files.copying import read_exactly
 from leanvocab.files.presence import is_folder
 from leanvocab.files.untrusted_files import opened, parse_object
-from leanvocab.trimming.sentencepiece_files import own_pieces, trimmed_pieces
-from leanvocab.trimming.splits import check_model, closed_tokens, vocabulary_of
+from leanvocab.trimming.splits import check_model, closed_tokens, vocabulary_of, words_that_split
 from leanvocab.trimming.tokenizer_contents import (
     NewIds,
     as_json,
     inserted_ids,
+    own_pieces,
     trimmed_config,
     trimmed_lines,
     trimmed_map,
     trimmed_merges,
+    trimmed_pieces,
     trimmed_state,
 )
-from leanvocab.trimming.unknown_words import words_that_split
 from leanvocab.vocabulary.special_ids import tokenizer_ids
 
 _CONFIG = "config.json"  # names the class where the tokenizer's own file does not
@@ -89,7 +89,7 @@ class TokenizerFiles:
 
     @classmethod
     def _of_folder(cls, folder: Path, name: str) -> Self:
-        names = sorted(entry for entry in os.listdir(folder) if _NAMES.fullmatch(entry))
+        names = sorted(entry for entry in os.listdir(folder) if is_tokenizer_file(entry))
         files = {entry: _content(folder, entry) for entry in names}
         config = _content(folder, _CONFIG) if _CONFIG in os.listdir(folder) else None
         with _refusing(name):
@@ -267,6 +267,11 @@ class TokenizerFiles:
                 raise VocabularyError(f"with fewer tokens its {what} would differ: {_difference(before, after)}")
         if part := _first_difference(expected, _state_of(loaded)):
             raise VocabularyError(f"with fewer tokens its part {part!r} would differ")
+
+
+def is_tokenizer_file(name: str) -> bool:
+    """True for the name of a file of a tokenizer, or beside it, at the top of a folder."""
+    return _NAMES.fullmatch(name) is not None
 
 
 @contextmanager
