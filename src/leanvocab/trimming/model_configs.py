@@ -1,7 +1,9 @@
 """config.json as transformers reads it, with every default: new ids and sizes in it, and a model of it without memory."""
 
-import copy
+import json
+import tempfile
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from leanvocab.errors import CheckpointError, ModelError, first_line, shortened
@@ -28,7 +30,9 @@ def read_config(config: Mapping[str, Any]) -> Any:
     """The config as an object of its class; raises `ModelError`, or `CheckpointError` where it cannot be read."""
     its_class = config_class(config)
     try:
-        return its_class.from_dict(copy.deepcopy(dict(config)))
+        with tempfile.TemporaryDirectory() as folder:  # transformers decodes what it finds in a file (infinite numbers)
+            Path(folder, CONFIG).write_text(json.dumps(config), encoding="utf-8")
+            return its_class.from_pretrained(folder)
     except Exception as error:  # what lies in the file: readers raise whatever they meet
         raise CheckpointError(f"{CONFIG} cannot be read as {its_class.__name__}: {first_line(error)}") from error
 

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leanvocab.errors import CheckpointError, ModelError, VocabularyError
-from leanvocab.files.headers import Weights
 from leanvocab.files.presence import is_entry
 from leanvocab.files.untrusted_files import read_json
 from leanvocab.trimming.computed_ids import ids_computed_with, reads_last_row, refuse_what_computes, timestamps
@@ -56,7 +55,7 @@ class ModelFiles:
         """
         if not is_entry(folder / CONFIG):
             raise CheckpointError(f"{folder}: expected {CONFIG}, found none")
-        files = cls({name: read_json(folder, name)[1] for name in _ID_FILES if is_entry(folder / name)})
+        files = cls({name: read_json(folder, name, infinity=True)[1] for name in _ID_FILES if is_entry(folder / name)})
         refuse_what_computes(files._config)
         files.reasons  # noqa: B018  read whole before long work
         return files
@@ -135,13 +134,13 @@ class ModelFiles:
             for file in self.configs
         }
 
-    def trimmed_tensors(self, weights: Weights, new_ids: NewIds) -> dict[str, TrimmedTensor]:
-        """Tensor in the checkpoint → what becomes of it, for those of the vocabulary's size."""
+    def trimmed_tensors(self, shapes: Mapping[str, tuple[int, ...]], new_ids: NewIds) -> dict[str, TrimmedTensor]:
+        """Tensor in the checkpoint → what becomes of it, for those of the vocabulary's size; `shapes` are of them all."""
         if new_ids.size(self.full_size) == self.full_size:
             return {}  # all ids are kept
         after = empty_model(self._renumbered(CONFIG, new_ids))
         sizes = {self.text_size, self.full_size}
-        return trimmed_tensors(self._model, after, weights, new_ids, sizes, numbers_beside_sizes(self._config))
+        return trimmed_tensors(self._model, after, shapes, new_ids, sizes, numbers_beside_sizes(self._config))
 
     def _with_defaults(self, file: str) -> Mapping[str, Any]:
         return self._config if file == CONFIG else self.configs[file]
