@@ -19,6 +19,7 @@ from leanvocab.trimming.model_configs import (
     CONFIG,
     empty_model,
     numbers_beside_sizes,
+    read_config,
     text_size,
     trimmed_config,
     with_defaults,
@@ -68,12 +69,12 @@ class ModelFiles:
     def _model(self) -> Any:
         return empty_model(self.configs[CONFIG])
 
-    @property
+    @cached_property
     def text_size(self) -> int:
         """The `vocab_size` of the config, or of its part that reads text."""
-        return text_size(self._config)
+        return text_size(read_config(self.configs[CONFIG]), model_full_size(self._model))
 
-    @cached_property
+    @property
     def full_size(self) -> int:
         """Rows of the table that takes the model's ids; a few more than `text_size` in some models."""
         return model_full_size(self._model) or self.text_size
