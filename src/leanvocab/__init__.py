@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from leanvocab.texts.counting import count_tokens
     from leanvocab.trainers.callback import LeanVocabCallback
     from leanvocab.trainers.shrinking import shrink_trainer_
+    from leanvocab.trimming.export import export_trimmed
     from leanvocab.vocabulary.counts import TokenCounts
     from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
@@ -41,6 +42,7 @@ _NAMES_BY_ROOM = {
     "checkpoints.delta_making": ("make_delta",),
     "checkpoints.merge": ("merge_checkpoint",),
     "adapters.exporting": ("export_trainable_tokens",),
+    "trimming.export": ("export_trimmed",),
     "trainers.shrinking": ("shrink_trainer_",),
     "trainers.callback": ("LeanVocabCallback",),
 }
@@ -64,6 +66,7 @@ __all__ = [  # noqa: RUF022 (the order of the flow)
     "make_delta",
     "merge_checkpoint",
     "export_trainable_tokens",
+    "export_trimmed",
     "shrink_trainer_",
     "LeanVocabCallback",
     "__version__",

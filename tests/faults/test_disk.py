@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from comparing import differing
 from disk import content, delta_of_base, tiny_folders, trained_pair
+from models import FULL_SIZE
 
 import leanvocab as lv
 from leanvocab.checkpoints.merge import merge_checkpoint
@@ -40,11 +41,18 @@ def operations(model: Any, disk: Path) -> dict[str, tuple[Callable[[], Any], str
         "save_delta": (lambda: lv.save_delta(model, disk / "delta2", base=disk / "base"), "delta2"),
         "merge": (lambda: merge_checkpoint(base=disk / "base", delta=disk / "delta", output=disk / "out"), "out"),
         "merge in place": (lambda: merge_checkpoint(base=disk / "base", delta=disk / "delta", in_place=True), "base"),
+        "trim": (lambda: trim(disk), "trimmed"),
     }
 
 
+def trim(disk: Path) -> None:
+    """Nearly all rows stay, so that nearly as much is written as the base has."""
+    kept = lv.PartialVocabulary(range(FULL_SIZE - 10), FULL_SIZE)
+    lv.export_trimmed(disk / "base", kept, disk / "trimmed", delta=disk / "delta", tokenizer=False)
+
+
 @pytest.mark.parametrize("room", [0.02, 0.3, 0.6, 0.9])
-@pytest.mark.parametrize("name", ["save_full", "save_delta", "merge", "merge in place"])
+@pytest.mark.parametrize("name", ["save_full", "save_delta", "merge", "merge in place", "trim"])
 def test_a_full_disk_leaves_everything_as_it_was(tmp_path: Path, name: str, room: float) -> None:
     _, model = trained_pair(tmp_path)
     lv.save_delta(model, tmp_path / "delta")
@@ -60,9 +68,9 @@ def test_a_full_disk_leaves_everything_as_it_was(tmp_path: Path, name: str, room
         fill(filler, int(size * room))
         before = content(disk)
         operation, target = operations(model, disk)[name]
-        with pytest.raises(Exception, match=r"[Nn]o space left|os error 28") as caught:
+        with pytest.raises(Exception, match=r"[Nn]o space left|os error 28|GB are free there") as caught:
             operation()
-        assert isinstance(caught.value, OSError) or "os error 28" in str(caught.value)
+        assert isinstance(caught.value, OSError) or name == "trim" or "os error 28" in str(caught.value)
         assert content(disk) == before
         assert not list(disk.glob(".*"))
         filler.unlink()
@@ -85,7 +93,7 @@ def small_disk_has_room(disk: Path, num_bytes: int) -> Iterator[None]:
     yield
 
 
-@pytest.mark.parametrize("name", ["save_full", "save_delta", "merge", "merge in place"])
+@pytest.mark.parametrize("name", ["save_full", "save_delta", "merge", "merge in place", "trim"])
 def test_a_disk_that_is_read_only_is_an_error_and_leaves_everything_as_it_was(tmp_path: Path, name: str) -> None:
     _, model = trained_pair(tmp_path)
     lv.save_delta(model, tmp_path / "delta")
@@ -95,7 +103,7 @@ def test_a_disk_that_is_read_only_is_an_error_and_leaves_everything_as_it_was(tm
         before = content(disk)
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
         operation, _ = operations(model, disk)[name]
-        with pytest.raises(OSError, match=os.strerror(errno.EROFS)):
+        with pytest.raises((OSError, CheckpointError), match=os.strerror(errno.EROFS)):
             operation()
         assert content(disk) == before
 

@@ -19,6 +19,9 @@ OPERATIONS = {  # → kill points
     "merge_verify": 25,
     "merge_in_place": 40,
     "merge_overwrite": 25,
+    "trim": 40,
+    "trim_overwrite": 40,
+    "trim_recipe": 25,
 }
 STAGES = {"header", "tensor", "sync", "swap", "cleanup"}
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, which this system does not have")
@@ -40,7 +43,7 @@ def test_a_kill_at_any_stage_loses_nothing_and_the_next_run_clears_up(tmp_path: 
     check(kill(tmp_path, operation, OPERATIONS[operation]), OPERATIONS[operation])
 
 
-@pytest.mark.parametrize("operation", ["save_full", "save_delta", "merge_in_place"])
+@pytest.mark.parametrize("operation", ["save_full", "save_delta", "merge_in_place", "trim"])
 def test_a_few_kills_lose_nothing_and_the_next_run_clears_up(tmp_path: Path, operation: str) -> None:
     check(kill(tmp_path, operation, 8), 8)
 

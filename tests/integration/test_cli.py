@@ -87,12 +87,45 @@ def test_token_ids_are_counted_without_a_tokenizer(tmp_path):
     ids = [{"input_ids": [5, 5, 9], "labels": [9, -100, 2]}, {"input_ids": [7], "labels": [3]}]
     file = write(tmp_path / "ids.parquet", ids)
     counted = json_of("count", file, "--token-column", "input_ids")
-    assert counted == {"data": str(file), "splits": {"train": {"num_tokens": 4, "used_rows": 3}}}
+    covered = {"99": 3, "99.9": 3, "99.99": 3, "100": 3}
+    splits = {"train": {"num_tokens": 4, "used_rows": 3}}
+    assert counted == {"data": str(file), "splits": splits, "rows_to_cover": covered}
     both = json_of("count", file, "--token-column", "input_ids", "--token-column", "labels", "--full-size", 10)
     assert both["vocabulary"]["kept_rows"] == len(count_tokens([[5, 5, 9], [9, 2], [7], [3]]).token_ids) == 5
     json_of("count", file, "--token-column", "input_ids", "--full-size", 10, "--min-count", 2, "--always-keep", 1,
             "-o", tmp_path / "v.json")  # fmt: skip
     assert list(PartialVocabulary.load(tmp_path / "v.json")) == [1, 5]
+
+
+def test_count_says_how_many_rows_cover_the_tokens_and_chooses_by_that(base, tmp_path):
+    ids = [{"input_ids": [20] * 900 + [21] * 95 + [22] * 4 + [23]}]
+    file = write(tmp_path / "ids.parquet", ids)
+    counted = json_of("count", file, "--full-size", 40)
+    assert counted["rows_to_cover"] == {"99": 2, "99.9": 3, "99.99": 4, "100": 4}
+    assert "99.9 % 3" in " ".join(text_of("count", file, "--full-size", 40).split())
+    chosen = ("count", file, "--full-size", 40, "--coverage", 99.9, "-o", tmp_path / "v.json")
+    chosen_json = json_of(*chosen)
+    assert list(PartialVocabulary.load(tmp_path / "v.json")) == [20, 21, 22]
+    assert chosen_json["vocabulary"]["missing_tokens"] == 1
+    assert chosen_json["vocabulary"]["kept_tokens_ratio"] == 0.999
+    assert "to_train" not in chosen_json  # training on these data with it would be an error
+    assert "1 of the counted tokens are not kept: a vocabulary for trimming" in text_of(*chosen, "--overwrite")
+    assert json_of("count", file, "--full-size", 40)["vocabulary"]["missing_tokens"] == 0
+
+
+def test_whole_scripts_are_kept_and_what_cannot_be_chosen_is_an_error_before_counting(base, data, tmp_path):
+    counted = json_of("count", data, "--tokenizer", base, "--keep-script", "Latin", "--keep-script", "common")
+    assert counted["vocabulary"]["kept_rows"] == len(SPECIAL) + len(WORDS)
+    for words, told in {
+        ("--keep-script", "Klingon"): "no script of Unicode 'Klingon'",
+        (
+            "--coverage",
+            "0.999",
+        ): "expected coverage in percent of the tokens, above 1 and up to 100 (99.9, say), got 0.999",
+    }.items():
+        assert told in run("count", "no/such.csv", "--tokenizer", base, *words, code=1).stderr
+    error = run("count", "no/such.csv", "--keep-script", "Latin", code=1).stderr
+    assert "--keep-script needs the tokenizer, which says what a token is: give --tokenizer" in error
 
 
 def test_count_writes_one_file_and_does_not_write_over_it_unasked(base, data, tmp_path):

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from comparing import train
 from disk import content, trained_pair
+from models import used_vocabulary
 
 from leanvocab.checkpoints.delta_saving import save_delta
 from leanvocab.checkpoints.full_saving import save_full
@@ -25,12 +26,13 @@ from leanvocab.checkpoints.merge import merge_checkpoint
 from leanvocab.checkpoints.training_runs import make_delta_of_checkpoint
 from leanvocab.files import atomic_folders
 from leanvocab.files.atomic_folders import clear_leftovers
+from leanvocab.trimming.export import export_trimmed, trim_by_recipe
 
 # Where a writer's own lines are: in these files, from the operation down.
 _FILES = ("/leanvocab/", "/shutil.py", "/safetensors/torch.py", "/transformers/modeling_utils.py")
 _STAGES = {
     "header": {"make_header", "read_header", "read_weights", "make_plan", "write_signs"},
-    "tensor": {"copy_range", "write_at", "write_model", "sha256_of_range", "row_blocks"},
+    "tensor": {"copy_range", "kept_blocks", "write_at", "write_model", "sha256_of_range", "row_blocks"},
     "sync": {"sync", "sync_tree"},
     "swap": {"swap", "put", "exchange"},
     "cleanup": {"rmtree", "clear_leftovers"},
@@ -102,9 +104,28 @@ def make_operation(folder: Path, name: str) -> tuple[Callable[[], Any], Path, Pa
             lambda: merge_checkpoint(base=here / "base", delta=here / "delta", output=here / "saved", overwrite=True),
             "saved",
         ),
+        "trim": (lambda: trim(here, "out"), "out"),
+        "trim_overwrite": (lambda: trim(here, "saved", delta=here / "delta", overwrite=True), "saved"),
+        "trim_recipe": (
+            lambda: trim_by_recipe(here / "recipe" / "trimming.json", here / "out", base=here / "base"),
+            "out",
+        ),
     }
+    if name == "trim_recipe":
+        trim(start, "recipe")
     operation, target = operations[name]
     return operation, here / target, here
+
+
+def trim(folder: Path, output: str, **options: Any) -> None:
+    export_trimmed(
+        folder / "base",
+        used_vocabulary(),
+        folder / output,
+        tokenizer=False,
+        pad_to_multiple_of=8,
+        **options,
+    )
 
 
 def make_delta(model: torch.nn.Module, here: Path) -> None:

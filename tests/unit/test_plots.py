@@ -56,6 +56,12 @@ def test_the_plot_of_use_names_its_axes_and_the_used_rows(tmp_path):
     assert "120 used (24.0 %)" in texts
 
 
+def test_the_plot_of_use_says_by_how_many_rows_shares_are_covered(tmp_path):
+    counts = lv.TokenCounts(np.repeat([0, 9900, 90, 9, 1], [46, 1, 1, 1, 1]), 50)
+    texts = svg_texts(plot_vocabulary_use(counts, tmp_path / "use.svg"))
+    assert {"99 % by 1", "99.9 % by 2", "99.99 % by 3"} <= set(texts)
+
+
 def test_the_plot_of_memory_names_models_bytes_and_what_is_saved(tmp_path):
     estimate = tiny_estimate()
     texts = svg_texts(plot_memory({"a model": estimate}, tmp_path / "memory.svg"))

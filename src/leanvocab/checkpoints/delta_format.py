@@ -15,10 +15,9 @@ A full checkpoint whose training had another objective has `leanvocab_training.j
 import itertools
 import json
 import os
-import re
 import shlex
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,11 +26,11 @@ from leanvocab.choices import OUTPUT_MODES
 from leanvocab.errors import CheckpointError
 from leanvocab.files.headers import SafetensorsFile, is_weights_file, read_header
 from leanvocab.files.presence import is_file
-from leanvocab.files.untrusted_files import is_sizes, is_text_map, read_json
+from leanvocab.files.untrusted_files import JsonReader, is_sizes, is_text_map, read_json
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 FORMAT, VERSION = "leanvocab delta", 1
-_MAX_FULL_SIZE = 1 << 24  # rows; a vocabulary takes memory for each, so a file must not choose freely
+MAX_FULL_SIZE = 1 << 24  # rows; a vocabulary takes memory for each, so a file must not choose freely
 DESCRIPTION, TENSORS, MODEL_CONFIG, CONFIG, README = (
     "leanvocab.json", "delta.safetensors", "model_config.json", "config.json", "README.md",
 )  # fmt: skip
@@ -145,7 +144,7 @@ def read_description(folder: Path) -> Description:
             f"{path}: expected format {FORMAT!r}, version {VERSION}, found {found.get('format')!r:.60}, "
             f"{found.get('version')!r:.60}; a newer leanvocab may read it"
         )
-    reader = _Reader(path)
+    reader = JsonReader(path)
     base = reader.of(found, "base", dict)
     description = Description(
         base_name=reader.of(base, "name", str),
@@ -155,12 +154,7 @@ def read_description(folder: Path) -> Description:
             name: DeltaTensor(reader.texts(value, "replaces"), reader.digest(value, "sha256"))
             for name, value in reader.objects(found, "tensors")
         },
-        base_tensors={
-            name: BaseTensor(
-                reader.of(value, "dtype", str), reader.sizes(value, "shape"), reader.digest(value, "sha256")
-            )
-            for name, value in reader.objects(base, "tensors")
-        },
+        base_tensors=read_base_tensors(reader, base),
         absent=reader.texts(found, "absent"),
         renamed=reader.checked(found, "renamed", dict, is_text_map, "{name: name}"),
         output=reader.one_of(found, "output", OUTPUT_MODES),
@@ -170,12 +164,20 @@ def read_description(folder: Path) -> Description:
     return description
 
 
-def _table(reader: "_Reader", name: str, value: dict[str, Any]) -> DeltaTable:
+def read_base_tensors(reader: JsonReader, base: dict[str, Any]) -> dict[str, BaseTensor]:
+    """What JSON says of the tensors of a base; raises `CheckpointError`."""
+    return {
+        name: BaseTensor(reader.of(value, "dtype", str), reader.sizes(value, "shape"), reader.digest(value, "sha256"))
+        for name, value in reader.objects(base, "tensors")
+    }
+
+
+def _table(reader: JsonReader, name: str, value: dict[str, Any]) -> DeltaTable:
     full_size, ids = reader.of(value, "full_size", int), value.get("token_ids")
     where = f"{reader.path}: table {name!r:.100}"
     if not is_sizes(ids) or not ids:
         raise CheckpointError(f"{where}: expected token ids from 0, found {ids!r:.60}")
-    if not 0 < full_size <= _MAX_FULL_SIZE or max(ids) >= full_size:
+    if not 0 < full_size <= MAX_FULL_SIZE or max(ids) >= full_size:
         raise CheckpointError(f"{where}: expected token ids from 0 to {full_size - 1}, found {max(ids)}")
     for first, second in itertools.pairwise(ids):
         if second <= first:
@@ -219,55 +221,6 @@ def _check_names(path: Path, description: Description) -> None:
         raise CheckpointError(
             f"{path}: the merged tensors would not have one name each: {sorted(twice | (gone & replaced))!r:.100}"
         )
-
-
-class _Reader:
-    """Takes values of the expected kinds out of JSON, or says what was found instead."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def of(self, owner: dict[str, Any], key: str, kind: type) -> Any:
-        value = owner.get(key)
-        if type(value) is not kind:
-            raise CheckpointError(f"{self.path}: {key}: expected {kind.__name__}, found {value!r:.60}")
-        return value
-
-    def one_of(self, owner: dict[str, Any], key: str, allowed: tuple[str, ...]) -> str:
-        value = owner.get(key)
-        if value not in allowed:
-            raise CheckpointError(
-                f"{self.path}: {key}: expected one of {', '.join(allowed)}, found {value!r:.60}; a newer leanvocab may read it"
-            )
-        return str(value)
-
-    def objects(self, owner: dict[str, Any], key: str) -> Iterator[tuple[str, dict[str, Any]]]:
-        for name, value in self.of(owner, key, dict).items():
-            if not isinstance(value, dict):
-                raise CheckpointError(f"{self.path}: {key}: {name!r:.60}: expected an object, found {value!r:.60}")
-            yield name, value
-
-    def texts(self, owner: dict[str, Any], key: str) -> tuple[str, ...]:
-        return tuple(
-            self.checked(owner, key, list, lambda texts: all(type(text) is str for text in texts), "a list of names")
-        )
-
-    def sizes(self, owner: dict[str, Any], key: str) -> tuple[int, ...]:
-        return tuple(self.checked(owner, key, list, is_sizes, "a list of sizes"))
-
-    def digest(self, owner: dict[str, Any], key: str) -> str:
-        value = owner.get(key)
-        if not isinstance(value, str) or not re.fullmatch("[0-9a-f]{64}", value):
-            raise CheckpointError(f"{self.path}: {key}: expected 64 hexadecimal digits, found {value!r:.80}")
-        return value
-
-    def checked(
-        self, owner: dict[str, Any], key: str, kind: type, is_right: Callable[[Any], bool], expected: str
-    ) -> Any:
-        value = self.of(owner, key, kind)
-        if not is_right(value):
-            raise CheckpointError(f"{self.path}: {key}: expected {expected}, found {value!r:.80}")
-        return value
 
 
 # --- signs for people, and for a plain from_pretrained ----------------------------------------------------------------

@@ -9,17 +9,16 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from leanvocab.checkpoints.delta_format import CONFIG, is_delta, read_description, write_training_note
-from leanvocab.checkpoints.merge_plan import Changes, FilePlan, Plan, TensorPlan, make_plan, merged_config, read_changes
+from leanvocab.checkpoints.merge_plan import Changes, Plan, TensorPlan, make_plan, merged_config, read_changes
 from leanvocab.checkpoints.verify import first_difference, is_merged_already
 from leanvocab.errors import CheckpointError
 from leanvocab.files.atomic_folders import check_apart, clear_leftovers, written_whole
-from leanvocab.files.copying import copy_range, sha256_of_range, sync, write_at
+from leanvocab.files.copying import Digests, copy_range, new_file, sync, write_at
 from leanvocab.files.headers import INDEX, Located, all_opened, is_weights_file, read_weights
 from leanvocab.files.hub_cache import cached_folder
 from leanvocab.files.presence import is_folder, is_there
@@ -79,7 +78,7 @@ def merge_checkpoint(
         OSError: the output cannot be written. In both cases nothing has changed.
     """
     started = time.perf_counter()
-    base_folder, delta_folder = _folders(base, delta)
+    base_folder, delta_folder = base_and_delta(base, delta)
     target = _target(base_folder, delta_folder, output, in_place)
     clear_leftovers(target)
     weights = read_weights(base_folder)
@@ -150,7 +149,8 @@ def _left_out(plan: Plan) -> tuple[str, ...]:
     return tuple(sorted(name for name in names if is_weights_file(name) and name not in written))
 
 
-def _folder(path: str | os.PathLike[str], role: str, revision: str | None = None) -> Path:
+def folder_at(path: str | os.PathLike[str], role: str, revision: str | None = None) -> Path:
+    """The folder at a path, or of a name in the hub's cache where it is a base's; raises `CheckpointError`."""
     folder = Path(os.path.realpath(path))
     if not is_there(folder):
         clear_leftovers(folder)  # a kill in the middle of a swap may have left it aside
@@ -163,10 +163,10 @@ def _folder(path: str | os.PathLike[str], role: str, revision: str | None = None
     return folder
 
 
-def _folders(base_path: str | os.PathLike[str], delta_path: str | os.PathLike[str]) -> tuple[Path, Path]:
+def base_and_delta(base_path: str | os.PathLike[str], delta_path: str | os.PathLike[str]) -> tuple[Path, Path]:
     """(base, delta); raises `CheckpointError` where each is what the other should be, or one is something else."""
-    delta = _folder(delta_path, "delta")
-    base = _folder(base_path, "base", read_description(delta).base_revision if is_delta(delta) else None)
+    delta = folder_at(delta_path, "delta")
+    base = folder_at(base_path, "base", read_description(delta).base_revision if is_delta(delta) else None)
     if is_delta(base):
         others = "and the delta is none: they are the wrong way round" if not is_delta(delta) else "too: merge it first"
         raise CheckpointError(f"the base {base} is a delta, {others}; expected the base first, then the delta")
@@ -204,7 +204,6 @@ class _Merge:
         self.allow_nan, self.progress = allow_nan, progress
         self.side_files = find_side_files(plan.base.folder)
         self.sources: dict[Path, int] = {}
-        self.digests: list[tuple[str, str, Future[str]]] = []
 
     def write(self, folder: Path, config: bytes | None) -> None:
         """Writes everything; raises `CheckpointError` where the base or the delta is not what it should be."""
@@ -224,50 +223,30 @@ class _Merge:
         with ExitStack() as stack:
             self.sources = stack.enter_context(all_opened((*self.plan.base.files, *self.changes.files)))
             stack.callback(self.progress.close)
-            executor = stack.enter_context(ThreadPoolExecutor(2, "leanvocab-digest"))
-            try:
-                for name, located in self.changes.tensors.items():
-                    self._expect(executor, located, self.changes.description.tensors[name].sha256)
-                of_base = {file.path.name: self.sources[file.path] for file in self.plan.base.files}
-                for file in self.plan.files:
-                    self._write_file(folder / file.name, file, of_base[file.name], executor)
-                self._check_digests()
-            except BaseException:
-                executor.shutdown(cancel_futures=True)
-                raise
+            self.digests = stack.enter_context(Digests())
+            for name, located in self.changes.tensors.items():
+                self._expect(located, self.changes.description.tensors[name].sha256)
+            of_base = {file.path.name: self.sources[file.path] for file in self.plan.base.files}
+            for file in self.plan.files:
+                with new_file(folder / file.name, of_base[file.name]) as descriptor:
+                    write_at(descriptor, file.header, 0)
+                    self.progress.add(len(file.header))
+                    for tensor in file.tensors:
+                        self._write_tensor(descriptor, tensor)
+            self.digests.check()
 
-    def _expect(self, executor: ThreadPoolExecutor, located: Located, sha256: str) -> None:
+    def _expect(self, located: Located, sha256: str) -> None:
         if sha256:
             file, entry = located
-            digest = executor.submit(sha256_of_range, self.sources[file.path], entry.start, entry.end)
-            self.digests.append((f"{file.path}: tensor {entry.name!r}", sha256, digest))
+            digest = self.digests.start(self.sources[file.path], entry.start, entry.end)
+            self.digests.expect(f"{file.path}: tensor {entry.name!r}", sha256, digest)
 
-    def _check_digests(self) -> None:
-        for tensor, expected, digest in self.digests:
-            if digest.result() != expected:
-                raise CheckpointError(
-                    f"{tensor}: expected sha256 {expected[:16]}…, found {digest.result()[:16]}…: it is not the one that the "
-                    "delta was made from, or damaged"
-                )
-
-    def _write_file(self, path: Path, plan: FilePlan, source: int, executor: ThreadPoolExecutor) -> None:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        try:
-            os.fchmod(descriptor, os.fstat(source).st_mode & 0o777)
-            write_at(descriptor, plan.header, 0)
-            self.progress.add(len(plan.header))
-            for tensor in plan.tensors:
-                self._write_tensor(descriptor, tensor, executor)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-    def _write_tensor(self, descriptor: int, tensor: TensorPlan, executor: ThreadPoolExecutor) -> None:
+    def _write_tensor(self, descriptor: int, tensor: TensorPlan) -> None:
         if tensor.delta is None or tensor.token_ids is not None:  # bytes of the base are in it
             assert tensor.base is not None
             file, entry = tensor.base
             if self.changes.has_digests:
-                self._expect(executor, tensor.base, self.changes.description.base_tensors[entry.name].sha256)
+                self._expect(tensor.base, self.changes.description.base_tensors[entry.name].sha256)
             source = self.sources[file.path]
             copy_range(source, entry.start, descriptor, tensor.start, entry.num_bytes, self.progress.add)
         if tensor.delta is not None and tensor.token_ids is not None:

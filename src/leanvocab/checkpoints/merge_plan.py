@@ -112,9 +112,22 @@ class Plan:
         return headers + sum(tensor.entry.num_bytes for file in self.files for tensor in file.tensors)
 
 
+def planned_weights(plan: Plan) -> Weights:
+    """Weights as a plan has them, to be asked for names, shapes and dtypes: they lie in no file yet."""
+    files = (
+        SafetensorsFile(plan.base.folder / file.name, file.header, None, {t.name: t.entry for t in file.tensors}, 0)
+        for file in plan.files
+    )
+    return Weights(plan.base.folder, tuple(files), plan.index)
+
+
 def read_changes(folder: Path, vocabulary: PartialVocabulary | str | os.PathLike[str] | None, base: Weights) -> Changes:
     """The changes in a delta's folder, or in a partial checkpoint's with the vocabulary of its rows; raises `CheckpointError`."""
-    given = vocabulary if vocabulary is None or isinstance(vocabulary, PartialVocabulary) else _load(Path(vocabulary))
+    given = (
+        vocabulary
+        if vocabulary is None or isinstance(vocabulary, PartialVocabulary)
+        else load_vocabulary(Path(vocabulary))
+    )
     if is_delta(folder):
         return _read_delta(folder, given)
     if given is None:
@@ -125,7 +138,8 @@ def read_changes(folder: Path, vocabulary: PartialVocabulary | str | os.PathLike
     return _read_partial_checkpoint(read_weights(folder), given, base)
 
 
-def _load(path: Path) -> PartialVocabulary:
+def load_vocabulary(path: Path) -> PartialVocabulary:
+    """The vocabulary in a file; raises `CheckpointError` where none is."""
     try:
         return PartialVocabulary.load(path)
     except (OSError, KeyError, TypeError, ValueError, OverflowError, MemoryError, RecursionError) as error:
@@ -272,11 +286,17 @@ def _index(base: Weights, files: Iterable[FilePlan], changes: Changes) -> bytes:
     shards = {tensor.name: file.name for file in files for tensor in file.tensors}
     order = dict.fromkeys(changes.description.renamed.get(name, name) for name in index["weight_map"])
     index["weight_map"] = {name: shards[name] for name in dict.fromkeys([*order, *shards]) if name in shards}
+    return index_with_sizes(index, ((tensor.entry.num_bytes, tensor.entry.shape) for tensor in tensors))
+
+
+def index_with_sizes(index: dict[str, Any], tensors: Iterable[tuple[int, tuple[int, ...]]]) -> bytes:
+    """The file of an index, with the sizes that it has of all tensors made those of `tensors`: (bytes, shape) of each."""
     metadata = index.get("metadata")
     if isinstance(metadata, dict):
+        sizes = list(tensors)
         numbers = {
-            "total_size": sum(tensor.entry.num_bytes for tensor in tensors),
-            "total_parameters": sum(math.prod(tensor.entry.shape) for tensor in tensors),
+            "total_size": sum(num_bytes for num_bytes, _ in sizes),
+            "total_parameters": sum(math.prod(shape) for _, shape in sizes),
         }
         metadata |= {key: value for key, value in numbers.items() if key in metadata}
     return (json.dumps(index, indent=2) + "\n").encode()

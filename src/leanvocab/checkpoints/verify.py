@@ -1,6 +1,7 @@
 """Proof that a folder holds what a merge gives: all of it is read again, and nothing that was written is trusted. No torch."""
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,10 @@ from numpy.typing import NDArray
 from leanvocab.checkpoints.merge_plan import Changes, Plan, TensorPlan
 from leanvocab.errors import CheckpointError
 from leanvocab.files.copying import BLOCK_BYTES, read_exactly, sha256_of_range
-from leanvocab.files.headers import TensorEntry, Weights, all_opened, read_weights
+from leanvocab.files.headers import Located, TensorEntry, Weights, all_opened, read_weights
 from leanvocab.files.row_bytes import convert, gaps, row_blocks
 
-_Opened = dict[Path, int]
+Opened = dict[Path, int]  # path of a file → its descriptor
 
 
 def first_difference(folder: Path, plan: Plan, changes: Changes) -> str | None:
@@ -33,42 +34,50 @@ def _first_difference(weights: Weights, plan: Plan, changes: Changes) -> str | N
             if written.raw != planned.header:
                 return f"{planned.name}: another header than planned"
             for tensor in planned.tensors:
-                is_as_planned = _is_as_planned if tensor.token_ids is None else _rows_are_as_planned
-                if not is_as_planned(tensor, sources[written.path], sources):
+                if not _is_as_planned(tensor, sources[written.path], sources):
                     return f"{planned.name}: tensor {tensor.name!r} is not the base's with the delta's rows"
     return None
 
 
-def _is_as_planned(tensor: TensorPlan, written: int, sources: _Opened) -> bool:
-    located = tensor.delta or tensor.base
-    assert located is not None
-    file, entry = located
+def _is_as_planned(tensor: TensorPlan, written: int, sources: Opened) -> bool:
     position = tensor.start
-    for _, block in row_blocks(sources[file.path], entry):
-        expected = convert(block, entry.dtype, tensor.entry.dtype)
+    for expected in planned_blocks(tensor, sources):
         if read_exactly(written, position, len(expected)) != expected:
             return False
         position += len(expected)
     return True
 
 
-def _rows_are_as_planned(tensor: TensorPlan, written: int, sources: _Opened) -> bool:
+def planned_blocks(tensor: TensorPlan, sources: Opened) -> Iterator[bytes]:
+    """All bytes of a tensor as a plan has it, in blocks of whole rows."""
+    entry = tensor.entry
+    num_rows, row_bytes = (entry.shape[0], entry.row_bytes) if entry.shape else (1, entry.num_bytes)
+    step = max(1, (BLOCK_BYTES >> 1) // max(1, row_bytes))
+    for first in range(0, num_rows if row_bytes else 0, step):
+        yield planned_rows(tensor, sources, first, min(step, num_rows - first))
+
+
+def planned_rows(tensor: TensorPlan, sources: Opened, first: int, num_rows: int) -> bytes:
+    """Rows of a tensor as a plan has it: the base's with the delta's over them, or the delta's, in the base's dtype."""
+    if tensor.token_ids is None or tensor.delta is None:
+        located = tensor.delta or tensor.base
+        assert located is not None
+        return convert(_rows(located, sources, first, num_rows), located[1].dtype, tensor.entry.dtype)
     assert tensor.base is not None
-    assert tensor.delta is not None
-    assert tensor.token_ids is not None
-    (file, base), (delta_file, delta), ids = tensor.base, tensor.delta, tensor.token_ids
-    for first, block in row_blocks(sources[file.path], base):
-        num_rows = len(block) // base.row_bytes
-        expected = np.frombuffer(block, np.uint8).reshape(num_rows, base.row_bytes).copy()
-        low, high = np.searchsorted(ids, [first, first + num_rows]).tolist()
-        if low < high:
-            start = delta.start + low * delta.row_bytes
-            rows = read_exactly(sources[delta_file.path], start, (high - low) * delta.row_bytes)
-            rows = convert(rows, delta.dtype, base.dtype)
-            expected[ids[low:high] - first] = np.frombuffer(rows, np.uint8).reshape(-1, base.row_bytes)
-        if read_exactly(written, tensor.start + first * base.row_bytes, len(block)) != expected.tobytes():
-            return False
-    return True
+    block = _rows(tensor.base, sources, first, num_rows)
+    low, high = np.searchsorted(tensor.token_ids, [first, first + num_rows]).tolist()
+    if low == high:
+        return block
+    own = convert(_rows(tensor.delta, sources, low, high - low), tensor.delta[1].dtype, tensor.entry.dtype)
+    rows = np.frombuffer(block, np.uint8).reshape(num_rows, -1).copy()
+    rows[tensor.token_ids[low:high] - first] = np.frombuffer(own, np.uint8).reshape(high - low, -1)
+    return rows.tobytes()
+
+
+def _rows(located: Located, sources: Opened, first: int, num_rows: int) -> bytes:
+    file, entry = located
+    row_bytes = entry.row_bytes if entry.shape else entry.num_bytes
+    return read_exactly(sources[file.path], entry.start + first * row_bytes, num_rows * row_bytes)
 
 
 def is_merged_already(weights: Weights, changes: Changes) -> bool:
@@ -89,7 +98,7 @@ def is_merged_already(weights: Weights, changes: Changes) -> bool:
         )
 
 
-def _holds_delta(name: str, delta_name: str, weights: Weights, changes: Changes, sources: _Opened) -> bool:
+def _holds_delta(name: str, delta_name: str, weights: Weights, changes: Changes, sources: Opened) -> bool:
     (file, entry), (delta_file, delta) = weights.tensors[name], changes.tensors[delta_name]
     ids, table = changes.token_ids(delta_name), changes.description.tables.get(delta_name)
     num_rows = delta.shape[:1] if table is None else (table.vocabulary.full_size,)
@@ -109,7 +118,7 @@ def _holds_delta(name: str, delta_name: str, weights: Weights, changes: Changes,
 
 
 def _rest_is_the_base(
-    name: str, delta_name: str | None, base_name: str | None, weights: Weights, changes: Changes, sources: _Opened
+    name: str, delta_name: str | None, base_name: str | None, weights: Weights, changes: Changes, sources: Opened
 ) -> bool:
     """True where all of a tensor that the delta does not have is the base's."""
     file, entry = weights.tensors[name]

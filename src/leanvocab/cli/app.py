@@ -7,13 +7,13 @@ import typer
 
 from leanvocab import __version__
 from leanvocab.cli.count import count_command
-from leanvocab.cli.delta import delta_command
 from leanvocab.cli.estimate import estimate_command
 from leanvocab.cli.finetune import finetune_command
 from leanvocab.cli.info import info_command
-from leanvocab.cli.merge import merge_command
+from leanvocab.cli.merge import delta_command, merge_command
 from leanvocab.cli.options import ForgivingCommand
 from leanvocab.cli.printing import DEBUG_VARIABLE
+from leanvocab.cli.trim import trim_command
 
 # In the help each paragraph is a line.
 _FIRST_WORDS = "\n\n".join(
@@ -26,6 +26,7 @@ _FIRST_WORDS = "\n\n".join(
         "leanvocab merge MODEL small whole",
         "leanvocab count DATA.csv --tokenizer MODEL -o v.json",
         "leanvocab finetune MODEL DATA.csv --vocabulary v.json -o out",
+        "leanvocab trim out --vocabulary v.json -o small",
         "A command says the next step at its end, and after Ctrl-C the line that goes on.",
     )
 )
@@ -42,6 +43,7 @@ for name, command in {
     "finetune": finetune_command,
     "merge": merge_command,
     "delta": delta_command,
+    "trim": trim_command,
     "info": info_command,
 }.items():
     app.command(name, cls=ForgivingCommand)(command)

@@ -13,7 +13,7 @@ from leanvocab.errors import SettingsError
 from leanvocab.finetune.settings import GROUPS
 
 # tuple[str, ...] is an option that may be given several times; its name is then better said in the singular.
-_SINGULAR = {"text_columns": "--text-column", "token_columns": "--token-column"}
+_SINGULAR = {"text_columns": "--text-column", "token_columns": "--token-column", "keep_scripts": "--keep-script"}
 _HEADINGS = {field.name: heading for heading, group in GROUPS.items() for field in fields(group)}
 
 

@@ -9,12 +9,15 @@ import typer
 from leanvocab.cli.command import Answer, as_command, flag_of
 from leanvocab.cli.data_counts import (
     DATA_HELP,
+    ChoiceOptions,
     DataOptions,
     all_counts,
     config_beside,
     count_data,
+    describe_coverage,
     describe_vocabulary,
     keep,
+    kept_coverage,
     load_tokenizer,
 )
 from leanvocab.cli.printing import check_new_file, quiet_libraries, say_where_from
@@ -37,10 +40,7 @@ def count_command(
     full_size: Annotated[
         int | None, typer.Option(min=1, help="Rows of the full vocabulary. By default those of the tokenizer's model.")
     ] = None,
-    min_count: Annotated[int, typer.Option(min=1, help="Keep ids that occur at least so often.")] = 1,
-    always_keep: Annotated[
-        list[int] | None, typer.Option(help="Token id to keep in any case; several if given so.")
-    ] = None,
+    choice: ChoiceOptions,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the partial vocabulary here.")] = None,
     plot: Annotated[
         Path | None,
@@ -53,6 +53,7 @@ def count_command(
         check_new_file(path, overwrite)
     if plot is not None:
         require("matplotlib", extra="plot")
+    chosen = choice.for_counts(has_tokenizer=tokenizer is not None)
     loaded = config = None
     if tokenizer:
         quiet_libraries()
@@ -60,17 +61,18 @@ def count_command(
         loaded, config = load_tokenizer(tokenizer), config_beside(tokenizer)
     counts = count_data(data, reading, loaded, config)
     used = {name: {"num_tokens": of.num_tokens, "used_rows": len(of.token_ids)} for name, of in counts.items()}
-    summary: dict[str, Any] = {"data": data, "splits": used}
+    summary: dict[str, Any] = {"data": data, "splits": used, "rows_to_cover": describe_coverage(all_counts(counts))}
     if counts.tokenized:
         summary["tokenized"] = counts.tokenized
     if tokenizer or full_size or output:
-        options = {"full_size": full_size, "min_count": min_count, "always_keep": always_keep or ()}
-        vocabulary = keep(counts, loaded, config, **options)
-        summary["vocabulary"] = describe_vocabulary(vocabulary)
+        vocabulary = keep(counts, loaded, config, full_size=full_size, **chosen)
+        covered = kept_coverage(all_counts(counts), vocabulary)
+        summary["vocabulary"] = describe_vocabulary(vocabulary) | covered
         if output is not None:
             vocabulary.save(output)
             summary["output"] = str(output)
-            summary["to_train"] = _to_train(tokenizer, data, vars(reading), output)
+            if not covered["missing_tokens"]:
+                summary["to_train"] = _to_train(tokenizer, data, vars(reading), output)
     if plot is not None:
         _write_plot(counts, summary, plot)
     return Answer(summary, lambda: _printed(summary))
@@ -101,12 +103,20 @@ def _printed(summary: dict[str, Any]) -> "list[Table | str]":
     grid = Table("split", *numbers, title=summary["data"])
     for name, split in summary["splits"].items():
         grid.add_row(name, f"{split['num_tokens']:,}", f"{split['used_rows']:,}")
-    parts: list[Table | str] = [grid]
+    covering = Table(*(Column(heading, justify="right") for heading in ("tokens covered", "by rows")))
+    for percent, num_rows in summary["rows_to_cover"].items():
+        covering.add_row(f"{percent} %", f"{num_rows:,}")
+    parts: list[Table | str] = [grid, covering]
     if vocabulary := summary.get("vocabulary"):
         parts.append(
             f"kept with special ids: {vocabulary['kept_rows']:,} of {vocabulary['full_rows']:,} rows "
             f"({vocabulary['kept_ratio']:.1%})"
         )
+        if missing := vocabulary["missing_tokens"]:
+            parts.append(
+                f"{missing:,} of the counted tokens are not kept: a vocabulary for trimming, with which training on these data "
+                "would be an error"
+            )
     parts += [f"written to {summary[name]}" for name in ("output", "plot") if name in summary]
     if "to_train" in summary:
         parts.append(f"to train with it: {summary['to_train']}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from leanvocab.errors import DataError, ModelError, first_line
+from leanvocab.errors import DataError, ModelError, VocabularyError, first_line
 from leanvocab.finetune.settings import FineTuneSettings
 
 if TYPE_CHECKING:
@@ -87,6 +87,41 @@ def source_of(
     splits = load_splits(data, config_name, texts)
     splits.update(files)  # in place: the splits know what was made strings in their files
     return splits
+
+
+@dataclass(frozen=True)
+class ChoiceOptions:
+    """Options that choose which of the counted ids are kept, and which others."""
+
+    min_count: Annotated[int, typer.Option(min=1, help="Keep ids that occur at least so often.")] = 1
+    coverage: Annotated[
+        float | None,
+        typer.Option(
+            help="Keep the most frequent ids, up to so many percent of the tokens (99.9, say). By default all."
+        ),
+    ] = None
+    keep_scripts: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--keep-script",
+            help="Script of Unicode whose tokens are all kept: Latin, Han, …; Common has digits and signs. Several if given so.",
+        ),
+    ] = None
+    always_keep: Annotated[
+        list[int] | None, typer.Option(help="Token id to keep in any case; several if given so.")
+    ] = None
+
+    def for_counts(self, *, has_tokenizer: bool) -> dict[str, Any]:
+        """The same, as `PartialVocabulary.from_counts` takes them; raises VocabularyError for what no counts could meet."""
+        from leanvocab.vocabulary.coverage import check_coverage
+        from leanvocab.vocabulary.scripts import check_scripts
+
+        if self.coverage is not None:
+            check_coverage(self.coverage)
+        scripts = check_scripts(self.keep_scripts or ())
+        if scripts and not has_tokenizer:
+            raise VocabularyError("keep_scripts needs the tokenizer, which says what a token is: give --tokenizer")
+        return vars(self) | {"keep_scripts": scripts, "always_keep": self.always_keep or ()}
 
 
 class CountedSplits(dict[str, "TokenCounts"]):
@@ -193,6 +228,21 @@ def keep(counts: "dict[str, TokenCounts]", tokenizer: Any, config: Any, **option
     if tokenizer is not None and config is not None:
         check_sizes(tokenizer, config, tokenizer.name_or_path)
     return PartialVocabulary.from_counts(all_counts(counts), tokenizer=tokenizer, model=config, **options)
+
+
+def describe_coverage(counts: "TokenCounts") -> dict[str, int]:
+    """Shares of all tokens, in percent → the fewest rows that cover them; plain values, ready for JSON."""
+    from leanvocab.vocabulary.coverage import rows_to_cover
+
+    return {f"{percent:g}": num_rows for percent, num_rows in rows_to_cover(counts.counts).items()}
+
+
+def kept_coverage(counts: "TokenCounts", vocabulary: "PartialVocabulary") -> dict[str, Any]:
+    """Plain values: how many of the counted tokens have no kept row, and which share of them has one."""
+    of_rows = counts.counts[: vocabulary.full_size]  # placeholders beyond the table have no row in any vocabulary
+    kept = vocabulary.token_ids[vocabulary.token_ids < len(of_rows)]
+    missing, total = int(of_rows.sum() - of_rows[kept].sum()), int(of_rows.sum())
+    return {"missing_tokens": missing, "kept_tokens_ratio": 1 - missing / total if total else 1.0}
 
 
 def describe_vocabulary(vocabulary: "PartialVocabulary") -> dict[str, Any]:

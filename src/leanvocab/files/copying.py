@@ -7,9 +7,11 @@ import errno
 import filecmp
 import hashlib
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Self
 
 from leanvocab.errors import CheckpointError
 
@@ -91,6 +93,49 @@ def sha256_of_range(source: int, start: int, end: int) -> str:
 
 def _cut_off(num_missing: int) -> CheckpointError:
     return CheckpointError(f"a file was cut off while it was read: expected {num_missing:,} more bytes, found none")
+
+
+class Digests:
+    """sha256 of ranges of files, by threads beside the work that reads the same bytes."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(2, "leanvocab-digest")
+        self._expected: list[tuple[str, str, Future[str]]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self._threads.shutdown(cancel_futures=kind is not None)
+
+    def start(self, source: int, start: int, end: int) -> "Future[str]":
+        """The digest of the bytes from `start` to `end` of a descriptor, once it is there."""
+        return self._threads.submit(sha256_of_range, source, start, end)
+
+    def expect(self, what: str, sha256: str, digest: "Future[str]") -> None:
+        """Notes what a digest has to be; `what` says whose it is."""
+        self._expected.append((what, sha256, digest))
+
+    def check(self) -> None:
+        """Waits for all digests; raises `CheckpointError` where one is not what it has to be."""
+        for what, expected, digest in self._expected:
+            if digest.result() != expected:
+                raise CheckpointError(
+                    f"{what}: expected sha256 {expected[:16]}…, found {digest.result()[:16]}…: it is not the one that the "
+                    "delta was made from, or damaged"
+                )
+
+
+@contextmanager
+def new_file(path: Path, like: int) -> Iterator[int]:
+    """A descriptor of a file that is made, with the mode of the one open as `like`; at the end of the block it is on the disk."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        os.fchmod(descriptor, os.fstat(like).st_mode & 0o777)
+        yield descriptor
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def sync(path: Path, *, forget: bool = False) -> None:

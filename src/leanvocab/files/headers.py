@@ -220,3 +220,9 @@ def make_header(
     text += b" " * (-len(text) % 8)  # so that the data is aligned
     raw = len(text).to_bytes(_LENGTH_BYTES, "little") + text
     return raw, {name: len(raw) + header[name]["data_offsets"][0] for name in header if name != "__metadata__"}
+
+
+def widened(header: bytes, num_bytes: int) -> bytes:
+    """A header with so many spaces more at its end, so that the data lie so much further behind."""
+    length = int.from_bytes(header[:_LENGTH_BYTES], "little") + num_bytes
+    return length.to_bytes(_LENGTH_BYTES, "little") + header[_LENGTH_BYTES:] + b" " * num_bytes

@@ -5,7 +5,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -113,3 +113,59 @@ def is_sizes(value: Any) -> bool:
 def is_text_map(value: Any) -> bool:
     """True for an object whose values are texts."""
     return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
+
+
+class JsonReader:
+    """Takes values of the expected kinds out of JSON; each raises `CheckpointError`, which says what was found instead."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def of(self, owner: dict[str, Any], key: str, kind: type) -> Any:
+        """A value of that kind."""
+        value = owner.get(key)
+        if type(value) is not kind:
+            raise CheckpointError(f"{self.path}: {key}: expected {kind.__name__}, found {value!r:.60}")
+        return value
+
+    def one_of(self, owner: dict[str, Any], key: str, allowed: tuple[str, ...]) -> str:
+        """A text that is among those allowed."""
+        value = owner.get(key)
+        if value not in allowed:
+            raise CheckpointError(
+                f"{self.path}: {key}: expected one of {', '.join(allowed)}, found {value!r:.60}; a newer leanvocab may read it"
+            )
+        return str(value)
+
+    def objects(self, owner: dict[str, Any], key: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        """(name, object) of each object in an object."""
+        for name, value in self.of(owner, key, dict).items():
+            if not isinstance(value, dict):
+                raise CheckpointError(f"{self.path}: {key}: {name!r:.60}: expected an object, found {value!r:.60}")
+            yield name, value
+
+    def texts(self, owner: dict[str, Any], key: str) -> tuple[str, ...]:
+        """A list of texts."""
+        return tuple(
+            self.checked(owner, key, list, lambda texts: all(type(text) is str for text in texts), "a list of names")
+        )
+
+    def sizes(self, owner: dict[str, Any], key: str) -> tuple[int, ...]:
+        """A list of whole numbers from 0."""
+        return tuple(self.checked(owner, key, list, is_sizes, "a list of sizes"))
+
+    def digest(self, owner: dict[str, Any], key: str) -> str:
+        """A sha256 in hex."""
+        value = owner.get(key)
+        if not isinstance(value, str) or not re.fullmatch("[0-9a-f]{64}", value):
+            raise CheckpointError(f"{self.path}: {key}: expected 64 hexadecimal digits, found {value!r:.80}")
+        return value
+
+    def checked(
+        self, owner: dict[str, Any], key: str, kind: type, is_right: Callable[[Any], bool], expected: str
+    ) -> Any:
+        """A value of that kind of which `is_right` is true."""
+        value = self.of(owner, key, kind)
+        if not is_right(value):
+            raise CheckpointError(f"{self.path}: {key}: expected {expected}, found {value!r:.80}")
+        return value

@@ -13,8 +13,9 @@ import numpy as np
 
 from leanvocab.extras import require
 from leanvocab.reports.memory_estimate import MemoryEstimate, format_ratio
-from leanvocab.reports.vocabulary_use import VocabularyUse, counts_by_rank, vocabulary_use
+from leanvocab.reports.vocabulary_use import VocabularyUse, vocabulary_use
 from leanvocab.vocabulary.counts import TokenCounts
+from leanvocab.vocabulary.coverage import SHOWN_PERCENTS, counts_by_rank, rows_to_cover
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,11 +39,12 @@ def plot_vocabulary_use(
 ) -> Path:
     """Draw how often tokens occur by rank, and how much of the text the most frequent rows cover, into a file."""
     use = vocabulary_use(counts, full_size=full_size)
-    by_rank = counts_by_rank(counts)
+    by_rank = counts_by_rank(counts.counts)
     with _figure(path, 7.2, 3.0) as figure:
         frequency, coverage = figure.subplots(1, 2)
         _draw_frequency(frequency, by_rank, use)
         _draw_coverage(coverage, by_rank, use)
+        _mark_coverage(coverage, rows_to_cover(counts.counts, SHOWN_PERCENTS[:-1]))
         figure.suptitle(
             title or f"{use.num_tokens:,} tokens use {use.used_rows:,} of {use.full_rows:,} rows", fontsize=10
         )
@@ -114,6 +116,13 @@ def _draw_coverage(axes: "Axes", by_rank: Any, use: VocabularyUse) -> None:
         ylim=(0, 103),
         title="Tokens that rows cover",
     )
+
+
+def _mark_coverage(axes: "Axes", rows: Mapping[float, int]) -> None:
+    """A dot where each share is covered, and its number of rows in words below."""
+    axes.scatter(list(rows.values()), list(rows), s=10, color=_BLUE, zorder=3)
+    said = "\n".join(f"{percent:g} % by {num_rows:,}" for percent, num_rows in rows.items())
+    axes.annotate(said, (0.98, 0.04), xycoords="axes fraction", ha="right", va="bottom", color=_BLUE, fontsize=8)
 
 
 _BAR_HEIGHT = 0.36

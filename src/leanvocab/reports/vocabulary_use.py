@@ -4,16 +4,16 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from leanvocab.errors import RESIZE_FIRST, VocabularyError
 from leanvocab.reports.memory_estimate import format_ratio
 from leanvocab.vocabulary.counts import TokenCounts
+from leanvocab.vocabulary.coverage import counts_by_rank, rows_to_cover
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-_COVERAGES = (0.5, 0.9, 0.99)
+_COVERED_PERCENTS = (50, 90, 99)
 _NUM_FREQUENT = 5
 
 
@@ -76,13 +76,11 @@ def vocabulary_use(counts: TokenCounts, *, full_size: int | None = None, tokeniz
     Raises `VocabularyError` where the full size is given neither here nor by the counts, or is below a counted id.
     """
     full_rows = _full_rows(counts, full_size)
-    by_rank = counts_by_rank(counts)
-    cumulative = np.cumsum(by_rank)
-    total = int(cumulative[-1]) if len(cumulative) else 0
-    covered = {ratio: int(np.searchsorted(cumulative, ratio * total)) + 1 if total else 0 for ratio in _COVERAGES}
+    by_rank = counts_by_rank(counts.counts)
+    covered = {percent / 100: rows for percent, rows in rows_to_cover(counts.counts, _COVERED_PERCENTS).items()}
     frequent = np.argsort(-counts.counts, kind="stable")[: min(_NUM_FREQUENT, len(by_rank))].tolist()
     return VocabularyUse(
-        num_tokens=total,
+        num_tokens=counts.num_tokens,
         used_rows=len(by_rank),
         once_rows=int((by_rank == 1).sum()),
         full_rows=full_rows,
@@ -100,11 +98,6 @@ def _full_rows(counts: TokenCounts, full_size: int | None) -> int:
             f"token id {counts.token_ids[-1]:,} was counted, the full size is {full_rows:,}; {RESIZE_FIRST}"
         )
     return full_rows
-
-
-def counts_by_rank(counts: TokenCounts) -> NDArray[np.int64]:
-    """Counts of the used ids, the most frequent first."""
-    return np.sort(counts.counts[counts.token_ids])[::-1]
 
 
 def _name(token_id: int, tokenizer: Any) -> str:

@@ -49,14 +49,15 @@ class ModelFiles:
     configs: Mapping[str, Mapping[str, Any]]
 
     @classmethod
-    def read(cls, folder: Path) -> "ModelFiles":
-        """Those in `folder`.
+    def read(cls, folder: Path, config: Mapping[str, Any] | None = None) -> "ModelFiles":
+        """Those in `folder`; `config` takes the place of its config.json.
 
         Raises `CheckpointError` where they cannot be read, and `ModelError` that names a model which cannot be trimmed.
         """
         if not is_entry(folder / CONFIG):
             raise CheckpointError(f"{folder}: expected {CONFIG}, found none")
-        files = cls({name: read_json(folder, name, infinity=True)[1] for name in _ID_FILES if is_entry(folder / name)})
+        configs = {name: read_json(folder, name, infinity=True)[1] for name in _ID_FILES if is_entry(folder / name)}
+        files = cls(configs if config is None else configs | {CONFIG: config})
         refuse_what_computes(files._config)
         files.reasons  # noqa: B018  read whole before long work
         return files

@@ -18,7 +18,9 @@ from leanvocab.choices import IGNORE_INDEX
 from leanvocab.errors import RESIZE_FIRST, MissingTokenError, VocabularyError
 from leanvocab.extras import is_tensor
 from leanvocab.vocabulary.counts import TokenCounts
+from leanvocab.vocabulary.coverage import check_coverage, covering_ids
 from leanvocab.vocabulary.remap import remap_dataset
+from leanvocab.vocabulary.scripts import check_scripts, script_ids
 from leanvocab.vocabulary.special_ids import (
     ids_looked_up_elsewhere,
     model_full_size,
@@ -72,6 +74,8 @@ class PartialVocabulary:
         model: Any = None,
         always_keep: Iterable[int] | NDArray[Any] = (),
         min_count: int = 1,
+        coverage: float | None = None,
+        keep_scripts: Iterable[str] = (),
         pad_to_multiple_of: int | None = None,
     ) -> Self:
         """Keep the ids that were counted, and those that the tokenizer or the model can insert.
@@ -90,6 +94,8 @@ class PartialVocabulary:
             always_keep: further ids to keep.
             min_count: ids counted less often are dropped. Above 1 the data then holds ids that are not in the
                 vocabulary, which is an error in training.
+            coverage: of these, the most frequent ids that make up so many percent of the tokens (99.9, say). None: all.
+            keep_scripts: scripts of Unicode (`Latin`, `Han`, `Common`, …) whose tokens are all kept, counted or not.
             pad_to_multiple_of: keep further unused ids, the lowest ones, until the number of kept ids is a multiple (or
                 all are kept). None: no rounding. They are real rows, so that none is a filler
                 (docs/decisions/padding-with-real-rows.md).
@@ -98,8 +104,6 @@ class PartialVocabulary:
             VocabularyError: the full size is not known, or a counted or kept id lies outside it.
         """
         counts = counts if isinstance(counts, TokenCounts) else TokenCounts(counts)
-        if isinstance(min_count, bool) or min_count < 1:
-            raise VocabularyError(f"expected min_count of 1 or more, got {min_count!r}")
         size, source, is_minimum = _find_full_size(full_size, model, counts, tokenizer)
         beyond = set(counts.token_ids[counts.token_ids >= size].tolist())
         if beyond and (unknown := beyond - ids_looked_up_elsewhere(model)):
@@ -109,8 +113,9 @@ class PartialVocabulary:
                 f"was the data tokenized for another model? Or {RESIZE_FIRST}"
             )
         keep = np.zeros(size, dtype=np.bool_)
-        keep[np.flatnonzero(counts.counts[:size] >= min_count)] = True
+        keep[_frequent_ids(counts.counts[:size], min_count, coverage)] = True
         keep[_checked_ids(always_keep, size, "always_keep")] = True
+        keep[_ids_of_scripts(keep_scripts, tokenizer, size)] = True
         # An id at or beyond the full size has no row (image placeholders, tokens added without resizing the model).
         inserted = tokenizer_ids(tokenizer) | model_ids(model, size)
         keep[[token_id for token_id in inserted if token_id < size]] = True
@@ -390,6 +395,26 @@ def _find_full_size(full_size: int | None, model: Any, counts: TokenCounts, toke
     raise VocabularyError(
         "the full size is not known: pass full_size= (rows of the input embeddings), model= or tokenizer="
     )
+
+
+def _frequent_ids(counts: NDArray[np.int64], min_count: int, coverage: float | None) -> NDArray[np.int64]:
+    if isinstance(min_count, bool) or min_count < 1:
+        raise VocabularyError(f"expected min_count of 1 or more, got {min_count!r}")
+    if coverage is None:
+        return np.flatnonzero(counts >= min_count)
+    check_coverage(coverage)
+    ids = covering_ids(counts, coverage)
+    return ids[counts[ids] >= min_count]
+
+
+def _ids_of_scripts(scripts: Iterable[str], tokenizer: Any, full_size: int) -> NDArray[np.int64]:
+    names = check_scripts(scripts)
+    if not names:
+        return np.zeros(0, np.int64)
+    if tokenizer is None:
+        raise VocabularyError(f"keep_scripts={names!r} needs the tokenizer: it says what a token is; pass tokenizer=")
+    ids = script_ids(tokenizer, names)
+    return ids[ids < full_size]
 
 
 def _round_up(keep: NDArray[np.bool_], multiple: int) -> None:
