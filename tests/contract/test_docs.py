@@ -117,7 +117,7 @@ def commands():
 def test_every_leanvocab_command_has_the_options_that_the_pages_give_it():
     helps = {}
     seen = [words for words in commands() if words and words[0] == "leanvocab"]
-    assert {words[1] for words in seen} == {"count", "delta", "estimate", "finetune", "info", "merge"}
+    assert {words[1] for words in seen} == {"count", "delta", "estimate", "finetune", "info", "merge", "trim"}
     for words in seen:
         if words[1] not in helps:
             run = [shutil.which("leanvocab", path=str(Path(sys.executable).parent)), words[1], "--help"]
