@@ -84,15 +84,11 @@ class DistinctPieces:
         begins = np.zeros(len(data) + 1, np.bool_)
         begins[self._boundaries.cuts(data)] = True
         begins[offsets - offsets[0]] = True
-        starts = np.flatnonzero(begins)
-        pieces = _strings(data, starts)
-        counted = pc.value_counts(pieces)
-        pieces = counted.field(0)
-        if (
-            self._boundaries.ignores_space
-        ):  # one spelling of each, with a boundary in front for all that it is joined to
+        counted = pc.value_counts(_strings(data, np.flatnonzero(begins)))
+        pieces, counts = counted.flatten()
+        if self._boundaries.ignores_space:  # one spelling of each, which is a boundary wherever it is joined
             pieces = pc.binary_join_element_wise(_NOTHING, pc.ascii_ltrim(pieces, " \t\n\r"), _SPACE)
-        self._counted.append(pa.table({"piece": pieces, "count": counted.field(1)}))
+        self._counted.append(pa.table({"piece": pieces, "count": counts}))
         if sum(map(len, self._counted)) > 2 * self._num_merged:
             self._merge()
         if sum(table.nbytes for table in self._counted) > self._most_bytes:
