@@ -35,7 +35,7 @@ _WITHIN_WORDS = (*_TO_WORDS, "Punctuation", "Digits", "Metaspace", "ByteLevel")
 _KEEPING_MARKS = ("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Precompiled")
 _BY_CHARACTER = ("BertNormalizer", "NFD", "NFKD", "StripAccents", "Lowercase")  # and in the order of marks behind one
 _BEFORE, _BEHIND, _LEAD = 1, 2, 4
-_IDEOGRAPHS = "\u4e00\u9fff"  # the first and the last, in UTF-8 from E4 B8 80 to E9 BF BF
+_IDEOGRAPHS = range(0x4E00, 0xA000)  # in UTF-8 from E4 B8 80 to E9 BF BF
 _POST_PROCESSORS = ("ByteLevel", "BertProcessing", "RobertaProcessing", "TemplateProcessing")
 
 
@@ -202,12 +202,11 @@ def _of_bert(normalizers: list[Any], normalizer: Any, added: list[Any]) -> Bound
     written = [text for token in added for text in _written(token, normalizer)]
     unbegun = {char for text in written for char in text[1:]}
     unended = {char for text in written for char in text[:-1]}
-    first, last = _IDEOGRAPHS
     return WordBoundaries(
         before=_SPACES + "".join(char for char in string.punctuation if char not in unbegun),
         behind="".join(char for char in string.punctuation if char not in unended),
         ideographs=any(part.get("handle_chinese_chars") for part in normalizers)
-        and not any(first <= char <= last for char in chain.from_iterable(written)),
+        and not any(ord(char) in _IDEOGRAPHS for char in chain.from_iterable(written)),
     )
 
 
