@@ -51,9 +51,21 @@ def by_lines(**options: Any) -> Tokenizer:
     )
 
 
+def bert(**options: Any) -> Tokenizer:
+    parts = {"normalizer": normalizers.BertNormalizer(), "pre_tokenizer": pre_tokenizers.BertPreTokenizer()}
+    return made(**(parts | options))
+
+
 @pytest.mark.parametrize(
     ("tokenizer", "text", "pieces"),
     [
+        (bert(), "é\u0600 (b)中文c\n\t'", ["é\u0600", " ", "(", "b", ")", "中", "文", "c", "\n", "\t", "'"]),
+        (bert(), "㐀\U00020000\u4dff\ua000一鿿", ["㐀\U00020000\u4dff\ua000", "一", "鿿"]),
+        (bert(added=AddedToken("[x]")), "a[x]b[ ]c", ["a", "[x]", "b", "[", " ]", "c"]),
+        (bert(added=AddedToken("中文", normalized=False)), "a中文,", ["a中文", ","]),
+        (bert(added=AddedToken("x", single_word=True)), "a,b 中c", ["a,b", " 中c"]),
+        (bert(normalizer=normalizers.BertNormalizer(handle_chinese_chars=False)), "a,中文", ["a", ",", "中文"]),
+        (bert(normalizer=normalizers.NFC()), "a<b c", ["a<b", " c"]),
         (made(), "a b  c\n\td\r\ne ", ["a", " b", " ", " c", "\n", "\td", "\r\ne", " "]),
         (made(pre_tokenizer=BYTES), "a b  c\n\td", ["a", " b", "  c", "\n\td"]),
         (made(pre_tokenizer=pre_tokenizers.ByteLevel(add_prefix_space=True)), "a b\nc", ["a", " b\nc"]),
@@ -63,7 +75,7 @@ def by_lines(**options: Any) -> Tokenizer:
         (made(), "人 é ไป \U0001d4b3 \u00a0 \u0600 z", ["人", " é", " ไป", " \U0001d4b3 \u00a0 \u0600 z"]),
     ],
 )
-def test_texts_are_cut_before_white_space(tokenizer: Tokenizer, text: str, pieces: list[str]) -> None:
+def test_texts_are_cut_where_words_begin(tokenizer: Tokenizer, text: str, pieces: list[str]) -> None:
     assert cut(tokenizer, text) == pieces
 
 
@@ -120,6 +132,22 @@ def test_a_part_in_python_is_unproven() -> None:
 
     tokenizer = made(normalizer=normalizers.Normalizer.custom(Custom()))
     assert find_boundaries(tokenizer) == "the tokenizer's normalizer cannot be read"
+
+
+def test_what_the_tokenizer_cannot_tell_apart_is_one_piece() -> None:
+    handed: list[tuple[str, int]] = []
+
+    def tokenize(texts: list[str], counts: Any) -> None:
+        handed.extend(
+            (word, count) for text, count in zip(texts, counts.tolist(), strict=True) for word in text.split()
+        )
+
+    boundaries = find_boundaries(bert())
+    assert isinstance(boundaries, Boundaries)
+    pieces = DistinctPieces(boundaries, tokenize)
+    pieces.add(pa.array(["cat cat(cat)\ncat", "\tcat  cat"], pa.large_string()))
+    pieces.hand_over()
+    assert sorted(handed) == [("(", 1), (")", 1), ("cat", 6)]
 
 
 @pytest.mark.parametrize("limits", [{}, {"bytes_cut": 10}, {"bytes_cut": 10, "most_bytes": 1}])

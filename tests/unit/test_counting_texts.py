@@ -203,6 +203,8 @@ def test_prompts_count_alone_and_with_what_follows(writes_chats: Any) -> None:
 REFUSED = [
     (["text"], {"max_length": 5, "tokenizer": None}, r"max_length=5 cuts texts: expected 1 or more, and a tokenizer"),
     (["text"], {"max_length": 0}, r"max_length=0 cuts texts: expected 1 or more"),
+    (["text"], {"num_workers": 2}, r"num_workers=2 is of token ids, and this data is text: expected None\. A tokenizer takes all "
+     r"cores, or as many threads as RAYON_NUM_THREADS in the environment says"),
     (["text"], {"full_size": 0}, r"expected full_size of 1 or more, or None, got 0"),
     (["word1 word2"], {"full_size": 2}, r"the tokenizer gave id \d+: expected ids below full_size=2"),
     (["text"], {"columns": "a"}, r"columns=\['a'\] names columns, but the data has none"),

@@ -5,7 +5,9 @@ with any other, texts stay whole (docs/decisions/counting-text.md). A boundary t
 """
 
 import json
+import string
 import unicodedata
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -31,6 +33,9 @@ _RUNS_OF_SPACES = (" {2,}", r"\s{2,}|[\n\r\t]")
 _TO_WORDS = ("BertPreTokenizer", "WhitespaceSplit", "Whitespace")
 _WITHIN_WORDS = (*_TO_WORDS, "Punctuation", "Digits", "Metaspace", "ByteLevel")
 _KEEPING_MARKS = ("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Precompiled")
+_BY_CHARACTER = ("BertNormalizer", "NFD", "NFKD", "StripAccents", "Lowercase")  # and in the order of marks behind one
+_BEFORE, _BEHIND, _LEAD = 1, 2, 4
+_IDEOGRAPHS = range(0x4E00, 0xA000)  # in UTF-8 from E4 B8 80 to E9 BF BF
 _POST_PROCESSORS = ("ByteLevel", "BertProcessing", "RobertaProcessing", "TemplateProcessing")
 
 
@@ -38,8 +43,21 @@ class _UnprovenError(Exception):
     """A part of a tokenizer for which no boundary is proven; the message says which."""
 
 
+class Boundaries(ABC):
+    """Where texts may be cut.
+
+    `ignores_space`: white space at a cut has no part in the ids, so that a piece is the same with it and without.
+    """
+
+    ignores_space = False
+
+    @abstractmethod
+    def cuts(self, data: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """Positions in UTF-8 where pieces begin; texts may lie side by side, since nothing is looked up before a text's end."""
+
+
 @dataclass(frozen=True)
-class Boundaries:
+class SpaceBoundaries(Boundaries):
     """White space before which texts are cut, by the class that the character before it must have.
 
     `within_runs`: between two white spaces, too; `at_lines`: between a line break and what is visible ASCII.
@@ -50,7 +68,6 @@ class Boundaries:
     at_lines: bool = False
 
     def cuts(self, data: NDArray[np.uint8]) -> NDArray[np.int64]:
-        """Positions in UTF-8 where pieces begin; texts may lie side by side, since nothing is looked up before a text's end."""
         spaces = np.flatnonzero(data <= ord(" "))
         spaces = spaces[spaces > 0]
         here, before = data[spaces], data[spaces - 1]
@@ -70,6 +87,37 @@ class Boundaries:
         table = np.full(256, _NEVER, np.uint8)
         for byte, least in self.needed:
             table[byte] = least
+        return table
+
+
+@dataclass(frozen=True)
+class WordBoundaries(Boundaries):
+    """ASCII characters before which and behind which texts are cut, whatever is around them; and ideographs, on both sides."""
+
+    before: str
+    behind: str
+    ideographs: bool
+    ignores_space = True
+
+    def cuts(self, data: NDArray[np.uint8]) -> NDArray[np.int64]:
+        kinds = self._kinds[data]
+        is_cut = (kinds & _BEFORE) != 0
+        is_cut[1:] |= (kinds[:-1] & _BEHIND) != 0
+        if self.ideographs:
+            leads = np.flatnonzero(kinds[:-2] & _LEAD)
+            leads = leads[(data[leads] > 0xE4) | (data[leads + 1] >= 0xB8)]
+            is_cut[leads] = True
+            behind = leads + 3
+            is_cut[behind[behind < len(data)]] = True
+        is_cut[:1] = False
+        return np.flatnonzero(is_cut)
+
+    @cached_property
+    def _kinds(self) -> NDArray[np.uint8]:
+        table = np.zeros(256, np.uint8)
+        table[list(self.before.encode())] |= _BEFORE
+        table[list(self.behind.encode())] |= _BEHIND
+        table[0xE4:0xEA] |= _LEAD
         return table
 
 
@@ -138,10 +186,31 @@ def _proven(backend: Any) -> Boundaries:
     _check_added_tokens(added, backend.normalizer, is_of_words=boundaries.within_runs)
     if not boundaries.needed:
         raise _UnprovenError("the tokenizer's normalizer keeps no white space as it is")
+    if kinds == ["BertPreTokenizer"] and len(boundaries.needed) == len(_SPACES):
+        return _of_bert(normalizers, backend.normalizer, added) or boundaries
     return boundaries
 
 
-def _of_words(parts: list[Any], normalizers: list[Any], normalizer: Any) -> Boundaries:
+def _of_bert(normalizers: list[Any], normalizer: Any, added: list[Any]) -> Boundaries | None:
+    """White space, punctuation and ideographs are words of their own, or none, where each character is normalized alone.
+
+    An added token may hold punctuation, in which it is not cut; whether one that has to be a single word is found depends
+    on what is beside it.
+    """
+    if any(part["type"] not in _BY_CHARACTER for part in normalizers) or any(token.single_word for token in added):
+        return None
+    written = [text for token in added for text in _written(token, normalizer)]
+    unbegun = {char for text in written for char in text[1:]}
+    unended = {char for text in written for char in text[:-1]}
+    return WordBoundaries(
+        before=_SPACES + "".join(char for char in string.punctuation if char not in unbegun),
+        behind="".join(char for char in string.punctuation if char not in unended),
+        ideographs=any(part.get("handle_chinese_chars") for part in normalizers)
+        and not any(ord(char) in _IDEOGRAPHS for char in chain.from_iterable(written)),
+    )
+
+
+def _of_words(parts: list[Any], normalizers: list[Any], normalizer: Any) -> SpaceBoundaries:
     """White space divides words and is left out: nothing that it becomes, or that is near it, can change that."""
     _check_kinds(parts, _WITHIN_WORDS, "pre-tokenizer")
     for part in normalizers:
@@ -153,10 +222,10 @@ def _of_words(parts: list[Any], normalizers: list[Any], normalizer: Any) -> Boun
     kept = [
         space for space in _SPACES if (between := _normalized(normalizer, f"a{space}b")[1:-1]) and between.isspace()
     ]
-    return Boundaries(tuple((ord(space), _MARK) for space in kept), within_runs=True)
+    return SpaceBoundaries(tuple((ord(space), _MARK) for space in kept), within_runs=True)
 
 
-def _of_metaspace(parts: list[Any], normalizers: list[Any], normalizer: Any) -> Boundaries:
+def _of_metaspace(parts: list[Any], normalizers: list[Any], normalizer: Any) -> SpaceBoundaries:
     """A space begins a piece and is its first character, whatever is behind it."""
     _check_kinds(parts[1:], ("Punctuation", "Digits"), "pre-tokenizer")
     if not parts[0].get("split", True):
@@ -173,10 +242,10 @@ def _of_metaspace(parts: list[Any], normalizers: list[Any], normalizer: Any) -> 
             became = _normalized(normalizer, chr(point))
             if not became or any(map(str.isspace, became)):
                 raise _UnprovenError(f"the tokenizer's normalizer makes {became!r} of {chr(point)!r}")
-    return Boundaries(tuple((ord(space), _SOLID) for space in kept))
+    return SpaceBoundaries(tuple((ord(space), _SOLID) for space in kept))
 
 
-def _of_bytes(parts: list[Any], normalizers: list[Any], added: list[Any]) -> Boundaries:
+def _of_bytes(parts: list[Any], normalizers: list[Any], added: list[Any]) -> SpaceBoundaries:
     """Patterns none of whose matches has white space behind something else, but for line breaks, which are an exception."""
     _check_kinds(normalizers, ("NFC",), "normalizer")
     if parts[0]["type"] == "Digits":
@@ -191,10 +260,10 @@ def _of_bytes(parts: list[Any], normalizers: list[Any], added: list[Any]) -> Bou
         pattern = parts[0]["pattern"].get("Regex") if is_plain and not last["add_prefix_space"] else None
     if pattern == _GPT2:
         spaces = " " if last["add_prefix_space"] else _SPACES
-        return Boundaries(tuple((ord(space), _MARK) for space in spaces))
+        return SpaceBoundaries(tuple((ord(space), _MARK) for space in spaces))
     if pattern in _BY_LINES:
         needed = [(ord(space), _MARK) for space in " \t"] + [(ord(space), _WORD) for space in "\n\r"]
-        return Boundaries(tuple(needed), at_lines=not any(token.lstrip for token in added))
+        return SpaceBoundaries(tuple(needed), at_lines=not any(token.lstrip for token in added))
     raise _UnprovenError("the tokenizer's pre-tokenizer splits by an unknown pattern")
 
 
@@ -244,11 +313,15 @@ def _check_post_processor(post_processor: Any) -> None:
 
 def _check_added_tokens(added: list[Any], normalizer: Any, *, is_of_words: bool) -> None:
     for token in added:
-        written = [token.content] + ([_normalized(normalizer, token.content)] if token.normalized else [])
-        if any(map(str.isspace, chain.from_iterable(written))):
+        if any(map(str.isspace, chain.from_iterable(_written(token, normalizer)))):
             raise _UnprovenError(f"the tokenizer's added token {token.content!r} has white space in it")
         if token.rstrip and not is_of_words:
             raise _UnprovenError(f"the tokenizer's added token {token.content!r} takes the white space behind it")
+
+
+def _written(token: Any, normalizer: Any) -> list[str]:
+    """An added token as texts have it, and as normalized ones do where it is searched for in those."""
+    return [token.content] + ([_normalized(normalizer, token.content)] if token.normalized else [])
 
 
 def _replaces_runs(part: Mapping[str, Any]) -> bool:

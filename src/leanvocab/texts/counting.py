@@ -55,12 +55,13 @@ def count_tokens(
         max_length: tokens to which a text, or a pair, is cut. None: none is cut.
         full_size: rows of the full matrix; an id outside is an error. None: not checked.
         num_workers: threads. None: as many as the processor allows, up to four, on large data; otherwise one. Streams
-            are counted by one. Of a Ray data set, tasks at once (None: Ray decides). Texts are tokenized on all cores.
+            are counted by one. Of a Ray data set, tasks at once (None: Ray decides). Of texts, which are tokenized on all
+            cores, or on `RAYON_NUM_THREADS` of the environment, None alone.
         progress: True shows a progress bar, False does not. None: only once the work has taken two seconds.
 
     Raises:
-        DataError: there is no column of token ids or texts, a named one is absent or holds something else, or an id is
-            negative or outside `full_size` (the message names column and row).
+        DataError: there is no column of token ids or texts, a named one is absent or holds something else, an id is
+            negative or outside `full_size` (the message names column and row), or texts have `num_workers`.
 
     Source: paper, Section 4 ("before fine-tuning"): the tokens in D.
     """
@@ -74,6 +75,7 @@ def count_tokens(
         parts = list(find_parts(data))
         named = [columns] if isinstance(columns, str) else columns
         if not any(_holds_token_ids(part, named) for part in parts):
+            _check_no_workers(num_workers)
             token_counts.check_full_size(full_size)
             return _count_texts(parts, named, tokenizer, max_length, full_size, progress)
         data = parts[0].data if len(parts) == 1 else data  # an iterator whose first row was looked at
@@ -91,6 +93,14 @@ def _holds_token_ids(part: Part, columns: Sequence[Any] | None) -> bool:
     if columns is None or part.kinds is None:
         return bool(part.holds_token_ids)
     return any(name in part.kinds and part.kinds[name].leaf == "integer" for name in columns)
+
+
+def _check_no_workers(num_workers: int | None) -> None:
+    if num_workers is not None:
+        raise DataError(
+            f"num_workers={num_workers!r} is of token ids, and this data is text: expected None. A tokenizer takes all "
+            "cores, or as many threads as RAYON_NUM_THREADS in the environment says"
+        )
 
 
 def _count_texts(

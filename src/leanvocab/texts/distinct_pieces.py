@@ -14,6 +14,7 @@ _BYTES_CUT = 8 << 20
 _MOST_BYTES = 32 << 20
 _BYTES_JOINED = 1 << 11  # of pieces that come as often: tokenized as one text, which costs less than one by one
 _JOINED_AT_ONCE = 512
+_NOTHING, _SPACE = (pa.scalar(text, pa.large_string()) for text in ("", " "))
 
 Tokenized = Callable[[list[str], NDArray[np.int64]], None]
 """What takes texts, and how often each counts."""
@@ -83,17 +84,18 @@ class DistinctPieces:
         begins = np.zeros(len(data) + 1, np.bool_)
         begins[self._boundaries.cuts(data)] = True
         begins[offsets - offsets[0]] = True
-        starts = np.flatnonzero(begins)
-        pieces = _strings(data, starts)
-        counted = pc.value_counts(pieces)
-        self._counted.append(pa.table({"piece": counted.field(0), "count": counted.field(1)}))
+        counted = pc.value_counts(_strings(data, np.flatnonzero(begins)))
+        pieces, counts = counted.flatten()
+        if self._boundaries.ignores_space:  # one spelling of each, which is a boundary wherever it is joined
+            pieces = pc.binary_join_element_wise(_NOTHING, pc.ascii_ltrim(pieces, " \t\n\r"), _SPACE)
+        self._counted.append(pa.table({"piece": pieces, "count": counts}))
         if sum(map(len, self._counted)) > 2 * self._num_merged:
             self._merge()
         if sum(table.nbytes for table in self._counted) > self._most_bytes:
             self.hand_over()
 
     def _merge(self) -> None:
-        if len(self._counted) > 1:
+        if sum(map(len, self._counted)) > self._num_merged:
             together = pa.concat_tables(self._counted).group_by("piece", use_threads=False)
             summed = together.aggregate([("count", "sum")])
             self._counted = [pa.table({"piece": summed.column("piece"), "count": summed.column("count_sum")})]
