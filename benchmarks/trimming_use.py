@@ -3,8 +3,8 @@
 multilingual-e5-small is trained on pairs (a premise of XNLI and a hypothesis that follows from it, English and German; in-batch
 negatives, with the vocabulary shrunk), merged, counted over these two languages and trimmed to them; all-MiniLM-L6-v2 is trimmed
 as it is, to the English texts. Each measurement is a process of its own: PyTorch with transformers, and onnxruntime with
-tokenizers alone, after an export by `torch.onnx.export`. The score is the share of 200 premises of the test set whose hypothesis
-is the nearest of 200: once with the texts counted, and once with a vocabulary that has seen the validation set alone.
+tokenizers alone, after an export by `torch.onnx.export`. The score is the share of 100 premises of the test set whose hypothesis
+is the nearest of 100: once with the texts counted, and once with a vocabulary that has seen the validation set alone.
 """
 
 import argparse
@@ -215,7 +215,7 @@ def score(model: str, folder: str) -> dict[str, Any]:
     from transformers import AutoModel, AutoTokenizer
 
     encoder, tokenizer = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
-    pairs = read_pairs(model, "test", 200 // len(LANGUAGES[model]))
+    pairs = read_pairs(model, "test", 100 // len(LANGUAGES[model]))
     sides = []
     with torch.inference_mode():
         for side in (0, 1):
