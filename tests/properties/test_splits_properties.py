@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from leanvocab.trimming.splits import closed_tokens, vocabulary_of
-from leanvocab.trimming.tokenizer_json import inserted_ids, trimmed_state
+from leanvocab.trimming.tokenizer_contents import inserted_ids, trimmed_state
 
 patient = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 ALPHABET = "abcé"

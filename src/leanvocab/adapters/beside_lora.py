@@ -46,7 +46,7 @@ def beside_lora(model: Any, checkpoint: Base, peft: Any) -> tuple[Any, dict[str,
 
 
 def _check_rest_is_the_base(model: nn.Module, checkpoint: Base) -> None:
-    names = TensorNames(model, checkpoint.weights)
+    names = TensorNames(model, checkpoint.weights.shapes)
     tables = tables_of(model)
     if not tables:
         raise NotShrunkError(f"{type(model).__name__} is not shrunk, so that nothing says which rows were trained")

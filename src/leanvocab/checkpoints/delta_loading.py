@@ -160,7 +160,7 @@ def _other_tensors(model: nn.Module, base: Base, changes: Changes, paths: dict[s
     covered = {_shrunk(model, path).table for path in paths.values()}
     whole = {table: path for table, path in tables_of(model).items() if table not in covered}
     tables = {f"{path}.weight" for path, module in partial_modules(model).items() if path != whole.get(module.table)}
-    names = TensorNames(model, base.weights)
+    names = TensorNames(model, base.weights.shapes)
     with torch.no_grad():
         saved = model.state_dict(keep_vars=True)
     wanted = [name for name in names.own if name in saved and name not in tables]

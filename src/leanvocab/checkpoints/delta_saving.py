@@ -92,7 +92,7 @@ def write_delta(
     """Writes the files of a delta into `folder`, which is fresh."""
     tables = _tables_to_save(model, tensors)
     base_tensors = base.tensors(progress)
-    names = TensorNames(model, base.weights)
+    names = TensorNames(model, base.weights.shapes)
     of_rows = _tables_of_rows(tables, names, base)
     with partial_state_dicts(model):
         for table in tables.keys() - of_rows.keys():

@@ -7,15 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from leanvocab.errors import ModelError
-from leanvocab.files.headers import Weights
 
 
 class TensorNames:
     """Finds the base's name for a model's tensor: the same, with or without the prefix that a head puts before it, or the name
     that transformers saves it under."""
 
-    def __init__(self, model: nn.Module, base: Weights):
-        self.base, self.renamed = base.tensors, dict[str, str]()
+    def __init__(self, model: nn.Module, base: Mapping[str, tuple[int, ...]]):
+        """`base` has the shapes of its tensors."""
+        self.base, self.renamed = base, dict[str, str]()
         self.prefix = getattr(model, "base_model_prefix", "") + "."
         groups: dict[int, list[str]] = {}
         tensors = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
@@ -52,7 +52,7 @@ class TensorNames:
             known = next((matched[tied] for tied in names if tied in matched), None)
             matched[name] = self._of_base(names, shape, taken) if known is None else known
             targets = matched[name]
-            if targets and not any(tied in tables for tied in names) and self.base[targets[0]][1].shape != shape:
+            if targets and not any(tied in tables for tied in names) and self.base[targets[0]] != shape:
                 taken.difference_update(targets)  # a head of another size: new, and the base's leaves
                 for target in targets:
                     self.renamed.pop(target, None)
@@ -63,7 +63,7 @@ class TensorNames:
         targets = []
         for name in names:
             target = self.in_base(name)
-            if target is not None and target not in taken and self.base[target][1].shape[1:] == shape[1:]:
+            if target is not None and target not in taken and self.base[target][1:] == shape[1:]:
                 taken.add(target)
                 targets.append(target)
                 if target != name:

@@ -97,6 +97,11 @@ class Weights:
         """Name → (file, tensor), in the order of the files."""
         return {name: (file, entry) for file in self.files for name, entry in file.tensors.items()}
 
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name → shape, in the order of the files."""
+        return {name: entry.shape for name, (_, entry) in self.tensors.items()}
+
     @property
     def num_bytes(self) -> int:
         return sum(file.num_bytes for file in self.files)

@@ -53,20 +53,23 @@ def opened(folder: Path, name: str) -> Iterator[int]:
         os.close(descriptor)
 
 
-def read_json(folder: Path, name: str) -> tuple[bytes, dict[str, Any]]:
-    """(the file as it is, its content) of a JSON object; raises `CheckpointError`."""
+def read_json(folder: Path, name: str, *, infinity: bool = False) -> tuple[bytes, dict[str, Any]]:
+    """(the file as it is, its content) of a JSON object; raises `CheckpointError`.
+
+    `infinity` takes Infinity and NaN too, which are no JSON, and stand in configs that Python wrote.
+    """
     with opened(folder, name) as descriptor:
         size = os.fstat(descriptor).st_size
         if size > MAX_JSON_BYTES:
             raise CheckpointError(f"{folder / name}: expected at most {MAX_JSON_BYTES:,} bytes of JSON, found {size:,}")
         raw = read_exactly(descriptor, 0, size)
-    return raw, parse_object(folder / name, raw)
+    return raw, parse_object(folder / name, raw, infinity=infinity)
 
 
-def parse_object(path: Path, raw: bytes) -> dict[str, Any]:
+def parse_object(path: Path, raw: bytes, *, infinity: bool = False) -> dict[str, Any]:
     """The JSON object that a file holds; raises `CheckpointError`."""
     try:
-        value = parse_json(raw)
+        value = parse_json(raw, infinity=infinity)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: expected JSON, found something else: {shortened(str(error))}") from error
     if not isinstance(value, dict):
@@ -74,10 +77,11 @@ def parse_object(path: Path, raw: bytes) -> dict[str, Any]:
     return value
 
 
-def parse_json(raw: bytes) -> Any:
+def parse_json(raw: bytes, *, infinity: bool = False) -> Any:
     """The value of JSON in UTF-8; raises `ValueError` (of which UnicodeDecodeError and JSONDecodeError are kinds)."""
     _check_depth(raw)
-    return json.loads(raw.decode(), object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
+    constant = float if infinity else _refuse_constant
+    return json.loads(raw.decode(), object_pairs_hook=_without_duplicates, parse_constant=constant)
 
 
 def _check_depth(raw: bytes) -> None:

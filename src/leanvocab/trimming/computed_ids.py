@@ -10,13 +10,21 @@ from torch import nn
 
 from leanvocab.errors import ModelError
 
+_SPEAKING = (
+    "bark", "csm", "csm_depth_decoder_model", "dia", "gradium_phonon_tts", "higgs_audio_v2", "kyutai_speech_to_text", "moshi",
+    "musicgen", "musicgen_decoder", "musicgen_melody", "musicgen_melody_decoder", "pocket_tts", "qwen2_5_omni", "qwen3_omni_moe",
+)  # fmt: skip
 # Model types → why their ids cannot become others.
 _REFUSED = {
     "blt": "it hashes n-grams of ids, whose rows are others for other ids",
     "canine": "it has no vocabulary: it hashes characters",
+    "qwen4_exp": "it hashes n-grams of ids, whose rows are others for other ids",
+    **dict.fromkeys(_SPEAKING, "ids in its configs are codes of sounds, and are not told from those of its text"),
 }
-# Position ids that begin after the pad id, as fairseq counted them.
-_COUNTS_FROM_PADDING = re.compile(r"create_position_ids_from_input_ids|[+] *(self\.)?padding_idx|padding_idx *[+]")
+# Position ids that begin after the pad id, as fairseq counted them; tables of positions that are zero at the pad id (XGLM).
+_COUNTS_FROM_PADDING = re.compile(
+    r"create_position_ids_from_input_ids|[+] *(self\.)?padding_idx|padding_idx *[+]|\[padding_idx, :\] = 0"
+)
 # Text that is pooled at its largest id, and the eos id of configs that were written before it was compared with.
 _POOLS_AT_LARGEST = re.compile(r"(input_ids|text)(\.to\([^)]*\))?\.argmax\(|input_ids\.to\([^)]*\)\.argmax\(")
 _OLD_EOS = re.compile(r"eos_token_id == 2\b")
@@ -30,10 +38,24 @@ def refuse_what_computes(config: Mapping[str, Any]) -> None:
     for refused, why in _REFUSED.items():
         if isinstance(model_type, str) and model_type.removesuffix("_text") == refused:
             raise ModelError(f"models of the type {model_type!r} cannot be trimmed: {why}")
+    if len(sizes := _sizes_of_sides(config)) > 1:
+        raise ModelError(
+            f"this {model_type} has a vocabulary for each side, of {' and '.join(map(str, sorted(sizes)))} tokens, and cannot be "
+            "trimmed: an id in its config does not say whose it is"
+        )
     if config.get("quant_mode") is True:
         raise ModelError(
             f"{model_type} with quant_mode=True cannot be trimmed: it rounds its rows by the largest value of all of them"
         )
+
+
+def _sizes_of_sides(config: Mapping[str, Any]) -> set[int]:
+    """Sizes of the vocabularies of an encoder and a decoder that both take text."""
+    if config.get("model_type") == "encoder-decoder":
+        sizes = [config[side].get("vocab_size") for side in ("encoder", "decoder")]
+    else:
+        sizes = [config.get(name) for name in ("src_vocab_size", "tgt_vocab_size", "vocab_size", "decoder_vocab_size")]
+    return {size for size in sizes if size is not None}
 
 
 def ids_computed_with(model: nn.Module, text_size: int, num_rows: int) -> dict[str, set[int]]:

@@ -296,9 +296,11 @@ class _Trim:
 
     def _model(self) -> ModelFiles:
         of_delta = None if self.delta is None else merged_config(self.base, self.delta)
-        config = None if of_delta is None else parse_object(Path(str(self.delta), MODEL_CONFIG), of_delta)
+        config = (
+            None if of_delta is None else parse_object(Path(str(self.delta), MODEL_CONFIG), of_delta, infinity=True)
+        )
         if is_entry(self.base / CONFIG):
-            _refuse_quantized(self.base, read_json(self.base, CONFIG)[1])
+            _refuse_quantized(self.base, read_json(self.base, CONFIG, infinity=True)[1])
         return ModelFiles.read(self.base, config)
 
     def _tokenizer(self) -> TokenizerFiles | None:
@@ -504,7 +506,7 @@ def _values_of(config: Mapping[str, Any], name: str) -> Iterator[int]:
 
 
 def _dims(inputs: _Inputs, kept: KeptRows) -> dict[str, tuple[int, ...]]:
-    cut = inputs.model.trimmed_tensors(planned_weights(inputs.merged), kept.new_ids)
+    cut = inputs.model.trimmed_tensors(planned_weights(inputs.merged).shapes, kept.new_ids)
     return {name: tensor.dims for name, tensor in cut.items()}
 
 

@@ -1,7 +1,9 @@
 """config.json as transformers reads it, with every default: new ids and sizes in it, and a model of it without memory."""
 
-import copy
+import json
+import tempfile
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from leanvocab.errors import CheckpointError, ModelError, first_line, shortened
@@ -28,7 +30,9 @@ def read_config(config: Mapping[str, Any]) -> Any:
     """The config as an object of its class; raises `ModelError`, or `CheckpointError` where it cannot be read."""
     its_class = config_class(config)
     try:
-        return its_class.from_dict(copy.deepcopy(dict(config)))
+        with tempfile.TemporaryDirectory() as folder:  # transformers decodes what it finds in a file (infinite numbers)
+            Path(folder, CONFIG).write_text(json.dumps(config), encoding="utf-8")
+            return its_class.from_pretrained(folder)
     except Exception as error:  # what lies in the file: readers raise whatever they meet
         raise CheckpointError(f"{CONFIG} cannot be read as {its_class.__name__}: {first_line(error)}") from error
 
@@ -38,14 +42,23 @@ def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
     return dict(read_config(config).to_dict())
 
 
-def text_size(config: Mapping[str, Any]) -> int:
-    """The `vocab_size` of the text's config, from a config with defaults; raises `ModelError` where there is none."""
-    size = model_full_size(config)
+def text_size(config: Any, num_rows: int | None) -> int:
+    """The `vocab_size` of a read config, of the part that the table of `num_rows` belongs to, or of the one that reads text.
+
+    Raises `ModelError` where there is none.
+    """
+    size = num_rows if num_rows in set(_sizes(config.to_dict())) else model_full_size(config)
     if size is None:
-        raise ModelError(
-            f"{config.get('model_type')}: its config names no size of a vocabulary; there is nothing to trim"
-        )
+        raise ModelError(f"{config.model_type}: its config names no size of a vocabulary; there is nothing to trim")
     return size
+
+
+def _sizes(config: Mapping[str, Any]) -> Iterator[int]:
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _sizes(value)
+        elif is_size_field(name) and type(value) is int:
+            yield value
 
 
 def trimmed_config(config: Mapping[str, Any], new_ids: NewIds) -> dict[str, Any]:

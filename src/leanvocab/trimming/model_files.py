@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leanvocab.errors import CheckpointError, ModelError, VocabularyError
-from leanvocab.files.headers import Weights
 from leanvocab.files.presence import is_entry
 from leanvocab.files.untrusted_files import read_json
 from leanvocab.trimming.computed_ids import ids_computed_with, reads_last_row, refuse_what_computes, timestamps
@@ -20,6 +19,7 @@ from leanvocab.trimming.model_configs import (
     CONFIG,
     empty_model,
     numbers_beside_sizes,
+    read_config,
     text_size,
     trimmed_config,
     with_defaults,
@@ -56,7 +56,7 @@ class ModelFiles:
         """
         if not is_entry(folder / CONFIG):
             raise CheckpointError(f"{folder}: expected {CONFIG}, found none")
-        configs = {name: read_json(folder, name)[1] for name in _ID_FILES if is_entry(folder / name)}
+        configs = {name: read_json(folder, name, infinity=True)[1] for name in _ID_FILES if is_entry(folder / name)}
         files = cls(configs if config is None else configs | {CONFIG: config})
         refuse_what_computes(files._config)
         files.reasons  # noqa: B018  read whole before long work
@@ -70,12 +70,12 @@ class ModelFiles:
     def _model(self) -> Any:
         return empty_model(self.configs[CONFIG])
 
-    @property
+    @cached_property
     def text_size(self) -> int:
         """The `vocab_size` of the config, or of its part that reads text."""
-        return text_size(self._config)
+        return text_size(read_config(self.configs[CONFIG]), model_full_size(self._model))
 
-    @cached_property
+    @property
     def full_size(self) -> int:
         """Rows of the table that takes the model's ids; a few more than `text_size` in some models."""
         return model_full_size(self._model) or self.text_size
@@ -136,13 +136,13 @@ class ModelFiles:
             for file in self.configs
         }
 
-    def trimmed_tensors(self, weights: Weights, new_ids: NewIds) -> dict[str, TrimmedTensor]:
-        """Tensor in the checkpoint → what becomes of it, for those of the vocabulary's size."""
+    def trimmed_tensors(self, shapes: Mapping[str, tuple[int, ...]], new_ids: NewIds) -> dict[str, TrimmedTensor]:
+        """Tensor in the checkpoint → what becomes of it, for those of the vocabulary's size; `shapes` are of them all."""
         if new_ids.size(self.full_size) == self.full_size:
             return {}  # all ids are kept
         after = empty_model(self._renumbered(CONFIG, new_ids))
         sizes = {self.text_size, self.full_size}
-        return trimmed_tensors(self._model, after, weights, new_ids, sizes, numbers_beside_sizes(self._config))
+        return trimmed_tensors(self._model, after, shapes, new_ids, sizes, numbers_beside_sizes(self._config))
 
     def _with_defaults(self, file: str) -> Mapping[str, Any]:
         return self._config if file == CONFIG else self.configs[file]

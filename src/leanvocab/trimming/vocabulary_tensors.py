@@ -7,7 +7,6 @@ from typing import Any
 
 from leanvocab.checkpoints.tensor_names import TensorNames
 from leanvocab.errors import CheckpointError, ModelError
-from leanvocab.files.headers import Weights
 from leanvocab.trimming.id_fields import NewIds
 
 _Shape = tuple[int, ...]
@@ -25,15 +24,15 @@ class TrimmedTensor:
 
 
 def trimmed_tensors(
-    before: Any, after: Any, weights: Weights, new_ids: NewIds, sizes: set[int], explained: set[int]
+    before: Any, after: Any, shapes: Mapping[str, _Shape], new_ids: NewIds, sizes: set[int], explained: set[int]
 ) -> dict[str, TrimmedTensor]:
     """Name of a tensor in the checkpoint → what becomes of it, for those that change.
 
-    `before` and `after` are models without memory, `sizes` those of the vocabulary, `explained` numbers that something else in
-    the config accounts for. Raises `ModelError` and `CheckpointError` that name a tensor of the vocabulary's size which is not
-    understood: none is left whole where that could be wrong.
+    `before` and `after` are models without memory, `shapes` the checkpoint's, `sizes` those of the vocabulary, `explained`
+    numbers that something else in the config accounts for. Raises `ModelError` and `CheckpointError` that name a tensor of the
+    vocabulary's size which is not understood: none is left whole where that could be wrong.
     """
-    names = TensorNames(before, weights)
+    names = TensorNames(before, shapes)
     smaller = {name: tuple(tensor.shape) for name, tensor in after.state_dict().items()}
     trimmed: dict[str, TrimmedTensor] = {}
     known: set[str] = set()
@@ -50,9 +49,9 @@ def trimmed_tensors(
             continue
         known.add(in_base)
         if change is not None:
-            _check_shape(in_base, weights.tensors[in_base][1].shape, shape)
+            _check_shape(in_base, shapes[in_base], shape)
             trimmed[in_base] = change
-    rest = {name: entry.shape for name, (_, entry) in weights.tensors.items() if name not in known}
+    rest = {name: shape for name, shape in shapes.items() if name not in known}
     return trimmed | dict(_unnamed(rest, new_ids, sizes, explained))
 
 
