@@ -114,7 +114,7 @@ def make_base(case: Case, into: Path) -> None:
     from transformers import AutoConfig, AutoTokenizer
 
     if case is MADE:
-        make_model_of_words(str(into))
+        make_model_of_words(into)
         return
     shutil.copytree(case.source, into, dirs_exist_ok=True)
     tokenizer = AutoTokenizer.from_pretrained(case.source)
