@@ -18,6 +18,7 @@ from trimming import kept_of, new_ids_of, trim
 
 from leanvocab.errors import LeanVocabError, ModelError
 from leanvocab.files.headers import read_weights
+from leanvocab.trimming.model_files import ModelFiles
 from leanvocab.vocabulary.counts import count_tokens
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
@@ -64,6 +65,34 @@ def trimmed(folder: Path, output: Path, batches: dict[str, dict[str, Any]]) -> P
         # Towers for images have tables of their own, and layers, that are of the same size here.
         assert MEDIA.search(name) or dims == (changed[name].dims if name in changed else ())
     return vocabulary
+
+
+def test_ids_of_images_and_sounds_keep_their_offsets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gemma 3n: those from an offset on are looked up in other tables, and the last row pads sounds."""
+    sizes = {
+        "text_config.vocab_size_per_layer_input": 240,
+        "vision_config.vocab_offset": 240,
+        "vision_config.vocab_size": 30,
+    }
+    offsets = tiny_models.Override(
+        "gemma3n", "as they are", sizes | {"audio_config.vocab_offset": 270, "audio_config.vocab_size": 30}
+    )
+    monkeypatch.setattr(composites, "OVERRIDES", [*composites.OVERRIDES, offsets])
+    pair = next(pair for pair in COMPOSITES if pair.model_type == "gemma3n")
+    tiny, batches = built(pair)
+    inputs = batches["text"] | {"input_ids": batches["text"]["input_ids"].clone()}
+    inputs["input_ids"][0, 1:5] = torch.tensor([240, 269, 271, 299])
+    with stand_ins(pair):
+        tiny.model.save_pretrained(tmp_path / "full")
+        ids = inputs["input_ids"].unique().tolist()
+        vocabulary, changed = trim(tmp_path / "full", tmp_path / "lean", ids)
+        full, lean = (type(tiny.model).from_pretrained(tmp_path / name) for name in ("full", "lean"))
+        with pytest.raises(ModelError, match="computes with ids behind its vocabulary"):
+            ModelFiles.read(tmp_path / "full").new_ids(vocabulary, 64)
+    assert set(range(240, 300)) <= set(vocabulary)
+    per_layer = changed["model.language_model.embed_tokens_per_layer.weight"]
+    assert per_layer.shape[0] == len(vocabulary) - 60
+    check_outputs(full, lean, inputs, vocabulary)
 
 
 def renumbered(inputs: dict[str, Any], vocabulary: PartialVocabulary) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from trimming import kept_of, new_ids_of, trim
 
 from leanvocab.errors import CheckpointError, ModelError, VocabularyError
 from leanvocab.files.headers import read_weights
+from leanvocab.trimming.computed_ids import refuse_what_computes
 from leanvocab.trimming.model_files import ModelFiles
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
@@ -75,7 +76,8 @@ def test_clip_pools_at_the_same_token(tmp_path: Path, eos: int, needed: list[int
 
 
 def test_whisper_keeps_all_times(tmp_path: Path) -> None:
-    options = SMALL | {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "decoder_start_token_id": 4}
+    options = SMALL | {"encoder_layers": 1, "decoder_layers": 1, "decoder_start_token_id": 4}
+    options |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
     model = transformers.WhisperForConditionalGeneration(transformers.WhisperConfig(**options))
     model.generation_config = transformers.GenerationConfig(
         no_timestamps_token_id=70, lang_to_id={"<|de|>": 11}, suppress_tokens=[5, 6, 11], pad_token_id=0, eos_token_id=2
@@ -96,6 +98,13 @@ def test_an_id_that_has_to_stay_is_named_with_its_reason(tmp_path: Path) -> None
         files.new_ids(PartialVocabulary([0, 1, 5], SIZE))
     with pytest.raises(VocabularyError, match=r"of 50 ids, and the model has 90 rows"):
         files.new_ids(PartialVocabulary([0, 1, 2], 50))
+
+
+def test_the_id_that_is_written_over_placeholders_of_sounds_and_images_stays(tmp_path: Path) -> None:
+    """Whatever is not a placeholder's feature is looked up at 0 (Granite Speech, Gemma 3)."""
+    model = bert(pad_token_id=5)
+    assert 0 not in ModelFiles.read(saved(model, tmp_path / "text")).required_ids()
+    assert 0 in ModelFiles.read(saved(model, tmp_path / "sounds", audio_token_index=7)).required_ids()
 
 
 # --- configs ----------------------------------------------------------------------------------------------------------
@@ -151,9 +160,9 @@ def test_other_names_of_a_field_give_way(tmp_path: Path) -> None:
             "a vocabulary for each side, of 80 and 90 tokens",
         ),
         (
-            {"model_type": "fsmt", "src_vocab_size": 50, "tgt_vocab_size": 60},
+            {"model_type": "fsmt", "src_vocab_size": 50},
             ModelError,
-            "each side, of 50 and 60 tokens",
+            "each side, of 50 and 90 tokens",
         ),
         ({"hidden_size": "wide"}, CheckpointError, "config.json cannot be read as BertConfig"),
         ({"num_attention_heads": 3}, ModelError, "BertForMaskedLM cannot be built from this config: "),
@@ -165,6 +174,16 @@ def test_what_cannot_be_trimmed_is_refused_by_name(
 ) -> None:
     with pytest.raises(error, match=message):
         ModelFiles.read(saved(bert(), tmp_path, **fields))
+
+
+def test_n_grams_of_ids_are_refused() -> None:
+    part = {"ple_layer_ids": [1], "ngram_size": 3}
+    for config in ({"model_type": "qwen4_exp", **part}, {"model_type": "qwen4_exp", "text_config": part}):
+        with pytest.raises(
+            ModelError, match=r"this qwen4_exp cannot be trimmed: it hashes n-grams of ids.*\(ple_layer_ids\)"
+        ):
+            refuse_what_computes(config)
+    refuse_what_computes({"model_type": "qwen4_exp", **part, "ple_layer_ids": []})
 
 
 def test_a_folder_without_a_config_is_refused(tmp_path: Path) -> None:
@@ -179,7 +198,7 @@ def test_infinity_in_a_config_is_read_and_written(tmp_path: Path) -> None:
     folder = saved(transformers.Mamba2ForCausalLM(config), tmp_path / "full", time_step_limit=[0.0, float("inf")])
     assert "Infinity]" in (folder / "config.json").read_text()
     trim(folder, tmp_path / "lean", [3, 80])
-    assert transformers.Mamba2Config.from_pretrained(tmp_path / "lean").time_step_limit == (0.0, float("inf"))
+    assert transformers.Mamba2Config.from_pretrained(tmp_path / "lean").time_step_limit[1] == float("inf")
 
 
 # --- tensors ----------------------------------------------------------------------------------------------------------
