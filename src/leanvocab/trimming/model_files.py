@@ -18,7 +18,7 @@ from leanvocab.trimming.id_fields import NewIds, needed_ids, renumbered
 from leanvocab.trimming.model_configs import (
     CONFIG,
     empty_model,
-    numbers_beside_sizes,
+    numbers_in,
     read_config,
     text_size,
     trimmed_config,
@@ -140,9 +140,11 @@ class ModelFiles:
         """Tensor in the checkpoint → what becomes of it, for those of the vocabulary's size; `shapes` are of them all."""
         if new_ids.size(self.full_size) == self.full_size:
             return {}  # all ids are kept
-        after = empty_model(self._renumbered(CONFIG, new_ids))
+        config = self._renumbered(CONFIG, new_ids)
         sizes = {self.text_size, self.full_size}
-        return trimmed_tensors(self._model, after, shapes, new_ids, sizes, numbers_beside_sizes(self._config))
+        # What has one of these sizes in the trimmed config as well is of something else.
+        others = sizes & numbers_in(with_defaults(config))
+        return trimmed_tensors(self._model, empty_model(config), shapes, new_ids, sizes, others)
 
     def _with_defaults(self, file: str) -> Mapping[str, Any]:
         return self._config if file == CONFIG else self.configs[file]
