@@ -15,6 +15,7 @@ import importlib
 import importlib.util
 import json
 import os
+import re
 import resource
 import shutil
 import sys
@@ -106,16 +107,15 @@ def make_texts(case: Case, most: int) -> list[str]:
     return texts
 
 
-def make_base(name: str, head: str, folder: str) -> dict[str, Any]:
+def make_base(case: Case, into: Path) -> None:
     """A folder as it is published: the real one, with a head where it is given one; or a small model of the config's family."""
     import torch
     import transformers
     from transformers import AutoConfig, AutoTokenizer
 
-    case, into = Case(name, (), head or None), Path(folder)
-    if case == MADE:
-        make_model_of_words(folder)
-        return {}
+    if case is MADE:
+        make_model_of_words(str(into))
+        return
     shutil.copytree(case.source, into, dirs_exist_ok=True)
     tokenizer = AutoTokenizer.from_pretrained(case.source)
     if not (into / "tokenizer.json").exists():  # as nearly every published folder has it; prunetokens asks for it
@@ -131,7 +131,6 @@ def make_base(name: str, head: str, folder: str) -> dict[str, Any]:
                 AutoConfig.from_pretrained(case.source, **{k: v for k, v in _SMALL.items() if k in known})
             )
         model.save_pretrained(into)
-    return {}
 
 
 # --------------------------------------------------------------------------------------------------------- the programs
@@ -190,15 +189,13 @@ def _prunetokens(base: Path, texts: list[str], output: Path) -> Callable[[], Non
 def trim_with(program: str, base: str, texts: str, output: str) -> dict[str, Any]:
     """One program's run: seconds and bytes, or what it said where it refused or broke."""
     programs = {OURS: _ours, VOCABTRIMMER: _vocabtrimmer, TRIMBED: _trimbed, PRUNETOKENS: _prunetokens}
-    start = time.perf_counter()
     try:
         work = programs[program](Path(base), json.loads(Path(texts).read_text()), Path(output))
+        import_model_code(Path(base))
         start = time.perf_counter()
         work()
     except Exception as error:  # of a peer's code, of any kind
-        return {
-            "said": f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:200]
-        }
+        return {"said": said_of(error)}
     return {
         "seconds": time.perf_counter() - start,
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
@@ -206,14 +203,28 @@ def trim_with(program: str, base: str, texts: str, output: str) -> dict[str, Any
     }
 
 
+def import_model_code(base: Path) -> None:
+    """Imports what each program would import in its own time: the model's class, and the tokenizers'."""
+    import transformers
+
+    for architecture in transformers.AutoConfig.from_pretrained(base).architectures:
+        getattr(transformers, architecture)
+    transformers.AutoTokenizer.from_pretrained(base)
+
+
+def said_of(error: Exception) -> str:
+    """The first line of an error, without this machine's folders."""
+    line = (str(error).strip().splitlines() or [""])[0]
+    return re.sub(r"(/[\w.+-]+)+/", "…/", f"{type(error).__name__}: {line}")[:200]
+
+
 # ------------------------------------------------------------------------------------------------------------ the check
 
 
-def check(base: str, output: str, texts: str, num_models: str) -> dict[str, Any]:
+def check(base: Path, output: Path, written: list[str], num_models: int = 32) -> dict[str, Any]:
     """What plain `from_pretrained` makes of a trimmed folder, beside the whole one."""
     from transformers import AutoTokenizer
 
-    written: list[str] = json.loads(Path(texts).read_text())
     try:
         whole, trimmed = AutoTokenizer.from_pretrained(base), AutoTokenizer.from_pretrained(output)
         before, after = whole(written)["input_ids"], trimmed(written)["input_ids"]
@@ -222,16 +233,16 @@ def check(base: str, output: str, texts: str, num_models: str) -> dict[str, Any]
             for old, new in zip(before, after, strict=True)
         ]
     except Exception as error:
-        return {"said": f"its tokenizer does not load: {type(error).__name__}: {str(error)[:120]}"}
+        return {"said": f"its tokenizer does not load: {said_of(error)}"}
     alike = [(old, new) for old, new, is_same in zip(before, after, same, strict=True) if is_same]
     outcome: dict[str, Any] = {"same_texts": sum(same), "texts": len(same), "rows": len(trimmed)}
     try:
-        return outcome | _compare_models(base, output, alike[: int(num_models)])
+        return outcome | _compare_models(base, output, alike[:num_models])
     except Exception as error:
-        return outcome | {"said": f"its model does not load: {type(error).__name__}: {str(error)[:120]}"}
+        return outcome | {"said": f"its model does not load: {said_of(error)}"}
 
 
-def _compare_models(base: str, output: str, pairs: Sequence[tuple[list[int], list[int]]]) -> dict[str, Any]:
+def _compare_models(base: Path, output: Path, pairs: Sequence[tuple[list[int], list[int]]]) -> dict[str, Any]:
     import torch
     import transformers
 
@@ -328,23 +339,22 @@ def run_case(
     case: Case, programs: Sequence[str], folder: Path, num_texts: int
 ) -> dict[str, tuple[dict[str, Any], dict[str, Any] | None]]:
     """Each program's run and what was found of it; a base of its own each, since one writes beside it."""
-    texts = folder / "texts.json"
-    texts.write_text(json.dumps(make_texts(case, num_texts)))
-    run_child(MODULE, "base", case.name, case.head or "", folder / "base")
+    texts, written = folder / "texts.json", make_texts(case, num_texts)
+    texts.write_text(json.dumps(written))
+    make_base(case, folder / "base")
     results = {}
     for name in programs:
         own = folder / name
         shutil.copytree(folder / "base", own / "base")
         environment = {"HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join([str(FOLDERS / name), *sys.path])}
-        trimmed = run_child(MODULE, "trim", name, own / "base", texts, own / "out", environment=environment)
-        checked = None if "said" in trimmed else run_child(MODULE, "check", folder / "base", own / "out", texts, 32)
+        trimmed = run_child(MODULE, name, own / "base", texts, own / "out", environment=environment)
+        checked = None if "said" in trimmed else check(folder / "base", own / "out", written)
         results[name] = (trimmed, checked)
     return results
 
 
-def child(what: str, *words: str) -> dict[str, Any]:
-    parts: dict[str, Callable[..., dict[str, Any]]] = {"base": make_base, "trim": trim_with, "check": check}
-    return parts[what](*words)
+def child(program: str, *words: str) -> dict[str, Any]:
+    return trim_with(program, *words)
 
 
 def main(arguments: list[str] | None = None) -> list[Result]:

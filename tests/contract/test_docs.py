@@ -14,7 +14,7 @@ import torch
 import transformers
 
 import leanvocab as lv
-from docs.figures import draw_encoders, draw_wings
+from docs.figures import draw_encoders, draw_trimming, draw_wings
 from leanvocab.partial.optimizers import is_row_separable
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -105,6 +105,11 @@ def test_every_python_block_is_run_or_marked_as_needing_a_hub():
 def test_the_table_of_multilingual_encoders_is_what_the_estimate_says_today():
     page = draw_encoders.PAGE.read_text()
     assert page.partition(draw_encoders.BEGIN)[2].partition(draw_encoders.END)[0] == draw_encoders.drawn()
+
+
+def test_the_tables_of_trimming_are_what_the_result_files_say():
+    page = draw_trimming.PAGE.read_text()
+    assert page.partition(draw_trimming.BEGIN)[2].partition(draw_trimming.END)[0] == draw_trimming.drawn()
 
 
 def commands():
