@@ -19,6 +19,7 @@ NAMES = (
     "vocabulary",
     "shrinking",
     "merge",
+    "trimming",
     "training_step",
     "epoch",
     "output_side",
@@ -30,6 +31,8 @@ NAMES = (
     "growing",
     "one_line",
     "new_tokens",
+    "trimming_peers",
+    "trimming_use",
 )
 
 LONG_ON_A_CPU = (
@@ -40,6 +43,8 @@ LONG_ON_A_CPU = (
     "one_line",
     "new_tokens",
     "text_counting",
+    "trimming_peers",
+    "trimming_use",
 )  # with the rest they would not fit into half an hour
 
 

@@ -14,7 +14,7 @@ import torch
 import transformers
 
 import leanvocab as lv
-from docs.figures import draw_encoders, draw_wings
+from docs.figures import draw_encoders, draw_trimming, draw_wings
 from leanvocab.partial.optimizers import is_row_separable
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -107,6 +107,11 @@ def test_the_table_of_multilingual_encoders_is_what_the_estimate_says_today():
     assert page.partition(draw_encoders.BEGIN)[2].partition(draw_encoders.END)[0] == draw_encoders.drawn()
 
 
+def test_the_tables_of_trimming_are_what_the_result_files_say():
+    page = draw_trimming.PAGE.read_text()
+    assert page.partition(draw_trimming.BEGIN)[2].partition(draw_trimming.END)[0] == draw_trimming.drawn()
+
+
 def commands():
     for page in PAGES:
         for _, code in blocks(page, "bash"):
@@ -117,7 +122,7 @@ def commands():
 def test_every_leanvocab_command_has_the_options_that_the_pages_give_it():
     helps = {}
     seen = [words for words in commands() if words and words[0] == "leanvocab"]
-    assert {words[1] for words in seen} == {"count", "delta", "estimate", "finetune", "info", "merge"}
+    assert {words[1] for words in seen} == {"count", "delta", "estimate", "finetune", "info", "merge", "trim"}
     for words in seen:
         if words[1] not in helps:
             run = [shutil.which("leanvocab", path=str(Path(sys.executable).parent)), words[1], "--help"]

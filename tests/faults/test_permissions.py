@@ -20,7 +20,10 @@ from leanvocab.reports.header_estimate import folder_of
 from leanvocab.reports.inspection import inspect_checkpoint
 from leanvocab.reports.memory import estimate_memory
 from leanvocab.texts.data_files import load_splits, read_data_file
+from leanvocab.trimming.export import export_trimmed
+from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
+NOTHING_KEPT = PartialVocabulary([], 40)
 LOOKS: dict[str, Callable[[Path, Path], Any]] = {
     "describe": lambda locked, _: describe(str(locked / "model"), None, None),
     "load_splits, a folder": lambda locked, _: load_splits(locked / "data"),
@@ -35,6 +38,11 @@ LOOKS: dict[str, Callable[[Path, Path], Any]] = {
     "merge_checkpoint, output": lambda locked, free: merge_checkpoint(
         base=free / "single", delta=free / "delta", output=locked / "out"
     ),
+    "export_trimmed, base": lambda locked, free: export_trimmed(locked / "base", NOTHING_KEPT, free / "out"),
+    "export_trimmed, delta": lambda locked, free: export_trimmed(
+        free / "single", NOTHING_KEPT, free / "out", delta=locked / "delta"
+    ),
+    "export_trimmed, output": lambda locked, free: export_trimmed(free / "single", NOTHING_KEPT, locked / "out"),
     "make_delta": lambda locked, free: make_delta(free / "single", locked / "tuned", free / "out"),
     "find_base": lambda locked, _: find_base(None, locked / "base"),
     "find_base, its files": lambda locked, _: find_base(None, locked),

@@ -22,6 +22,7 @@ from models import batch
 
 import leanvocab as lv
 from leanvocab.checkpoints.delta_format import read_delta
+from leanvocab.checkpoints.merge_plan import make_plan, read_changes
 from leanvocab.checkpoints.optimizer_states import read_full_states
 from leanvocab.errors import CheckpointError
 from leanvocab.files.copying import copy_range, read_exactly, sha256_of_range, write_at
@@ -29,6 +30,9 @@ from leanvocab.files.headers import read_header, read_weights
 from leanvocab.files.row_store import RowStore, RowWriter
 from leanvocab.files.tensor_files import read_tensor
 from leanvocab.files.untrusted_files import read_json
+from leanvocab.progress import ProgressBar
+from leanvocab.trimming.id_fields import NewIds
+from leanvocab.trimming.trimmed_files import KeptRows, make_trimmed_plan, write_trimmed
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 
 SOURCE = Path(lv.__file__).parent
@@ -196,6 +200,26 @@ def test_a_merge_writes_and_verifies_every_byte(tmp_path: Path, most: int, base:
     assert (written.already_there, again.already_there, in_place_again.already_there) == (False, True, True)
     assert differing(read_all(tmp_path / "out"), expected.state_dict()) == []
     assert content(tmp_path / base) == content(tmp_path / "out")
+
+
+@pytest.mark.parametrize("most", MOST)
+@pytest.mark.parametrize("kernel_copies", [True, False])
+def test_trimmed_weights_are_the_same_files_as_ever(tmp_path: Path, most: int, kernel_copies: bool) -> None:
+    tiny_folders(tmp_path)
+    changes = read_changes(tmp_path / "delta", None, read_weights(tmp_path / "sharded"))
+    kept = KeptRows(NewIds(PartialVocabulary([0, 2, 5, 39], 40), 40, 3), 2)
+
+    def trim(folder: Path) -> None:
+        merged = make_plan(read_weights(tmp_path / "sharded"), changes)
+        plan = make_trimmed_plan(merged, changes, {"table.weight": (0,), "per_layer.weight": (0,)}, kept)
+        folder.mkdir()
+        write_trimmed(folder, plan, ProgressBar("", plan.num_bytes, False))
+
+    trim(tmp_path / "ordinary")
+    with short_counts(most, kernel_copies=kernel_copies) as calls:
+        trim(tmp_path / "short")
+    assert content(tmp_path / "short") == content(tmp_path / "ordinary")
+    assert calls["pwrite"] > 10
 
 
 @pytest.mark.parametrize("call", ["pwrite", "preadv", "pread"])

@@ -148,6 +148,30 @@ def test_another_result_is_replaced_only_on_request(base: Path, tmp_path: Path) 
     assert content(tmp_path / "mine") == {"thesis.txt": b"mine"}
 
 
+@pytest.mark.parametrize("theirs", ["the same", "another"])
+def test_what_another_put_there_meanwhile_is_taken_or_left_alone(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, theirs: str
+) -> None:
+    export_trimmed(base, vocabulary(), tmp_path / "theirs")
+    if theirs == "another":
+        (tmp_path / "theirs" / "config.json").write_text("{}")
+    expected = content(tmp_path / "theirs")
+    sync = export.sync_tree
+
+    def someone_is_faster(folder: Path) -> None:
+        sync(folder)
+        (tmp_path / "theirs").rename(tmp_path / "out")
+
+    monkeypatch.setattr(export, "sync_tree", someone_is_faster)
+    if theirs == "the same":
+        assert export_trimmed(base, vocabulary(), tmp_path / "out").already_there
+    else:
+        with pytest.raises(CheckpointError, match=r"out is there already, and is not .* \(config.json differs\)"):
+            export_trimmed(base, vocabulary(), tmp_path / "out")
+    assert content(tmp_path / "out") == expected
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "out"]
+
+
 # --- recipes ----------------------------------------------------------------------------------------------------------
 
 

@@ -96,6 +96,9 @@ def test_other_texts_are_told_in_words_by_language(tmp_path: Path) -> None:
         ("word77", ("word77",), ("[UNK]",)),
     ]
     assert "word77: word77 → [UNK] (1)" in shown(proof)
+    columns = {name: [row[name] for row in rows] for name in ("text", "lang")}
+    assert prove(full, trimmed, vocabulary, columns, language_column="lang", model_texts=0).splits == proof.splits
+    assert set(prove(full, trimmed, vocabulary, columns, model_texts=0).splits) == {"texts"}
     with pytest.raises(DataError, match=r"'test' has no column 'language' .* its columns are text, lang"):
         prove(full, trimmed, vocabulary, data, language_column="language")
 

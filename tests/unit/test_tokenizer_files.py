@@ -16,8 +16,8 @@ from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES, 
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 import leanvocab as lv
+from leanvocab.trimming.tokenizer_contents import inserted_ids
 from leanvocab.trimming.tokenizer_files import TokenizerFiles
-from leanvocab.trimming.tokenizer_json import inserted_ids
 
 TEXTS = ["hello world", "abc trim he"]
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "[CLS]", "[SEP]", "[PAD]", "[UNK]", "[MASK]", "<mask>", "<|endoftext|>"]
@@ -181,23 +181,44 @@ def sentencepiece_model(kind: str, **options: Any) -> bytes:
     return model.getvalue()
 
 
-@pytest.mark.parametrize(
-    ("name", "class_name", "kind", "options"),
-    [
-        ("spiece.model", "T5Tokenizer", "unigram", {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}),
-        ("sentencepiece.bpe.model", "XLMRobertaTokenizer", "unigram", {}),
-        ("tokenizer.model", "LlamaTokenizer", "bpe", {"vocab_size": 300, "byte_fallback": True}),
-    ],
-)
-def test_a_model_of_sentencepiece_keeps_its_pieces(
-    tmp_path: Path, name: str, class_name: str, kind: str, options: dict[str, Any]
-) -> None:
+PAD_FIRST = {"pad_id": 0, "eos_id": 1, "bos_id": 2, "unk_id": 3}
+PAD_AND_UNKNOWN = {"pad_id": 0, "unk_id": 1, "bos_id": -1, "eos_id": -1}
+NO_BEGINNING = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
+BRACKETS = {"pad_piece": "[PAD]", "bos_piece": "[CLS]", "eos_piece": "[SEP]", "unk_piece": "[UNK]"}
+WITH_BYTES = {"vocab_size": 320, "byte_fallback": True}
+OWN = {"control_symbols": ["<cls>", "<sep>", "<pad>", "<mask>", "<eod>"], "user_defined_symbols": ["<eop>"]}
+SENTENCEPIECE = {
+    "T5Tokenizer": ("spiece.model", "unigram", NO_BEGINNING),
+    "PegasusTokenizer": ("spiece.model", "unigram", NO_BEGINNING),
+    "AlbertTokenizer": ("spiece.model", "unigram", PAD_AND_UNKNOWN | {"control_symbols": ["[CLS]", "[SEP]", "[MASK]"]}),
+    "FNetTokenizer": ("spiece.model", "unigram", PAD_AND_UNKNOWN),
+    "BigBirdTokenizer": ("spiece.model", "unigram", PAD_FIRST),
+    "XLNetTokenizer": ("spiece.model", "unigram", OWN),
+    "DebertaV2Tokenizer": ("spm.model", "unigram", {"pad_id": 0, "bos_id": 1, "eos_id": 2, "unk_id": 3} | BRACKETS),
+    "XLMRobertaTokenizer": ("sentencepiece.bpe.model", "unigram", {}),
+    "CamembertTokenizer": ("sentencepiece.bpe.model", "unigram", {}),
+    "BarthezTokenizer": ("sentencepiece.bpe.model", "unigram", {}),
+    "MBartTokenizer": ("sentencepiece.bpe.model", "unigram", {}),
+    "MBart50Tokenizer": ("sentencepiece.bpe.model", "unigram", {}),
+    "NllbTokenizer": ("sentencepiece.bpe.model", "bpe", {}),
+    "LlamaTokenizer": ("tokenizer.model", "bpe", WITH_BYTES),
+    "GemmaTokenizer": ("tokenizer.model", "bpe", WITH_BYTES | PAD_FIRST),
+    "TokenizersBackend": ("tokenizer.model", "bpe", WITH_BYTES),
+}
+
+
+@pytest.mark.parametrize("saved", [False, True], ids=["alone", "beside tokenizer.json"])
+@pytest.mark.parametrize("class_name", SENTENCEPIECE)
+def test_a_model_of_sentencepiece_keeps_its_pieces(tmp_path: Path, class_name: str, saved: bool) -> None:
     sentencepiece = pytest.importorskip("sentencepiece")
-    config = {"tokenizer_class": class_name}
-    base = put(tmp_path / "base", tokenizer_config__json=config)
+    name, kind, options = SENTENCEPIECE[class_name]
+    base = put(tmp_path / "base", tokenizer_config__json={"tokenizer_class": class_name})
     (base / name).write_bytes(sentencepiece_model(kind, **options))
+    if saved:
+        AutoTokenizer.from_pretrained(base).save_pretrained(base)
     texts = ["hello world", "world hello", "hello ☃"]
     _, after, _ = trim(base, tmp_path / "new", texts)
+    assert sorted(os.listdir(tmp_path / "new")) == sorted(os.listdir(base))
     old, new = (
         sentencepiece.SentencePieceProcessor(model_file=str(folder / name)) for folder in (base, tmp_path / "new")
     )
@@ -307,6 +328,21 @@ def test_trimming_what_is_trimmed_changes_no_byte(tmp_path: Path) -> None:
     assert written == {name: (tmp_path / "new" / name).read_bytes() for name in os.listdir(tmp_path / "new")}
 
 
+def test_with_texts_only_what_their_unknown_words_need_stays(tmp_path: Path) -> None:
+    vocab = {token: i for i, token in enumerate(["[UNK]", "a", "abd", "abc", "##bcd", "##bde", "##b"])}
+    backend = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]")
+    files, texts = TokenizerFiles.read(tokenizer), ["a abd", "abcd abdx"]
+    assert tokenizer(texts)["input_ids"] == [[1, 2], [0, 0]]
+    assert files.closed([0, 1, 4, 5]).tolist() == [0, 1, 2, 3, 4, 5]
+    assert files.closed([0, 1, 4, 5], []).tolist() == [0, 1, 4, 5]
+    ids = files.closed([0, 1, 4, 5], ["abcd abdx a"])
+    assert ids.tolist() == [0, 1, 3, 4, 5]
+    after = AutoTokenizer.from_pretrained(write(files.written(ids), tmp_path / "new"))
+    assert after("abcd abdx a")["input_ids"] == [0, 0, 1]
+
+
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
 
@@ -346,17 +382,51 @@ def test_a_field_that_seems_to_hold_ids_and_is_not_understood_is_named(tmp_path:
     small_tokenizer().save_pretrained(tmp_path)
     config = json.loads((tmp_path / "tokenizer_config.json").read_text())
     put(tmp_path, tokenizer_config__json=config | {"language_ids": {"de": 7}})
-    files = TokenizerFiles.read(tmp_path)
     with pytest.raises(lv.errors.VocabularyError, match=r"language_ids in tokenizer_config\.json seems to hold ids"):
-        files.written(files.closed([7]))
+        TokenizerFiles.read(tmp_path)
 
 
 def test_files_that_disagree_about_an_id_are_refused(tmp_path: Path) -> None:
     small_tokenizer().save_pretrained(tmp_path)
     put(tmp_path, added_tokens__json={"word9": 2})
-    files = TokenizerFiles.read(tmp_path)
-    with pytest.raises(lv.errors.VocabularyError, match="gives 'word9' the id 2, the tokenizer has 14"):
-        files.written(files.closed([7]))
+    with pytest.raises(
+        lv.errors.VocabularyError, match=r"added_tokens\.json gives 'word9' the id 2, the tokenizer has 14"
+    ):
+        TokenizerFiles.read(tmp_path)
+
+
+def test_a_file_of_lines_that_is_another_vocabulary_is_refused(tmp_path: Path) -> None:
+    backend = Tokenizer(models.WordPiece({token: i for i, token in enumerate(word_pieces())}, unk_token="[UNK]"))
+    PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]").save_pretrained(tmp_path)
+    put(tmp_path, vocab__txt="".join(line + "\n" for line in reversed(word_pieces())))
+    with pytest.raises(lv.errors.VocabularyError, match=r"vocab\.txt gives '##llo' the id 0, the tokenizer has"):
+        TokenizerFiles.read(tmp_path)
+
+
+def test_an_id_of_no_token_that_pads_is_refused(tmp_path: Path) -> None:
+    small_tokenizer().save_pretrained(tmp_path)
+    padding = {"strategy": "BatchLongest", "direction": "Right", "pad_to_multiple_of": None}
+    padding |= {"pad_id": 900, "pad_type_id": 0, "pad_token": "[PAD]"}
+    put(tmp_path, tokenizer__json=json.loads((tmp_path / "tokenizer.json").read_text()) | {"padding": padding})
+    with pytest.raises(
+        lv.errors.VocabularyError, match="id 900 is put around text or pads it, and there is no such token"
+    ):
+        TokenizerFiles.read(tmp_path)
+
+
+def test_a_file_that_holds_something_else_is_refused(tmp_path: Path) -> None:
+    config = {"tokenizer_class": "BertTokenizer"}
+    put(tmp_path, vocab__txt="\n".join(word_pieces()), tokenizer_config__json=config, vocab__json={"a": [0]})
+    with pytest.raises(lv.errors.VocabularyError, match=r"vocab\.json gives 'a' the id \[0\]"):
+        TokenizerFiles.read(tmp_path)
+    put(tmp_path, vocab__json={}, **{"tokenizer.4.0.json": {"model": {"vocab": 3}}})
+    with pytest.raises(lv.errors.VocabularyError, match=r"its files hold something else than expected \(TypeError"):
+        TokenizerFiles.read(tmp_path)
+
+
+def test_an_id_below_zero_is_refused() -> None:
+    with pytest.raises(lv.errors.VocabularyError, match="expected ids of tokens, got -3"):
+        TokenizerFiles.read(small_tokenizer()).closed([5, -3])
 
 
 def test_a_file_that_leads_out_of_the_folder_is_refused(tmp_path: Path) -> None:

@@ -12,16 +12,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 import transformers
 from numpy.typing import NDArray
 
 from leanvocab.errors import CheckpointError, DataError, first_line, shortened
+from leanvocab.extras import is_instance
 from leanvocab.reports.memory_estimate import format_ratio
 from leanvocab.texts.counted_columns import Texts, choose_readers
 from leanvocab.texts.data_files import load_splits
+from leanvocab.texts.text_columns import in_memory, values_of
 from leanvocab.texts.text_rows import find_parts
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
+from leanvocab.vocabulary.sources import holds_data_sets
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -190,7 +194,7 @@ def _load_model(folder: str | Path) -> Any:
 def _labelled(texts: Any, columns: Any, language_column: str | None, tokenizer: Any) -> Iterator[tuple[str, Texts]]:
     """All texts, by language or by split."""
     data = load_splits(texts) if isinstance(texts, str | Path) else texts
-    parts = list(data.items()) if isinstance(data, Mapping) and not isinstance(data, str) else [("texts", data)]
+    parts = list(data.items()) if isinstance(data, Mapping) and holds_data_sets(data) else [("texts", data)]
     for split, whole in parts:
         for label, rows in _by_language(split, whole, language_column):
             for part in find_parts(rows):
@@ -205,12 +209,15 @@ def _by_language(split: str, data: Any, column: str | None) -> Iterator[tuple[st
     if column is None:
         yield split, data
         return
-    if column not in getattr(data, "column_names", ()):
-        there = ", ".join(getattr(data, "column_names", ()))
-        raise DataError(f"{split!r} has no column {column!r} that says the language: its columns are {there or 'none'}")
-    languages = np.array([str(value) for value in data.with_format(None)[column][:]])
+    rows = in_memory(pa.table(data)) if isinstance(data, Mapping) else data
+    there = getattr(rows, "column_names", ())
+    if not is_instance(rows, "datasets", "Dataset") or column not in there:
+        raise DataError(
+            f"{split!r} has no column {column!r} that says the language: its columns are {', '.join(there) or 'none'}"
+        )
+    languages = np.array([str(value) for value in values_of(rows, column)])
     for language in sorted(set(languages.tolist())):
-        yield language, data.select(np.flatnonzero(languages == language).tolist())
+        yield language, rows.select(np.flatnonzero(languages == language).tolist())
 
 
 class _Texts:
@@ -302,7 +309,7 @@ def _compare_models(
         for name, tensor in before.items():
             width = tensor.shape[-1]
             is_cut = name in after and after[name].shape[-1] != width
-            kept = torch.tensor(vocabulary.below(width).token_ids) if is_cut else None
+            kept = torch.tensor(vocabulary.below(width).token_ids, device="cpu") if is_cut else None
             expected = tensor if kept is None else tensor[..., kept]
             got = after.get(name, expected[..., :0])[..., : expected.shape[-1]]
             _note(outputs.setdefault(name, ComparedOutput(is_cut)), expected, got)
@@ -317,11 +324,12 @@ def _most_positions(config: Any) -> int:
 
 def _batch(inputs: Sequence[Any], pad: int | None, most: int, has_types: bool) -> dict[str, torch.Tensor]:
     longest = min(most, max(len(ids) for ids, _ in inputs))
-    ids = torch.full((len(inputs), longest), 0 if pad is None else pad)
+    ids = torch.full((len(inputs), longest), 0 if pad is None else pad, device="cpu")
     types, mask = torch.zeros_like(ids), torch.zeros_like(ids)
     for row, (its_ids, its_types) in enumerate(inputs):
         length = min(len(its_ids), longest)
-        ids[row, :length], types[row, :length] = torch.tensor(its_ids[:length]), torch.tensor(its_types[:length])
+        ids[row, :length] = torch.tensor(its_ids[:length], device="cpu")
+        types[row, :length] = torch.tensor(its_types[:length], device="cpu")
         mask[row, :length] = 1
     batch = {"input_ids": ids, "attention_mask": mask}
     return batch | {"token_type_ids": types} if has_types else batch

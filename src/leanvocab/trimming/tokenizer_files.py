@@ -5,13 +5,12 @@ them, which need not be what tokenizer.json says, is compared with the trimmed o
 handed out. No torch.
 """
 
-import io
 import json
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
@@ -21,27 +20,34 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from leanvocab.errors import VocabularyError, first_line, shortened
+from leanvocab.errors import LeanVocabError, VocabularyError, first_line, shortened
 from leanvocab.files.copying import read_exactly
 from leanvocab.files.presence import is_folder
 from leanvocab.files.untrusted_files import opened, parse_object
-from leanvocab.trimming.sentencepiece_files import own_pieces, trimmed_pieces
-from leanvocab.trimming.splits import check_model, closed_tokens, merged, vocabulary_of
-from leanvocab.trimming.tokenizer_json import inserted_ids, trimmed_state
+from leanvocab.trimming.splits import check_model, closed_tokens, vocabulary_of, words_that_split
+from leanvocab.trimming.tokenizer_contents import (
+    NewIds,
+    as_json,
+    inserted_ids,
+    own_pieces,
+    trimmed_config,
+    trimmed_lines,
+    trimmed_map,
+    trimmed_merges,
+    trimmed_pieces,
+    trimmed_state,
+)
 from leanvocab.vocabulary.special_ids import tokenizer_ids
 
 _CONFIG = "config.json"  # names the class where the tokenizer's own file does not
-_STATE_NAME = re.compile(r"tokenizer(\.\d[\d.]*)?\.json")
+_STATE = re.compile(r"tokenizer(\.\d[\d.]*)?\.json")
 _MAPS = ("vocab.json", "added_tokens.json")
 _WITHOUT_IDS = ("special_tokens_map.json", "chat_template.jinja", "chat_template.json", "normalizer.json")
-_SPLITTING = ("added_tokens", "normalizer", "pre_tokenizer", "model")
 _MODELS = (".model", ".spm")
 _NAMES = re.compile(
-    rf"{_STATE_NAME.pattern}|tokenizer_config\.json|vocab\.txt|merges\.txt|tekken\.json|.*\.(model|spm|tiktoken)"
+    rf"{_STATE.pattern}|tokenizer_config\.json|vocab\.txt|merges\.txt|tekken\.json|.*\.(model|spm|tiktoken)"
     rf"|{'|'.join(map(re.escape, (*_MAPS, *_WITHOUT_IDS)))}"
 )
-_ID_FIELD = re.compile(r"(^|_)(ids?|index|idx)$")
-_NO_ID_FIELD = re.compile(r"type_ids?$|^extra_ids$|^name_or_path$")
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,6 @@ class TokenizerFiles:
 
     Attributes:
         name: the folder, or the class of a tokenizer in memory, for messages.
-        names: the tokenizer's files, among them those that `written` leaves out.
     """
 
     name: str
@@ -72,59 +77,51 @@ class TokenizerFiles:
                 raise VocabularyError(f"{os.fspath(source)}: expected a folder with a tokenizer's files, found none")
             return cls._of_folder(Path(source), os.fspath(source))
         name = type(source).__name__
-        _state_of(source, name)
-        with tempfile.TemporaryDirectory() as folder:
-            source.save_pretrained(folder)
-            read = cls._of_folder(Path(folder), name)
-        saved = {part: value for part, value in read._state.items() if part in _SPLITTING}
-        if part := _first_difference(saved, _state_of(source, name)):
-            raise VocabularyError(f"{name}: saved and loaded anew it is another tokenizer: its part {part!r} differs")
+        with _refusing(name):
+            state = _state_of(source)
+            with tempfile.TemporaryDirectory() as folder:
+                source.save_pretrained(folder)
+                read = cls._of_folder(Path(folder), name)
+            if part := _first_difference(_splitting(read._state), _splitting(state)):
+                raise VocabularyError(f"saved and loaded anew it is another one: its part {part!r} differs")
         return read
 
     @classmethod
     def _of_folder(cls, folder: Path, name: str) -> Self:
-        names = sorted(entry for entry in os.listdir(folder) if _NAMES.fullmatch(entry))
+        names = sorted(entry for entry in os.listdir(folder) if is_tokenizer_file(entry))
         files = {entry: _content(folder, entry) for entry in names}
         config = _content(folder, _CONFIG) if _CONFIG in os.listdir(folder) else None
-        read = cls(name, files, config, _load(folder, name))
-        try:
+        with _refusing(name):
+            read = cls(name, files, config, _load(folder))
             check_model(read._state["model"])
-            read._check_sources()
-            for state in (read._state, *read._raw_states.values()):
-                inserted_ids(state)
-                read._check_ids(state)
-        except VocabularyError as error:
-            raise VocabularyError(f"the tokenizer of {name} cannot be trimmed: {error}") from None
+            read._check_files()
         return read
-
-    @cached_property
-    def _left_out(self) -> list[str]:
-        """Files that can be read, and not written."""
-        return [
-            name
-            for name in self._files
-            if name.endswith((*_MODELS, ".tiktoken", "tekken.json")) and name not in self._own_pieces
-        ]
 
     @property
     def names(self) -> frozenset[str]:
-        """Names of the files that are the tokenizer's."""
+        """Names of the files that are the tokenizer's, among them those that `written` leaves out."""
         return frozenset(self._files)
 
-    def closed(self, ids: Iterable[int] | NDArray[Any]) -> NDArray[np.int64]:
+    def closed(self, ids: Iterable[int] | NDArray[Any], texts: Collection[str] | None = None) -> NDArray[np.int64]:
         """Ids that stay so that text of `ids` splits as it did: these, every added and special token, and what decides a split.
 
         Ascending, and closed itself. Ids for which there is no token are among them, as they came.
+
+        Args:
+            ids: what is wanted.
+            texts: only words of these that are unknown have to stay so. None: every word that is. That matters for a few
+                WordPiece vocabularies alone, of which many more rows stay without texts.
         """
         wanted = set(np.asarray(list(ids), dtype=np.int64).tolist()) | self._always
-        model = self._state["model"]
-        tokens = {token for token, token_id in self._model_vocab.items() if token_id in wanted}
-        closed = closed_tokens(model, tokens, byte_level=_has_part(self._state, "ByteLevel"))
-        if isinstance(model["vocab"], Mapping):
-            wanted |= {self._model_vocab[token] for token in closed}
-        else:  # a piece may stand there twice
-            wanted |= {place for place, entry in enumerate(model["vocab"]) if entry[0] in closed}
-        return np.array(sorted(wanted), dtype=np.int64)
+        if wanted and min(wanted) < 0:
+            raise VocabularyError(f"expected ids of tokens, got {min(wanted)}")
+        closed = self._closed(wanted, None)
+        if texts is None or len(closed) == len(self._closed(wanted, set())):
+            return closed
+        words: set[str] = set()
+        while new := words_that_split(self._backend(None), self._backend(self._closed(wanted, words)), texts) - words:
+            words |= new
+        return self._closed(wanted, words)
 
     def written(self, ids: NDArray[Any]) -> dict[str, bytes]:
         """File names → contents of the tokenizer with these tokens alone, whose new ids are their positions in `ids`.
@@ -134,26 +131,24 @@ class TokenizerFiles:
         Raises:
             VocabularyError: the ids are not closed, or the files would not load as the tokenizer that they have to be.
         """
-        closed = self.closed(ids)
+        closed = self._closed({*np.asarray(ids).tolist(), *self._always}, set())
         if not np.array_equal(closed, ids):
             lacking = np.setdiff1d(closed, ids)
             raise VocabularyError(
                 f"the tokenizer of {self.name} needs further ids for these ({shortened(lacking[:5].tolist())}), "
                 "or they are not ascending: expected what closed(ids) gives"
             )
-        new_ids = {int(token_id): new for new, token_id in enumerate(closed)}
-        try:
-            contents = ((name, self._trimmed_file(name, content, new_ids)) for name, content in self._files.items())
+        new_ids = _new_ids(closed)
+        with _refusing(self.name):
+            contents = ((name, self._trimmed_file(name, new_ids)) for name in self._files)
             files = {name: content for name, content in contents if content is not None}
             self._check_loaded(files, new_ids)
-        except VocabularyError as error:
-            raise VocabularyError(f"the tokenizer of {self.name} cannot be trimmed: {error}") from None
         return files
 
     @cached_property
     def _state(self) -> dict[str, Any]:
         """The tokenizer that transformers makes of the files, as tokenizer.json has it."""
-        return _state_of(self._loaded, self.name)
+        return _state_of(self._loaded)
 
     @cached_property
     def _vocab(self) -> dict[str, int]:
@@ -166,12 +161,8 @@ class TokenizerFiles:
 
     @cached_property
     def _raw_states(self) -> dict[str, dict[str, Any]]:
-        """Files of the kind of tokenizer.json → contents; older ones leave the type of the model out."""
-        return {
-            name: parse_object(Path(self.name, name), content)
-            for name, content in self._files.items()
-            if _STATE_NAME.fullmatch(name)
-        }
+        """Files of the kind of tokenizer.json → contents."""
+        return {name: self._object(name) for name in self._files if _STATE.fullmatch(name)}
 
     @cached_property
     def _always(self) -> set[int]:
@@ -190,74 +181,80 @@ class TokenizerFiles:
                     own[name] = own_pieces(content)
         return own
 
-    def _check_sources(self) -> None:
-        written = [name for name in self._files if name not in self._left_out]
-        if self._left_out and not any(_STATE_NAME.fullmatch(name) for name in written):
+    @cached_property
+    def _left_out(self) -> list[str]:
+        """Files that can be read, and not written."""
+        kinds = (*_MODELS, ".tiktoken", "tekken.json")
+        return [name for name in self._files if name.endswith(kinds) and name not in self._own_pieces]
+
+    def _object(self, name: str) -> dict[str, Any]:
+        return parse_object(Path(self.name, name), self._files[name])
+
+    def _closed(self, wanted: set[int], unknown_words: set[str] | None) -> NDArray[np.int64]:
+        model = self._state["model"]
+        tokens = {token for token, token_id in self._model_vocab.items() if token_id in wanted}
+        byte_level = _has_part(self._state, "ByteLevel")
+        closed = closed_tokens(model, tokens, byte_level=byte_level, unknown_words=unknown_words)
+        if isinstance(model["vocab"], Mapping):
+            stay = {self._model_vocab[token] for token in closed}
+        else:  # a piece may stand there twice
+            stay = {place for place, entry in enumerate(model["vocab"]) if entry[0] in closed}
+        return np.array(sorted(wanted | stay), dtype=np.int64)
+
+    def _backend(self, ids: NDArray[np.int64] | None) -> Any:
+        """The tokenizer with these ids alone, or with all, which cuts and pads nothing."""
+        from tokenizers import Tokenizer
+
+        kind = self._state["model"]["type"]
+        state = self._state if ids is None else trimmed_state(self._state, kind, _new_ids(ids))
+        return Tokenizer.from_str(json.dumps(state | {"truncation": None, "padding": None}))
+
+    def _check_files(self) -> None:
+        """Raises `VocabularyError` where files contradict each other, or hold ids that are not understood."""
+        if self._left_out and not self._raw_states:
             raise VocabularyError(
                 f"{self._left_out[0]} can be read, and not written; load it and save it with save_pretrained first"
             )
+        ids = set(self._vocab.values())
+        for state in (self._state, *self._raw_states.values()):
+            if beyond := inserted_ids(state) - ids:
+                raise VocabularyError(f"id {min(beyond)} is put around text or pads it, and there is no such token")
+            added = {token["content"]: token["id"] for token in state.get("added_tokens") or ()}
+            for token, token_id in (*vocabulary_of(state["model"]).items(), *added.items()):
+                if self._vocab.get(token) != token_id:
+                    raise VocabularyError(
+                        f"in its file {token!r} has the id {token_id}, and in {type(self._loaded).__name__}, "
+                        f"which is made of it, {self._vocab.get(token)}"
+                    )
+        unchanged = {token_id: token_id for token_id in ids}
+        for name in self._files.keys() - self._raw_states.keys():
+            self._trimmed_file(name, unchanged)
 
-    def _check_ids(self, state: Mapping[str, Any]) -> None:
-        added = {token["content"]: token["id"] for token in state.get("added_tokens") or ()}
-        for token, token_id in (*vocabulary_of(state["model"]).items(), *added.items()):
-            if self._vocab.get(token) != token_id:
-                raise VocabularyError(
-                    f"in its file {token!r} has the id {token_id}, and in {type(self._loaded).__name__}, "
-                    f"which is made of it, {self._vocab.get(token)}"
-                )
-
-    def _trimmed_file(self, name: str, content: bytes, new_ids: Mapping[int, int]) -> bytes | None:
+    def _trimmed_file(self, name: str, new_ids: NewIds) -> bytes | None:
         """The new content of a file; None: it is left out."""
-        if name in _WITHOUT_IDS:
-            return content
-        if _STATE_NAME.fullmatch(name):
-            return _as_json(trimmed_state(self._raw_states[name], self._state["model"]["type"], new_ids))
-        if name in _MAPS:
-            return _as_json(
-                _trimmed_map(parse_object(Path(self.name, name), content), self._vocab, new_ids), indent=None
-            )
-        if name == "vocab.txt":
-            lines = _lines(content)
-            return "".join(line for place, line in enumerate(lines) if place in new_ids).encode()
-        if name == "merges.txt":
-            return "".join(self._trimmed_merges(content, new_ids)).encode()
-        if name == "tokenizer_config.json":
-            return self._trimmed_config(content, new_ids)
+        content, vocab, model = self._files[name], self._vocab, self._state["model"]
         if name in self._own_pieces:
-            return trimmed_pieces(content, lambda piece: self._vocab.get(piece) in new_ids)
-        return None
+            return trimmed_pieces(content, lambda piece: vocab.get(piece) in new_ids)
+        if name in self._raw_states:
+            return as_json(trimmed_state(self._raw_states[name], model["type"], new_ids))
+        if name in _MAPS:
+            return as_json(trimmed_map(name, self._object(name), vocab, new_ids), indent=None)
+        if name == "vocab.txt":
+            return trimmed_lines(name, content, vocab, new_ids)
+        if name == "merges.txt":
+            return trimmed_merges(content, model, vocab, new_ids)
+        if name == "tokenizer_config.json":
+            config = self._object(name)
+            trimmed = trimmed_config(config, vocab, new_ids)
+            return content if trimmed == config else as_json(trimmed)
+        return None if name in self._left_out else content
 
-    def _trimmed_merges(self, content: bytes, new_ids: Mapping[int, int]) -> Iterator[str]:
-        for line in _lines(content):
-            match line.rstrip("\n").split(" "):
-                case [left, right] if not line.startswith("#version"):
-                    made = (left, right, merged(self._state["model"], left, right))
-                    if all(self._model_vocab.get(token) in new_ids for token in made):
-                        yield line
-                case _:
-                    yield line
-
-    def _trimmed_config(self, content: bytes, new_ids: Mapping[int, int]) -> bytes:
-        config = parse_object(Path(self.name, "tokenizer_config.json"), content)
-        trimmed = dict(config)
-        if "added_tokens_decoder" in config:
-            added = {self._vocab[token["content"]]: token for token in config["added_tokens_decoder"].values()}
-            trimmed["added_tokens_decoder"] = {str(new_ids[old]): token for old, token in added.items()}
-        for name, value in config.items():
-            if _ID_FIELD.search(name) and not _NO_ID_FIELD.search(name) and value is not None:
-                values = value if isinstance(value, list) else [value]
-                if not all(type(token_id) is int and token_id in new_ids for token_id in values):
-                    raise VocabularyError(f"{name} in tokenizer_config.json seems to hold ids: {shortened(value)}")
-                renumbered = [new_ids[token_id] for token_id in values]
-                trimmed[name] = renumbered if isinstance(value, list) else renumbered[0]
-        return content if trimmed == config else _as_json(trimmed)
-
-    def _check_loaded(self, files: Mapping[str, bytes], new_ids: Mapping[int, int]) -> None:
+    def _check_loaded(self, files: Mapping[str, bytes], new_ids: NewIds) -> None:
         """Raises `VocabularyError` where the files make another tokenizer than the one of before with fewer tokens."""
         with tempfile.TemporaryDirectory() as folder:
             for name, content in files.items() if self._config is None else (*files.items(), (_CONFIG, self._config)):
                 Path(folder, name).write_bytes(content)
-            loaded = _load(Path(folder), f"the trimmed {self.name}")
+            loaded = _load(Path(folder))
         vocab = {token: new_ids[token_id] for token, token_id in self._vocab.items() if token_id in new_ids}
         expected = trimmed_state(self._state, self._state["model"]["type"], new_ids)
         for what, before, after in (
@@ -267,7 +264,7 @@ class TokenizerFiles:
         ):
             if before != after:
                 raise VocabularyError(f"with fewer tokens its {what} would differ: {_difference(before, after)}")
-        if part := _first_difference(expected, _state_of(loaded, self.name)):
+        if part := _first_difference(expected, _state_of(loaded)):
             raise VocabularyError(f"with fewer tokens its part {part!r} would differ")
 
 
@@ -276,26 +273,41 @@ def is_tokenizer_file(name: str) -> bool:
     return _NAMES.fullmatch(name) is not None
 
 
-def _load(folder: Path, name: str) -> Any:
+@contextmanager
+def _refusing(name: str) -> Iterator[None]:
+    """Names the tokenizer in errors, be it of files that nobody vouches for."""
+    said = f"the tokenizer of {name} cannot be trimmed: "
+    try:
+        yield
+    except VocabularyError as error:
+        raise error if str(error).startswith(said) else VocabularyError(f"{said}{error}") from None
+    except LeanVocabError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise VocabularyError(
+            f"{said}its files hold something else than expected ({type(error).__name__}: {first_line(error)})"
+        ) from error
+
+
+def _load(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # what lies in its files: readers raise whatever they meet
-        raise VocabularyError(f"the tokenizer of {name} cannot be loaded: {first_line(error)}") from error
+        raise VocabularyError(f"it cannot be loaded ({first_line(error)})") from error
 
 
-def _state_of(tokenizer: Any, name: str) -> dict[str, Any]:
+def _state_of(tokenizer: Any) -> dict[str, Any]:
     backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     if not hasattr(backend, "to_str"):
         raise VocabularyError(
-            f"the tokenizer of {name} cannot be trimmed: {type(tokenizer).__name__} is not one of the tokenizers library's, "
-            "so that what decides its splits is not known"
+            f"{type(tokenizer).__name__} is not one of the tokenizers library's, so that what decides its splits is not known"
         )
     try:
         state: dict[str, Any] = json.loads(backend.to_str())
     except Exception as error:  # a part of it is made of Python code
-        raise VocabularyError(f"the tokenizer of {name} cannot be trimmed: {first_line(error)}") from error
+        raise VocabularyError(f"a part of it is in no file ({first_line(error)})") from error
     return state
 
 
@@ -304,10 +316,20 @@ def _content(folder: Path, name: str) -> bytes:
         return read_exactly(descriptor, 0, os.fstat(descriptor).st_size)
 
 
+def _new_ids(ids: NDArray[np.int64]) -> dict[int, int]:
+    return {token_id: new for new, token_id in enumerate(ids.tolist())}
+
+
 def _has_part(state: Mapping[str, Any], kind: str) -> bool:
     """True where the normalizer or the pre-tokenizer is of a kind, or has such a part."""
     parts = json.dumps([state.get("normalizer"), state.get("pre_tokenizer")])
     return f'"type": "{kind}"' in parts
+
+
+def _splitting(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Parts that decide a split; that transformers calls further tokens special when it saves them does not."""
+    added = [token | {"special": None} for token in state["added_tokens"]]
+    return {part: state[part] for part in ("normalizer", "pre_tokenizer", "model")} | {"added_tokens": added}
 
 
 def _first_difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | None:
@@ -319,19 +341,3 @@ def _difference(before: Any, after: Any) -> str:
         key = next(key for key in (*before, *after) if before.get(key) != after.get(key))
         return f"{key!r} {shortened(before.get(key))} → {shortened(after.get(key))}"
     return f"{shortened(before)} → {shortened(after)}"
-
-
-def _trimmed_map(ids: Mapping[str, Any], vocab: Mapping[str, int], new_ids: Mapping[int, int]) -> dict[str, int]:
-    for token, token_id in ids.items():
-        if vocab.get(token) != token_id:
-            raise VocabularyError(f"a file gives {token!r} the id {token_id}, the tokenizer has {vocab.get(token)}")
-    return {token: new_ids[token_id] for token, token_id in ids.items() if token_id in new_ids}
-
-
-def _lines(content: bytes) -> list[str]:
-    """Lines with their ends, as they are read where a vocabulary is read."""
-    return io.TextIOWrapper(io.BytesIO(content), encoding="utf-8").readlines()
-
-
-def _as_json(value: Any, indent: int | None = 2) -> bytes:
-    return json.dumps(value, ensure_ascii=False, indent=indent).encode()
