@@ -1,6 +1,7 @@
 """Every architecture and task, trimmed on disk and loaded plainly: it computes what the full model does for what is kept."""
 
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,10 @@ import pytest
 import tiny_models
 import torch
 from comparing import same_bits
-from composites import COMPOSITES, stand_ins
-from safetensors.torch import load_file, save_file
+from composites import COMPOSITES, prompt, stand_ins
 from tiny_models import MARKS, PAIRS, VOCAB_SIZE, Pair, Tiny
-from torch import Tensor
 from training import far_apart, outputs, seed_everything, ties_of
+from trimming import kept_of, new_ids_of, trim
 
 from leanvocab.errors import LeanVocabError, ModelError
 from leanvocab.files.headers import read_weights
@@ -25,8 +25,10 @@ from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 pytestmark = MARKS
 
 IDS = ("input_ids", "labels", "decoder_input_ids")
+MEDIA = re.compile("visual|vision|audio")
 CLOSE = 1e-5  # relative, in fp32: a matrix of other rows is multiplied in another order
 
+MERGED = "is merged of several tensors when it is loaded"
 SPEAKING = (
     "musicgen-causal-lm",
     "musicgen_melody-causal-lm",
@@ -35,11 +37,12 @@ SPEAKING = (
 )
 REFUSED: dict[str, tuple[type[LeanVocabError], str]] = {
     "blt-causal-lm": (ModelError, "models of the type 'blt' cannot be trimmed: it hashes"),
+    "molmo2-multimodal-lm": (ModelError, MERGED),
     **dict.fromkeys(SPEAKING, (ModelError, "ids in its configs are codes of sounds")),
 }
 
 ALL = [*PAIRS, *COMPOSITES]
-SAMPLE = random.Random(5).sample(ALL, 24)
+SAMPLE = random.Random(5).sample(ALL, 16)
 CASES = [pytest.param(pair, id=str(pair), marks=[] if pair in SAMPLE else [pytest.mark.slow]) for pair in ALL]
 
 
@@ -53,51 +56,61 @@ def built(pair: Pair) -> tuple[Tiny, dict[str, dict[str, Any]]]:
 
 
 def trimmed(folder: Path, output: Path, batches: dict[str, dict[str, Any]]) -> PartialVocabulary:
-    """Writes the folder with the ids of the batches alone, tensor by tensor, and gives the kept ids."""
-    files = ModelFiles.read(folder)
+    """Writes the folder with the ids of the batches alone, and gives the kept ids."""
     counted = [count_tokens({name: inputs[name] for name in IDS if name in inputs}) for inputs in batches.values()]
-    ids = {token_id for counts in counted for token_id in counts.token_ids.tolist() if token_id < files.full_size}
-    vocabulary = PartialVocabulary(sorted(ids | set(files.required_ids().tolist())), files.full_size)
+    vocabulary, changed = trim(folder, output, {i for counts in counted for i in counts.token_ids.tolist()})
     assert len(vocabulary) < vocabulary.full_size
-    new_ids = files.new_ids(vocabulary)
-    changed = files.trimmed_tensors(read_weights(folder).shapes, new_ids)
-    output.mkdir()
-    for name, content in files.written(new_ids).items():
-        (output / name).write_bytes(content)
-    tensors = load_file(folder / "model.safetensors")
-    for name, tensor in tensors.items():
-        for dim, size in enumerate(tensor.shape):
-            kept = torch.from_numpy(vocabulary.token_ids[vocabulary.token_ids < size].copy())
-            is_vocabulary = name in changed and dim in changed[name].dims
-            assert is_vocabulary == (size in (files.text_size, files.full_size)), f"{name} {tuple(tensor.shape)}"
-            if is_vocabulary:
-                tensors[name] = tensors[name].index_select(dim, kept)
-        assert name not in changed or tuple(tensors[name].shape) == changed[name].shape
-    save_file(
-        {name: tensor.contiguous() for name, tensor in tensors.items()}, output / "model.safetensors", {"format": "pt"}
-    )
+    for name, shape in read_weights(folder).shapes.items():
+        dims = tuple(dim for dim, size in enumerate(shape) if size in (VOCAB_SIZE, vocabulary.full_size))
+        # Towers for images have tables of their own, and layers, that are of the same size here.
+        assert MEDIA.search(name) or dims == (changed[name].dims if name in changed else ())
     return vocabulary
 
 
+def test_ids_of_images_and_sounds_keep_their_offsets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gemma 3n: those from an offset on are looked up in other tables, and the last row pads sounds."""
+    sizes = {
+        "text_config.pad_token_id": 5,
+        "text_config.vocab_size_per_layer_input": 240,
+        "vision_config.vocab_offset": 240,
+        "vision_config.vocab_size": 30,
+    }
+    offsets = tiny_models.Override(
+        "gemma3n", "as they are", sizes | {"audio_config.vocab_offset": 270, "audio_config.vocab_size": 30}
+    )
+    monkeypatch.setattr(composites, "OVERRIDES", [*composites.OVERRIDES, offsets])
+    pair = next(pair for pair in COMPOSITES if pair.model_type == "gemma3n")
+    tiny, batches = built(pair)
+    inputs = batches["text"] | {"input_ids": batches["text"]["input_ids"].clone()}
+    inputs["input_ids"][0, 1:5] = torch.tensor([240, 269, 271, 299])
+    with stand_ins(pair):
+        tiny.model.save_pretrained(tmp_path / "full")
+        ids = inputs["input_ids"].unique().tolist()
+        vocabulary, changed = trim(tmp_path / "full", tmp_path / "lean", ids)
+        full, lean = (type(tiny.model).from_pretrained(tmp_path / name) for name in ("full", "lean"))
+        with pytest.raises(ModelError, match="computes with ids behind its vocabulary"):
+            ModelFiles.read(tmp_path / "full").new_ids(vocabulary, 64)
+    assert set(range(240, 300)) <= set(vocabulary)
+    per_layer = changed["model.language_model.embed_tokens_per_layer.weight"]
+    assert per_layer.shape[0] == len(vocabulary) - 60
+    check_outputs(full, lean, inputs, vocabulary)
+
+
 def renumbered(inputs: dict[str, Any], vocabulary: PartialVocabulary) -> dict[str, Any]:
-    beyond = len(vocabulary) - vocabulary.full_size
-
-    def new(ids: Tensor) -> Tensor:
-        inside = ids < vocabulary.full_size
-        return torch.where(
-            inside, vocabulary.to_partial(torch.where(inside, ids, -100), ignore_index=-100), ids + beyond
-        )
-
-    return {name: new(value) if name in IDS else value for name, value in inputs.items()}
+    return {name: new_ids_of(value, vocabulary) if name in IDS else value for name, value in inputs.items()}
 
 
 def check_outputs(full: Any, lean: Any, inputs: dict[str, Any], vocabulary: PartialVocabulary) -> dict[str, int]:
     """Every floating tensor: bits, but for scores of tokens, which a smaller matrix may round otherwise, and for losses."""
-    from_labels = full.config.is_encoder_decoder and inputs["labels"].ndim > 1  # what its decoder is given
+    is_text_to_text = full.config.is_encoder_decoder or type(full).__name__ == "BlipForQuestionAnswering"
+    from_labels = is_text_to_text and inputs["labels"].ndim > 1  # what its decoder is given
     given = {name: value for name, value in inputs.items() if name != "labels" or from_labels}
-    wanted = {"output_hidden_states": True} if composites.takes(full, "output_hidden_states") else {}
-    expected = outputs(full.eval(), given | wanted, seed=7)
-    found = outputs(lean.eval(), renumbered(given, vocabulary) | wanted, seed=7)
+    try:
+        expected = outputs(full.eval(), given | {"output_hidden_states": True}, seed=7)
+        given["output_hidden_states"] = True
+    except Exception:  # a class that does not take it
+        expected = outputs(full.eval(), given, seed=7)
+    found = outputs(lean.eval(), renumbered(given, vocabulary), seed=7)
     assert len(expected) == len(found) > 0
     counted = {"bits": 0, "rounded": 0}
     for first, second in zip(expected, found, strict=True):
@@ -105,8 +118,7 @@ def check_outputs(full: Any, lean: Any, inputs: dict[str, Any], vocabulary: Part
             continue  # the loss: a softmax over fewer tokens
         for dim, size in enumerate(first.shape):
             if second.shape[dim] != size:
-                kept = torch.from_numpy(vocabulary.token_ids[vocabulary.token_ids < size].copy())
-                first = first.index_select(dim, kept)
+                first = kept_of(first, dim, vocabulary)
         if same_bits(first, second):
             counted["bits"] += 1
         else:
@@ -116,28 +128,57 @@ def check_outputs(full: Any, lean: Any, inputs: dict[str, Any], vocabulary: Part
     return counted
 
 
-def generated(model: Any, inputs: dict[str, Any], suppressed: list[int] | None) -> Tensor:
+def check_generation(full: Any, lean: Any, inputs: dict[str, Any], vocabulary: PartialVocabulary) -> str:
+    """Greedy text, where the full model is kept within the vocabulary; "", or why there is none in full either.
+
+    Near ties are no other text: from where the best two scores of the full model are equal within rounding, any may follow.
+    """
+    if not full.can_generate():
+        return "the class generates nothing"
+    gone = sorted(set(range(vocabulary.full_size)) - set(vocabulary))
+    given = prompt(inputs)
+    try:
+        expected = generated(full, given, suppress_tokens=gone)
+    except Exception as error:
+        return f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    found = generated(lean, renumbered(given, vocabulary))
+    start = expected.sequences.shape[1] - len(expected.scores)
+    for number, scores in enumerate(expected.scores):
+        first, second = scores.double().topk(2).values.T
+        if ((first - second) < CLOSE * first.abs().clamp(min=1)).any():
+            return ""
+        column = expected.sequences[:, start + number]
+        assert torch.equal(
+            renumbered({"input_ids": column}, vocabulary)["input_ids"], found.sequences[:, start + number]
+        )
+    return ""
+
+
+def generated(model: Any, inputs: dict[str, Any], **options: Any) -> Any:
     seed_everything(7)
-    options = {"suppress_tokens": suppressed} if suppressed else {}
-    ids: Tensor = model.eval().generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=4, **options)
-    return ids
+    settings = {"do_sample": False, "num_beams": 1, "max_new_tokens": 4, "return_dict_in_generate": True}
+    return model.eval().generate(**inputs, **settings, output_scores=True, **options)
 
 
 @pytest.mark.parametrize("pair", CASES)
 def test_a_trimmed_model_computes_as_the_full_one(
     pair: Pair, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
+    if pair.model_type == "shieldgemma2":
+        pytest.skip("not built: transformers does not load its own files into the class that it maps them to")
     tiny, batches = built(pair)
     with stand_ins(pair):
         tiny.model.save_pretrained(tmp_path / "full")
         if str(pair) in REFUSED:
             error, message = REFUSED[str(pair)]
             with pytest.raises(error, match=message):
-                ModelFiles.read(tmp_path / "full")
+                trimmed(tmp_path / "full", tmp_path / "lean", batches)
+            assert not (tmp_path / "lean").exists()
+            record_property("refused", error.__name__)
             return
         vocabulary = trimmed(tmp_path / "full", tmp_path / "lean", batches)
         full, lean = (type(tiny.model).from_pretrained(tmp_path / name) for name in ("full", "lean"))
     assert ties_of(full) == ties_of(lean)
     for inputs in batches.values():
-        counted = check_outputs(full, lean, inputs, vocabulary)
-        record_property("counted", counted)
+        record_property("counted", check_outputs(full, lean, inputs, vocabulary))
+        record_property("not_generated", check_generation(full, lean, inputs, vocabulary))

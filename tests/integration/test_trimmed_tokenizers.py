@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet
 import pytest
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from leanvocab.trimming.tokenizer_files import TokenizerFiles
@@ -54,6 +55,11 @@ def test_real_text_has_the_same_tokens(name: str, shared: Path, repository: Path
     assert len(after) == len(ids) < len(before) / 2
     if before.backend_tokenizer.model.__class__.__name__ in ("WordPiece", "Unigram"):
         assert len(ids) - len(counted) <= 300  # special tokens, bytes, and one piece
+    if (folder / "tokenizer.json").exists():  # which other readers take as it is
+        old, new = (Tokenizer.from_file(str(path / "tokenizer.json")) for path in (folder, tmp_path))
+        kept = [text for text in sample if set(old.encode(text).ids) <= set(ids.tolist())]
+        assert len(kept) > 0.9 * len(sample)
+        assert all(ids[new.encode(text).ids].tolist() == old.encode(text).ids for text in kept)
     again = TokenizerFiles.read(tmp_path)
     every = np.arange(len(ids))
     assert again.closed(every).tolist() == every.tolist()

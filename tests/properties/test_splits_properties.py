@@ -2,16 +2,20 @@
 
 import json
 import random
+import tempfile
 from itertools import pairwise, product
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from leanvocab.trimming.splits import closed_tokens, vocabulary_of
 from leanvocab.trimming.tokenizer_contents import inserted_ids, trimmed_state
+from leanvocab.trimming.tokenizer_files import TokenizerFiles
 
 patient = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 ALPHABET = "abcé"
@@ -310,6 +314,29 @@ def test_added_tokens_and_what_is_inserted_stay(
     data: st.DataObject, model: dict[str, Any], counted: list[str], others: list[str]
 ) -> None:
     check(with_model(model, **data.draw(parts(model))), [f"{text}[X]" for text in counted], others)
+
+
+@settings(patient, max_examples=25)
+@given(st.data(), st.one_of(word_level_models(), word_piece_models(), bpe_models(), unigram_models()), texts)
+def test_files_of_any_tokenizer_load_with_the_same_tokens(
+    data: st.DataObject, model: dict[str, Any], counted: list[str]
+) -> None:
+    unknown = "[UNK]" if model["type"] == "WordPiece" else "<unk>"
+    state = with_model(model, **data.draw(parts(model)))
+    before = PreTrainedTokenizerFast(tokenizer_object=loaded(state), unk_token=unknown)
+    files, old = TokenizerFiles.read(before), loaded(json.loads(before.backend_tokenizer.to_str()))
+    ids = files.closed({i for text in ids_of(old, counted) for i in text})
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in files.written(ids).items():
+            Path(folder, name).write_bytes(content)
+        after = AutoTokenizer.from_pretrained(folder)
+        assert type(after) is type(before)
+        assert len(after) == len(ids)
+        for text, tokens in zip(counted, ids_of(old, counted), strict=True):
+            assert ids[after.backend_tokenizer.encode(text).ids].tolist() == tokens
+        again = TokenizerFiles.read(folder)
+        written = again.written(again.closed(range(len(ids))))
+        assert written == {name: Path(folder, name).read_bytes() for name in again.names}
 
 
 @patient

@@ -181,23 +181,44 @@ def sentencepiece_model(kind: str, **options: Any) -> bytes:
     return model.getvalue()
 
 
-@pytest.mark.parametrize(
-    ("name", "class_name", "kind", "options"),
-    [
-        ("spiece.model", "T5Tokenizer", "unigram", {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}),
-        ("sentencepiece.bpe.model", "XLMRobertaTokenizer", "unigram", {}),
-        ("tokenizer.model", "LlamaTokenizer", "bpe", {"vocab_size": 300, "byte_fallback": True}),
-    ],
-)
-def test_a_model_of_sentencepiece_keeps_its_pieces(
-    tmp_path: Path, name: str, class_name: str, kind: str, options: dict[str, Any]
-) -> None:
+PAD_FIRST = {"pad_id": 0, "eos_id": 1, "bos_id": 2, "unk_id": 3}
+PAD_AND_UNKNOWN = {"pad_id": 0, "unk_id": 1, "bos_id": -1, "eos_id": -1}
+NO_BEGINNING = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
+BRACKETS = {"pad_piece": "[PAD]", "bos_piece": "[CLS]", "eos_piece": "[SEP]", "unk_piece": "[UNK]"}
+WITH_BYTES = {"vocab_size": 320, "byte_fallback": True}
+OWN = {"control_symbols": ["<cls>", "<sep>", "<pad>", "<mask>", "<eod>"], "user_defined_symbols": ["<eop>"]}
+SENTENCEPIECE = {
+    "T5Tokenizer": ("spiece.model", "unigram", NO_BEGINNING),
+    "PegasusTokenizer": ("spiece.model", "unigram", NO_BEGINNING),
+    "AlbertTokenizer": ("spiece.model", "unigram", PAD_AND_UNKNOWN | {"control_symbols": ["[CLS]", "[SEP]", "[MASK]"]}),
+    "FNetTokenizer": ("spiece.model", "unigram", PAD_AND_UNKNOWN),
+    "BigBirdTokenizer": ("spiece.model", "unigram", PAD_FIRST),
+    "XLNetTokenizer": ("spiece.model", "unigram", OWN),
+    "DebertaV2Tokenizer": ("spm.model", "unigram", {"pad_id": 0, "bos_id": 1, "eos_id": 2, "unk_id": 3} | BRACKETS),
+    "XLMRobertaTokenizer": ("sentencepiece.bpe.model", "unigram", {}),
+    "CamembertTokenizer": ("sentencepiece.bpe.model", "unigram", {}),
+    "BarthezTokenizer": ("sentencepiece.bpe.model", "unigram", {}),
+    "MBartTokenizer": ("sentencepiece.bpe.model", "unigram", {}),
+    "MBart50Tokenizer": ("sentencepiece.bpe.model", "unigram", {}),
+    "NllbTokenizer": ("sentencepiece.bpe.model", "bpe", {}),
+    "LlamaTokenizer": ("tokenizer.model", "bpe", WITH_BYTES),
+    "GemmaTokenizer": ("tokenizer.model", "bpe", WITH_BYTES | PAD_FIRST),
+    "TokenizersBackend": ("tokenizer.model", "bpe", WITH_BYTES),
+}
+
+
+@pytest.mark.parametrize("saved", [False, True], ids=["alone", "beside tokenizer.json"])
+@pytest.mark.parametrize("class_name", SENTENCEPIECE)
+def test_a_model_of_sentencepiece_keeps_its_pieces(tmp_path: Path, class_name: str, saved: bool) -> None:
     sentencepiece = pytest.importorskip("sentencepiece")
-    config = {"tokenizer_class": class_name}
-    base = put(tmp_path / "base", tokenizer_config__json=config)
+    name, kind, options = SENTENCEPIECE[class_name]
+    base = put(tmp_path / "base", tokenizer_config__json={"tokenizer_class": class_name})
     (base / name).write_bytes(sentencepiece_model(kind, **options))
+    if saved:
+        AutoTokenizer.from_pretrained(base).save_pretrained(base)
     texts = ["hello world", "world hello", "hello ☃"]
     _, after, _ = trim(base, tmp_path / "new", texts)
+    assert sorted(os.listdir(tmp_path / "new")) == sorted(os.listdir(base))
     old, new = (
         sentencepiece.SentencePieceProcessor(model_file=str(folder / name)) for folder in (base, tmp_path / "new")
     )

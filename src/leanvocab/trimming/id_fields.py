@@ -21,7 +21,8 @@ _OFFSET_NAME = (
 _FORBIDDING = re.compile(r"(^|_)suppress_tokens$|^bad_words_ids$|^sequence_bias$")
 _DEMANDING = re.compile(r"^force_words_ids$|^forced_decoder_ids$")
 # Ids of XPath tags and subscripts (MarkupLM), of codes of sounds and units of speech: other vocabularies.
-_OF_OTHERS = re.compile(r"^(tag|subs)_pad_id$|^(tts_codec|codebook|t2u|vocoder|audio_stream)_")
+_OF_OTHERS = re.compile(r"^(tag|subs)_pad_id$|^(tts_codec|codec|codebook|t2u|vocoder|audio_stream)_")
+_MEDIA_NAME = re.compile(r"^(vision|image|audio|vq)_")
 _SEEMS_AN_ID = re.compile(r"(^|_)token$|tokens$|_ids?$|(^|_)tokens?_\w*(id|idx|index|indices)s?$")
 _IS_NONE = re.compile(
     r"^(num|n|max|min|use|pred|max_new|default|mm|total)_|_(num|length|per_\w+)$|^(task|lang|speaker|label|layer)_id$|_per_\w+$"
@@ -111,13 +112,15 @@ def is_size_field(name: str) -> bool:
     return bool(_SIZE_NAME.match(name))
 
 
-def _walked(config: Mapping[str, Any], where: str, visitor: _Visitor, text_size: int) -> dict[str, Any]:
+def _walked(config: Mapping[Any, Any], where: str, visitor: _Visitor, text_size: int) -> dict[str, Any]:
     walked: dict[str, Any] = {}
     for name, value in config.items():
         its = f"{where}: {name}"
-        if isinstance(value, Mapping) and is_id_dictionary(name) and not _OF_OTHERS.match(name):
+        if not isinstance(name, str):  # numbers of classes, of patches
+            walked[name] = value
+        elif isinstance(value, Mapping) and is_id_dictionary(name) and not _OF_OTHERS.match(name):
             walked[name] = _dictionary(its, name, value, visitor)
-        elif isinstance(value, Mapping) and "vocab_size" in value and value["vocab_size"] != text_size:
+        elif isinstance(value, Mapping) and _is_other_vocabulary(name, value, text_size):
             walked[name] = _other_vocabulary(its, value, visitor)
         elif isinstance(value, Mapping) and not name.endswith("2id") and not name.startswith("id2"):
             walked[name] = _walked(value, its, visitor, text_size)
@@ -126,6 +129,12 @@ def _walked(config: Mapping[str, Any], where: str, visitor: _Visitor, text_size:
         else:
             walked[name] = _field(its, name, value, visitor)
     return walked
+
+
+def _is_other_vocabulary(name: str, part: Mapping[str, Any], text_size: int) -> bool:
+    """True for a part that has a vocabulary, and not the text's: codes of images and sounds (Ovis 2), or another tokenizer's."""
+    size = part.get("vocab_size")
+    return size is not None and (size != text_size or _MEDIA_NAME.search(name) is not None)
 
 
 def _other_vocabulary(where: str, config: Mapping[str, Any], visitor: _Visitor) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def _sizes(config: Mapping[str, Any]) -> Iterator[int]:
     for name, value in config.items():
         if isinstance(value, Mapping):
             yield from _sizes(value)
-        elif is_size_field(name) and type(value) is int:
+        elif type(value) is int and is_size_field(str(name)):
             yield value
 
 
@@ -139,17 +139,9 @@ def empty_model(config: Mapping[str, Any]) -> Any:
     return model
 
 
-def numbers_beside_sizes(config: Mapping[str, Any]) -> set[int]:
-    """All whole numbers of a config, those of its parts too, that are no size of a vocabulary."""
-    return set(_numbers(config))
-
-
-def _numbers(value: Any, name: str = "") -> Iterator[int]:
-    if isinstance(value, Mapping):
-        for key, each in value.items():
-            yield from _numbers(each, str(key))
-    elif isinstance(value, list | tuple):
-        for each in value:
-            yield from _numbers(each, name)
-    elif type(value) is int and not is_size_field(name):
-        yield value
+def numbers_in(config: Any) -> set[int]:
+    """All whole numbers of a config, those of its parts too."""
+    if isinstance(config, Mapping | list | tuple):
+        parts = config.values() if isinstance(config, Mapping) else config
+        return set[int]().union(*map(numbers_in, parts))
+    return {config} if type(config) is int else set()

@@ -48,7 +48,6 @@ _NAMES = re.compile(
     rf"{_STATE.pattern}|tokenizer_config\.json|vocab\.txt|merges\.txt|tekken\.json|.*\.(model|spm|tiktoken)"
     rf"|{'|'.join(map(re.escape, (*_MAPS, *_WITHOUT_IDS)))}"
 )
-_SPLITTING = ("added_tokens", "normalizer", "pre_tokenizer", "model")
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ class TokenizerFiles:
             with tempfile.TemporaryDirectory() as folder:
                 source.save_pretrained(folder)
                 read = cls._of_folder(Path(folder), name)
-            if part := _first_difference({part: read._state[part] for part in _SPLITTING}, state):
+            if part := _first_difference(_splitting(read._state), _splitting(state)):
                 raise VocabularyError(f"saved and loaded anew it is another one: its part {part!r} differs")
         return read
 
@@ -325,6 +324,12 @@ def _has_part(state: Mapping[str, Any], kind: str) -> bool:
     """True where the normalizer or the pre-tokenizer is of a kind, or has such a part."""
     parts = json.dumps([state.get("normalizer"), state.get("pre_tokenizer")])
     return f'"type": "{kind}"' in parts
+
+
+def _splitting(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Parts that decide a split; that transformers calls further tokens special when it saves them does not."""
+    added = [token | {"special": None} for token in state["added_tokens"]]
+    return {part: state[part] for part in ("normalizer", "pre_tokenizer", "model")} | {"added_tokens": added}
 
 
 def _first_difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | None:

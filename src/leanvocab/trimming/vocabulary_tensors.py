@@ -7,6 +7,7 @@ from typing import Any
 
 from leanvocab.checkpoints.tensor_names import TensorNames
 from leanvocab.errors import CheckpointError, ModelError
+from leanvocab.model.full_table import LOOKUPS, ask
 from leanvocab.trimming.id_fields import NewIds
 
 _Shape = tuple[int, ...]
@@ -33,26 +34,52 @@ def trimmed_tensors(
     vocabulary's size which is not understood: none is left whole where that could be wrong.
     """
     names = TensorNames(before, shapes)
+    changes = _changes(before, after, new_ids, sizes - explained)
+    in_base = {name: base for name in before.state_dict() if (base := names.in_base(name)) is not None}
+    trimmed = {in_base[name]: change for name, (_, change) in changes.items() if name in in_base}
+    for name, (shape, _) in changes.items():
+        if name in in_base and shapes[in_base[name]] != shape:
+            raise CheckpointError(
+                f"{in_base[name]} has the shape {shapes[in_base[name]]} in the checkpoint, and {shape} by its config: they "
+                "are not of one model"
+            )
+    rest = {name: shape for name, shape in shapes.items() if name not in in_base.values()}
+    unnamed = dict(_unnamed(rest, new_ids, sizes, explained))
+    for name in changes:
+        is_there = any(tied in in_base for tied in names.ties[name])
+        if not is_there and not unnamed and isinstance(_holder(before, name), LOOKUPS):
+            raise ModelError(
+                f"{name} is in the checkpoint under no name that is known, or is merged of several tensors when it is loaded: "
+                f"which rows of which are tokens of {type(before).__name__} is not understood, so that it cannot be trimmed"
+            )
+    return trimmed | unnamed
+
+
+def _changes(before: Any, after: Any, new_ids: NewIds, sizes: set[int]) -> dict[str, tuple[_Shape, TrimmedTensor]]:
+    """Name in the model → shape and what becomes of it, for tensors whose shape changes.
+
+    Raises `ModelError` where one that looks tokens up, or scores them, is of one of the sizes and does not change.
+    """
     smaller = {name: tuple(tensor.shape) for name, tensor in after.state_dict().items()}
-    trimmed: dict[str, TrimmedTensor] = {}
-    known: set[str] = set()
+    scoring = [ask(part, "get_output_embeddings") for part in before.modules()]
+    changes = {}
     for name, tensor in before.state_dict().items():
         shape = tuple(tensor.shape)
-        in_base = names.in_base(name)
         change = _change(name, shape, smaller.get(name), new_ids)
-        if change is None and (sizes & set(shape)) - explained:
+        holder = _holder(before, name)
+        if change is not None:
+            changes[name] = shape, change
+        elif shape and shape[0] in sizes and (isinstance(holder, LOOKUPS) or holder in scoring):
             raise ModelError(
                 f"{name} {shape} has the size of the vocabulary, and a model with fewer tokens would have it of the same size: "
                 f"how {type(before).__name__} comes to it is not understood, so that it cannot be trimmed"
             )
-        if in_base is None:
-            continue
-        known.add(in_base)
-        if change is not None:
-            _check_shape(in_base, shapes[in_base], shape)
-            trimmed[in_base] = change
-    rest = {name: shape for name, shape in shapes.items() if name not in known}
-    return trimmed | dict(_unnamed(rest, new_ids, sizes, explained))
+    return changes
+
+
+def _holder(model: Any, name: str) -> Any:
+    """The module of a tensor's name."""
+    return model.get_submodule(name.rpartition(".")[0])
 
 
 def _change(name: str, shape: _Shape, smaller: _Shape | None, new_ids: NewIds) -> TrimmedTensor | None:
@@ -66,13 +93,6 @@ def _change(name: str, shape: _Shape, smaller: _Shape | None, new_ids: NewIds) -
                 f"{shape[dim]:,} rows are kept: which rows those are is not understood"
             )
     return TrimmedTensor(dims, smaller) if dims else None
-
-
-def _check_shape(name: str, found: _Shape, expected: _Shape) -> None:
-    if found != expected:
-        raise CheckpointError(
-            f"{name} has the shape {found} in the checkpoint, and {expected} by its config: they are not of one model"
-        )
 
 
 def _unnamed(
