@@ -114,7 +114,7 @@ def make_base(case: Case, into: Path) -> None:
     from transformers import AutoConfig, AutoTokenizer
 
     if case is MADE:
-        make_model_of_words(str(into))
+        make_model_of_words(into)
         return
     shutil.copytree(case.source, into, dirs_exist_ok=True)
     tokenizer = AutoTokenizer.from_pretrained(case.source)
@@ -189,9 +189,9 @@ def _prunetokens(base: Path, texts: list[str], output: Path) -> Callable[[], Non
 def trim_with(program: str, base: str, texts: str, output: str) -> dict[str, Any]:
     """One program's run: seconds and bytes, or what it said where it refused or broke."""
     programs = {OURS: _ours, VOCABTRIMMER: _vocabtrimmer, TRIMBED: _trimbed, PRUNETOKENS: _prunetokens}
-    start = time.perf_counter()
     try:
         work = programs[program](Path(base), json.loads(Path(texts).read_text()), Path(output))
+        import_model_code(Path(base))
         start = time.perf_counter()
         work()
     except Exception as error:  # of a peer's code, of any kind
@@ -201,6 +201,15 @@ def trim_with(program: str, base: str, texts: str, output: str) -> dict[str, Any
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "folder_bytes": sum(path.stat().st_size for path in Path(output).rglob("*") if path.is_file()),
     }
+
+
+def import_model_code(base: Path) -> None:
+    """Imports what each program would import in its own time: the model's class, and the tokenizers'."""
+    import transformers
+
+    for architecture in transformers.AutoConfig.from_pretrained(base).architectures:
+        getattr(transformers, architecture)
+    transformers.AutoTokenizer.from_pretrained(base)
 
 
 def said_of(error: Exception) -> str:

@@ -2,9 +2,9 @@
 
 multilingual-e5-small is trained on pairs (a premise of XNLI and a hypothesis that follows from it, English and German; in-batch
 negatives, with the vocabulary shrunk), merged, counted over these two languages and trimmed to them; all-MiniLM-L6-v2 is trimmed
-as it is, to the English texts. Each measurement is a process of its own: PyTorch with transformers, and onnxruntime with
-tokenizers alone, after an export by `torch.onnx.export`. The score is the share of 200 premises of the test set whose hypothesis
-is the nearest of 200: once with the texts counted, and once with a vocabulary that has seen the validation set alone.
+as it is, to the English texts. Each use is a process of its own: PyTorch with transformers, and onnxruntime with
+tokenizers alone, after an export by `torch.onnx.export`. The score is the share of 100 premises of the test set whose hypothesis
+is the nearest of 100: once with the texts counted, and once with a vocabulary that has seen the validation set alone.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def read_pairs(model: str, split: str, most: int) -> list[tuple[str, str]]:
     return pairs
 
 
-def make_base(folder: str) -> None:
+def make_base(folder: Path) -> None:
     """A small model of words, for the small size."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -68,7 +68,7 @@ def make_base(folder: str) -> None:
     BertModel(BertConfig(vocab_size=len(words), pad_token_id=0, **sizes)).save_pretrained(folder)
 
 
-def train(model: str, base: str, folder: str, steps: str) -> dict[str, Any]:
+def train(model: str, base: Path, folder: Path, steps: int) -> dict[str, Any]:
     """Train with the vocabulary shrunk, and save the whole model."""
     import torch
     from transformers import AutoModel, AutoTokenizer
@@ -82,7 +82,7 @@ def train(model: str, base: str, folder: str, steps: str) -> dict[str, Any]:
     optimizer = torch.optim.AdamW(encoder.parameters(), lr=2e-5, weight_decay=0.0)
     order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0)).tolist()
     losses = []
-    for step in range(int(steps)):
+    for step in range(steps):
         batch = [pairs[order[at % len(pairs)]] for at in range(16 * step, 16 * step + 16)]
         firsts, seconds = (embed(encoder, tokenizer, [pair[side] for pair in batch], cut=64) for side in (0, 1))
         loss = torch.nn.functional.cross_entropy(20 * firsts @ seconds.T, torch.arange(len(batch)))
@@ -105,7 +105,7 @@ def embed(encoder: Any, tokenizer: Any, texts: list[str], cut: int = 128) -> Any
     return torch.nn.functional.normalize(states.sum(1) / mask.sum(1), dim=-1)
 
 
-def trim(model: str, base: str, folder: str, *splits: str) -> dict[str, Any]:
+def trim(model: str, base: Path, folder: Path, *splits: str) -> dict[str, Any]:
     """Trim to the texts of some splits; what the result says of itself."""
     from transformers import AutoConfig, AutoTokenizer
 
@@ -120,7 +120,7 @@ def trim(model: str, base: str, folder: str, *splits: str) -> dict[str, Any]:
     return {"rows": result.rows_after, "full_rows": result.rows_before, "seconds": result.seconds}
 
 
-def export(folder: str) -> dict[str, Any]:
+def export(folder: Path) -> int:
     """The model in a folder as ONNX beside it: its bytes."""
     import torch
     from transformers import AutoModel, AutoTokenizer
@@ -128,7 +128,7 @@ def export(folder: str) -> dict[str, Any]:
     encoder, tokenizer = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
     example = dict(tokenizer(["one text", "and another, longer one"], padding=True, return_tensors="pt"))
     sizes = {name: dict.fromkeys((0, 1), torch.export.Dim.DYNAMIC) for name in example}
-    file = Path(folder) / "model.onnx"
+    file = folder / "model.onnx"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's exporter, about its own parts
         torch.onnx.export(
@@ -141,7 +141,7 @@ def export(folder: str) -> dict[str, Any]:
             input_names=list(example),
             verbose=False,
         )
-    return {"bytes": sum(path.stat().st_size for path in Path(folder).glob("model.onnx*"))}
+    return _bytes(folder, "model.onnx*")
 
 
 def use(model: str, folder: str, runtime: str) -> dict[str, Any]:
@@ -209,13 +209,13 @@ def _onnx_program(folder: str) -> Callable[[list[str]], int]:
     return run
 
 
-def score(model: str, folder: str) -> dict[str, Any]:
+def score(model: str, folder: Path) -> dict[str, Any]:
     """The share of premises whose hypothesis is the nearest of all."""
     import torch
     from transformers import AutoModel, AutoTokenizer
 
     encoder, tokenizer = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
-    pairs = read_pairs(model, "test", 200 // len(LANGUAGES[model]))
+    pairs = read_pairs(model, "test", 100 // len(LANGUAGES[model]))
     sides = []
     with torch.inference_mode():
         for side in (0, 1):
@@ -239,18 +239,18 @@ def measure_model(model: str, folder: Path, options: argparse.Namespace, budget:
     base, about = MODELS / model, dict[str, Any]()
     if model == "made":
         base = folder / "made"
-        make_base(str(base))
+        make_base(base)
     folders = {WHOLE: folder / "whole", OURS: folder / "trimmed"}
     steps = {"e5-small": options.steps, "minilm": 0, "made": 2}[model]
     if steps:
-        about |= run_child(MODULE, "train", model, base, folders[WHOLE], steps)
+        about |= train(model, base, folders[WHOLE], steps)
     else:
         folders[WHOLE].symlink_to(base)
-    about |= run_child(MODULE, "trim", model, folders[WHOLE], folders[OURS], "validation", "test")
-    run_child(MODULE, "trim", model, folders[WHOLE], folder / "unseen", "validation")
+    about |= trim(model, folders[WHOLE], folders[OURS], "validation", "test")
+    trim(model, folders[WHOLE], folder / "unseen", "validation")
     figures, scores = [], {}
     for name, its in (*folders.items(), ("trimmed without the test set", folder / "unseen")):
-        scores[name] = run_child(MODULE, "score", model, its)
+        scores[name] = score(model, its)
         figures.append(Figure(f"nearest is right, {name}", 100 * scores[name]["right"] / scores[name]["pairs"], "%"))
     away = abs(scores[WHOLE]["right"] - scores[OURS]["right"])
     figures.append(Figure("premises by which the scores on covered texts differ", away, "", bar=0.0))
@@ -258,7 +258,7 @@ def measure_model(model: str, folder: Path, options: argparse.Namespace, budget:
     sizes = {"weights": {name: _bytes(its, "*.safetensors") for name, its in folders.items()}}
     sizes["tokenizer.json"] = {name: _bytes(its, "tokenizer.json") for name, its in folders.items()}
     if "onnxruntime" in runtimes:
-        sizes["model.onnx"] = {name: run_child(MODULE, "export", copied(its))["bytes"] for name, its in folders.items()}
+        sizes["model.onnx"] = {name: export(copied(its)) for name, its in folders.items()}
     series: list[Series] = []
     for what, of_folders in sizes.items():
         series += beside_ours("files", what, "MB", {name: [size / _MB] for name, size in of_folders.items()})
@@ -289,7 +289,7 @@ def _bytes(folder: Path, pattern: str) -> int:
 def _used(model: str, runtime: str, folders: dict[str, Path], rounds: int, budget: Budget) -> list[Series]:
     taken: dict[str, list[dict[str, Any]]] = {name: [] for name in folders}
     for name in turns(folders, rounds, budget):
-        taken[name].append(run_child(MODULE, "use", model, folders[name], runtime))
+        taken[name].append(run_child(MODULE, model, folders[name], runtime))
     series: list[Series] = []
     for what, key, unit, scale in (
         ("load time", "load_seconds", "s", 1.0),
@@ -305,8 +305,8 @@ def _used(model: str, runtime: str, folders: dict[str, Path], rounds: int, budge
     return series
 
 
-def child(what: str, *words: str) -> Any:
-    return {"train": train, "trim": trim, "export": export, "use": use, "score": score}[what](*words)
+def child(model: str, folder: str, runtime: str) -> dict[str, Any]:
+    return use(model, folder, runtime)
 
 
 def main(arguments: list[str] | None = None) -> list[Result]:

@@ -12,10 +12,9 @@ import tiny_models
 import torch
 from comparing import same_bits
 from composites import COMPOSITES, prompt, stand_ins
-from safetensors.torch import load_file, save_file
 from tiny_models import MARKS, PAIRS, VOCAB_SIZE, Pair, Tiny
-from torch import Tensor
 from training import far_apart, outputs, seed_everything, ties_of
+from trimming import kept_of, new_ids_of, trim
 
 from leanvocab.errors import LeanVocabError, ModelError
 from leanvocab.files.headers import read_weights
@@ -57,43 +56,48 @@ def built(pair: Pair) -> tuple[Tiny, dict[str, dict[str, Any]]]:
 
 
 def trimmed(folder: Path, output: Path, batches: dict[str, dict[str, Any]]) -> PartialVocabulary:
-    """Writes the folder with the ids of the batches alone, tensor by tensor, and gives the kept ids."""
-    files = ModelFiles.read(folder)
+    """Writes the folder with the ids of the batches alone, and gives the kept ids."""
     counted = [count_tokens({name: inputs[name] for name in IDS if name in inputs}) for inputs in batches.values()]
-    ids = {token_id for counts in counted for token_id in counts.token_ids.tolist() if token_id < files.full_size}
-    vocabulary = PartialVocabulary(sorted(ids | set(files.required_ids().tolist())), files.full_size)
+    vocabulary, changed = trim(folder, output, {i for counts in counted for i in counts.token_ids.tolist()})
     assert len(vocabulary) < vocabulary.full_size
-    new_ids = files.new_ids(vocabulary)
-    changed = files.trimmed_tensors(read_weights(folder).shapes, new_ids)
-    output.mkdir()
-    for name, content in files.written(new_ids).items():
-        (output / name).write_bytes(content)
-    tensors = load_file(folder / "model.safetensors")
-    for name, tensor in tensors.items():
-        for dim, size in enumerate(tensor.shape):
-            kept = torch.from_numpy(vocabulary.token_ids[vocabulary.token_ids < size].copy())
-            is_vocabulary = name in changed and dim in changed[name].dims
-            # Towers for images have tables of their own, and layers, that are of the same size here.
-            assert is_vocabulary == (size in (files.text_size, files.full_size)) or bool(MEDIA.search(name))
-            if is_vocabulary:
-                tensors[name] = tensors[name].index_select(dim, kept)
-        assert name not in changed or tuple(tensors[name].shape) == changed[name].shape
-    save_file(
-        {name: tensor.contiguous() for name, tensor in tensors.items()}, output / "model.safetensors", {"format": "pt"}
-    )
+    for name, shape in read_weights(folder).shapes.items():
+        dims = tuple(dim for dim, size in enumerate(shape) if size in (VOCAB_SIZE, vocabulary.full_size))
+        # Towers for images have tables of their own, and layers, that are of the same size here.
+        assert MEDIA.search(name) or dims == (changed[name].dims if name in changed else ())
     return vocabulary
 
 
+def test_ids_of_images_and_sounds_keep_their_offsets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gemma 3n: those from an offset on are looked up in other tables, and the last row pads sounds."""
+    sizes = {
+        "text_config.pad_token_id": 5,
+        "text_config.vocab_size_per_layer_input": 240,
+        "vision_config.vocab_offset": 240,
+        "vision_config.vocab_size": 30,
+    }
+    offsets = tiny_models.Override(
+        "gemma3n", "as they are", sizes | {"audio_config.vocab_offset": 270, "audio_config.vocab_size": 30}
+    )
+    monkeypatch.setattr(composites, "OVERRIDES", [*composites.OVERRIDES, offsets])
+    pair = next(pair for pair in COMPOSITES if pair.model_type == "gemma3n")
+    tiny, batches = built(pair)
+    inputs = batches["text"] | {"input_ids": batches["text"]["input_ids"].clone()}
+    inputs["input_ids"][0, 1:5] = torch.tensor([240, 269, 271, 299])
+    with stand_ins(pair):
+        tiny.model.save_pretrained(tmp_path / "full")
+        ids = inputs["input_ids"].unique().tolist()
+        vocabulary, changed = trim(tmp_path / "full", tmp_path / "lean", ids)
+        full, lean = (type(tiny.model).from_pretrained(tmp_path / name) for name in ("full", "lean"))
+        with pytest.raises(ModelError, match="computes with ids behind its vocabulary"):
+            ModelFiles.read(tmp_path / "full").new_ids(vocabulary, 64)
+    assert set(range(240, 300)) <= set(vocabulary)
+    per_layer = changed["model.language_model.embed_tokens_per_layer.weight"]
+    assert per_layer.shape[0] == len(vocabulary) - 60
+    check_outputs(full, lean, inputs, vocabulary)
+
+
 def renumbered(inputs: dict[str, Any], vocabulary: PartialVocabulary) -> dict[str, Any]:
-    beyond = len(vocabulary) - vocabulary.full_size
-
-    def new(ids: Tensor) -> Tensor:
-        inside = ids < vocabulary.full_size
-        return torch.where(
-            inside, vocabulary.to_partial(torch.where(inside, ids, -100), ignore_index=-100), ids + beyond
-        )
-
-    return {name: new(value) if name in IDS else value for name, value in inputs.items()}
+    return {name: new_ids_of(value, vocabulary) if name in IDS else value for name, value in inputs.items()}
 
 
 def check_outputs(full: Any, lean: Any, inputs: dict[str, Any], vocabulary: PartialVocabulary) -> dict[str, int]:
@@ -114,8 +118,7 @@ def check_outputs(full: Any, lean: Any, inputs: dict[str, Any], vocabulary: Part
             continue  # the loss: a softmax over fewer tokens
         for dim, size in enumerate(first.shape):
             if second.shape[dim] != size:
-                kept = torch.from_numpy(vocabulary.token_ids[vocabulary.token_ids < size].copy())
-                first = first.index_select(dim, kept)
+                first = kept_of(first, dim, vocabulary)
         if same_bits(first, second):
             counted["bits"] += 1
         else:

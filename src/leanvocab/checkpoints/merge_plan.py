@@ -107,18 +107,14 @@ class Plan:
     index: bytes | None
 
     @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the tensors that come of it, by name."""
+        return {tensor.name: tensor.entry.shape for file in self.files for tensor in file.tensors}
+
+    @property
     def num_bytes(self) -> int:
         headers = sum(len(file.header) for file in self.files)
         return headers + sum(tensor.entry.num_bytes for file in self.files for tensor in file.tensors)
-
-
-def planned_weights(plan: Plan) -> Weights:
-    """Weights as a plan has them, to be asked for names, shapes and dtypes: they lie in no file yet."""
-    files = (
-        SafetensorsFile(plan.base.folder / file.name, file.header, None, {t.name: t.entry for t in file.tensors}, 0)
-        for file in plan.files
-    )
-    return Weights(plan.base.folder, tuple(files), plan.index)
 
 
 def read_changes(folder: Path, vocabulary: PartialVocabulary | str | os.PathLike[str] | None, base: Weights) -> Changes:

@@ -11,14 +11,13 @@ from torch import nn
 from leanvocab.errors import ModelError
 
 _SPEAKING = (
-    "bark", "csm", "csm_depth_decoder_model", "dia", "gradium_phonon_tts", "higgs_audio_v2", "kyutai_speech_to_text", "moshi",
+    "bark", "csm", "csm_depth_decoder_model", "dia", "gradium_phonon_tts", "higgs_audio_v2", "kyutai_speech_to_text",
     "musicgen", "musicgen_decoder", "musicgen_melody", "musicgen_melody_decoder", "pocket_tts", "qwen2_5_omni", "qwen3_omni_moe",
 )  # fmt: skip
 # Model types → why their ids cannot become others.
 _REFUSED = {
     "blt": "it hashes n-grams of ids, whose rows are others for other ids",
     "canine": "it has no vocabulary: it hashes characters",
-    "qwen4_exp": "it hashes n-grams of ids, whose rows are others for other ids",
     **dict.fromkeys(_SPEAKING, "ids in its configs are codes of sounds, and are not told from those of its text"),
 }
 # Position ids that begin after the pad id, as fairseq counted them; tables of positions that are zero at the pad id (XGLM).
@@ -43,10 +42,19 @@ def refuse_what_computes(config: Mapping[str, Any]) -> None:
             f"this {model_type} has a vocabulary for each side, of {' and '.join(map(str, sorted(sizes)))} tokens, and cannot be "
             "trimmed: an id in its config does not say whose it is"
         )
+    if _has_n_grams(config):
+        raise ModelError(f"this {model_type} cannot be trimmed: {_REFUSED['blt']} (ple_layer_ids)")
     if config.get("quant_mode") is True:
         raise ModelError(
             f"{model_type} with quant_mode=True cannot be trimmed: it rounds its rows by the largest value of all of them"
         )
+
+
+def _has_n_grams(config: Mapping[str, Any]) -> bool:
+    """True where a config, or a part of it, has layers that look n-grams up (Qwen 4)."""
+    if config.get("ple_layer_ids") and config.get("ngram_size"):
+        return True
+    return any(_has_n_grams(part) for part in config.values() if isinstance(part, Mapping))
 
 
 def _sizes_of_sides(config: Mapping[str, Any]) -> set[int]:

@@ -9,7 +9,7 @@ import filecmp
 import hashlib
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -34,7 +34,6 @@ from leanvocab.checkpoints.merge_plan import (
     load_vocabulary,
     make_plan,
     merged_config,
-    planned_weights,
     read_changes,
 )
 from leanvocab.errors import CheckpointError, VocabularyError
@@ -97,6 +96,7 @@ def export_trimmed(
     *,
     delta: str | os.PathLike[str] | None = None,
     tokenizer: Any = None,
+    texts: Collection[str] | None = None,
     pad_to_multiple_of: int | None = None,
     overwrite: bool = False,
     allow_rounding: bool = False,
@@ -116,6 +116,8 @@ def export_trimmed(
         output: folder to make; it appears whole or not at all. Must be free, or hold this trimming's result.
         delta: a delta (`save_delta`) over the base, whose rows and tensors take the place of the base's.
         tokenizer: one of transformers, or a folder. None: the one in the source's folder. False: none.
+        texts: only words of these that the tokenizer does not know have to stay unknown; None: all that are. With a few WordPiece
+            vocabularies many more rows stay without texts.
         pad_to_multiple_of: rows are added at the end until their number is a multiple: copies of the pad token's row.
         overwrite: replace what lies in `output`.
         allow_rounding: as in merge_checkpoint.
@@ -132,7 +134,7 @@ def export_trimmed(
     target = _target(output, overwrite)
     if isinstance(source, str | os.PathLike):
         trim = _Trim(source, delta, tokenizer, target, options, overwrite, progress)
-        return trim.run(vocabulary, verify)
+        return trim.run(vocabulary, verify, texts)
     if delta is not None:
         raise CheckpointError("delta= is for a base on disk; a model in memory holds its trained rows: leave it out")
     if tokenizer is None:
@@ -141,7 +143,7 @@ def export_trimmed(
         )
     with _saved_in_full(source, target) as folder:
         trim = _Trim(folder, None, tokenizer, target, options, overwrite, progress, name="")
-        return trim.run(vocabulary, verify)
+        return trim.run(vocabulary, verify, texts)
 
 
 def trim_by_recipe(
@@ -254,13 +256,13 @@ class _Trim:
         self.tokenizer, self.target, self.options, self.recipe = tokenizer, target, options, recipe
         self.overwrite, self.progress = overwrite, progress
 
-    def run(self, given: PartialVocabulary, verify: Any) -> TrimResult:
+    def run(self, given: PartialVocabulary, verify: Any, texts: Collection[str] | None = None) -> TrimResult:
         """Reads, checks and writes everything, and says what was done."""
         started = time.perf_counter()
         inputs = self._inputs()
         if verify is not None and inputs.tokenizer is None:
             raise CheckpointError("a proof compares tokens, and without a tokenizer there are none: leave verify= out")
-        kept, rows = self._kept(inputs, given)
+        kept, rows = self._kept(inputs, given, texts)
         plan = make_trimmed_plan(inputs.merged, inputs.changes, _dims(inputs, kept), kept)
         files = _new_files(inputs, kept)
         self._refuse_another_result(kept.new_ids.vocabulary)
@@ -316,7 +318,7 @@ class _Trim:
             )
         return TokenizerFiles.read(self.base)
 
-    def _kept(self, inputs: _Inputs, given: PartialVocabulary) -> tuple[KeptRows, Rows]:
+    def _kept(self, inputs: _Inputs, given: PartialVocabulary, texts: Collection[str] | None) -> tuple[KeptRows, Rows]:
         """The ids that stay, with all that the model and the tokenizer need beside those given; and how many rows that adds."""
         num_rows = inputs.model.full_size
         if self.recipe is None:
@@ -327,7 +329,7 @@ class _Trim:
                     f"build it with full_size={num_rows}, or count with the model's own folder (leanvocab count --tokenizer …)"
                 )
             needed = np.union1d(fitted.token_ids, inputs.model.required_ids())
-            closed = needed if inputs.tokenizer is None else inputs.tokenizer.closed(needed)
+            closed = needed if inputs.tokenizer is None else inputs.tokenizer.closed(needed, texts)
             if not len(closed):
                 raise VocabularyError("expected at least one row to keep, got an empty vocabulary")
             vocabulary = PartialVocabulary(closed, max(num_rows, int(closed[-1]) + 1))
@@ -506,7 +508,7 @@ def _values_of(config: Mapping[str, Any], name: str) -> Iterator[int]:
 
 
 def _dims(inputs: _Inputs, kept: KeptRows) -> dict[str, tuple[int, ...]]:
-    cut = inputs.model.trimmed_tensors(planned_weights(inputs.merged).shapes, kept.new_ids)
+    cut = inputs.model.trimmed_tensors(inputs.merged.shapes, kept.new_ids)
     return {name: tensor.dims for name, tensor in cut.items()}
 
 
@@ -552,7 +554,7 @@ def _check_same(recipe: Recipe, made: Recipe) -> None:
 
 def _first_unlike(folder: Path, other: Path) -> str | None:
     """A file that two folders do not both have, byte for byte; recipes may name their sources in other words."""
-    names = [{str(p.relative_to(top)) for p in top.rglob("*") if not p.is_dir()} for top in (folder, other)]
+    names = [{str(p.relative_to(top)) for p in top.rglob("*") if not is_folder(p)} for top in (folder, other)]
     if odd := sorted(names[0] ^ names[1]):
         return odd[0]
     both = sorted(names[0] - {RECIPE})

@@ -21,7 +21,7 @@ _OFFSET_NAME = (
 _FORBIDDING = re.compile(r"(^|_)suppress_tokens$|^bad_words_ids$|^sequence_bias$")
 _DEMANDING = re.compile(r"^force_words_ids$|^forced_decoder_ids$")
 # Ids of XPath tags and subscripts (MarkupLM), of codes of sounds and units of speech: other vocabularies.
-_OF_OTHERS = re.compile(r"^(tag|subs)_pad_id$|^(tts_codec|codebook|t2u|vocoder|audio_stream)_")
+_OF_OTHERS = re.compile(r"^(tag|subs)_pad_id$|^(tts_codec|codec|codebook|t2u|vocoder|audio_stream)_")
 _MEDIA_NAME = re.compile(r"^(vision|image|audio|vq)_")
 _SEEMS_AN_ID = re.compile(r"(^|_)token$|tokens$|_ids?$|(^|_)tokens?_\w*(id|idx|index|indices)s?$")
 _IS_NONE = re.compile(

@@ -26,7 +26,7 @@ from leanvocab.trimming.model_configs import (
 )
 from leanvocab.trimming.vocabulary_tensors import TrimmedTensor, trimmed_tensors
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
-from leanvocab.vocabulary.special_ids import model_full_size
+from leanvocab.vocabulary.special_ids import ID_OVER_OTHERS, ids_looked_up_elsewhere, model_full_size
 
 _GENERATION = "generation_config.json"
 # Files that may hold ids of tokens, beside those of tokenizers.
@@ -88,8 +88,11 @@ class ModelFiles:
             for file in self.configs
         }
         computed = ids_computed_with(self._model, self.text_size, self.full_size)
-        times = timestamps(self.configs.get(_GENERATION, {}), self.full_size)
-        return of_configs | computed | ({"generation computes times with them": times} if times else {})
+        further = {
+            "generation computes times with them": timestamps(self.configs.get(_GENERATION, {}), self.full_size),
+            "it is looked up for placeholders": {ID_OVER_OTHERS} if ids_looked_up_elsewhere(self._config) else set(),
+        }
+        return of_configs | computed | {reason: ids for reason, ids in further.items() if ids}
 
     def required_ids(self) -> NDArray[np.int64]:
         """The ids below `full_size` that have to stay, ascending."""

@@ -309,7 +309,7 @@ def _compare_models(
         for name, tensor in before.items():
             width = tensor.shape[-1]
             is_cut = name in after and after[name].shape[-1] != width
-            kept = torch.tensor(vocabulary.below(width).token_ids) if is_cut else None
+            kept = torch.tensor(vocabulary.below(width).token_ids, device="cpu") if is_cut else None
             expected = tensor if kept is None else tensor[..., kept]
             got = after.get(name, expected[..., :0])[..., : expected.shape[-1]]
             _note(outputs.setdefault(name, ComparedOutput(is_cut)), expected, got)
@@ -324,11 +324,12 @@ def _most_positions(config: Any) -> int:
 
 def _batch(inputs: Sequence[Any], pad: int | None, most: int, has_types: bool) -> dict[str, torch.Tensor]:
     longest = min(most, max(len(ids) for ids, _ in inputs))
-    ids = torch.full((len(inputs), longest), 0 if pad is None else pad)
+    ids = torch.full((len(inputs), longest), 0 if pad is None else pad, device="cpu")
     types, mask = torch.zeros_like(ids), torch.zeros_like(ids)
     for row, (its_ids, its_types) in enumerate(inputs):
         length = min(len(its_ids), longest)
-        ids[row, :length], types[row, :length] = torch.tensor(its_ids[:length]), torch.tensor(its_types[:length])
+        ids[row, :length] = torch.tensor(its_ids[:length], device="cpu")
+        types[row, :length] = torch.tensor(its_types[:length], device="cpu")
         mask[row, :length] = 1
     batch = {"input_ids": ids, "attention_mask": mask}
     return batch | {"token_type_ids": types} if has_types else batch

@@ -17,7 +17,7 @@ _TOKEN_NAME = re.compile(
 # Where images and sounds go. Models write 0 over these ids before the lookup: those that lie beyond the table (Gemma 3,
 # PaliGemma), or all of them (Kimi, Granite Speech); so does Idefics over those of its additional table.
 _PLACEHOLDER_NAME = re.compile(r"^(image|video|audio)_token_(id|index)$")
-_ID_OVER_OTHERS = 0
+ID_OVER_OTHERS = 0
 # Dictionaries of ids: lang_to_id, task_to_id (Whisper), text_decoder_lang_to_code_id (SeamlessM4T),
 # composer_to_feature_token (Pop2Piano).
 _DICTIONARY_NAME = re.compile(r"_to_(\w+_)?(id|token)$")
@@ -148,7 +148,7 @@ def _config_ids(config: Any) -> Iterator[int]:
             elif _TOKEN_NAME.search(name):
                 yield from _token_values(name, value)
         if any(_ids_elsewhere(mapping)):
-            yield _ID_OVER_OTHERS
+            yield ID_OVER_OTHERS
 
 
 def _ids_elsewhere(mapping: Mapping[str, Any]) -> Iterator[int]:
