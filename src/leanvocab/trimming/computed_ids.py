@@ -34,9 +34,8 @@ _READS_LAST_ROW = re.compile(r"\[\[self\.vocab_size - 1\]\]")
 def refuse_what_computes(config: Mapping[str, Any]) -> None:
     """Raises `ModelError` where a model computes with every id."""
     model_type = config.get("model_type")
-    for refused, why in _REFUSED.items():
-        if isinstance(model_type, str) and model_type.removesuffix("_text") == refused:
-            raise ModelError(f"models of the type {model_type!r} cannot be trimmed: {why}")
+    if isinstance(model_type, str) and model_type in _REFUSED:
+        raise ModelError(f"models of the type {model_type!r} cannot be trimmed: {_REFUSED[model_type]}")
     if len(sizes := _sizes_of_sides(config)) > 1:
         raise ModelError(
             f"this {model_type} has a vocabulary for each side, of {' and '.join(map(str, sorted(sizes)))} tokens, and cannot be "
