@@ -129,9 +129,11 @@ def bpe_models(draw: st.DrawFn, plain: bool = False) -> dict[str, Any]:
 
 
 @settings(patient, max_examples=400)
-@given(bpe_models(), runs, runs)
-def test_a_bpe_model_splits_kept_text_as_it_did(model: dict[str, Any], counted: list[str], others: list[str]) -> None:
-    check(with_model(model), counted, others)
+@given(bpe_models(), runs, runs, st.sampled_from([SPLIT_AT_SPACES, None]))
+def test_a_bpe_model_splits_kept_text_as_it_did(
+    model: dict[str, Any], counted: list[str], others: list[str], pre_tokenizer: Any
+) -> None:
+    check(with_model(model, pre_tokenizer=pre_tokenizer), counted, others)
 
 
 def tokens_on_the_way(model: dict[str, Any], token: str) -> set[str]:

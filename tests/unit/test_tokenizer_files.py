@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import transformers
 from texts import small_tokenizer
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES, tokenizer_class_from_name
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
@@ -277,6 +277,21 @@ def classes() -> list[tuple[str, str]]:
 def test_the_result_is_of_the_same_class_of_transformers(tmp_path: Path, name: str, kind: str) -> None:
     made(tokenizer_class_from_name(name), kind).save_pretrained(tmp_path / "base")
     trim(tmp_path / "base", tmp_path / "new", ["hello world", "abc"])
+
+
+@pytest.mark.parametrize(
+    "name", ["BertTokenizer", "RobertaTokenizer", "T5Tokenizer", "LlamaTokenizer", "Qwen2Tokenizer"]
+)
+def test_tokens_that_were_added_by_hand_stay_behind_the_others(tmp_path: Path, name: str) -> None:
+    cls = tokenizer_class_from_name(name)
+    tokenizer = made(cls, cls.model.__name__)
+    tokenizer.add_tokens(["new", AddedToken("two words", single_word=True, lstrip=True)])
+    tokenizer.add_special_tokens({"pad_token": "<pad two>"})
+    tokenizer.chat_template = "{{ messages }}"
+    before, after, ids = trim(tokenizer, tmp_path / "new", ["hello new", "abc two words two wordsy"])
+    assert [after.convert_ids_to_tokens(len(ids) - back) for back in (3, 2, 1)] == ["new", "two words", "<pad two>"]
+    assert (after.pad_token_id, after.chat_template) == (len(ids) - 1, "{{ messages }}")
+    assert after.special_tokens_map == before.special_tokens_map
 
 
 # --- rows and ids -----------------------------------------------------------------------------------------------------
