@@ -165,6 +165,15 @@ def estimate_run(
     if step is not None and "auto_class" not in others:
         lengths, _ = fit_lengths(settings, config)
         step = replace(step, length=min(step.length, lengths["max_length"]))
+    config, arguments = run_arguments(config, settings)
+    if settings.qlora and step is not None:
+        no_peak = "kernels for weights of 4 bits need values"
+        return replace(estimate_memory(config, kept, **arguments | others), step=step, no_peak=no_peak)
+    return estimate_memory(config, kept, step=step, **arguments | others)
+
+
+def run_arguments(config: Any, settings: FineTuneSettings) -> tuple[Any, dict[str, Any]]:
+    """The config, and the arguments of `estimate_memory`, with which training with these settings is estimated."""
     lora = partial(add_lora, adapter_type=settings.kind.adapter_type, rank=settings.lora_rank)
     arguments: dict[str, Any] = {
         "precision": "mixed" if settings.bf16 else "fp32",
@@ -173,15 +182,11 @@ def estimate_run(
         "frozen_rows": settings.frozen_rows,
         "adapt": lora if settings.uses_lora else None,
     }
-    if not settings.qlora:
-        return estimate_memory(config, kept, step=step, **arguments | others)
-    config = copy.deepcopy(config)
-    config.dtype = torch.bfloat16
-    arguments |= {"precision": "mixed" if settings.bf16 else None, "adapt": lambda model: lora(_quantized(model))}
-    estimate = estimate_memory(config, kept, **arguments | others)
-    return (
-        estimate if step is None else replace(estimate, step=step, no_peak="kernels for weights of 4 bits need values")
-    )
+    if settings.qlora:
+        config = copy.deepcopy(config)
+        config.dtype = torch.bfloat16
+        arguments |= {"precision": "mixed" if settings.bf16 else None, "adapt": lambda model: lora(_quantized(model))}
+    return config, arguments
 
 
 def _quantized(model: Any) -> Any:
