@@ -139,7 +139,7 @@ def _typed() -> dict[str, Any]:
     return result
 
 
-def _model(name: str) -> dict[str, Any]:
+def model_data(name: str) -> dict[str, Any]:
     """The parameters of a model, by the way in which it trains and by what becomes of its output layer."""
     groups: list[Any] = []
     methods: dict[str, Any] = {"all": {}, "qlora": {}}
@@ -362,7 +362,14 @@ def _notes() -> list[str]:
 def data() -> dict[str, Any]:
     """Everything that the page adds up."""
     return {
-        "models": {name: _model(name) for name in MODELS},
+        "models": {name: model_data(name) for name in MODELS},
+        **formulas(),
+    }
+
+
+def formulas() -> dict[str, Any]:
+    """All of it that is of no model of the list."""
+    return {
         "typed": _typed(),
         "tasks": _tasks(),
         "precisions": PRECISIONS,
@@ -379,9 +386,8 @@ def data() -> dict[str, Any]:
 
 def written() -> str:
     """The file's text: one model a line. A script, since a page that lies in a folder may not fetch."""
-    everything = data()
     lines = []
-    for name, value in everything.items():
+    for name, value in data().items():
         if name in ("models", "typed", "optimizers", "losses", "costs"):
             entries = ",\n".join(f"{json.dumps(key)}:{_compact(its)}" for key, its in value.items())
             lines.append(f"{json.dumps(name)}:{{\n{entries}\n}}")

@@ -82,10 +82,7 @@ def test_qlora_trains_a_language_model_that_was_loaded_in_four_bits(
     "family",
     [
         "Bert",
-        *(
-            pytest.param(name, marks=pytest.mark.slow)
-            for name in ("XLMRoberta", "ModernBert", "DebertaV2")
-        ),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("XLMRoberta", "ModernBert", "DebertaV2")),
     ],
 )
 def test_qlora_trains_a_classifier_whose_head_is_not_in_four_bits(tmp_path: Path, family: str) -> None:

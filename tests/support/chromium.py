@@ -74,7 +74,9 @@ class Page:
     def load(self, address: str) -> None:
         """Goes to an address, and waits until all of it is there."""
         self.send("Page.navigate", url=address)
-        self.run("new Promise(done => document.readyState === 'complete' ? done() : addEventListener('load', () => done()))")
+        self.run(
+            "new Promise(done => document.readyState === 'complete' ? done() : addEventListener('load', () => done()))"
+        )
 
     def run(self, expression: str) -> Any:
         """The value of an expression in the page."""
@@ -97,7 +99,9 @@ class Page:
 
     def show(self, width: int, height: int, *, dark: bool = False) -> None:
         """Gives the page a screen, in light or dark."""
-        self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 500)
+        self.send(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 500
+        )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.send("Emulation.setEmulatedMedia", features=[scheme])
 
