@@ -155,7 +155,7 @@
     "seq2seq-lm": "Encoder-decoders",
     speech: "Speech to text",
   };
-  const KINDS = { encoder: "An encoder", tied: "A decoder, its output layer tied", untied: "A decoder with an output layer of its own" };
+  const KINDS = { encoder: "An encoder", tied: "A decoder, tied", untied: "A decoder, not tied" };
   const OPTIMIZERS = {
     adamw: "AdamW",
     sgd: "SGD",
@@ -164,11 +164,20 @@
     torch_adafactor: "Adafactor (torch)",
     adamw_8bit: "AdamW in 8 bits (bitsandbytes)",
   };
-  const PRECISIONS = { fp32: "fp32", bf16: "bf16", mixed: "mixed: fp32 weights, computing in bf16" };
+  const PRECISIONS = {
+    fp32: ["fp32", "Weights, gradients and states."],
+    bf16: ["bf16", "Weights, gradients and states."],
+    mixed: ["mixed", "Weights, gradients and states in fp32; autocast computes in bf16."],
+  };
+  const BESIDE_FOUR_BITS = {
+    fp32: ["fp32", "What is not in 4 bits."],
+    mixed: ["mixed", "What is not in 4 bits is in fp32; autocast computes in bf16."],
+  };
   const OUTPUTS = {
-    full: "whole: all of its rows train",
-    frozen: "frozen: kept rows train, all are in the softmax",
-    restricted: "restricted: kept rows alone, another objective",
+    None: ["none", ""],
+    full: ["whole", "All of its rows train."],
+    frozen: ["frozen", "Kept rows train; all rows are in the softmax."],
+    restricted: ["restricted", "Kept rows alone are in the softmax: another objective."],
   };
 
   function element(tag, attributes = {}, ...children) {
@@ -215,7 +224,7 @@
       field("method", "What trains", element("select", {}, ...options({ all: "all weights", qlora: "LoRA on weights in 4 bits (QLoRA)" }))),
       field("optimizer", "Optimizer", element("select", {}, ...options(OPTIMIZERS))),
       field("precision", "Precision", element("select", {}), ""),
-      field("output", "Output layer", element("select", {})),
+      field("output", "Output layer", element("select", {}), ""),
       field("frozen", "Frozen rows lie", element("select", {}, ...options({ device: "on the GPU", host: "on the host" }))),
       field("tokens", "Tokens in a batch", element("input", { type: "number", min: 1, max: 1e7, step: 1, inputmode: "numeric" }), "Empty: the loss is not counted."),
     );
@@ -248,13 +257,13 @@
     const hasOutput = modes[0] !== "None";
     if (changed === "model") {
       refill(task, { "": "—", ...Object.fromEntries(Object.keys(data.tasks[entry.vocabulary] || {}).map((name) => [name, name])) });
-      refill(output, Object.fromEntries(modes.map((mode) => [mode, OUTPUTS[mode] || mode])));
+      refill(output, Object.fromEntries(modes.map((mode) => [mode, OUTPUTS[mode][0]])));
       output.value = modes[0];
     }
-    const isFew = method.value === "qlora";
-    const held = precision.value;
-    refill(precision, isFew ? { fp32: "fp32 beside 4 bits", mixed: "fp32 beside 4 bits, computing in bf16" } : PRECISIONS);
-    precision.value = [...precision.options].some((option) => option.value === held) ? held : "fp32";
+    const precisions = method.value === "qlora" ? BESIDE_FOUR_BITS : PRECISIONS;
+    const chosen = precision.value in precisions ? precision.value : "fp32";
+    refill(precision, Object.fromEntries(Object.keys(precisions).map((name) => [name, precisions[name][0]])));
+    precision.value = chosen;
     hide(form, "output", !hasOutput);
     hide(form, "tokens", !hasOutput);
     hide(form, "frozen", output.value !== "frozen");
@@ -263,7 +272,8 @@
     const counted = task.value && data.tasks[entry.vocabulary][task.value];
     if (counted) form.elements.kept.value = counted[0];
     hint(form, "task", !counted ? "Of the paper: Tables 2 and 4." : counted[1] ? "Counted, special tokens included." : "About: by the paper's percentage.");
-    hint(form, "precision", isFew ? "Of what is not in 4 bits." : "Of weights, gradients and states.");
+    hint(form, "precision", precisions[chosen][1]);
+    hint(form, "output", OUTPUTS[output.value][1]);
     hint(form, "kept", `Of ${withCommas(rowsOfTable(form))}.`);
     form.elements.kept.max = rowsOfTable(form);
   }
@@ -342,9 +352,11 @@
     const most = Math.max(...SIDES.map((side) => estimated[side].total_bytes));
     const rows = SIDES.map((side) => {
       const held = estimated[side];
-      const segments = partsOf(estimated).map((part) =>
-        element("span", { class: `lv-segment lv-${part}`, style: `width: ${(100 * (held[part] || 0)) / most}%`, title: `${data.parts[part]}: ${formatBytes(held[part] || 0)}` }),
-      );
+      const there = partsOf(estimated).filter((part) => held[part]);
+      const segments = there.map((part) => {
+        const title = `${data.parts[part]}: ${formatBytes(held[part])}`;
+        return element("span", { class: `lv-segment lv-${part}`, style: `width: ${(100 * held[part]) / most}%`, title });
+      });
       const label = `${side}: ${formatBytes(held.total_bytes)}`;
       return element(
         "div",
@@ -359,7 +371,7 @@
 
   function table(caption, head, rows) {
     const heads = head.map((text, column) => element("th", { scope: "col", class: column ? "lv-number" : "" }, text));
-    const body = rows.map(([first, ...cells]) => element("tr", {}, element("th", { scope: "row" }, ...[first].flat()), ...cells.map((cell) => element("td", { class: "lv-number" }, cell))));
+    const body = rows.map(([first, ...cells]) => element("tr", { class: first === "total" ? "lv-sum" : "" }, element("th", { scope: "row" }, ...[first].flat()), ...cells.map((cell) => element("td", { class: "lv-number" }, cell))));
     return element(
       "div",
       { class: "lv-table" },
