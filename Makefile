@@ -91,10 +91,12 @@ reproduce: $(INSTALLED)  ## the paper's tables and figure, cell by cell, into re
 	$(if $(HERE),$(RUN) $(SHARED)/tools/fetch_models.py .cache/models minilm e5-small)
 	$(RUN) -m reproduction all $(REPRODUCE_FLAGS)
 
-figures: $(INSTALLED)  ## what is drawn from the code: the figure in the README, the wings in CONTRIBUTING.md, a table of encoders
+figures: $(INSTALLED)  ## what is drawn from the code: the README's figure, the wings in CONTRIBUTING.md, tables of models, the calculator
 	$(RUN) docs/figures/make_memory_figure.py
 	$(RUN) -m docs.figures.draw_wings
 	$(RUN) -m docs.figures.draw_encoders
+	$(RUN) -m docs.figures.draw_models
+	$(RUN) -m docs.figures.make_calculator
 
 clean:  ## remove what the targets made, .venv included
 	rm -rf $(VENV) build dist demo-output .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

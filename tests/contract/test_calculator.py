@@ -18,6 +18,9 @@ from docs.figures import draw_models, make_calculator, traced
 from leanvocab.reports.memory_estimate import MemoryEstimate, format_bytes, format_ratio
 from leanvocab.reports.state_bytes import OPTIMIZERS
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*is_gradient_checkpointing.*:FutureWarning"  # peft 0.21 reads a name that transformers 5.23 has deprecated
+)
 REPOSITORY = Path(__file__).resolve().parents[2]
 ASSETS = REPOSITORY / "docs" / "assets" / "calculator"
 Choice = dict[str, Any]

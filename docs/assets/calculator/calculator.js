@@ -75,7 +75,7 @@
       const its = shape.map(size);
       if (isPartial && kind.includes("v")) its[0] = choice.kept;
       const values = product(its);
-      if (values === 0) continue;
+      if (size(count) * values === 0) continue;
       const bytes = bytesOf[choice.precision];
       const lookup = kind.includes("e") ? "e" : "";
       let itsStates = 0;
