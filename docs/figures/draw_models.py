@@ -14,13 +14,8 @@ from docs.figures.written_between import write_between
 PAGE = Path(__file__).parents[1] / "models.md"
 END = "<!-- end of what was drawn -->\n"
 ROWS = (5_000, 20_000)
-BEGIN = {
-    "classification": "<!-- encoders, drawn by docs/figures/draw_models.py -->\n",
-    "causal-lm": "<!-- language models, drawn by docs/figures/draw_models.py -->\n",
-    "seq2seq-lm": "<!-- encoder-decoders, drawn by docs/figures/draw_models.py -->\n",
-}
-HEAD = ("model", "vocabulary", "parameters", "of them vocabulary", "all weights: full", *(f"{rows:,} rows" for rows in ROWS),
-        "QLoRA: full", *(f"{rows:,} rows" for rows in ROWS))  # fmt: skip
+TABLES = {"classification": "encoders", "causal-lm": "language models", "seq2seq-lm": "encoder-decoders"}
+METHODS = {"all": "all weights", "qlora": "QLoRA"}
 
 
 def models_of(table: str) -> list[str]:
@@ -28,23 +23,18 @@ def models_of(table: str) -> list[str]:
     return [name for name, entry in MODELS.items() if entry["task"].replace("speech", "seq2seq-lm") == table]
 
 
-def row(name: str) -> str:
-    """A line of a table."""
+def row(name: str, method: str) -> str:
+    """A line of a table; the first table of a task says what the models are."""
     from leanvocab.reports.memory_estimate import format_bytes, format_ratio
 
-    cells: list[str] = []
-    for method in ("all", "qlora"):
-        estimates = list(_estimates(name, method))
-        full = estimates[0].full
-        if not cells:
-            share = format_ratio(full.num_vocabulary_parameters / full.num_parameters)
-            cells = [
-                f"[{name.rpartition('/')[2]}](https://huggingface.co/{name})",
-                f"{estimates[0].tables[0].full_rows:,}",
-            ]
-            cells += [f"{full.num_parameters / 1e6:,.0f} M", share]
-        cells.append(format_bytes(full.total_bytes))
-        cells += [f"{format_bytes(its.partial.total_bytes)} (− {format_ratio(its.saved_ratio)})" for its in estimates]
+    estimates = list(_estimates(name, method))
+    full = estimates[0].full
+    cells = [f"[{name.rpartition('/')[2]}](https://huggingface.co/{name})"]
+    if method == "all":
+        share = format_ratio(full.num_vocabulary_parameters / full.num_parameters)
+        cells += [f"{estimates[0].tables[0].full_rows:,}", f"{full.num_parameters / 1e6:,.0f} M", share]
+    cells.append(format_bytes(full.total_bytes))
+    cells += [f"{format_bytes(its.partial.total_bytes)} (− {format_ratio(its.saved_ratio)})" for its in estimates]
     return f"| {' | '.join(cells)} |"
 
 
@@ -56,16 +46,20 @@ def _estimates(name: str, method: str) -> Iterator[Any]:
         yield lv.estimate_memory(config, rows, **arguments)
 
 
-def drawn(table: str) -> str:
+def drawn(table: str, method: str) -> str:
     """What stands between the marks of a table."""
-    lines = [f"| {' | '.join(HEAD)} |", "| --- |" + " ---: |" * (len(HEAD) - 1), *map(row, models_of(table))]
-    return "\n".join(lines) + "\n"
+    sizes = ["vocabulary", "parameters", "of them vocabulary"] if method == "all" else []
+    head = [f"{METHODS[method]}", *sizes, "full", *(f"{rows:,} rows" for rows in ROWS)]
+    lines = [f"| {' | '.join(head)} |", "| --- |" + " ---: |" * (len(head) - 1)]
+    return "\n".join([*lines, *(row(name, method) for name in models_of(table))]) + "\n"
 
 
 def main() -> None:
     """Writes the tables into the page."""
-    for table, begin in BEGIN.items():
-        write_between(PAGE, begin, drawn(table), END)
+    for table, title in TABLES.items():
+        for method, way in METHODS.items():
+            begin = f"<!-- {title}, {way}, drawn by docs/figures/draw_models.py -->\n"
+            write_between(PAGE, begin, drawn(table, method), END)
 
 
 if __name__ == "__main__":

@@ -369,13 +369,14 @@
     return element("div", { class: "lv-bars" }, ...rows);
   }
 
+  // With a class, so that a theme's rules for tables without one leave it alone.
   function table(caption, head, rows) {
     const heads = head.map((text, column) => element("th", { scope: "col", class: column ? "lv-number" : "" }, text));
     const body = rows.map(([first, ...cells]) => element("tr", { class: first === "total" ? "lv-sum" : "" }, element("th", { scope: "row" }, ...[first].flat()), ...cells.map((cell) => element("td", { class: "lv-number" }, cell))));
     return element(
       "div",
       { class: "lv-table" },
-      element("table", {}, element("caption", {}, caption), element("thead", {}, element("tr", {}, ...heads)), element("tbody", {}, ...body)),
+      element("table", { class: "lv-parts" }, element("caption", {}, caption), element("thead", {}, element("tr", {}, ...heads)), element("tbody", {}, ...body)),
     );
   }
 
