@@ -32,7 +32,7 @@ def row(name: str, method: str) -> str:
     cells = [f"[{name.rpartition('/')[2]}](https://huggingface.co/{name})"]
     if method == "all":
         share = format_ratio(full.num_vocabulary_parameters / full.num_parameters)
-        cells += [f"{estimates[0].tables[0].full_rows:,}", f"{full.num_parameters / 1e6:,.0f} M", share]
+        cells += [f"{estimates[0].tables[0].full_rows:,}", f"{share} of {full.num_parameters / 1e6:,.0f} M"]
     cells.append(format_bytes(full.total_bytes))
     cells += [f"{format_bytes(its.partial.total_bytes)} (− {format_ratio(its.saved_ratio)})" for its in estimates]
     return f"| {' | '.join(cells)} |"
@@ -48,7 +48,7 @@ def _estimates(name: str, method: str) -> Iterator[Any]:
 
 def drawn(table: str, method: str) -> str:
     """What stands between the marks of a table."""
-    sizes = ["vocabulary", "parameters", "of them vocabulary"] if method == "all" else []
+    sizes = ["rows of the vocabulary", "of all parameters"] if method == "all" else []
     head = [f"{METHODS[method]}", *sizes, "full", *(f"{rows:,} rows" for rows in ROWS)]
     lines = [f"| {' | '.join(head)} |", "| --- |" + " ---: |" * (len(head) - 1)]
     return "\n".join([*lines, *(row(name, method) for name in models_of(table))]) + "\n"
