@@ -91,10 +91,12 @@ reproduce: $(INSTALLED)  ## the paper's tables and figure, cell by cell, into re
 	$(if $(HERE),$(RUN) $(SHARED)/tools/fetch_models.py .cache/models minilm e5-small)
 	$(RUN) -m reproduction all $(REPRODUCE_FLAGS)
 
-figures: $(INSTALLED)  ## what is drawn from the code: the figure in the README, the wings in CONTRIBUTING.md, tables of encoders and of trimming
+figures: $(INSTALLED)  ## what is drawn from the code: the figure in the README, the wings in CONTRIBUTING.md, tables, the calculator
 	$(RUN) docs/figures/make_memory_figure.py
 	$(RUN) -m docs.figures.draw_wings
 	$(RUN) -m docs.figures.draw_encoders
+	$(RUN) -m docs.figures.draw_models
+	$(RUN) -m docs.figures.make_calculator
 	$(RUN) -m docs.figures.draw_trimming
 
 site: $(INSTALLED)  ## the pages as a site, into .cache/site/site; without network, and every link is followed

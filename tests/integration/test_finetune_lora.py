@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 from own_process import run_program
 from runs import json_of
 from texts import pairs, rows, save_language_model, save_pretrained, texts, write
@@ -73,6 +74,36 @@ def test_qlora_trains_a_language_model_that_was_loaded_in_four_bits(
         ran = shrunk["memory"][vocabulary] | {"peak_bytes": 0}
         assert estimated[vocabulary] == ran
     assert estimated["precision"] == shrunk["memory"]["precision"]
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # as above
+@pytest.mark.usefixtures("loud_libraries_afterwards")
+@pytest.mark.parametrize(
+    "family",
+    [
+        "Bert",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("XLMRoberta", "ModernBert", "DebertaV2")),
+    ],
+)
+def test_qlora_trains_a_classifier_whose_head_is_not_in_four_bits(tmp_path: Path, family: str) -> None:
+    """A head in 4 bits has no gradient: peft ended in "only Tensors of floating point dtype can require gradients"."""
+    pytest.importorskip("bitsandbytes")
+    sizes = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    config = getattr(transformers, f"{family}Config")(
+        vocab_size=305, max_position_embeddings=64, pad_token_id=0, **sizes
+    )
+    save_pretrained(tmp_path / "model", getattr(transformers, f"{family}ForMaskedLM")(config))
+    write(tmp_path / "data.csv", rows())
+    shrunk = run(tmp_path, "shrunk", "--qlora")
+    estimated = json_of("estimate", tmp_path / "model", "--rows", shrunk["vocabulary"]["kept_rows"], "--qlora")
+    for vocabulary in ("full", "partial"):
+        assert estimated[vocabulary] == shrunk["memory"][vocabulary] | {"peak_bytes": 0}
+    for name in ("gradients_bytes", "optimizer_bytes"):
+        assert estimated["partial"][name] == shrunk[name]
+    # bitsandbytes casts the biases beside weights in 4 bits to bf16 at their first use
+    assert (
+        0.98 * estimated["partial"]["weights_bytes"] < shrunk["weights_bytes"] <= estimated["partial"]["weights_bytes"]
+    )
 
 
 def check_estimate(shrunk: dict[str, Any], full: dict[str, Any]) -> None:

@@ -32,6 +32,8 @@ from leanvocab.reports.memory import estimate_memory
 from leanvocab.reports.memory_estimate import MemoryEstimate, TrainingStep
 from leanvocab.texts.fitting import check_sizes
 
+# Of classifiers: what peft trains and saves, and layers below it that checkpoints of language models lack.
+_HEADS = ("classifier", "score", "pre_classifier", "pooler.dense")
 # Where configs keep the dropout of hidden states and of attention.
 _DROPOUT_NAMES = (
     "hidden_dropout_prob", "attention_probs_dropout_prob", "hidden_dropout", "dropout", "attention_dropout",
@@ -66,7 +68,7 @@ class Pretrained:
             network, loading = self.auto_class.from_pretrained(
                 self.name,
                 config=self.config,
-                **(_in_four_bits(on_cpu) if few_bits else {"dtype": torch.float32}),
+                **(_in_four_bits(on_cpu, task.has_new_head) if few_bits else {"dtype": torch.float32}),
                 ignore_mismatched_sizes=task.has_new_head,
                 output_loading_info=True,
             )
@@ -98,13 +100,17 @@ class Pretrained:
                 loaded.copy_(new)
 
 
-def _in_four_bits(on_cpu: bool) -> dict[str, Any]:
-    """Arguments that load a model for QLoRA: 4 bits (nf4, scales quantized too), computing in bf16, on the device that trains."""
+def _in_four_bits(on_cpu: bool, is_classifier: bool) -> dict[str, Any]:
+    """Arguments that load a model for QLoRA: 4 bits (nf4, scales quantized too), computing in bf16, on the device that trains.
+
+    The head of a classifier trains, and is new: neither can be in 4 bits. transformers itself leaves a language model's as it is.
+    """
     bits = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
+        llm_int8_skip_modules=list(_HEADS) if is_classifier else None,
     )
     is_cpu = on_cpu or accelerator_at_hand() is None
     device = "cpu" if is_cpu else int(os.environ.get("LOCAL_RANK", "0"))
@@ -165,6 +171,15 @@ def estimate_run(
     if step is not None and "auto_class" not in others:
         lengths, _ = fit_lengths(settings, config)
         step = replace(step, length=min(step.length, lengths["max_length"]))
+    config, arguments = run_arguments(config, settings)
+    if settings.qlora and step is not None:
+        no_peak = "kernels for weights of 4 bits need values"
+        return replace(estimate_memory(config, kept, **arguments | others), step=step, no_peak=no_peak)
+    return estimate_memory(config, kept, step=step, **arguments | others)
+
+
+def run_arguments(config: Any, settings: FineTuneSettings) -> tuple[Any, dict[str, Any]]:
+    """The config, and the arguments of `estimate_memory`, with which training with these settings is estimated."""
     lora = partial(add_lora, adapter_type=settings.kind.adapter_type, rank=settings.lora_rank)
     arguments: dict[str, Any] = {
         "precision": "mixed" if settings.bf16 else "fp32",
@@ -173,21 +188,22 @@ def estimate_run(
         "frozen_rows": settings.frozen_rows,
         "adapt": lora if settings.uses_lora else None,
     }
-    if not settings.qlora:
-        return estimate_memory(config, kept, step=step, **arguments | others)
-    config = copy.deepcopy(config)
-    config.dtype = torch.bfloat16
-    arguments |= {"precision": "mixed" if settings.bf16 else None, "adapt": lambda model: lora(_quantized(model))}
-    estimate = estimate_memory(config, kept, **arguments | others)
-    return (
-        estimate if step is None else replace(estimate, step=step, no_peak="kernels for weights of 4 bits need values")
-    )
+    if settings.qlora:
+        is_classifier = not settings.is_language_model
+        config = copy.deepcopy(config)
+        config.dtype = torch.bfloat16
+        arguments |= {
+            "precision": "mixed" if settings.bf16 else None,
+            "adapt": lambda model: lora(_quantized(model, is_classifier)),
+        }
+    return config, arguments
 
 
-def _quantized(model: Any) -> Any:
+def _quantized(model: Any, is_classifier: bool) -> Any:
     """A model without memory with the weights that one has that was loaded in 4 bits and made ready to train."""
     require("bitsandbytes", extra="quantization")
-    quantizer = AutoHfQuantizer.from_config(_in_four_bits(True)["quantization_config"], pre_quantized=False)
+    bits = _in_four_bits(True, is_classifier)["quantization_config"]
+    quantizer = AutoHfQuantizer.from_config(bits, pre_quantized=False)
     quantizer.preprocess_model(model, device_map=None)
     packed_once: dict[int, nn.Parameter] = {}
     for module in model.modules():

@@ -103,12 +103,37 @@ def estimate_memory(
     Source: paper, Tables 2 and 5 count parameters in the same way.
     """
     _check_settings(optimizer, precision, num_tokens)
+    built = estimated_model(
+        model,
+        vocabulary,
+        precision=precision,
+        auto_class=auto_class,
+        embedding=embedding,
+        output=output,
+        frozen_rows=frozen_rows,
+        adapt=adapt,
+    )
+    estimate = _estimate(built, optimizer, num_tokens)
+    return estimate if step is None else _with_peaks(estimate, built, step, full_peak)
+
+
+def estimated_model(
+    model: str | nn.Module | Any,
+    vocabulary: Kept | Mapping[str, Kept] | None,
+    *,
+    precision: Precision | None = None,
+    auto_class: Any = None,
+    embedding: str | Iterable[str] | None = None,
+    output: OutputMode | None = None,
+    frozen_rows: FrozenRowsOn = "device",
+    adapt: Callable[[nn.Module], Any] | None = None,
+) -> "EstimatedModel":
+    """The parameters and tables whose bytes `estimate_memory` adds up; the arguments are its."""
     module, name = _as_module(model, auto_class)
     tables = _estimated_tables(module, vocabulary, embedding, output, frozen_rows, precision)
     if adapt is not None:
         adapt(module)
-    estimate = _estimate(module, name, tables, optimizer, precision, num_tokens)
-    return estimate if step is None else _with_peaks(estimate, module, tables, step, precision, full_peak)
+    return EstimatedModel(module, name, precision, tuple(tables))
 
 
 def _check_settings(optimizer: AnyOptimizer, precision: str | None, num_tokens: int | None) -> None:
@@ -150,52 +175,41 @@ def _as_module(model: Any, auto_class: Any) -> tuple[nn.Module, str]:
     return module, name or type(module).__name__
 
 
-def _estimate(
-    module: nn.Module,
-    name: str,
-    tables: "list[_EstimatedTable]",
-    optimizer: AnyOptimizer,
-    precision: Precision | None,
-    num_tokens: int | None,
-) -> MemoryEstimate:
-    full, partial = (_parameters(module, tables, kept, precision) for kept in (False, True))
+def _estimate(model: "EstimatedModel", optimizer: AnyOptimizer, num_tokens: int | None) -> MemoryEstimate:
+    full, partial = (model.parameters(kept=kept) for kept in (False, True))
     states = state_bytes(optimizer, (parameter for parameter in (*full, *partial) if parameter.trains))
-    outputs = _estimated_outputs(module, tables)
+    outputs = model.outputs()
     # One loss comes after the other.
-    losses = [] if num_tokens is None else [_loss_bytes(*layer, num_tokens, precision) for layer in outputs]
+    losses = [] if num_tokens is None else [_loss_bytes(*layer, num_tokens, model.precision) for layer in outputs]
     full_loss, partial_loss = (max(peaks) for peaks in zip(*losses, strict=True)) if losses else (0, 0)
 
-    buffers_bytes = sum(buffer.nbytes for buffer in _buffers(module, saved=True))
-
     def footprint(parameters: list[Parameter], **others: int) -> Footprint:
-        shared = shared_bytes(optimizer, parameters)
-        return make_footprint(parameters, states, precision == "mixed", shared, buffers_bytes=buffers_bytes, **others)
+        shared, mixed = shared_bytes(optimizer, parameters), model.precision == "mixed"
+        return make_footprint(parameters, states, mixed, shared, buffers_bytes=model.saved_buffers_bytes, **others)
 
     return MemoryEstimate(
-        model=name,
+        model=model.name,
         optimizer=optimizer_name(optimizer),
-        precision=precision or _dtype_names(module),
+        precision=model.precision or _dtype_names(model.module),
         output=next(("full" if table is None else table.output for _, table in outputs), None),
-        tables=tuple(table.rows for table in tables),
+        tables=tuple(table.rows for table in model.tables),
         full=footprint(full, loss_bytes=full_loss),
         partial=footprint(
             partial,
-            remap_bytes=sum(table.remap_bytes for table in tables),
-            frozen_bytes=sum(sizes.held_bytes for table in tables if (sizes := table.frozen_sizes(precision))),
+            remap_bytes=sum(table.remap_bytes for table in model.tables),
+            frozen_bytes=sum(
+                sizes.held_bytes for each in model.tables if (sizes := each.frozen_sizes(model.precision))
+            ),
             loss_bytes=partial_loss,
         ),
     )
 
 
 def _with_peaks(
-    estimate: MemoryEstimate,
-    module: nn.Module,
-    tables: "list[_EstimatedTable]",
-    step: TrainingStep,
-    precision: Precision | None,
-    full_peak: bool,
+    estimate: MemoryEstimate, model: "EstimatedModel", step: TrainingStep, full_peak: bool
 ) -> MemoryEstimate:
     """The estimate with the peaks of a step, or the reason why they are not known."""
+    module, tables, precision = model.module, model.tables, model.precision
     if partial_modules(module):
         return replace(estimate, step=step, no_peak="the model is shrunk already; give its config")
     options: dict[str, Any] = {"mixed": precision == "mixed"}
@@ -223,33 +237,6 @@ def _with_peaks(
         full=estimate.full if in_full is None else estimate.full.with_peak(in_full, on_cpu=step.on_cpu),
         partial=estimate.partial.with_peak(in_part, on_cpu=step.on_cpu),
     )
-
-
-def _parameters(
-    module: nn.Module, tables: "list[_EstimatedTable]", kept: bool, precision: Precision | None
-) -> list[Parameter]:
-    """Every parameter once, its vocabulary tables with full rows, or with the kept ones."""
-    holders: dict[int, list[nn.Module]] = {}
-    for holder in module.modules():
-        for parameter in holder.parameters(recurse=False):
-            holders.setdefault(id(parameter), []).append(holder)
-    rows_of = {id(table.weight): table.rows for table in tables}
-    result = []
-    for parameter in module.parameters():
-        shape, rows = tuple(parameter.shape), rows_of.get(id(parameter))
-        if rows is not None:
-            shape = (rows.partial_rows if kept else rows.full_rows, *shape[1:])
-        result.append(
-            Parameter(
-                shape=shape,
-                value_bytes=_trained_dtype(parameter, precision).itemsize,
-                trains=parameter.requires_grad,
-                in_embedding=any(isinstance(holder, nn.Embedding) for holder in holders[id(parameter)]),
-                in_layer=any(_is_layer(holder) for holder in holders[id(parameter)]),
-                is_table=rows is not None,
-            )
-        )
-    return result
 
 
 def _buffers(module: nn.Module, *, saved: bool) -> list[Tensor]:
@@ -282,13 +269,55 @@ def _trained_dtype(weight: Tensor, precision: Precision | None) -> torch.dtype:
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
-def _computed_dtype(weight: Tensor, precision: Precision | None) -> torch.dtype:
-    """The dtype that an output layer is multiplied in: autocast does that in bf16."""
-    return torch.bfloat16 if precision == "mixed" else _trained_dtype(weight, precision)
+@dataclass(frozen=True)
+class EstimatedModel:
+    """A model that is to be estimated, in its place or on the meta device, and its vocabulary tables."""
+
+    module: nn.Module
+    name: str
+    precision: Precision | None
+    tables: "tuple[EstimatedTable, ...]"
+
+    @property
+    def saved_buffers_bytes(self) -> int:
+        return sum(buffer.nbytes for buffer in _buffers(self.module, saved=True))
+
+    def parameters(self, *, kept: bool) -> list[Parameter]:
+        """Every parameter once, its vocabulary tables with full rows, or with the kept ones."""
+        holders: dict[int, list[nn.Module]] = {}
+        for holder in self.module.modules():
+            for parameter in holder.parameters(recurse=False):
+                holders.setdefault(id(parameter), []).append(holder)
+        rows_of = {id(table.weight): table.rows for table in self.tables}
+        result = []
+        for parameter in self.module.parameters():
+            shape, rows = tuple(parameter.shape), rows_of.get(id(parameter))
+            if rows is not None:
+                shape = (rows.partial_rows if kept else rows.full_rows, *shape[1:])
+            result.append(
+                Parameter(
+                    shape=shape,
+                    value_bytes=_trained_dtype(parameter, self.precision).itemsize,
+                    trains=parameter.requires_grad,
+                    in_embedding=any(isinstance(holder, nn.Embedding) for holder in holders[id(parameter)]),
+                    in_layer=any(_is_layer(holder) for holder in holders[id(parameter)]),
+                    is_table=rows is not None,
+                )
+            )
+        return result
+
+    def outputs(self) -> "list[tuple[Tensor, EstimatedTable | None]]":
+        """The matrix of each output layer over the vocabulary, and the table that it is where it is made partial."""
+        weights = {id(table.weight) for table in self.tables}
+        inputs = [each for each in self.module.modules() if isinstance(each, LOOKUPS) and id(each.weight) in weights]
+        partial = {id(table.weight): table for table in self.tables if table.output is not None}
+        layers = (layer.weight for layer in output_layers(self.module, inputs))
+        matrices = [weight for weight in layers if isinstance(weight, Tensor) and weight.ndim == 2]
+        return [(weight, partial.get(id(weight))) for weight in matrices]
 
 
 @dataclass(frozen=True)
-class _EstimatedTable:
+class EstimatedTable:
     """A vocabulary matrix, and the modules that look its rows up or multiply by them."""
 
     rows: TableRows
@@ -303,21 +332,30 @@ class _EstimatedTable:
         return self.modules[0].weight
 
     @property
+    def num_inputs(self) -> int:
+        """Modules that look rows up; the others multiply by them."""
+        return sum(isinstance(module, LOOKUPS) for module in self.modules)
+
+    @property
     def remap_bytes(self) -> int:
-        num_inputs = sum(isinstance(module, LOOKUPS) for module in self.modules)
-        return remap_bytes(self.rows.full_rows, self.rows.partial_rows, num_inputs, len(self.modules) - num_inputs)
+        num_outputs = len(self.modules) - self.num_inputs
+        return remap_bytes(self.rows.full_rows, self.rows.partial_rows, self.num_inputs, num_outputs)
+
+    def computed(self, precision: Precision | None) -> torch.dtype:
+        """The dtype that its rows are multiplied in: autocast does that in bf16."""
+        return torch.bfloat16 if precision == "mixed" else _trained_dtype(self.weight, precision)
 
     def frozen_sizes(self, precision: Precision | None) -> FrozenSizes | None:
         """Sizes of the rows that do not train and are in the softmax; None where there are none."""
         if self.output != "frozen":
             return None
-        computed, on_host = _computed_dtype(self.weight, precision), self.frozen_rows_on == "host"
+        computed, on_host = self.computed(precision), self.frozen_rows_on == "host"
         full_rows, kept_rows, dim = self.rows.full_rows, self.rows.partial_rows, self.weight.shape[1]
         return FrozenSizes(full_rows, kept_rows, dim, self.stored or computed, computed, on_host)
 
     def loss_bytes(self, num_tokens: int, precision: Precision | None, step: TrainingStep | None = None) -> int:
         """The peak of the loss over this table. On a CPU, frozen rows are mapped, and scores of kept ones are there twice."""
-        rows, computed = self.rows.partial_rows, _computed_dtype(self.weight, precision)
+        rows, computed = self.rows.partial_rows, self.computed(precision)
         frozen = self.frozen_sizes(precision)
         twice = num_tokens * rows * computed.itemsize if frozen and step is not None and step.on_cpu else 0
         columns, biased = self.rows.full_rows if frozen else rows, 0
@@ -327,22 +365,12 @@ class _EstimatedTable:
 
 
 def _loss_bytes(
-    weight: Tensor, table: _EstimatedTable | None, num_tokens: int, precision: Precision | None
+    weight: Tensor, table: EstimatedTable | None, num_tokens: int, precision: Precision | None
 ) -> tuple[int, int]:
     """Peaks of an ordinary loss, and of the one that training with a partial vocabulary has."""
     if table is None:
         return (plain_loss_bytes(num_tokens, weight.shape[0]),) * 2
     return plain_loss_bytes(num_tokens, table.rows.full_rows), table.loss_bytes(num_tokens, precision)
-
-
-def _estimated_outputs(module: nn.Module, tables: list[_EstimatedTable]) -> list[tuple[Tensor, _EstimatedTable | None]]:
-    """The matrix of each output layer over the vocabulary, and the table that it is where it is made partial."""
-    weights = {id(table.weight) for table in tables}
-    inputs = [each for each in module.modules() if isinstance(each, LOOKUPS) and id(each.weight) in weights]
-    partial = {id(table.weight): table for table in tables if table.output is not None}
-    layers = (layer.weight for layer in output_layers(module, inputs))
-    matrices = [weight for weight in layers if isinstance(weight, Tensor) and weight.ndim == 2]
-    return [(weight, partial.get(id(weight))) for weight in matrices]
 
 
 def _estimated_tables(
@@ -352,7 +380,7 @@ def _estimated_tables(
     output: Any,
     frozen_rows: str,
     precision: Precision | None,
-) -> list[_EstimatedTable]:
+) -> list[EstimatedTable]:
     """The matrices that are shrunk, or that `shrink_` would shrink; what adapts the model later may cast them."""
     shrunk = list(partial_modules(module).values())
     if shrunk:
@@ -368,7 +396,7 @@ def _estimated_tables(
         kept = _as_vocabulary(vocabulary, module, embedding)
     others = [*module.parameters(), *module.buffers()]
     return [
-        _EstimatedTable(
+        EstimatedTable(
             TableRows(table.name, table.vocabulary.full_size, len(table.vocabulary)),
             table.modules,
             table.output,
@@ -380,7 +408,7 @@ def _estimated_tables(
     ]
 
 
-def _shrunk_tables(shrunk: list[PartialModule], vocabulary: Any, output: str | None) -> list[_EstimatedTable]:
+def _shrunk_tables(shrunk: list[PartialModule], vocabulary: Any, output: str | None) -> list[EstimatedTable]:
     holders: dict[int, list[PartialModule]] = {}
     for module in shrunk:
         holders.setdefault(id(module.weight), []).append(module)
@@ -395,7 +423,7 @@ def _shrunk_tables(shrunk: list[PartialModule], vocabulary: Any, output: str | N
                 f'output="{output}"; merge_(model) first, or leave output out'
             )
         rows = TableRows(table.name, table.full_size, partial_rows)
-        tables.append(_EstimatedTable(rows, modules, table.output, table.frozen_rows_on, table.store.dtype))
+        tables.append(EstimatedTable(rows, modules, table.output, table.frozen_rows_on, table.store.dtype))
     return tables
 
 

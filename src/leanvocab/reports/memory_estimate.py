@@ -16,8 +16,8 @@ BF16_BYTES = 2
 
 CARDS = (8, 12, 16, 24)  # GiB
 # Of a card's memory: the driver's context, workspaces of kernels, and the allocator's rounding. An estimate.
-_TAKEN_BYTES = 3 << 28
-_LITTLE = 0.05  # of all bytes: less than that saved is said to be next to nothing
+TAKEN_BYTES = 3 << 28
+LITTLE = 0.05  # of all bytes: less than that saved is said to be next to nothing
 SAVES_LITTLE = (
     "The output layer is tied: rows that are not kept stay in memory, frozen, for the softmax. Where the vocabulary does not "
     "train (LoRA), a partial vocabulary saves next to nothing of weights, gradients and states; what it saves is the loss."
@@ -87,7 +87,7 @@ class Footprint:
     @property
     def total_bytes(self) -> int:
         """Everything above, of which the vocabulary's bytes are a part."""
-        return sum(getattr(self, part) for part in _LABELS)
+        return sum(getattr(self, part) for part in LABELS)
 
     def with_peak(self, above_weights: int, *, on_cpu: bool) -> "Footprint":
         """The same with a peak: `above_weights` are activations and gradients. Frozen rows on a CPU are a mapped file."""
@@ -187,13 +187,13 @@ class MemoryEstimate:
     @property
     def parts(self) -> dict[str, tuple[int, int]]:
         """Bytes, full and partial, of all that is held, by the words for it."""
-        held = {label: (getattr(self.full, part), getattr(self.partial, part)) for part, label in _LABELS.items()}
+        held = {label: (getattr(self.full, part), getattr(self.partial, part)) for part, label in LABELS.items()}
         return {label: both for label, both in held.items() if any(both)}
 
     @property
     def saves_little(self) -> bool:
         """True where rows that are not kept stay for the softmax, and next to nothing is saved beside the loss."""
-        return self.partial.frozen_bytes > 0 and self.saved_ratio < _LITTLE
+        return self.partial.frozen_bytes > 0 and self.saved_ratio < LITTLE
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -204,7 +204,7 @@ class MemoryEstimate:
         if self.no_peak is not None:
             notes.append(f"Its peak is missing: the model cannot be run without values ({self.no_peak}).")
         if self.cards:
-            notes.append(f"Cards: an estimate, with {format_bytes(_TAKEN_BYTES)} of each for the driver and its like.")
+            notes.append(f"Cards: an estimate, with {format_bytes(TAKEN_BYTES)} of each for the driver and its like.")
             if self.output in ("frozen", "restricted"):
                 notes.append(
                     "Scores count in chunks of 512 MiB; cards of 8 and 12 GB hold 256 MiB at once, which is less."
@@ -223,7 +223,7 @@ class MemoryEstimate:
             name: footprint.total_bytes if self.step is None else footprint.peak_bytes
             for name, footprint in (("full", self.full), ("partial", self.partial))
         }
-        return {size: {name: its <= (size << 30) - _TAKEN_BYTES for name, its in held.items() if its} for size in CARDS}
+        return {size: {name: its <= (size << 30) - TAKEN_BYTES for name, its in held.items() if its} for size in CARDS}
 
     def to_dict(self) -> dict[str, Any]:
         """Everything above as plain values, ready for JSON."""
@@ -276,7 +276,7 @@ class MemoryEstimate:
 
 
 _YES = {True: "yes", False: "no", None: ""}
-_LABELS = {
+LABELS = {
     "weights_bytes": "weights",
     "gradients_bytes": "gradients",
     "optimizer_bytes": "optimizer states",
