@@ -54,7 +54,7 @@ bdi{font-family:ui-monospace,monospace}
 .bar{display:flex;height:.9rem;background:var(--shade);print-color-adjust:exact;margin:.1rem 0 .5rem;max-width:45rem}
 td .bar{width:6rem;margin:.3rem 0}
 .bar i{background:var(--blue);width:var(--w)}.bar i+i{background:var(--soft)}
-@media (max-width:30rem){td .bar{display:none}th,td{padding-right:.5rem}}
+@media (max-width:30rem){td .bar{display:none}th,td{padding-right:.5rem}td.words{min-width:4.2rem}}
 @media print{section{break-inside:avoid}body{font-size:12px}}
 """
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
