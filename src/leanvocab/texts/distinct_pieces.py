@@ -96,9 +96,11 @@ class DistinctPieces:
 
     def _merge(self) -> None:
         if sum(map(len, self._counted)) > self._num_merged:
-            together = pa.concat_tables(self._counted).group_by("piece", use_threads=False)
-            summed = together.aggregate([("count", "sum")])
-            self._counted = [pa.table({"piece": summed.column("piece"), "count": summed.column("count_sum")})]
+            together = pa.concat_tables(self._counted)
+            pieces = together.column("piece").combine_chunks().dictionary_encode()
+            # A quarter of the time of a group_by. Sums of integers in float64 are exact below 2**53.
+            counts = np.bincount(pieces.indices.to_numpy(), together.column("count").to_numpy()).astype(np.int64)
+            self._counted = [pa.table({"piece": pieces.dictionary, "count": counts})]
         self._num_merged = len(self._counted[0])
 
     def _joined(self, table: pa.Table) -> Iterator[tuple[list[str], NDArray[np.int64], int]]:
