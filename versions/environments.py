@@ -39,10 +39,10 @@ class Environment:
 
 # An old torch is one of 3 GB with CUDA where an index has no other: the pins of transformers go with the one of constraints.txt.
 _TORCH = next(line for line in (REPOSITORY / "constraints.txt").read_text().splitlines() if line.startswith("torch=="))
-# What pyproject.toml names as the oldest, all at once. No version of TRL takes so old a transformers and is new enough for its door.
+# What pyproject.toml names as the oldest, all at once; TRL's oldest wants a newer transformers.
 _OLDEST = (
     "torch==2.11.0", "transformers==5.0.0", "numpy==2.0.0", "pyarrow==16.0.0", "rich==13.7.0", "safetensors==0.5.0",
-    "tqdm==4.66.3", "typer==0.15.0", "accelerate==1.10.0", "datasets==3.6.0", "sentencepiece==0.2.0", "peft==0.18.0",
+    "tqdm==4.66.3", "typer==0.16.0", "accelerate==1.10.0", "datasets==3.6.0", "sentencepiece==0.2.0", "peft==0.18.0",
     "sentence-transformers==5.2.0",
 )  # fmt: skip
 ENVIRONMENTS = (

@@ -3,10 +3,14 @@
 import dataclasses
 import functools
 
+import datasets
 import pytest
 import torch
 import transformers.trainer_utils
 from transformers import BertConfig, LlamaConfig, LlamaModel
+
+# Its name until datasets 4.
+ListFeature = datasets.List if hasattr(datasets, "List") else datasets.Sequence
 
 configs_stand_in_text = pytest.mark.skipif(
     not dataclasses.is_dataclass(BertConfig), reason="configs of this transformers are made by code, which is not read"
