@@ -23,6 +23,7 @@ class Environment:
     name: str
     why: str
     pins: tuple[str, ...] = ()
+    extras: str = EXTRAS
     python: str = ""  # the running one by default
 
     @property
@@ -38,7 +39,14 @@ class Environment:
 
 # An old torch is one of 3 GB with CUDA where an index has no other: the pins of transformers go with the one of constraints.txt.
 _TORCH = next(line for line in (REPOSITORY / "constraints.txt").read_text().splitlines() if line.startswith("torch=="))
+# What pyproject.toml names as the oldest, all at once, but for TRL, which asks for newer datasets and accelerate.
+_OLDEST = (
+    "torch==2.11.0", "transformers==5.0.0", "numpy==2.0.0", "pyarrow==16.0.0", "rich==13.7.0", "safetensors==0.5.0",
+    "tqdm==4.66.3", "typer==0.16.0", "accelerate==1.10.0", "datasets==3.6.0", "sentencepiece==0.2.0", "peft==0.18.0",
+    "sentence-transformers==5.2.0",
+)  # fmt: skip
 ENVIRONMENTS = (
+    Environment("oldest", "the oldest of everything", _OLDEST, "finetune,peft,plot,sentence-transformers"),
     Environment("transformers-5.0", "the oldest transformers", ("transformers==5.0.0", _TORCH)),
     Environment("transformers-5.3", "PyLate's pin", ("transformers==5.3.0", _TORCH)),
     Environment("transformers-5.6", "LLaMA-Factory's pin", ("transformers==5.6.2", _TORCH)),
@@ -61,7 +69,7 @@ def made(environment: Environment) -> str | None:
     done = environment.folder / ".installed"
     if done.exists():
         return None
-    wanted = [*FOR_TESTS, f"{REPOSITORY}[{EXTRAS}]", *environment.pins]
+    wanted = [*FOR_TESTS, f"{REPOSITORY}[{environment.extras}]", *environment.pins]
     for command in (
         [*start, "-m", "venv", "--clear", str(environment.folder)],
         [str(python_of(environment)), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *wanted],

@@ -192,6 +192,38 @@ def test_a_run_that_was_cut_off_resumes_as_if_it_had_not_been(base, data, tmp_pa
     assert files_in(tmp_path / "cut") == files_in(tmp_path / "whole")
 
 
+def mixtral():
+    sizes = {"vocab_size": FULL_SIZE, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "num_local_experts": 2}
+    return transformers.MixtralModel(transformers.MixtralConfig(pad_token_id=0, eos_token_id=3, **sizes | heads))
+
+
+@pytest.mark.parametrize("checkpoints", ["full", "delta"])
+def test_weights_that_a_checkpoint_calls_otherwise_are_resumed_from_too(data, tmp_path, checkpoints):
+    base = save_pretrained(
+        tmp_path / "base", mixtral()
+    )  # the experts are one tensor in the model, and several in files
+    knobs = {"epochs": 2, "save_total_limit": 2, "checkpoints": checkpoints}
+    whole = finetune(base, data, tmp_path / "whole", settings(**knobs))
+    shutil.copytree(tmp_path / "whole/checkpoints/checkpoint-6", tmp_path / "cut/checkpoints/checkpoint-6")
+    resumed = finetune(base, data, tmp_path / "cut", settings(**knobs, resume=True))
+    assert resumed.losses == whole.losses
+    first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "cut"))
+    assert first == second
+
+
+def test_the_best_checkpoint_is_kept_where_it_names_weights_otherwise(data, tmp_path):
+    base = save_pretrained(tmp_path / "base", mixtral())
+    # Steps so small that no prediction changes: the first of equals is the best.
+    knobs = {"epochs": 3, "best": "accuracy", "save_total_limit": 3, "learning_rate": 1e-6}
+    finetune(base, data, tmp_path / "out", settings(**knobs))
+    first, last = (load_file(tmp_path / f"out/checkpoints/checkpoint-{n}/model.safetensors") for n in (6, 18))
+    final = load_file(tmp_path / "out/model.safetensors")
+    assert final.keys() == first.keys()
+    assert [name for name in first if not torch.equal(final[name], first[name])] == []
+    assert all(not torch.equal(last[name], first[name]) for name in first if ".experts." in name)
+
+
 def test_the_best_checkpoint_is_kept_where_it_is_asked_for(base, data, tmp_path):
     result = finetune(
         base, data, tmp_path / "out", settings(epochs=3, best="loss", save_total_limit=3, learning_rate=0.3)

@@ -23,6 +23,7 @@ from leanvocab.vocabulary.columns import choose_id_columns
 from leanvocab.vocabulary.counting_threads import choose_num_threads, count_pieces
 from leanvocab.vocabulary.pieces import Piece
 from leanvocab.vocabulary.sources import find_sources
+from versions import ListFeature
 
 ROWS = [[5, 3, 3], [], [9], [3, 0, 12, 5, 5], [7, 7]]
 LABELS = [[-100, 3, 3], [], [9], [-100, -100, -100, 5, 11], [7, 7]]
@@ -51,7 +52,7 @@ def counted(data: Any, columns: Any = None, **options: Any) -> dict[int, int]:
 @pytest.fixture
 def dataset() -> datasets.Dataset:
     features = datasets.Features(
-        input_ids=datasets.List(datasets.Value("int32")), text=datasets.Value("string"), label=datasets.Value("int64")
+        input_ids=ListFeature(datasets.Value("int32")), text=datasets.Value("string"), label=datasets.Value("int64")
     )
     rows = {"input_ids": ROWS, "text": list("abcde"), "label": [0, 1, 0, 1, 1]}
     return datasets.Dataset.from_dict(rows, features=features)
@@ -347,8 +348,8 @@ def test_columns_are_chosen_by_name_and_kind(columns: dict[str, Any], expected: 
 
 
 def test_class_labels_of_token_classification_are_no_token_ids() -> None:
-    tags = datasets.List(datasets.ClassLabel(names=["O", "PER"]))
-    features = datasets.Features(input_ids=datasets.List(datasets.Value("int32")), labels=tags)
+    tags = ListFeature(datasets.ClassLabel(names=["O", "PER"]))
+    features = datasets.Features(input_ids=ListFeature(datasets.Value("int32")), labels=tags)
     tagged = datasets.Dataset.from_dict({"input_ids": [[5, 6]], "labels": [[0, 1]]}, features=features)
     assert chosen(tagged) == chosen(tagged.to_iterable_dataset()) == ("input_ids",)
     assert counted(tagged, ["labels"]) == {0: 1, 1: 1}  # unless they are asked for

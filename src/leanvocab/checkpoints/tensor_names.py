@@ -1,6 +1,9 @@
 """Names of tensors in a model, in what it saves, and in its base: found for one another."""
 
-from collections.abc import Container, Mapping
+import copy
+import functools
+from collections.abc import Container, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -99,3 +102,37 @@ def as_saved(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]
     from transformers.core_model_loading import revert_weight_conversion
 
     return dict(revert_weight_conversion(model, kept))  # type: ignore[arg-type]
+
+
+@contextmanager
+def saved_names_loaded(model: nn.Module) -> Iterator[None]:
+    """Lets `model.load_state_dict` take tensors under the names that `save_pretrained` gives them, for as long as the block runs.
+
+    A Trainer hands over a checkpoint's tensors as they are called there, and leaves what the model calls otherwise (merged
+    experts; layer norms, until transformers 5.3) as they were.
+    """
+    handle = model.register_load_state_dict_pre_hook(_under_held_names)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _under_held_names(model: Any, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    tensors = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+    if prefix or state.keys() <= {name for name, _ in tensors} or not _is_pretrained(model):
+        return
+    floats = [tensor.dtype for tensor in state.values() if tensor.is_floating_point()]
+    dtype = functools.reduce(torch.promote_types, floats, torch.float32)  # no value is rounded
+    full, told = type(model).from_pretrained(
+        None, config=copy.deepcopy(model.config), state_dict=dict(state), dtype=dtype, output_loading_info=True
+    )
+    held = {name: tensor for name, tensor in full.state_dict().items() if name not in told["missing_keys"]}
+    state.clear()
+    state.update(held)
+
+
+def _is_pretrained(model: nn.Module) -> bool:
+    from transformers import PreTrainedModel
+
+    return isinstance(model, PreTrainedModel)

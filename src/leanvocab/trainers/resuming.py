@@ -1,4 +1,4 @@
-"""Going on with a Trainer from a delta checkpoint."""
+"""Going on with a Trainer from a checkpoint, a delta too."""
 
 import os
 from pathlib import Path
@@ -9,6 +9,7 @@ from transformers import Trainer
 
 from leanvocab.checkpoints.delta_format import read_delta
 from leanvocab.checkpoints.delta_loading import check_vocabularies, paths_of_tables, warn_of_another_mode, widen_tables
+from leanvocab.checkpoints.tensor_names import saved_names_loaded
 from leanvocab.checkpoints.training_runs import full_checkpoint
 from leanvocab.errors import OptimizerError, SettingsError
 
@@ -43,4 +44,10 @@ def resume_from_delta(
             )
         widen_tables(model, delta, paths)
     with full_checkpoint(checkpoint, base=base) as folder:
-        return trainer.train(resume_from_checkpoint=str(folder))
+        return train_from(trainer, folder)
+
+
+def train_from(trainer: Trainer, checkpoint: Path | None) -> Any:
+    """Trains from a full checkpoint on, or from the start; weights are found under the names that checkpoints have for them."""
+    with saved_names_loaded(trainer.model):
+        return trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
