@@ -49,5 +49,6 @@ def resume_from_delta(
 
 def train_from(trainer: Trainer, checkpoint: Path | None) -> Any:
     """Trains from a full checkpoint on, or from the start; weights are found under the names that checkpoints have for them."""
+    assert trainer.model is not None
     with saved_names_loaded(trainer.model):
         return trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
