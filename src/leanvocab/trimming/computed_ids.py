@@ -35,7 +35,7 @@ def refuse_what_computes(config: Mapping[str, Any]) -> None:
     """Raises `ModelError` where a model computes with every id."""
     model_type = config.get("model_type")
     for refused, why in _REFUSED.items():
-        if isinstance(model_type, str) and model_type.removesuffix("_text") == refused:
+        if re.fullmatch(f"{refused}(_text)?", str(model_type)):
             raise ModelError(f"models of the type {model_type!r} cannot be trimmed: {why}")
     if len(sizes := _sizes_of_sides(config)) > 1:
         raise ModelError(
