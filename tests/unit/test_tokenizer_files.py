@@ -219,8 +219,8 @@ def test_a_model_of_sentencepiece_keeps_its_pieces(tmp_path: Path, class_name: s
     except TypeError as error:
         pytest.skip(f"transformers {transformers.__version__} cannot read it: {error}")
     texts = ["hello world", "world hello", "hello ☃"]
-    if read.tokenize(texts[0]) != ["▁hello", "▁world"]:
-        pytest.skip(f"transformers {transformers.__version__} reads another tokenizer")
+    if "▁world" not in read.tokenize(texts[0]):
+        pytest.skip(f"transformers {transformers.__version__} does not see the words")
     if saved:
         read.save_pretrained(base)
     _, after, _ = trim(base, tmp_path / "new", texts)
