@@ -56,7 +56,7 @@ def trim(source: Any, folder: Path, texts: list[str] = TEXTS) -> tuple[Any, Any,
         assert ids[encode(after, text).ids].tolist() == encode(before, text).ids
         assert encode(after, text).tokens == encode(before, text).tokens
         assert after.decode(encode(after, text).ids) == before.decode(encode(before, text).ids)
-    assert len(after) == len(ids) < len(before)
+    assert max(after.get_vocab().values()) + 1 == len(ids) < len(before)
     return before, after, ids.tolist()
 
 
@@ -214,9 +214,15 @@ def test_a_model_of_sentencepiece_keeps_its_pieces(tmp_path: Path, class_name: s
     name, kind, options = SENTENCEPIECE[class_name]
     base = put(tmp_path / "base", tokenizer_config__json={"tokenizer_class": class_name})
     (base / name).write_bytes(sentencepiece_model(kind, **options))
-    if saved:
-        AutoTokenizer.from_pretrained(base).save_pretrained(base)
+    try:
+        read = AutoTokenizer.from_pretrained(base)
+    except TypeError as error:
+        pytest.skip(f"transformers {transformers.__version__} cannot read it: {error}")
     texts = ["hello world", "world hello", "hello ☃"]
+    if "▁world" not in read.tokenize(texts[0]):
+        pytest.skip(f"transformers {transformers.__version__} does not see the words")
+    if saved:
+        read.save_pretrained(base)
     _, after, _ = trim(base, tmp_path / "new", texts)
     assert sorted(os.listdir(tmp_path / "new")) == sorted(os.listdir(base))
     old, new = (

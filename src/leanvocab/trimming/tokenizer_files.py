@@ -92,7 +92,7 @@ class TokenizerFiles:
         files = {entry: _content(folder, entry) for entry in names}
         config = _content(folder, _CONFIG) if _CONFIG in os.listdir(folder) else None
         with _refusing(name):
-            read = cls(name, files, config, _load(folder))
+            read = cls(name, files, config, _load(files, config))
             check_model(read._state["model"])
             read._check_files()
         return read
@@ -251,10 +251,7 @@ class TokenizerFiles:
 
     def _check_loaded(self, files: Mapping[str, bytes], new_ids: NewIds) -> None:
         """Raises `VocabularyError` where the files make another tokenizer than the one of before with fewer tokens."""
-        with tempfile.TemporaryDirectory() as folder:
-            for name, content in files.items() if self._config is None else (*files.items(), (_CONFIG, self._config)):
-                Path(folder, name).write_bytes(content)
-            loaded = _load(Path(folder))
+        loaded = _load(files, self._config)
         vocab = {token: new_ids[token_id] for token, token_id in self._vocab.items() if token_id in new_ids}
         expected = trimmed_state(self._state, self._state["model"]["type"], new_ids)
         for what, before, after in (
@@ -289,13 +286,25 @@ def _refusing(name: str) -> Iterator[None]:
         ) from error
 
 
-def _load(folder: Path) -> Any:
-    from transformers import AutoTokenizer
+def _load(files: Mapping[str, bytes], config: bytes | None) -> Any:
+    """The tokenizer that transformers makes of files.
 
-    try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # what lies in its files: readers raise whatever they meet
-        raise VocabularyError(f"it cannot be loaded ({first_line(error)})") from error
+    Older ones guess a model from the folder's name where there is no config; an empty one is handed over then.
+    """
+    from transformers import AutoTokenizer, PreTrainedConfig
+
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in files.items() if config is None else (*files.items(), (_CONFIG, config)):
+            Path(folder, name).write_bytes(content)
+        try:
+            return AutoTokenizer.from_pretrained(
+                folder,
+                config=PreTrainedConfig() if config is None else None,
+                trust_remote_code=False,
+                local_files_only=True,
+            )
+        except Exception as error:  # what lies in its files: readers raise whatever they meet
+            raise VocabularyError(f"it cannot be loaded ({first_line(error)})") from error
 
 
 def _state_of(tokenizer: Any) -> dict[str, Any]:
