@@ -301,6 +301,15 @@ def test_finetune_writes_a_report_where_it_is_told_to(base, data, tmp_path):
     assert "Memory of training" not in (out / "report.html").read_text(encoding="utf-8")
 
 
+def test_a_run_that_goes_on_writes_its_report_again(base, data, tmp_path):
+    report = tmp_path / "run.html"
+    words = ("finetune", base, data, "--batch-size", 8, "--cpu", "-o", tmp_path / "out", "--report", report)
+    steps = [json_of(*words, "--epochs", 1)["num_steps"], json_of(*words, "--epochs", 2, "--resume")["num_steps"]]
+    assert steps == [6, 12]
+    page = report.read_text(encoding="utf-8")
+    assert all(f'<td><data value="{step}">{step}</data></td>' in page for step in steps)  # a validation of each
+
+
 def test_a_run_does_not_begin_whose_report_cannot_be_written(base, data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.html").write_text("")
