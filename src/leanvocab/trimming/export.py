@@ -127,6 +127,8 @@ def export_trimmed(
     Raises:
         CheckpointError, VocabularyError: something is not what it should be, or cannot be trimmed: which, and why.
         OSError: the output cannot be written. In each case nothing has changed.
+
+    Source: docs/trimming.md, docs/decisions/trimmed-splits.md.
     """
     options = Options(_checked_multiple(pad_to_multiple_of), allow_rounding)
     if not isinstance(vocabulary, PartialVocabulary):
