@@ -404,9 +404,11 @@ def _report(result: FineTuneResult, encoded: Mapping[str, Any], trainer: Any) ->
         peak_bytes={f"peak, {name}": num_bytes for name, num_bytes in of_process.items() if num_bytes},
     )
     kept = result.vocabulary
+    full_size = kept.full_size if kept is not None else model_full_size(trainer.model)
+    assert full_size is not None  # a model that was trained on token ids has rows for them
     return report_on_data(
         {name: count_tokens(split, task.token_columns) for name, split in encoded.items()},
-        full_size=kept.full_size if kept is not None else model_full_size(trainer.model),
+        full_size=full_size,
         kept_rows=None if kept is None else len(kept),
         tokenizer=trainer.processing_class,
         title=f"Fine-tuning in {result.output_dir}",
