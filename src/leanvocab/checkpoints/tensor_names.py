@@ -105,7 +105,7 @@ def as_saved(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]
 
 
 @contextmanager
-def saved_names_loaded(model: nn.Module) -> Iterator[None]:
+def saved_names_loaded(model: Any) -> Iterator[None]:
     """Lets `model.load_state_dict` take tensors under the names that `save_pretrained` gives them, for as long as the block runs.
 
     A Trainer hands over a checkpoint's tensors as they are called there, and leaves what the model calls otherwise (merged
