@@ -75,6 +75,12 @@ def last_line(command: Sequence[str], environment: Mapping[str, str] | None = No
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
+def peak_resident_bytes() -> int:
+    """The most that this process has held, without what its parent held before it started, as `ru_maxrss` has it."""
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
+
+
 def run_module(child: Callable[..., Any], main: Callable[[], Any]) -> None:
     """Runs a benchmark's module: its command, or in a process of its own one part of the work."""
     if (words := child_arguments()) is not None:

@@ -16,7 +16,6 @@ import importlib.util
 import json
 import os
 import re
-import resource
 import shutil
 import sys
 import tempfile
@@ -28,7 +27,7 @@ from typing import Any
 
 from benchmarks._command import PEERS, About, finish, parser, read_options
 from benchmarks._results import OURS, Figure, Result, Series, beside_ours
-from benchmarks._rounds import Budget, run_child, run_module
+from benchmarks._rounds import Budget, peak_resident_bytes, run_child, run_module
 from benchmarks.trimming_use import make_base as make_model_of_words
 
 ABOUT = About(
@@ -198,7 +197,7 @@ def trim_with(program: str, base: str, texts: str, output: str) -> dict[str, Any
         return {"said": said_of(error)}
     return {
         "seconds": time.perf_counter() - start,
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_bytes": peak_resident_bytes(),
         "folder_bytes": sum(path.stat().st_size for path in Path(output).rglob("*") if path.is_file()),
     }
 

@@ -10,7 +10,6 @@ is the nearest of 100: once with the texts counted, and once with a vocabulary t
 import argparse
 import json
 import os
-import resource
 import tempfile
 import time
 import warnings
@@ -21,7 +20,7 @@ from typing import Any
 from benchmarks._command import About, finish, parser, read_options
 from benchmarks._peers import installed
 from benchmarks._results import OURS, Figure, Result, Series, beside_ours
-from benchmarks._rounds import Budget, run_child, run_module, turns
+from benchmarks._rounds import Budget, peak_resident_bytes, run_child, run_module, turns
 
 ABOUT = About(
     name="trimming_use",
@@ -157,7 +156,7 @@ def use(model: str, folder: str, runtime: str) -> dict[str, Any]:
         "load_seconds": loaded - start,
         "latency_seconds": sorted(latencies)[len(latencies) // 2],
         "tokens_per_second": num_tokens / seconds,
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_bytes": peak_resident_bytes(),
     }
 
 
@@ -227,7 +226,7 @@ def score(model: str, folder: Path) -> dict[str, Any]:
 
 def measure(options: argparse.Namespace) -> Iterator[Result]:
     budget = Budget(options.seconds)
-    for model in ("made",) if options.size == "small" else ("e5-small", "minilm"):
+    for model in ("made",) if options.size == "small" else options.models:
         if model != "made" and not (MODELS / model).is_dir():
             continue
         with tempfile.TemporaryDirectory() as folder:
@@ -312,6 +311,7 @@ def child(model: str, folder: str, runtime: str) -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> list[Result]:
     made = parser(ABOUT)
     made.add_argument("--steps", type=int, default=30, help="training steps of e5-small")
+    made.add_argument("--models", nargs="+", choices=("e5-small", "minilm"), default=("e5-small", "minilm"))
     options = read_options(made, arguments)
     return finish(measure(options), options)
 

@@ -184,6 +184,26 @@ def test_words_whose_pieces_were_dropped_are_split_into_more_tokens_and_words_be
     assert (change.word, change.before, change.after, change.count) == ("cat", ("cat",), ("c", "a", "t"), 2)
 
 
+def test_what_cannot_be_compared_is_refused_by_name(tmp_path: Path) -> None:
+    full, trimmed, vocabulary = folders(tmp_path)
+
+    class WantsImages(torch.nn.Module):
+        config = make_model("bert-untied", TEXT).config
+
+        def forward(self, **inputs: Any) -> None:
+            raise ValueError("You have to specify pixel_values\nand more")
+
+    told = r"WantsImages cannot be run on texts alone \(You have to specify pixel_values\): .* with model_texts=0"
+    with pytest.raises(CheckpointError, match=told):
+        prove(full, trimmed, vocabulary, COVERED, full_model=WantsImages())
+
+    class InPython:
+        is_fast = False
+
+    with pytest.raises(CheckpointError, match=r"InPython works in Python, .* expected a tokenizer\.json"):
+        prove(full, trimmed, vocabulary, COVERED, tokenizer=InPython())
+
+
 def test_texts_that_are_none_and_folders_that_hold_nothing_are_errors(tmp_path: Path) -> None:
     full, trimmed, vocabulary = folders(tmp_path)
     with pytest.raises(DataError, match="expected texts to prove it with, got none"):

@@ -159,10 +159,14 @@ def prove(
 
     Raises:
         DataError: there are no texts.
-        CheckpointError: a folder holds no tokenizer or model that can be loaded.
+        CheckpointError: a folder holds no tokenizer or model that can be loaded, or one that takes more than texts.
     """
     before = _load(transformers.AutoTokenizer, full) if tokenizer is None else tokenizer
     after = _load(transformers.AutoTokenizer, trimmed)
+    if slow := [type(each).__name__ for each in (before, after) if not getattr(each, "is_fast", False)]:
+        raise CheckpointError(
+            f"{slow[0]} works in Python, and does not say where its tokens stand: expected a tokenizer.json"
+        )
     comparison = _Texts(before, after, vocabulary)
     for label, some in _labelled(texts, columns, language_column, before):
         comparison.add(label, some)
@@ -342,8 +346,14 @@ def _run(model: Any, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tenso
         inputs["decoder_input_ids"] = inputs["input_ids"]
         inputs["decoder_attention_mask"] = inputs["attention_mask"]
         inputs.pop("token_type_ids", None)
-    with torch.inference_mode():
-        output = model(**inputs, output_hidden_states=True, return_dict=True)
+    try:
+        with torch.inference_mode():
+            output = model(**inputs, output_hidden_states=True, return_dict=True)
+    except Exception as error:  # of a model's own code: it wants images, or other inputs
+        raise CheckpointError(
+            f"{type(model).__name__} cannot be run on texts alone ({first_line(error)}): "
+            "prove its tokens alone with model_texts=0"
+        ) from error
     tensors: dict[str, torch.Tensor] = {}
     for name, value in output.items():
         if isinstance(value, torch.Tensor):
