@@ -70,8 +70,8 @@ def trimmed(folder: Path, output: Path, batches: dict[str, dict[str, Any]]) -> P
 
 @pytest.mark.parametrize("pair", [case for case in CASES if case.values[0].task != "sequence-classification"])
 def test_a_trimmed_model_whose_output_layer_is_tied_computes_as_the_full_one(pair: Pair, tmp_path: Path) -> None:
-    if str(pair) in REFUSED or pair.model_type in CANNOT_BE_LOADED:
-        pytest.skip("refused, untied too, or not loaded by transformers")
+    if str(pair) in REFUSED or pair.model_type in ("dbrx", *CANNOT_BE_LOADED):
+        pytest.skip("refused, untied too; a config that refuses ties; files that transformers does not load")
     tiny, batches = built(pair, tied=True)
     if not tied_layers(tiny.model):
         pytest.skip("its output layer is not tied")
