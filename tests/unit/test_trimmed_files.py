@@ -226,22 +226,22 @@ def test_a_base_that_is_cut_off_while_it_is_read_is_an_error(tmp_path: Path) -> 
         write_trimmed(tmp_path / "out", plan, ProgressBar("", plan.num_bytes, False))
 
 
-def peak_of_trimming(folder: str, rows: int, dim: int) -> tuple[int, int]:
+def peak_of_trimming(folder: str, num_rows: int, dim: int) -> tuple[int, int]:
     """(bytes of the table, growth of this process's anonymous bytes while a model with a table of so many rows is trimmed)."""
     from leanvocab.files.headers import make_header
     from leanvocab.reports.peak import record_peak
 
     base = Path(folder) / "base"
     base.mkdir()
-    forms = [("table", "BF16", (rows, dim)), ("bias", "F32", (1, rows)), ("rest", "F32", (1000, 1000))]
+    forms = [("table", "BF16", (num_rows, dim)), ("bias", "F32", (1, num_rows)), ("rest", "F32", (1000, 1000))]
     header, _ = make_header(None, forms)
     with (base / "model.safetensors").open("wb") as file:
         file.write(header)
-        file.truncate(len(header) + rows * dim * 2 + rows * 4 + 4_000_000)
-    kept = rows(PartialVocabulary(range(0, rows, 2), rows), 10, 4)
+        file.truncate(len(header) + num_rows * dim * 2 + num_rows * 4 + 4_000_000)
+    kept = rows(PartialVocabulary(range(0, num_rows, 2), num_rows), 10, 4)
     with record_peak() as peak:
         trim(base, Path(folder) / "out", {"table": (0,), "bias": (1,)}, kept)
-    return rows * dim * 2, peak.anonymous_growth_bytes
+    return num_rows * dim * 2, peak.anonymous_growth_bytes
 
 
 @pytest.mark.parametrize("rows", [100_000, pytest.param(500_000, marks=pytest.mark.slow)])
