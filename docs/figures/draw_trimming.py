@@ -25,10 +25,10 @@ drops what is not Latin. `python -m benchmarks trimming_peers` makes the table.
 _USE = """\
 ## In use
 
-`python -m benchmarks trimming_use` trains multilingual-e5-small on pairs of XNLI (English and German), trims it to the texts of
-these two languages, exports both to ONNX and measures each in a process of its own, on {hardware} while the machine did other
-things too; all-MiniLM-L6-v2 is trimmed to English texts as it is. *Nearest is right* is the share of premises of the test set
-whose hypothesis is the nearest.
+`python -m benchmarks trimming_use` trains multilingual-e5-small for a few steps on pairs of XNLI (English, German), trims it to
+the texts of these two languages, exports both to ONNX and measures each in a process of its own, on {hardware} while the machine
+did other things too; all-MiniLM-L6-v2 is trimmed to English texts as it is. *Nearest is right* is the share of premises of the
+test set whose hypothesis is the nearest.
 
 """
 
