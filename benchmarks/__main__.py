@@ -45,6 +45,9 @@ LONG_ON_A_CPU = (
     "text_counting",
     "trimming_peers",
     "trimming_use",
+    "trimming",
+    "trimming_peers",
+    "trimming_use",
 )  # with the rest they would not fit into half an hour
 
 
