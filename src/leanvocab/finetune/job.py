@@ -58,7 +58,7 @@ from leanvocab.reports.memory_estimate import MemoryEstimate
 from leanvocab.reports.peak import PeakMemory, record_peak
 from leanvocab.reports.state_bytes import tensor_bytes
 from leanvocab.trainers.callback import LeanVocabCallback
-from leanvocab.trainers.resuming import resume_from_delta
+from leanvocab.trainers.resuming import resume_from_delta, train_from
 from leanvocab.vocabulary.counts import count_tokens
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 from leanvocab.vocabulary.special_ids import model_full_size
@@ -185,7 +185,7 @@ def _train(trainer: Trainer, checkpoint: Path | None) -> None:
     if checkpoint is not None and is_delta(checkpoint):
         resume_from_delta(trainer, checkpoint)
     else:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        train_from(trainer, checkpoint)
 
 
 def _check_extras(settings: TrainingSettings) -> None:
@@ -405,7 +405,7 @@ def _report(result: FineTuneResult, encoded: Mapping[str, Any], trainer: Any) ->
     )
     kept = result.vocabulary
     full_size = kept.full_size if kept is not None else model_full_size(trainer.model)
-    assert full_size is not None  # a model that was trained on token ids has rows for them
+    assert full_size is not None  # of a model with input embeddings
     return report_on_data(
         {name: count_tokens(split, task.token_columns) for name, split in encoded.items()},
         full_size=full_size,
