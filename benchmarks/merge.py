@@ -13,7 +13,6 @@ import shutil
 import statistics
 import subprocess
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ import numpy as np
 from benchmarks._command import About, finish, parser, read_options
 from benchmarks._models import kept_ids, save_model
 from benchmarks._results import OURS, Figure, Result, Series, beside_ours
-from benchmarks._rounds import Budget, run_child, run_module, take_turns
+from benchmarks._rounds import Budget, run_child, run_module, seconds_on_disk, take_turns
 from leanvocab.checkpoints.delta_format import BaseTensor, DeltaTable, DeltaTensor, Description, write_signs
 from leanvocab.checkpoints.merge import merge_checkpoint
 from leanvocab.checkpoints.verify import rest_sha256
@@ -167,12 +166,7 @@ def time_all(folder: Path, rounds: int, budget: Budget) -> dict[str, list[float]
     """Seconds of each program, in turn; the base is in the page cache for all."""
 
     def measured(work: Callable[[], None]) -> float:
-        subprocess.run(["sync"], check=True)
-        start = time.perf_counter()
-        work()
-        taken = time.perf_counter() - start
-        shutil.rmtree(folder / "merged")
-        return taken
+        return seconds_on_disk(work, folder / "merged")
 
     for who in PROGRAMS:  # warms up; all but the copy must write the same weights
         measured(lambda who=who: check(folder, who))  # type: ignore[misc]
