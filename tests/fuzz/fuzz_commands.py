@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -212,7 +213,9 @@ def _words(chance: random.Random, folder: Path, out: Path) -> list[str]:
         else str(folder / "data" / chance.choice(["good", "good.jsonl", "chats.jsonl", "pairs.jsonl"]))
     )
     outputs = [str(out)] * 8 + [str(folder / "data/good.csv"), str(folder / "models/good"), "/proc/nowhere/out", ""]
-    command = chance.choice(["finetune"] * 5 + ["count", "count", "estimate", "estimate", "info", "merge", "delta"])
+    command = chance.choice(
+        ["finetune"] * 5 + ["count", "count", "estimate", "estimate", "info", "merge", "delta", "trim", "trim"]
+    )
     words = [command]
     if command == "finetune":
         words += [model, source, "-o", chance.choice(outputs), "--cpu"]
@@ -226,6 +229,18 @@ def _words(chance: random.Random, folder: Path, out: Path) -> list[str]:
         ]
     elif command == "info":
         words += [chance.choice([*models, *data, *vocabularies, str(folder / "merging/delta")])]
+    elif command == "trim":
+        over = [str(folder / "merging/delta")] if chance.random() < 0.2 else []
+        fits = chance.random() < 0.5
+        kept = str(folder / "vocabularies/good.json") if fits else chance.choice(vocabularies)
+        words += [
+            str(folder / "models/good") if fits else model,
+            *over,
+            "--vocabulary",
+            kept,
+            "-o",
+            chance.choice(outputs),
+        ]
     else:
         places = [*(str(path) for path in sorted((folder / "merging").iterdir())), model, str(folder / "nothing")]
         words += [chance.choice(places), chance.choice(places), chance.choice(outputs)][
@@ -279,6 +294,10 @@ def _false_success(words: list[str]) -> str | None:
             return "success with special ids alone"
     if words[0] in ("merge", "delta") and "--in-place" not in words and not Path(words[3]).is_dir():
         return "success without an output"
+    if words[0] == "trim":  # of options that are given twice the last one counts
+        output = [value for option, value in pairwise(words) if option in ("-o", "--output")][-1]
+        if not Path(output, "trimming.json").is_file():
+            return "success without an output"
     return None
 
 
