@@ -77,6 +77,7 @@ def test_the_metadata_say_what_the_project_says(metadata: Message) -> None:
 def test_the_version_has_its_part_of_the_changelog() -> None:
     heads = re.findall(r"^## \[([^\]]+)\]", (REPOSITORY / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert heads[:2] == ["Unreleased", leanvocab.__version__]
+    assert f"\nversion: {leanvocab.__version__}\n" in (REPOSITORY / "CITATION.cff").read_text()
 
 
 def distributions(metadata: Message) -> dict[str, Distribution]:
