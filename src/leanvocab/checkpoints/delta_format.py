@@ -274,6 +274,12 @@ def write_training_note(folder: Path, tables: Mapping[str, PartialVocabulary]) -
     (folder / TRAINING_NOTE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
 
 
+def write_note_of(folder: Path, description: Description) -> None:
+    """The same, where a delta's rows were trained so."""
+    if description.tables and description.output == "restricted":
+        write_training_note(folder, {name: table.vocabulary for name, table in description.tables.items()})
+
+
 def read_training_note(folder: Path) -> dict[str, Any] | None:
     """The note that `write_training_note` left beside the checkpoint in a folder; None where there is none."""
     return read_json(folder, TRAINING_NOTE)[1] if is_file(folder / TRAINING_NOTE) else None

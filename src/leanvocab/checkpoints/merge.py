@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from leanvocab.checkpoints.delta_format import CONFIG, is_delta, read_description, write_training_note
+from leanvocab.checkpoints.delta_format import CONFIG, is_delta, read_description, write_note_of
 from leanvocab.checkpoints.merge_plan import Changes, Plan, TensorPlan, make_plan, merged_config, read_changes
 from leanvocab.checkpoints.verify import first_difference, is_merged_already
 from leanvocab.errors import CheckpointError
@@ -216,9 +216,7 @@ class _Merge:
             copy_side_files(self.plan.base.folder, folder, self.side_files)
         if config is not None:
             (folder / CONFIG).write_bytes(config)
-        tables = self.changes.description.tables
-        if tables and self.changes.description.output == "restricted":
-            write_training_note(folder, {name: table.vocabulary for name, table in tables.items()})
+        write_note_of(folder, self.changes.description)
 
     def _write_weights(self, folder: Path) -> None:
         with ExitStack() as stack:

@@ -25,7 +25,7 @@ from leanvocab.checkpoints.delta_format import (
     BaseTensor,
     Description,
     is_delta,
-    write_training_note,
+    write_note_of,
 )
 from leanvocab.checkpoints.merge import base_and_delta, folder_at, merge_checkpoint
 from leanvocab.checkpoints.merge_plan import (
@@ -360,9 +360,7 @@ class _Trim:
             bar.close()
         copy_files(self.base, folder, inputs.side_files.copied)
         write_files(self.base, folder, files)
-        description = inputs.changes.description
-        if description.tables and description.output == "restricted":
-            write_training_note(folder, {name: table.vocabulary for name, table in description.tables.items()})
+        write_note_of(folder, inputs.changes.description)
         made = self._recipe(inputs, plan, weights, files, rows)
         if self.recipe is not None:
             _check_same(self.recipe, made)
@@ -412,9 +410,7 @@ class _Trim:
                 full = stack.enter_context(sibling(self.target.with_name(f"{self.target.name}.full"))) / "model"
                 rounding = self.options.allow_rounding
                 merge_checkpoint(base=self.base, delta=self.delta, output=full, allow_rounding=rounding, progress=False)
-            proof = prove(
-                full, folder, vocabulary, texts, tokenizer=tokenizer or AutoTokenizer.from_pretrained(self.base)
-            )
+            proof = prove(full, folder, vocabulary, texts, tokenizer=tokenizer)
         if not proof.holds:
             wrong = [name for name, output in proof.outputs.items() if not output.holds]
             raise CheckpointError(
@@ -449,7 +445,7 @@ class _Trim:
         return TrimResult(
             output=self.target,
             rows_before=num_rows,
-            rows_after=len(plan.kept.of(num_rows)),
+            rows_after=plan.kept.new_ids.size(num_rows),
             rows_for_model=rows.for_model,
             rows_for_splits=rows.for_splits,
             rows_of_padding=rows.padding,

@@ -75,7 +75,7 @@ class ModelFiles:
         """The `vocab_size` of the config, or of its part that reads text."""
         return text_size(read_config(self.configs[CONFIG]), model_full_size(self._model))
 
-    @property
+    @cached_property
     def full_size(self) -> int:
         """Rows of the table that takes the model's ids; a few more than `text_size` in some models."""
         return model_full_size(self._model) or self.text_size

@@ -116,12 +116,17 @@ class TokenizerFiles:
         if wanted and min(wanted) < 0:
             raise VocabularyError(f"expected ids of tokens, got {min(wanted)}")
         closed = self._closed(wanted, None)
-        if texts is None or len(closed) == len(self._closed(wanted, set())):
+        if texts is None or self._state["model"]["type"] != "WordPiece":  # no other model's hang on unknown words
+            return closed
+        found = self._closed(wanted, set())
+        if len(found) == len(closed):
             return closed
         words: set[str] = set()
-        while new := words_that_split(self._backend(None), self._backend(self._closed(wanted, words)), texts) - words:
+        before = self._backend(None)
+        while new := words_that_split(before, self._backend(found), texts) - words:
             words |= new
-        return self._closed(wanted, words)
+            found = self._closed(wanted, words)
+        return found
 
     def written(self, ids: NDArray[Any]) -> dict[str, bytes]:
         """File names → contents of the tokenizer with these tokens alone, whose new ids are their positions in `ids`.

@@ -86,7 +86,8 @@ def make_trimmed_plan(merged: Plan, changes: Changes, dims: Dims, kept: KeptRows
     tensors = {tensor.name: tensor for file in merged.files for tensor in file.tensors}
     for name, of_vocabulary in dims.items():
         _check_dims(merged.base.folder, name, tensors.get(name), of_vocabulary, kept)
-    files = tuple(_trimmed_file(file, dims, kept) for file in merged.files)
+    metadata = {file.path.name: file.metadata for file in merged.base.files}
+    files = tuple(_trimmed_file(file, metadata[file.name], dims, kept) for file in merged.files)
     if merged.index is None:
         return TrimmedPlan(merged, changes, kept, files, None)
     sizes = ((tensor.num_bytes, tensor.shape) for file in files for tensor in file.tensors)
@@ -110,7 +111,7 @@ def _check_dims(folder: Path, name: str, tensor: TensorPlan | None, dims: tuple[
         )
 
 
-def _trimmed_file(file: FilePlan, dims: Dims, kept: KeptRows) -> TrimmedFile:
+def _trimmed_file(file: FilePlan, metadata: Mapping[str, str] | None, dims: Dims, kept: KeptRows) -> TrimmedFile:
     """The plan of a file, in the base's order; one of which nothing is cut has the base's header, byte for byte."""
     tensors = [
         TrimmedTensor(tensor, tensor.start, own := tuple(sorted(dims.get(tensor.name, ()))), _shape(tensor, own, kept))
@@ -119,7 +120,6 @@ def _trimmed_file(file: FilePlan, dims: Dims, kept: KeptRows) -> TrimmedFile:
     if not any(tensor.dims for tensor in tensors):
         return TrimmedFile(file.name, file.header, tuple(tensors))
     tensors.sort(key=lambda tensor: -DTYPE_BITS[tensor.source.entry.dtype])  # so that each stays aligned
-    metadata = parse_object(Path(file.name), file.header[8:]).get("__metadata__")
     forms = ((tensor.source.name, tensor.source.entry.dtype, tensor.shape) for tensor in tensors)
     header, starts = make_header(metadata, forms)
     further = _further(tensors, starts)
@@ -142,7 +142,7 @@ def _further(tensors: Sequence[TrimmedTensor], starts: Mapping[str, int]) -> int
 
 
 def _shape(tensor: TensorPlan, dims: tuple[int, ...], kept: KeptRows) -> tuple[int, ...]:
-    return tuple(len(kept.of(size)) if dim in dims else size for dim, size in enumerate(tensor.entry.shape))
+    return tuple(kept.new_ids.size(size) if dim in dims else size for dim, size in enumerate(tensor.entry.shape))
 
 
 @dataclass(frozen=True)
@@ -172,16 +172,23 @@ def write_trimmed(folder: Path, plan: TrimmedPlan, progress: ProgressBar) -> Wri
 
         for name, located in changes.tensors.items():
             digest(located, said[name].sha256)
-        of_base = {
-            name: digest(located, expected[name].sha256 if changes.has_digests else "")
-            for name, located in base.tensors.items()
-        }
+        of_base: dict[str, Future[str]] = {}
+
+        def digest_of_base(located: Located) -> None:
+            name = located[1].name
+            of_base[name] = digest(located, expected[name].sha256 if changes.has_digests else "")
+
         modes = {file.path.name: sources[file.path] for file in base.files}
         for file in plan.files:
             with new_file(folder / file.name, modes[file.name]) as target:
                 write_at(target, file.header, 0)
+                progress.add(len(file.header))
                 for tensor in file.tensors:
+                    if tensor.source.base is not None:
+                        digest_of_base(tensor.source.base)
                     _write_tensor(target, tensor, plan.kept, sources, cut, progress)
+        for name in base.tensors.keys() - of_base.keys():  # that a delta leaves out
+            digest_of_base(base.tensors[name])
         if plan.index is not None:
             (folder / INDEX).write_bytes(plan.index)
         digests.check()
@@ -214,6 +221,7 @@ def kept_blocks(tensor: TrimmedTensor, kept: KeptRows, sources: Opened) -> Itera
     size, inner = entry.shape[first], entry.shape[first + 1 :]
     num_tables, table = math.prod(entry.shape[:first]), _as_table(tensor.source, first)
     ids, value_bytes = kept.of(size), DTYPE_BITS[entry.dtype] // 8
+    ids_of_others = [(dim - first, kept.of(entry.shape[dim])) for dim in others]
     spans = list(_spans(ids, max(1, (BLOCK_BYTES >> 1) // max(1, table.entry.row_bytes))))
     for number in range(num_tables):
         for low, high in spans:
@@ -221,8 +229,8 @@ def kept_blocks(tensor: TrimmedTensor, kept: KeptRows, sources: Opened) -> Itera
             start, end = int(wanted.min()), int(wanted.max()) + 1
             rows = np.frombuffer(planned_rows(table, sources, number * size + start, end - start), np.uint8)
             values = rows.reshape(end - start, *inner, value_bytes)[wanted - start]
-            for dim in others:
-                values = values.take(kept.of(entry.shape[dim]), axis=dim - first)
+            for axis, its_ids in ids_of_others:
+                values = values.take(its_ids, axis=axis)
             yield values.tobytes()
 
 
