@@ -73,12 +73,22 @@ gpu:  ## everything that waits for a GPU, within 25 minutes, into benchmarks/res
 
 # Never a part of the project: a checkout, an environment of its own (transformers < 5), and a folder for one process alone.
 PEERS := .cache/peers
-peers: $(INSTALLED)  ## fetch what the benchmarks stand beside: the authors' code, two packages
+TRIMMERS := .cache/trimming-peers
+# trimbed is for 3.12 and 3.13 alone.
+TRIMBED_PYTHON ?= python3.13
+peers: $(INSTALLED)  ## fetch what the benchmarks stand beside: the authors' code, five packages
 	test -d $(PEERS)/authors || git clone --quiet --depth 1 https://github.com/mlsw/partial-embedding-matrix-adaptation $(PEERS)/authors
 	test -d $(PEERS)/torchao || $(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --target $(PEERS)/torchao torchao
 	test -d $(PEERS)/smaller-vocab || $(PYTHON) -m venv $(PEERS)/smaller-vocab
 	$(PEERS)/smaller-vocab/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt \
 		'transformers<5' transformer-smaller-training-vocab sentencepiece
+	test -d $(TRIMMERS)/prunetokens || $(RUN) -m pip install --quiet --disable-pip-version-check --no-deps \
+		--target $(TRIMMERS)/prunetokens prunetokens==0.1.4
+	test -d $(TRIMMERS)/vocabtrimmer || $(RUN) -m pip install --quiet --disable-pip-version-check --no-deps \
+		--target $(TRIMMERS)/vocabtrimmer vocabtrimmer==0.0.2 transformers==4.57.3 huggingface_hub==0.36.0 tokenizers==0.22.1 \
+		datasets==3.6.0 requests certifi charset_normalizer httpx httpcore h11 anyio sniffio idna
+	test -d $(TRIMMERS)/trimbed || $(TRIMBED_PYTHON) -m venv $(TRIMMERS)/trimbed
+	$(TRIMMERS)/trimbed/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) 'trimbed[model,convert]==0.0.4'
 
 # Real data beside the project, where there are any, at sizes that two cores manage. Otherwise everything comes from the
 # hub and is run whole, as in the paper, which takes a GPU.

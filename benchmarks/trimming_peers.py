@@ -1,13 +1,13 @@
 """Trimming a vocabulary beside what people use for it: which tokenizers and models each can, whether it is right, time, memory.
 
 Every program gets the same folder and the same texts, counts them itself, and writes a folder, in a process of its own with the
-libraries that it asks for (vocabtrimmer: transformers 4). Ids that occur are kept (vocabtrimmer's default drops what occurs once:
-it is told not to); prunetokens takes no texts and keeps Latin. The results are loaded by plain `from_pretrained` and compared
+libraries that it asks for (vocabtrimmer: transformers 4; trimbed: Python 3.12 or 3.13, transformers 5.14). Ids that occur are
+kept (vocabtrimmer's default drops what occurs once: it is told not to); prunetokens takes no texts and keeps Latin. No program
+proves its result here. The results are loaded by plain `from_pretrained` and compared
 with the whole model's on the same texts: the share of texts that give the same tokens, and of those the share whose hidden
 states are the same bits. Tokenizers are real where the data beside the project holds them, before a small random model of their
-family; weights are real where `.cache/models` has them. Peers are looked for in `.cache/trimming-peers/NAME`, made by
-`pip install --no-deps --target`, and are open where they are not there. trimbed is on no registry here: its steps were typed off
-its source, around the package that does the work for it (skeletoken).
+family; weights are real where `.cache/models` has them. Peers are looked for in `.cache/trimming-peers/NAME`, an environment or
+a folder of packages, which `make peers` makes, and are open where they are not there.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from benchmarks.trimming_use import make_base as make_model_of_words
 ABOUT = About(
     name="trimming_peers",
     measures="Trimming a model and its tokenizer: what can be trimmed, how many texts keep their tokens, time, memory.",
-    beside="vocabtrimmer 0.0.2, trimbed's steps (skeletoken 0.6.1), prunetokens 0.1.4",
+    beside="vocabtrimmer 0.0.2, trimbed 0.0.4, prunetokens 0.1.4",
     limit="right wherever a peer is",
     budget_seconds=900,
 )
@@ -170,8 +170,17 @@ def _vocabtrimmer(base: Path, texts: list[str], output: Path) -> Callable[[], No
 
 
 def _trimbed(base: Path, texts: list[str], output: Path) -> Callable[[], None]:
-    steps = importlib.import_module("trimbed_steps")
-    return lambda: steps.trim(base, texts, output)
+    trimbed: Any = importlib.import_module("trimbed")
+    file = output.with_name("texts.jsonl")
+    file.write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    corpus = {"datasets": [{"path": "json", "data_files": str(file)}]}
+
+    def trim() -> None:
+        config = {"model": str(base), "output_dir": str(output), "verify": False, "verify_model": False}
+        chosen = {"corpus": corpus, "selection": {"min_count": 1}}
+        trimbed.TrimPipeline(trimbed.TrimConfig.model_validate(config | chosen)).run()
+
+    return trim
 
 
 def _prunetokens(base: Path, texts: list[str], output: Path) -> Callable[[], None]:
@@ -345,11 +354,20 @@ def run_case(
     for name in programs:
         own = folder / name
         shutil.copytree(folder / "base", own / "base")
-        environment = {"HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join([str(FOLDERS / name), *sys.path])}
-        trimmed = run_child(MODULE, name, own / "base", texts, own / "out", environment=environment)
+        words = (MODULE, name, own / "base", texts, own / "out")
+        trimmed = run_child(*words, **_surroundings(name))
         checked = None if "said" in trimmed else check(folder / "base", own / "out", written)
         results[name] = (trimmed, checked)
     return results
+
+
+def _surroundings(program: str) -> dict[str, Any]:
+    """The interpreter and variables of a program: of its own environment, or ours with its folder of packages before all."""
+    own = FOLDERS / program / "bin" / "python"
+    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    if own.exists():
+        return {"python": str(own), "environment": offline | {"PYTHONPATH": str(Path(__file__).parents[1])}}
+    return {"environment": offline | {"PYTHONPATH": os.pathsep.join([str(FOLDERS / program), *sys.path])}}
 
 
 def child(program: str, *words: str) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""`python -m versions [--only TEXT] [--suite NAME] [--python COMMAND] [--table]`: run suites, keep results, write the table."""
+"""`python -m versions [--only TEXT] [--suite NAME] [--python COMMAND] [--table]`: run suites, keep results, write the table.
+
+What pytest printed is kept beside the environments, in .cache/versions.
+"""
 
 import argparse
 import datetime
@@ -10,7 +13,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from versions.environments import ENVIRONMENTS, REPOSITORY, Environment, made, python_of, surroundings, versions_in
+from versions.environments import (
+    ENVIRONMENTS,
+    FOLDER,
+    REPOSITORY,
+    Environment,
+    made,
+    python_of,
+    surroundings,
+    versions_in,
+)
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = REPOSITORY / "docs" / "versions.md"
@@ -65,6 +77,8 @@ def _run(environment: Environment, suites: list[str], command: str | None) -> in
         if ended.returncode:
             failed += 1
             print(*re.findall(r"^(?:FAILED|ERROR) .*", ended.stdout, re.MULTILINE), sep="\n", flush=True)
+        log = FOLDER / f"{environment.name}--{suite.replace(' ', '-')}.log"
+        log.write_text(ended.stdout + ended.stderr, encoding="utf-8")
         path = RESULTS / f"{environment.name}.json"
         path.write_text(json.dumps(result, indent=1) + "\n")
     return failed

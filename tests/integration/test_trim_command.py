@@ -68,9 +68,26 @@ def test_several_files_of_texts_may_prove_it(base, vocabulary, tmp_path):
     assert "The proof holds." in text_of(*words, "--overwrite", "--verify", files[0])
 
 
+def test_a_proof_goes_by_language_where_a_column_says_it(base, vocabulary, tmp_path):
+    rows = [
+        {"said": "word2 word3", "language": "a"},
+        {"said": "word2", "language": "b"},
+        {"said": "word4", "language": "a"},
+    ]
+    file = write(tmp_path / "rows.jsonl", rows)
+    words = ("trim", base, "--vocabulary", vocabulary, "-o", tmp_path / "out", "--verify", file)
+    proof = json_of(*words, "--text-column", "said", "--language-column", "language")["proof"]
+    assert {name: part["covered_texts"] for name, part in proof["splits"].items()} == {"a": 2, "b": 1}
+    shown = run(*words, "--overwrite", "--text-column", "said", "--language-column", "tongue", code=1).stderr
+    assert "has no column 'tongue' that says the language: its columns are said, language" in shown
+    assert "texts column" not in run(*words, "--overwrite", "--text-column", "text", code=1).stderr
+
+
 @pytest.mark.parametrize(
     ("words", "code", "error"),
     [
+        (["BASE", "--vocabulary", "V", "--language-column", "l", "-o", "OUT"], 2, "give --verify, the texts that have it, with"),
+        (["BASE", "--vocabulary", "V", "--text-column", "t", "-o", "OUT"], 2, "give --verify, the texts that have it, with"),
         (["BASE", "-o", "OUT"], 2, "give --vocabulary, the rows to keep, or --recipe, to make the same again: one of the two"),
         (["BASE", "--vocabulary", "V", "--recipe", "R", "-o", "OUT"], 2, "one of the two"),
         (["--vocabulary", "V", "-o", "OUT"], 2, "give BASE, the checkpoint to trim: a folder, or a name in the hub's cache"),

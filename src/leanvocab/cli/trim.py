@@ -45,6 +45,13 @@ class TrimOptions:
             show_default=False,
         ),
     ] = None
+    text_columns: Annotated[
+        list[str] | None,
+        typer.Option("--text-column", help="Column of these texts; twice for pairs. By default usual names."),
+    ] = None
+    language_column: Annotated[
+        str | None, typer.Option(help="Column of these texts that says the language of each: the proof goes by it.")
+    ] = None
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what lies in the output.")] = False
 
 
@@ -79,7 +86,16 @@ def _trimming(base: str | None, delta: Path | None, options: TrimOptions) -> Any
         raise SettingsError("give --vocabulary, the rows to keep, or --recipe, to make the same again: one of the two")
     if options.no_tokenizer and options.tokenizer is not None:
         raise SettingsError("give --tokenizer or --no-tokenizer, not both")
-    common = {"delta": delta, "overwrite": options.overwrite, "verify": _texts(options.verify)}
+    if options.verify is None and (options.text_columns or options.language_column):
+        raise SettingsError("give --verify, the texts that have it, with --text-column and --language-column")
+    columns = options.text_columns
+    common = {
+        "delta": delta,
+        "overwrite": options.overwrite,
+        "verify": _texts(options.verify),
+        "columns": [tuple(columns)] if columns and len(columns) == 2 else columns,
+        "language_column": options.language_column,
+    }
     if options.recipe is not None:
         of_the_recipe = {"pad_to_multiple_of", "allow_rounding", "no_tokenizer"} & given.keys()
         if of_the_recipe:

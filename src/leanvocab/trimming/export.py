@@ -9,15 +9,13 @@ import filecmp
 import hashlib
 import os
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from leanvocab import __version__
 from leanvocab.checkpoints.delta_format import (
     CONFIG,
     DESCRIPTION,
@@ -36,7 +34,7 @@ from leanvocab.checkpoints.merge_plan import (
     merged_config,
     read_changes,
 )
-from leanvocab.errors import CheckpointError, VocabularyError
+from leanvocab.errors import CheckpointError, DataError, VocabularyError
 from leanvocab.files.atomic_folders import check_apart, clear_leftovers, put, sibling, swap, sync_tree
 from leanvocab.files.free_space import check_free_space
 from leanvocab.files.headers import INDEX, Weights, read_weights
@@ -44,8 +42,21 @@ from leanvocab.files.presence import is_entry, is_file, is_folder, is_there
 from leanvocab.files.side_files import SideFiles, copy_files, digests_of, sort_side_files, write_files
 from leanvocab.files.untrusted_files import parse_object, read_json
 from leanvocab.progress import ProgressBar
+from leanvocab.trimming.model_configs import refuse_quantized
 from leanvocab.trimming.model_files import ModelFiles
-from leanvocab.trimming.recipe import FROM_BASE, NONE, RECIPE, Options, Recipe, Rows, Source, read_recipe
+from leanvocab.trimming.recipe import (
+    FROM_BASE,
+    NONE,
+    RECIPE,
+    Options,
+    Recipe,
+    Rows,
+    Source,
+    check_same,
+    name_of_tokenizer,
+    read_recipe,
+    versions_here,
+)
 from leanvocab.trimming.tokenizer_files import TokenizerFiles, is_tokenizer_file
 from leanvocab.trimming.trimmed_files import KeptRows, TrimmedPlan, WrittenWeights, make_trimmed_plan, write_trimmed
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
@@ -53,6 +64,7 @@ from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
 if TYPE_CHECKING:
     from leanvocab.trimming.proof import Proof
 
+Columns: TypeAlias = Sequence[str | tuple[str, str]] | None
 _NOTHING = Changes({}, Description("", None, {}, {}, {}))
 _OCCUPIED = (
     "{target} is there already, and is not this trimming's result ({reason}); name another output, or replace it with "
@@ -101,6 +113,8 @@ def export_trimmed(
     overwrite: bool = False,
     allow_rounding: bool = False,
     verify: Any = None,
+    columns: Columns = None,
+    language_column: str | None = None,
     progress: bool | None = None,
 ) -> TrimResult:
     """Writes a model and its tokenizer with the kept rows alone, for good, in a folder that plain `from_pretrained` loads.
@@ -122,6 +136,8 @@ def export_trimmed(
         overwrite: replace what lies in `output`.
         allow_rounding: as in merge_checkpoint.
         verify: texts, as count_tokens takes them, with which the result is proved before it appears: both models are loaded.
+        columns: those of `verify` that hold texts, or pairs of them; None: the usual ones.
+        language_column: the column of `verify` that says the language of each row, by which the proof is told.
         progress: a bar with bytes; by default on a terminal, when it takes long.
 
     Raises:
@@ -131,12 +147,13 @@ def export_trimmed(
     Source: docs/trimming.md, docs/decisions/trimmed-splits.md.
     """
     options = Options(_checked_multiple(pad_to_multiple_of), allow_rounding)
+    proving = _proving(verify, columns, language_column)
     if not isinstance(vocabulary, PartialVocabulary):
         vocabulary = load_vocabulary(Path(vocabulary))
     target = _target(output, overwrite)
     if isinstance(source, str | os.PathLike):
         trim = _Trim(source, delta, tokenizer, target, options, overwrite, progress)
-        return trim.run(vocabulary, verify, texts)
+        return trim.run(vocabulary, proving, texts)
     if delta is not None:
         raise CheckpointError("delta= is for a base on disk; a model in memory holds its trained rows: leave it out")
     if tokenizer is None:
@@ -145,7 +162,7 @@ def export_trimmed(
         )
     with _saved_in_full(source, target) as folder:
         trim = _Trim(folder, None, tokenizer, target, options, overwrite, progress, name="")
-        return trim.run(vocabulary, verify, texts)
+        return trim.run(vocabulary, proving, texts)
 
 
 def trim_by_recipe(
@@ -157,6 +174,8 @@ def trim_by_recipe(
     tokenizer: Any = None,
     overwrite: bool = False,
     verify: Any = None,
+    columns: Columns = None,
+    language_column: str | None = None,
     progress: bool | None = None,
 ) -> TrimResult:
     """Makes again what a `trimming.json` says, byte for byte.
@@ -167,12 +186,13 @@ def trim_by_recipe(
         base: folder of the base, or its name in the hub's cache. None: the one that the recipe names.
         delta: folder of the delta, where the recipe has one. None: the one that the recipe names.
         tokenizer: the tokenizer, where the recipe's is another than the base's.
-        overwrite, verify, progress: as in export_trimmed.
+        overwrite, verify, columns, language_column, progress: as in export_trimmed.
 
     Raises:
         CheckpointError: base, delta or tokenizer are not those that the recipe was made with, or the result has other bytes.
         OSError: the output cannot be written. In each case nothing has changed.
     """
+    proving = _proving(verify, columns, language_column)
     path = Path(recipe)
     known = read_recipe(path)
     base, delta = base or known.base.name, delta or (known.delta.name if known.delta is not None else None)
@@ -186,7 +206,17 @@ def trim_by_recipe(
         tokenizer = known.tokenizer
     target = _target(output, overwrite)
     trim = _Trim(base, delta, tokenizer, target, known.options, overwrite, progress, recipe=known)
-    return trim.run(known.vocabulary, verify)
+    return trim.run(known.vocabulary, proving)
+
+
+def _proving(texts: Any, columns: Columns, language_column: str | None) -> "_Proving | None":
+    if texts is not None:
+        return _Proving(texts, columns, language_column)
+    if columns is not None or language_column is not None:
+        raise DataError(
+            "columns= and language_column= are of the texts of a proof: give verify=, the texts that have it, with them"
+        )
+    return None
 
 
 def _checked_multiple(multiple: int | None) -> int | None:
@@ -235,6 +265,15 @@ class _Inputs:
     side_files: SideFiles
 
 
+@dataclass(frozen=True)
+class _Proving:
+    """What a proof is made with."""
+
+    texts: Any
+    columns: Columns
+    language_column: str | None
+
+
 class _Trim:
     """One trimming of a base on disk."""
 
@@ -258,11 +297,13 @@ class _Trim:
         self.tokenizer, self.target, self.options, self.recipe = tokenizer, target, options, recipe
         self.overwrite, self.progress = overwrite, progress
 
-    def run(self, given: PartialVocabulary, verify: Any, texts: Collection[str] | None = None) -> TrimResult:
+    def run(
+        self, given: PartialVocabulary, proving: _Proving | None, texts: Collection[str] | None = None
+    ) -> TrimResult:
         """Reads, checks and writes everything, and says what was done."""
         started = time.perf_counter()
         inputs = self._inputs()
-        if verify is not None and inputs.tokenizer is None:
+        if proving is not None and inputs.tokenizer is None:
             raise CheckpointError("a proof compares tokens, and without a tokenizer there are none: leave verify= out")
         kept, rows = self._kept(inputs, given, texts)
         plan = make_trimmed_plan(inputs.merged, inputs.changes, _dims(inputs, kept), kept)
@@ -278,7 +319,7 @@ class _Trim:
         with sibling(self.target) as folder:
             self._write(folder, inputs, plan, files, rows)
             sync_tree(folder)
-            proof = None if verify is None else self._proof(folder, kept.new_ids.vocabulary, verify)
+            proof = None if proving is None else self._proof(folder, kept.new_ids.vocabulary, proving)
             is_new = self._put(folder)
         return self._result(inputs, plan, files, rows, is_new, proof, started)
 
@@ -304,7 +345,7 @@ class _Trim:
             None if of_delta is None else parse_object(Path(str(self.delta), MODEL_CONFIG), of_delta, infinity=True)
         )
         if is_entry(self.base / CONFIG):
-            _refuse_quantized(self.base, read_json(self.base, CONFIG, infinity=True)[1])
+            refuse_quantized(self.base, read_json(self.base, CONFIG, infinity=True)[1])
         return ModelFiles.read(self.base, config)
 
     def _tokenizer(self) -> TokenizerFiles | None:
@@ -340,7 +381,7 @@ class _Trim:
             vocabulary, rows = self.recipe.vocabulary, self.recipe.rows
             numbers = rows.wanted, rows.for_model, rows.for_splits
         new_ids = inputs.model.new_ids(vocabulary, self.options.pad_to_multiple_of)
-        padding_id = _padding_id(inputs, vocabulary)
+        padding_id = inputs.model.padding_id(vocabulary)
         return KeptRows(new_ids, padding_id), Rows(*numbers, new_ids.padding, padding_id)
 
     def _refuse_another_result(self, vocabulary: PartialVocabulary) -> None:
@@ -363,7 +404,7 @@ class _Trim:
         write_note_of(folder, inputs.changes.description)
         made = self._recipe(inputs, plan, weights, files, rows)
         if self.recipe is not None:
-            _check_same(self.recipe, made)
+            check_same(self.recipe, made)
         (folder / RECIPE).write_text((self.recipe or made).text(), encoding="utf-8")
 
     def _recipe(
@@ -383,16 +424,16 @@ class _Trim:
             revision=self.base.name if self.base.parent.name == "snapshots" else None,
             base_tensors={name: BaseTensor(e.dtype, e.shape, weights.base[name]) for name, e in entries.items()},
             delta=delta,
-            tokenizer=_name_of_tokenizer(self.tokenizer),
+            tokenizer=name_of_tokenizer(self.tokenizer),
             vocabulary=plan.kept.new_ids.vocabulary,
             rows=rows,
             options=self.options,
             cut=weights.cut,
             written={name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
-            versions=_versions(),
+            versions=versions_here(),
         )
 
-    def _proof(self, folder: Path, vocabulary: PartialVocabulary, texts: Any) -> "Proof":
+    def _proof(self, folder: Path, vocabulary: PartialVocabulary, proving: _Proving) -> "Proof":
         """The proof that a folder, which has not appeared yet, holds what it should; raises `CheckpointError` where it does not.
 
         A delta is merged for it, into a folder that goes again.
@@ -410,7 +451,15 @@ class _Trim:
                 full = stack.enter_context(sibling(self.target.with_name(f"{self.target.name}.full"))) / "model"
                 rounding = self.options.allow_rounding
                 merge_checkpoint(base=self.base, delta=self.delta, output=full, allow_rounding=rounding, progress=False)
-            proof = prove(full, folder, vocabulary, texts, tokenizer=tokenizer)
+            proof = prove(
+                full,
+                folder,
+                vocabulary,
+                proving.texts,
+                columns=proving.columns,
+                language_column=proving.language_column,
+                tokenizer=tokenizer,
+            )
         if not proof.holds:
             wrong = [name for name, output in proof.outputs.items() if not output.holds]
             raise CheckpointError(
@@ -477,34 +526,6 @@ def _folders(
     return folder, None
 
 
-def _refuse_quantized(base: Path, config: Mapping[str, Any]) -> None:
-    for value in config.values():
-        if isinstance(value, Mapping):
-            _refuse_quantized(base, value)
-    if (how := config.get("quantization_config")) is not None:
-        method = how.get("quant_method", "of some kind") if isinstance(how, Mapping) else how
-        raise CheckpointError(
-            f"{base}: its weights are quantized ({method}), in a layout that is not known here; trim before quantizing"
-        )
-
-
-def _padding_id(inputs: _Inputs, vocabulary: PartialVocabulary) -> int:
-    """The id whose row fills the end: of the pad token, else of the end of a sequence, else the first; always a kept one."""
-    for name in ("pad_token_id", "eos_token_id"):
-        for token_id in _values_of(inputs.model.configs[CONFIG], name):
-            if token_id in vocabulary and token_id < inputs.model.full_size:
-                return token_id
-    return int(vocabulary.token_ids[0])
-
-
-def _values_of(config: Mapping[str, Any], name: str) -> Iterator[int]:
-    value = config.get(name)
-    yield from (each for each in (value if isinstance(value, list) else [value]) if type(each) is int)
-    for part in config.values():
-        if isinstance(part, Mapping):
-            yield from _values_of(part, name)
-
-
 def _dims(inputs: _Inputs, kept: KeptRows) -> dict[str, tuple[int, ...]]:
     cut = inputs.model.trimmed_tensors(inputs.merged.shapes, kept.new_ids)
     return {name: tensor.dims for name, tensor in cut.items()}
@@ -514,40 +535,6 @@ def _new_files(inputs: _Inputs, kept: KeptRows) -> dict[str, bytes]:
     """Files that hold ids or sizes, written anew: configs, and the tokenizer's."""
     of_tokenizer = {} if inputs.tokenizer is None else inputs.tokenizer.written(kept.new_ids.vocabulary.token_ids)
     return inputs.model.written(kept.new_ids) | of_tokenizer
-
-
-def _name_of_tokenizer(tokenizer: Any) -> str:
-    if tokenizer is None:
-        return FROM_BASE
-    if tokenizer is False:
-        return NONE
-    return os.fspath(tokenizer) if isinstance(tokenizer, str | os.PathLike) else type(tokenizer).__name__
-
-
-def _versions() -> dict[str, str]:
-    versions = {"leanvocab": __version__}
-    for package in ("tokenizers", "transformers"):
-        with contextlib.suppress(PackageNotFoundError):
-            versions[package] = version(package)
-    return versions
-
-
-def _check_same(recipe: Recipe, made: Recipe) -> None:
-    """Raises `CheckpointError` where something was read, or came out, that is not what the recipe says."""
-    expected_delta, found_delta = (({} if r.delta is None else r.delta.files) for r in (recipe, made))
-    for what, expected, found in (
-        ("the base is another one, or damaged: its tensor", recipe.base_tensors, made.base_tensors),
-        ("the base is another one: its file", recipe.base.files, made.base.files),
-        ("the delta is another one: its file", expected_delta, found_delta),
-        ("other bytes than the recipe's came out, with other versions perhaps: tensor", recipe.cut, made.cut),
-        ("other bytes than the recipe's came out, with other versions perhaps: file", recipe.written, made.written),
-    ):
-        for name in (*expected, *found):
-            if expected.get(name) != found.get(name):
-                raise CheckpointError(
-                    f"{what} {name!r}: expected {expected.get(name)}, found {found.get(name)} (recipe made with "
-                    f"{recipe.versions}, here are {made.versions})"
-                )
 
 
 def _first_unlike(folder: Path, other: Path) -> str | None:

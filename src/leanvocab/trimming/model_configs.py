@@ -145,3 +145,24 @@ def numbers_in(config: Any) -> set[int]:
         parts = config.values() if isinstance(config, Mapping) else config
         return set[int]().union(*map(numbers_in, parts))
     return {config} if type(config) is int else set()
+
+
+def ids_named(config: Mapping[str, Any], name: str) -> Iterator[int]:
+    """Ids in the fields of a name, of a config and its parts: a number, or a list of them."""
+    value = config.get(name)
+    yield from (each for each in (value if isinstance(value, list) else [value]) if type(each) is int)
+    for part in config.values():
+        if isinstance(part, Mapping):
+            yield from ids_named(part, name)
+
+
+def refuse_quantized(base: Path, config: Mapping[str, Any]) -> None:
+    """Raises `CheckpointError` where a config, or a part of it, says that weights are quantized."""
+    for value in config.values():
+        if isinstance(value, Mapping):
+            refuse_quantized(base, value)
+    if (how := config.get("quantization_config")) is not None:
+        method = how.get("quant_method", "of some kind") if isinstance(how, Mapping) else how
+        raise CheckpointError(
+            f"{base}: its weights are quantized ({method}), in a layout that is not known here; trim before quantizing"
+        )

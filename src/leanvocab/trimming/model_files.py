@@ -18,6 +18,7 @@ from leanvocab.trimming.id_fields import NewIds, needed_ids, renumbered
 from leanvocab.trimming.model_configs import (
     CONFIG,
     empty_model,
+    ids_named,
     numbers_in,
     read_config,
     text_size,
@@ -131,6 +132,14 @@ class ModelFiles:
                 "pad_to_multiple_of out"
             )
         return padding
+
+    def padding_id(self, vocabulary: PartialVocabulary) -> int:
+        """The id whose row fills the end: of the pad token, else of the end of a sequence, else the first; always a kept one."""
+        for name in ("pad_token_id", "eos_token_id"):
+            for token_id in ids_named(self.configs[CONFIG], name):
+                if token_id in vocabulary and token_id < self.full_size:
+                    return token_id
+        return int(vocabulary.token_ids[0])
 
     def written(self, new_ids: NewIds) -> dict[str, bytes]:
         """File name → content, of every config with new ids; raises `CheckpointError` for a field that is not understood."""

@@ -16,16 +16,20 @@
 Names are as the user gave them. All of the base that is not named in "output" is in the result as it was.
 """
 
+import contextlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from leanvocab import __version__
 from leanvocab.checkpoints.delta_format import MAX_FULL_SIZE, BaseTensor, read_base_tensors
 from leanvocab.errors import CheckpointError, shortened
 from leanvocab.files.row_bytes import runs
@@ -183,3 +187,39 @@ def _token_ids(where: str, text: str, full_size: int) -> NDArray[np.int64]:
         ids.append(np.arange(first, last + 1, dtype=np.int64))
         least = last + 1
     return np.concatenate(ids)
+
+
+def check_same(recipe: Recipe, made: Recipe) -> None:
+    """Raises `CheckpointError` where something was read, or came out, that is not what the recipe says."""
+    expected_delta, found_delta = (({} if r.delta is None else r.delta.files) for r in (recipe, made))
+    for what, expected, found in (
+        ("the base is another one, or damaged: its tensor", recipe.base_tensors, made.base_tensors),
+        ("the base is another one: its file", recipe.base.files, made.base.files),
+        ("the delta is another one: its file", expected_delta, found_delta),
+        ("other bytes than the recipe's came out, with other versions perhaps: tensor", recipe.cut, made.cut),
+        ("other bytes than the recipe's came out, with other versions perhaps: file", recipe.written, made.written),
+    ):
+        for name in (*expected, *found):
+            if expected.get(name) != found.get(name):
+                raise CheckpointError(
+                    f"{what} {name!r}: expected {expected.get(name)}, found {found.get(name)} (recipe made with "
+                    f"{recipe.versions}, here are {made.versions})"
+                )
+
+
+def versions_here() -> dict[str, str]:
+    """Versions of what decides the bytes of a trimming."""
+    versions = {"leanvocab": __version__}
+    for package in ("tokenizers", "transformers"):
+        with contextlib.suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    return versions
+
+
+def name_of_tokenizer(tokenizer: Any) -> str:
+    """What a recipe calls a tokenizer, as it was given."""
+    if tokenizer is None:
+        return FROM_BASE
+    if tokenizer is False:
+        return NONE
+    return os.fspath(tokenizer) if isinstance(tokenizer, str | os.PathLike) else type(tokenizer).__name__
