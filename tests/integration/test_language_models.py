@@ -158,7 +158,9 @@ def test_every_mode_trains_validates_saves_and_loads(tmp_path, task, family, mak
     loaded, said = AUTO[task].from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(said[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert (loaded.get_input_embeddings().weight is loaded.get_output_embeddings().weight) == tied
-    before, after = weights(base), weights(tmp_path / "out")
+    # Until transformers 5.3 what was loaded is saved under other names than what was made.
+    AUTO[task].from_pretrained(base).save_pretrained(tmp_path / "plain")
+    before, after = weights(tmp_path / "plain"), weights(tmp_path / "out")
     assert {name: tensor.shape for name, tensor in before.items()} == {n: t.shape for n, t in after.items()}
     assert rows_changed(before, after, loaded) <= set(result.vocabulary.token_ids.tolist())
     assert {"finetune.json", "partial_vocabulary.json"} < set(files_in(tmp_path / "out"))

@@ -65,7 +65,13 @@ _WORDS = [
     "C++", "_x", "'Tis", "不了", "=", "<", ">", "`", "_", "[", "]", "mask", "tok", "+", "C",
 ]  # fmt: skip
 TEXTS = st.lists(
-    st.one_of(st.sampled_from(_WORDS), st.sampled_from(_SPACES), st.sampled_from(_ODD), st.characters(codec="utf-8")),
+    st.one_of(
+        st.sampled_from(_WORDS),
+        st.sampled_from(_SPACES),
+        st.sampled_from(_ODD),
+        st.characters(codec="utf-8"),
+        st.text("asT19('=<|>_.-\u0338\u0301\u212a \n", max_size=6),  # kinds of ASCII that meet
+    ),
     max_size=14,
 ).map("".join)
 
@@ -102,7 +108,7 @@ def _wordpiece(normalizer: Any) -> Tokenizer:
 
 def _with_added(tokenizer: Tokenizer, **options: bool) -> Tokenizer:
     raw = ("不了",) if options.get("normalized") is False else ()  # BERT's normalizer would put spaces into it
-    for content in ("<tok>", "foo", "Cat", "Größe", "C++", "_x", "'Tis", *raw):
+    for content in ("<tok>", "foo", "Cat", "Größe", "C++", "_x", "'Tis", "<|a1|>", "9T", "1\u212a", "s'", *raw):
         tokenizer.add_tokens([AddedToken(content, **options)])
     return tokenizer
 

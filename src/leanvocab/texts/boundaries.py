@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,7 @@ _WITHIN_WORDS = (*_TO_WORDS, "Punctuation", "Digits", "Metaspace", "ByteLevel")
 _KEEPING_MARKS = ("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Precompiled")
 _BY_CHARACTER = ("BertNormalizer", "NFD", "NFKD", "StripAccents", "Lowercase")  # and in the order of marks behind one
 _BEFORE, _BEHIND, _LEAD = 1, 2, 4
+_OTHER, _LETTER, _DIGIT, _SIGN = range(4)
 _IDEOGRAPHS = range(0x4E00, 0xA000)  # in UTF-8 from E4 B8 80 to E9 BF BF
 _POST_PROCESSORS = ("ByteLevel", "BertProcessing", "RobertaProcessing", "TemplateProcessing")
 
@@ -88,6 +89,43 @@ class SpaceBoundaries(Boundaries):
         for byte, least in self.needed:
             table[byte] = least
         return table
+
+
+@dataclass(frozen=True)
+class KindBoundaries(SpaceBoundaries):
+    """White space as above, and wherever letters, digits and punctuation of ASCII meet, but before a letter that may continue.
+
+    `joins`: punctuation behind which a letter is of the same word. `uncut`: pairs of characters that added tokens hold.
+    """
+
+    joins: str = string.punctuation
+    uncut: frozenset[str] = frozenset()
+
+    def cuts(self, data: NDArray[np.uint8]) -> NDArray[np.int64]:
+        kinds = _kinds()[data]
+        meeting = np.flatnonzero(kinds[1:] != kinds[:-1]) + 1
+        meeting = meeting[self._apart[data[meeting - 1], data[meeting]]]
+        return np.concatenate([super().cuts(data), meeting])
+
+    @cached_property
+    def _apart(self) -> NDArray[np.bool_]:
+        """Whether texts are cut between two bytes."""
+        kinds = _kinds()
+        apart: NDArray[np.bool_] = (kinds[:, None] != kinds) & (kinds[:, None] != _OTHER) & (kinds != _OTHER)
+        joins = np.isin(np.arange(256), list(self.joins.encode()))
+        apart &= ~(joins[:, None] & (kinds == _LETTER))
+        for pair in self.uncut:
+            if pair.isascii():
+                apart[ord(pair[0]), ord(pair[1])] = False
+        return apart
+
+
+@cache
+def _kinds() -> NDArray[np.uint8]:
+    kinds = np.full(256, _OTHER, np.uint8)
+    for kind, characters in ((_LETTER, string.ascii_letters), (_DIGIT, string.digits), (_SIGN, string.punctuation)):
+        kinds[list(characters.encode())] = kind
+    return kinds
 
 
 @dataclass(frozen=True)
@@ -182,7 +220,7 @@ def _proven(backend: Any) -> Boundaries:
     elif kinds[0] == "Metaspace":
         boundaries = _of_metaspace(pre_tokenizers, normalizers, backend.normalizer)
     else:
-        boundaries = _of_bytes(pre_tokenizers, normalizers, added)
+        boundaries = _of_bytes(pre_tokenizers, normalizers, backend.normalizer, added)
     _check_added_tokens(added, backend.normalizer, is_of_words=boundaries.within_runs)
     if not boundaries.needed:
         raise _UnprovenError("the tokenizer's normalizer keeps no white space as it is")
@@ -245,7 +283,7 @@ def _of_metaspace(parts: list[Any], normalizers: list[Any], normalizer: Any) -> 
     return SpaceBoundaries(tuple((ord(space), _SOLID) for space in kept))
 
 
-def _of_bytes(parts: list[Any], normalizers: list[Any], added: list[Any]) -> SpaceBoundaries:
+def _of_bytes(parts: list[Any], normalizers: list[Any], normalizer: Any, added: list[Any]) -> SpaceBoundaries:
     """Patterns none of whose matches has white space behind something else, but for line breaks, which are an exception."""
     _check_kinds(normalizers, ("NFC",), "normalizer")
     if parts[0]["type"] == "Digits":
@@ -258,13 +296,27 @@ def _of_bytes(parts: list[Any], normalizers: list[Any], added: list[Any]) -> Spa
     if len(parts) == 2:
         is_plain = parts[0]["behavior"] == "Isolated" and not parts[0]["invert"] and not last["use_regex"]
         pattern = parts[0]["pattern"].get("Regex") if is_plain and not last["add_prefix_space"] else None
+    if pattern == _GPT2 and last["add_prefix_space"]:  # a piece that begins with anything else would get one
+        return SpaceBoundaries(((ord(" "), _MARK),))
+    # No match goes from one kind to another, but for what begins a word; a token may ask what is beside it.
+    by_kinds = not any(token.single_word for token in added)
+    uncut = _pairs_in(added, normalizer)
     if pattern == _GPT2:
-        spaces = " " if last["add_prefix_space"] else _SPACES
-        return SpaceBoundaries(tuple((ord(space), _MARK) for space in spaces))
+        needed = tuple((ord(space), _MARK) for space in _SPACES)
+        return KindBoundaries(needed, joins="'", uncut=uncut) if by_kinds else SpaceBoundaries(needed)
     if pattern in _BY_LINES:
-        needed = [(ord(space), _MARK) for space in " \t"] + [(ord(space), _WORD) for space in "\n\r"]
-        return SpaceBoundaries(tuple(needed), at_lines=not any(token.lstrip for token in added))
+        needed = (*((ord(space), _MARK) for space in " \t"), *((ord(space), _WORD) for space in "\n\r"))
+        lines = not any(token.lstrip for token in added)
+        return (
+            KindBoundaries(needed, at_lines=lines, uncut=uncut) if by_kinds else SpaceBoundaries(needed, at_lines=lines)
+        )
     raise _UnprovenError("the tokenizer's pre-tokenizer splits by an unknown pattern")
+
+
+def _pairs_in(added: list[Any], normalizer: Any) -> frozenset[str]:
+    """Neighbours in added tokens, as texts have them."""
+    written = chain.from_iterable(_written(token, normalizer) for token in added)
+    return frozenset("".join(pair) for text in written for pair in pairwise(text))
 
 
 def _components(component: Any, what: str) -> Iterator[Mapping[str, Any]]:
