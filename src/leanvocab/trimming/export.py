@@ -136,8 +136,7 @@ def export_trimmed(
         overwrite: replace what lies in `output`.
         allow_rounding: as in merge_checkpoint.
         verify: texts, as count_tokens takes them, with which the result is proved before it appears: both models are loaded.
-        columns: those of `verify` that hold texts, or pairs of them; None: the usual ones.
-        language_column: the column of `verify` that says the language of each row, by which the proof is told.
+        columns, language_column: those of `verify` that hold texts, or pairs of them (None: the usual ones), and a language.
         progress: a bar with bytes; by default on a terminal, when it takes long.
 
     Raises:
@@ -161,8 +160,9 @@ def export_trimmed(
             "a model in memory has no tokenizer: hand it over, tokenizer=…, or trim the model alone, tokenizer=False"
         )
     with _saved_in_full(source, target) as folder:
-        trim = _Trim(folder, None, tokenizer, target, options, overwrite, progress, name="")
-        return trim.run(vocabulary, proving, texts)
+        return _Trim(folder, None, tokenizer, target, options, overwrite, progress, name="").run(
+            vocabulary, proving, texts
+        )
 
 
 def trim_by_recipe(
