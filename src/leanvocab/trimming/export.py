@@ -130,8 +130,7 @@ def export_trimmed(
         output: folder to make; it appears whole or not at all. Must be free, or hold this trimming's result.
         delta: a delta (`save_delta`) over the base, whose rows and tensors take the place of the base's.
         tokenizer: one of transformers, or a folder. None: the one in the source's folder. False: none.
-        texts: only words of these that the tokenizer does not know have to stay unknown; None: all that are. With a few WordPiece
-            vocabularies many more rows stay without texts.
+        texts: unknown words of these alone have to stay unknown; None: all that are, for which some WordPiece needs many rows.
         pad_to_multiple_of: rows are added at the end until their number is a multiple: copies of the pad token's row.
         overwrite: replace what lies in `output`.
         allow_rounding: as in merge_checkpoint.
@@ -157,12 +156,11 @@ def export_trimmed(
         raise CheckpointError("delta= is for a base on disk; a model in memory holds its trained rows: leave it out")
     if tokenizer is None:
         raise CheckpointError(
-            "a model in memory has no tokenizer: hand it over, tokenizer=…, or trim the model alone, tokenizer=False"
+            "a model in memory has no tokenizer: hand it over, tokenizer=…, or trim it alone, tokenizer=False"
         )
     with _saved_in_full(source, target) as folder:
-        return _Trim(folder, None, tokenizer, target, options, overwrite, progress, name="").run(
-            vocabulary, proving, texts
-        )
+        trim = _Trim(folder, None, tokenizer, target, options, overwrite, progress, name="")
+        return trim.run(vocabulary, proving, texts)
 
 
 def trim_by_recipe(
