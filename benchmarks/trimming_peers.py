@@ -126,9 +126,10 @@ def make_base(case: Case, into: Path) -> None:
             model = auto.from_pretrained(case.source)
         else:
             known = AutoConfig.from_pretrained(case.source).to_dict()
-            model = auto.from_config(
-                AutoConfig.from_pretrained(case.source, **{k: v for k, v in _SMALL.items() if k in known})
-            )
+            small = {name: value for name, value in _SMALL.items() if name in known}
+            if known.get("layer_types"):
+                small["layer_types"] = known["layer_types"][:1]
+            model = auto.from_config(AutoConfig.from_pretrained(case.source, **small))
         model.save_pretrained(into)
 
 

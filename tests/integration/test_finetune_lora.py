@@ -9,6 +9,7 @@ import pytest
 import transformers
 from own_process import run_program
 from runs import json_of
+from safetensors import safe_open
 from texts import pairs, rows, save_language_model, save_pretrained, texts, write
 
 from leanvocab.errors import MissingExtraError
@@ -41,6 +42,25 @@ def test_the_adapter_and_the_losses_are_those_of_a_run_with_the_full_vocabulary(
     adapter = "adapter_model.safetensors"
     assert (tmp_path / "shrunk" / adapter).read_bytes() == (tmp_path / "full" / adapter).read_bytes()
     assert not (tmp_path / "shrunk" / "model.safetensors").exists()
+
+
+def test_a_head_of_several_layers_trains_whole_and_is_saved(tmp_path: Path) -> None:
+    """peft takes every layer for a head whose name ends as one's, and would have put LoRA on it first."""
+    sizes = {"dim": 32, "hidden_dim": 32, "n_layers": 1, "n_heads": 2}
+    config = transformers.DistilBertConfig(vocab_size=305, max_position_embeddings=64, pad_token_id=0, **sizes)
+    save_pretrained(tmp_path / "model", transformers.DistilBertForMaskedLM(config))
+    write(tmp_path / "data.csv", rows())
+    shrunk = run(tmp_path, "shrunk", "--lora")
+    full = run(tmp_path, "full", "--lora", "--full-vocabulary")
+    assert shrunk["losses"] == full["losses"]
+    check_estimate(shrunk, full)
+    with safe_open(tmp_path / "shrunk" / "adapter_model.safetensors", "pt") as file:
+        saved = set(file.keys())
+    heads = {
+        f"base_model.model.{head}.{kind}" for head in ("pre_classifier", "classifier") for kind in ("weight", "bias")
+    }
+    assert heads <= saved
+    assert not any("classifier.lora" in name for name in saved)
 
 
 @pytest.mark.filterwarnings(

@@ -7,6 +7,9 @@ from torch import nn
 from leanvocab.errors import ModelError
 from leanvocab.extras import require
 
+# What peft trains whole in a classifier: every module whose name ends so.
+_HEADS = ("classifier", "score")
+
 
 def add_lora(model: nn.Module, adapter_type: str, rank: int, *, few_bits: bool = False) -> Any:
     """A model with LoRA on all linear layers but its output's; a new classification head trains beside it and is saved with it.
@@ -24,8 +27,15 @@ def add_lora(model: nn.Module, adapter_type: str, rank: int, *, few_bits: bool =
         lora_alpha=2 * rank,
         lora_dropout=0.05,
         target_modules="all-linear",
+        exclude_modules=_below_heads(model) if adapter_type == "SEQ_CLS" else None,
     )
     try:
         return peft.get_peft_model(model, config)
     except ValueError as error:
         raise ModelError(f"peft cannot put LoRA on {type(model).__name__}: {error}") from error
+
+
+def _below_heads(model: nn.Module) -> list[str] | None:
+    """Layers that peft takes for heads by the end of their names, such as DistilBERT's pre_classifier; it knows the others."""
+    names = (name for name, module in model.named_modules() if isinstance(module, nn.Linear))
+    return [name for name in names if name.endswith(_HEADS) and name.rpartition(".")[2] not in _HEADS] or None
