@@ -1,13 +1,16 @@
-"""A naive trimming on disk: every tensor is loaded, sliced and saved again."""
+"""A trimming on disk without its tokenizer, compared with the naive one: every tensor loaded and sliced."""
 
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from comparing import same_bits
+from safetensors.torch import load_file
 from torch import Tensor
 
 from leanvocab.files.headers import read_weights
+from leanvocab.trimming.export import export_trimmed
 from leanvocab.trimming.model_files import ModelFiles
 from leanvocab.trimming.vocabulary_tensors import TrimmedTensor
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
@@ -18,19 +21,21 @@ def trim(folder: Path, output: Path, ids: Iterable[int]) -> tuple[PartialVocabul
     files = ModelFiles.read(folder)
     wanted = {token_id for token_id in ids if token_id < files.full_size} | set(files.required_ids().tolist())
     vocabulary = PartialVocabulary(sorted(wanted), files.full_size)
-    new_ids = files.new_ids(vocabulary)
-    changed = files.trimmed_tensors(read_weights(folder).shapes, new_ids)
-    written = files.written(new_ids)
-    output.mkdir()
-    for name, content in written.items():
-        (output / name).write_bytes(content)
-    tensors = {name: tensor for file in read_weights(folder).files for name, tensor in load_file(file.path).items()}
-    for name, change in changed.items():
-        for dim in change.dims:
-            tensors[name] = kept_of(tensors[name], dim, vocabulary)
-        assert tuple(tensors[name].shape) == change.shape
-    save_file({name: its.contiguous() for name, its in tensors.items()}, output / "model.safetensors", {"format": "pt"})
+    changed = files.trimmed_tensors(read_weights(folder).shapes, files.new_ids(vocabulary))
+    result = export_trimmed(folder, vocabulary, output, tokenizer=False, progress=False)
+    assert (set(result.tensors), result.rows_for_model) == (set(changed), 0)
+    full, lean = map(all_tensors, (folder, output))
+    assert list(full) == list(lean)
+    for name, tensor in full.items():
+        for dim in changed[name].dims if name in changed else ():
+            tensor = kept_of(tensor, dim, vocabulary)
+        assert same_bits(tensor, lean[name])
     return vocabulary, changed
+
+
+def all_tensors(folder: Path) -> dict[str, Tensor]:
+    """Name → tensor of a checkpoint, by name."""
+    return dict(sorted(chain.from_iterable(load_file(file.path).items() for file in read_weights(folder).files)))
 
 
 def kept_of(tensor: Tensor, dim: int, vocabulary: PartialVocabulary) -> Tensor:
