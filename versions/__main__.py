@@ -96,19 +96,21 @@ def results() -> dict[str, Any]:
 
 
 def rendered(page: str, kept: dict[str, Any]) -> str:
-    """The page with its table as the results say: what was not run is not there."""
+    """The page with its table as the results say: a row an environment; a suite that was not run has an empty cell."""
     before, _, rest = page.partition(START)
-    rows = [_row(each, suite, kept[each.name]) for each in ENVIRONMENTS if each.name in kept for suite in SUITES]
-    head = "| environment | versions | suite | outcome | date |\n| --- | --- | --- | --- | --- |\n"
-    return f"{before}{START}\n\n{head}{''.join(rows)}\n{END}{rest.partition(END)[2]}"
+    suites = [suite for suite in SUITES if any(suite in result["suites"] for result in kept.values())]
+    columns = ["environment", "versions", *suites, "last run"]
+    rows = [columns, ["---"] * len(columns)]
+    rows += [_row(each, suites, kept[each.name]) for each in ENVIRONMENTS if each.name in kept]
+    table = "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    return f"{before}{START}\n\n{table}\n{END}{rest.partition(END)[2]}"
 
 
-def _row(environment: Environment, suite: str, result: dict[str, Any]) -> str:
-    if suite not in result["suites"]:
-        return ""
-    given = result["suites"][suite]
+def _row(environment: Environment, suites: list[str], result: dict[str, Any]) -> list[str]:
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    return f"| {environment.name} ({environment.why}) | {versions} | {suite} | {given['outcome']} | {given['date']} |\n"
+    outcomes = [result["suites"].get(suite, {}).get("outcome", "") for suite in suites]
+    last = max(given["date"] for given in result["suites"].values())
+    return [f"{environment.name} ({environment.why})", versions, *outcomes, last]
 
 
 if __name__ == "__main__":

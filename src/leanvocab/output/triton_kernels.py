@@ -59,7 +59,7 @@ def _add_rows_of_labels(sums, rows, columns, dim, block: tl.constexpr):  # type:
     token = tl.program_id(0).to(tl.int64)
     column = tl.load(columns + token)
     step = tl.program_id(1) * block + tl.arange(0, block)
-    is_asked = (step < dim) & (column >= 0)  # of other tokens nothing is moved
+    is_asked = step < tl.where(column >= 0, dim, 0)  # of other tokens nothing is moved
     row = tl.load(rows + tl.maximum(column, 0) * dim + step, mask=is_asked, other=0.0)
     here = sums + token * dim + step
     added = tl.load(here, mask=is_asked, other=0.0).to(tl.float32) + row.to(tl.float32)
