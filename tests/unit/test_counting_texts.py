@@ -45,6 +45,7 @@ KINDS: dict[str, Callable[[], Any]] = {
     "a record batch": lambda: pa.RecordBatch.from_pydict({"text": TEXTS}),
     "a table with a dictionary": lambda: pa.table({"text": pa.array(TEXTS).dictionary_encode()}),
     "views of strings": lambda: pa.table({"text": pa.array(TEXTS, pa.string_view())}),
+    "views of strings with nulls": lambda: pa.table({"text": pa.array([*TEXTS, None], pa.string_view())}),
     "an Arrow array": lambda: pa.array(TEXTS),
     "a chunked array": lambda: pa.chunked_array([TEXTS[:1], TEXTS[1:]]),
     "a numpy array": lambda: np.array(TEXTS),

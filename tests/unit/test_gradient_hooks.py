@@ -11,6 +11,7 @@ import torch
 from comparing import bits, differing, train
 from models import FULL_SIZE, batch, small_model, twins, used_vocabulary
 from torch import Tensor, nn
+from versions import compiling
 
 from leanvocab.errors import BypassError
 from leanvocab.model.shrink import merge_, shrink_
@@ -196,6 +197,7 @@ def test_hooks_on_copies_get_all_rows_too(made: Callable[..., Any]) -> None:
     assert differing(full, model) == []
 
 
+@compiling
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_a_compiled_model_calls_hooks_with_all_rows(backend: str) -> None:
     full, model = twins(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)

@@ -10,6 +10,7 @@ from models import FULL_SIZE, batch, small_lm, small_model, twins, unseen_ids, u
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import PreTrainedTokenizerFast
+from versions import compiling
 
 from leanvocab.errors import LeanVocabError, LeanVocabWarning, MissingTokenError
 from leanvocab.model.shrink import merge_, shrink_
@@ -176,6 +177,7 @@ def test_the_lookup_of_a_device_gives_the_same_bits() -> None:
     assert differing(full, merge_(model)) == []
 
 
+@compiling
 def test_a_compiled_step_raises_before_it_touches_a_parameter() -> None:
     model = shrink_(small_model(), used_vocabulary())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

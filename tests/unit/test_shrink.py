@@ -17,6 +17,7 @@ from transformers import (
     RobertaConfig,
     RobertaForMaskedLM,
 )
+from versions import compiling
 
 from leanvocab.errors import (
     AlreadyShrunkError,
@@ -239,6 +240,7 @@ def test_a_detour_over_the_meta_device_keeps_the_map() -> None:
     assert torch.equal(model(torch.tensor([8])), state["0.weight"][8:9])
 
 
+@compiling
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_a_compiled_model_trains_the_same(backend: str) -> None:
     full, model = twins()
