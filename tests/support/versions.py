@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import warnings
 
 import datasets
 import pytest
@@ -50,4 +51,13 @@ def trainer_finds_layer_norms() -> bool:
 
 def needs_model_type(name: str) -> pytest.MarkDecorator:
     """Skips by name where transformers maps no config to a `model_type`: a folder of it cannot be read there."""
-    return pytest.mark.skipif(name not in CONFIG_MAPPING, reason=f"this transformers reads no config of the type {name}")
+    return pytest.mark.skipif(
+        name not in CONFIG_MAPPING, reason=f"this transformers reads no config of the type {name}"
+    )
+
+
+def hear_of_sparse_checks() -> None:
+    """Lets torch 2.11 say, as it does once in a process, that invariants are not checked: it does so where the caller said it too."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse invariant checks are implicitly disabled")
+        torch.sparse_coo_tensor([[0]], [1.0], (1,), check_invariants=False, device="cpu")

@@ -11,11 +11,13 @@ import torch
 from comparing import bits, differing, train
 from models import FULL_SIZE, batch, small_model, twins, used_vocabulary
 from torch import Tensor, nn
-from versions import compiling
 
 from leanvocab.errors import BypassError
 from leanvocab.model.shrink import merge_, shrink_
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
+from versions import compiling, hear_of_sparse_checks
+
+hear_of_sparse_checks()
 
 OLD = 300  # rows below it do not train in most of these tests
 MASK = (torch.arange(FULL_SIZE) >= OLD)[:, None]

@@ -10,7 +10,6 @@ from models import FULL_SIZE, batch, small_lm, small_model, twins, unseen_ids, u
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import PreTrainedTokenizerFast
-from versions import compiling
 
 from leanvocab.errors import LeanVocabError, LeanVocabWarning, MissingTokenError
 from leanvocab.model.shrink import merge_, shrink_
@@ -19,6 +18,7 @@ from leanvocab.partial.embedding import RemapEmbedding
 from leanvocab.reports.vocabulary_use import vocabulary_use
 from leanvocab.vocabulary.counts import count_tokens
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
+from versions import compiling
 
 TABLE = "roberta.embeddings.word_embeddings"
 

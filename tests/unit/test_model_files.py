@@ -11,13 +11,13 @@ import transformers
 from comparing import same_bits
 from safetensors.torch import load_file, save_file
 from trimming import kept_of, new_ids_of, trim
-from versions import CONFIGS_ARE_CHECKED, needs_model_type
 
 from leanvocab.errors import CheckpointError, ModelError, VocabularyError
 from leanvocab.files.headers import read_weights
 from leanvocab.trimming.computed_ids import refuse_what_computes
 from leanvocab.trimming.model_files import ModelFiles
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
+from versions import CONFIGS_ARE_CHECKED, needs_model_type
 
 SIZE = 90
 SMALL: dict[str, Any] = {

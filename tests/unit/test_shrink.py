@@ -17,7 +17,6 @@ from transformers import (
     RobertaConfig,
     RobertaForMaskedLM,
 )
-from versions import compiling
 
 from leanvocab.errors import (
     AlreadyShrunkError,
@@ -31,6 +30,7 @@ from leanvocab.model.shrink import merge_, partial_state_dicts, shrink_, shrunk
 from leanvocab.model.status import status
 from leanvocab.vocabulary.counts import count_tokens
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
+from versions import compiling
 
 TABLE = "roberta.embeddings.word_embeddings"
 
