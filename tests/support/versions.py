@@ -57,7 +57,7 @@ def needs_model_type(name: str) -> pytest.MarkDecorator:
 
 
 def hear_of_sparse_checks() -> None:
-    """Lets torch 2.11 say, as it does once in a process, that invariants are not checked: it does so where the caller said it too."""
+    """Lets torch 2.11 say, as it does once in a process, that invariants are not checked; where the caller said it, too."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse invariant checks are implicitly disabled")
         torch.sparse_coo_tensor([[0]], [1.0], (1,), check_invariants=False, device="cpu")
