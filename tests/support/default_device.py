@@ -89,8 +89,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         {} if steps else dict.fromkeys(_STEPS_AS_IF_COMPILED, "AdamW, told that it compiles, takes no step")
     )
     for item in items:
-        # torch 2.11 says that the emulation's own functions end a graph.
-        item.add_marker(pytest.mark.filterwarnings("ignore:Dynamo does not know how to trace the builtin"))
         reason = different.get(getattr(item, "originalname", item.name))
         if reason is not None:
             item.add_marker(pytest.mark.skip(reason=reason))
