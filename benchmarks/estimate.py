@@ -109,7 +109,7 @@ def _measured(name: str, settings: Any, training: Any, kept: Any) -> tuple[int, 
     take_step()
     held = held_bytes(model.parameters(), optimizer.state)
     optimizer.zero_grad()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiled:
         take_step()
     events = [each for each in profiled.profiler.kineto_results.events() if each.name() == "[memory]"]  # type: ignore[union-attr]
     now = peak = held["weights"] + held["states"] + sum(map(tensor_bytes, model.buffers()))

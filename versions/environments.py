@@ -41,8 +41,8 @@ class Environment:
 _TORCH = next(line for line in (REPOSITORY / "constraints.txt").read_text().splitlines() if line.startswith("torch=="))
 # What pyproject.toml names as the oldest, all at once, but for TRL, which asks for newer datasets and accelerate.
 _OLDEST = (
-    "torch==2.11.0", "transformers==5.0.0", "numpy==2.0.0", "pyarrow==16.0.0", "rich==13.7.0", "safetensors==0.5.0",
-    "tqdm==4.66.3", "typer==0.16.0", "accelerate==1.10.0", "datasets==3.6.0", "sentencepiece==0.2.0", "peft==0.18.0",
+    "torch==2.11.0", "transformers==5.0.0", "numpy==2.0.0", "pyarrow==18.0.0", "rich==13.7.0", "safetensors==0.5.0",
+    "tqdm==4.66.3", "typer==0.18.0", "accelerate==1.10.0", "datasets==3.6.0", "sentencepiece==0.2.0", "peft==0.18.1",
     "sentence-transformers==5.2.0",
 )  # fmt: skip
 ENVIRONMENTS = (

@@ -6,11 +6,12 @@ of the CPU are brought to the device, and numpy gets a copy. Tests of what diffe
 
 from contextlib import ExitStack
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from device_at_hand import device_at_hand
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 _LATER = "on a device, what is wrong with ids and labels is said at the step (tests/unit/test_device_faults.py)"
@@ -34,6 +35,11 @@ DIFFERENT = {
     "test_no_gradient_is_computed_that_nobody_wants": "it looks at the rows of a CPU; a device has compact ones",
     "test_rows_that_were_taken_away_after_the_forward_are_an_error_by_name": "the emulated device cannot resize storages",
 }
+# Tests that tell torch that it compiles while AdamW takes a step.
+_STEPS_AS_IF_COMPILED = (
+    "test_on_a_device_the_first_of_several_accumulated_batches_is_named_and_training_can_go_on",
+    "test_the_lookup_of_a_device_gives_the_same_bits",
+)
 _OPEN = ExitStack()
 
 
@@ -64,8 +70,25 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     _OPEN.close()
 
 
+def _steps_as_if_compiled() -> bool:
+    """False where AdamW then puts its step sizes on the default device, where its kernels do not take them: torch 2.11."""
+    weights = [nn.Parameter(torch.ones(2)) for _ in range(2)]
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    with mock.patch.object(torch.compiler, "is_compiling", return_value=True):
+        try:
+            torch.optim.AdamW(weights).step()
+        except RuntimeError:
+            return False
+    return True
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    steps = _steps_as_if_compiled()
+    different = DIFFERENT | (
+        {} if steps else dict.fromkeys(_STEPS_AS_IF_COMPILED, "AdamW, told that it compiles, takes no step")
+    )
     for item in items:
-        reason = DIFFERENT.get(getattr(item, "originalname", item.name))
+        reason = different.get(getattr(item, "originalname", item.name))
         if reason is not None:
             item.add_marker(pytest.mark.skip(reason=reason))

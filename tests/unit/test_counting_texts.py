@@ -1,5 +1,6 @@
 """Texts are data: counts of texts with a tokenizer are those of tokenizing everything first."""
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -45,6 +46,7 @@ KINDS: dict[str, Callable[[], Any]] = {
     "a record batch": lambda: pa.RecordBatch.from_pydict({"text": TEXTS}),
     "a table with a dictionary": lambda: pa.table({"text": pa.array(TEXTS).dictionary_encode()}),
     "views of strings": lambda: pa.table({"text": pa.array(TEXTS, pa.string_view())}),
+    "views of strings with nulls": lambda: pa.table({"text": pa.array([*TEXTS, None], pa.string_view())}),
     "an Arrow array": lambda: pa.array(TEXTS),
     "a chunked array": lambda: pa.chunked_array([TEXTS[:1], TEXTS[1:]]),
     "a numpy array": lambda: np.array(TEXTS),
@@ -76,7 +78,12 @@ def test_one_string_is_a_text(tokenizer: Any) -> None:
 
 def test_files_are_read_as_the_command_reads_them(tokenizer: Any, tmp_path: Path) -> None:
     folder = write_splits(tmp_path / "data")
-    splits = datasets.load_dataset("csv", data_files={"train": str(folder / "train.csv")}, cache_dir=tmp_path / "cache")
+    with warnings.catch_warnings(
+        action="ignore", category=ResourceWarning
+    ):  # datasets 3.6 leaves the file open, with pandas 3
+        splits = datasets.load_dataset(
+            "csv", data_files={"train": str(folder / "train.csv")}, cache_dir=tmp_path / "cache"
+        )
     assert lv.count_tokens(folder / "train.csv", tokenizer=tokenizer) == lv.count_tokens(splits, tokenizer=tokenizer)
     tokens = write(tmp_path / "tokens.jsonl", [{"input_ids": [5, 6, 6]}])
     assert as_dict(lv.count_tokens(tokens)) == {5: 1, 6: 2}

@@ -17,6 +17,9 @@ from leanvocab.model.shrink import merge_, shrink_
 from leanvocab.partial.embedding_bag import RemapEmbeddingBag
 from leanvocab.reports.inventory import take_inventory
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
+from versions import hear_of_sparse_checks
+
+hear_of_sparse_checks()
 
 SIZE, DIM = 300, 24
 KEPT = sorted(torch.randperm(SIZE, generator=torch.Generator().manual_seed(0))[:90].tolist())

@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from leanvocab.errors import BypassError
 from leanvocab.model.shrink import merge_, shrink_
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
+from versions import compiling, hear_of_sparse_checks
+
+hear_of_sparse_checks()
 
 OLD = 300  # rows below it do not train in most of these tests
 MASK = (torch.arange(FULL_SIZE) >= OLD)[:, None]
@@ -196,6 +199,7 @@ def test_hooks_on_copies_get_all_rows_too(made: Callable[..., Any]) -> None:
     assert differing(full, model) == []
 
 
+@compiling
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_a_compiled_model_calls_hooks_with_all_rows(backend: str) -> None:
     full, model = twins(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)

@@ -35,7 +35,7 @@ def pushed(model: Any, _: Path) -> dict[str, bytes]:
     """What would be uploaded."""
     pushes: list[dict[str, bytes]] = []
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("hf_api", "create_and_tag_model_card"):
+        for name in ("hf_api", "create_repo", "create_and_tag_model_card"):
             patch.setattr(hub, name, MagicMock(), raising=False)
         patch.setattr(
             hub.PushToHubMixin,

@@ -18,6 +18,7 @@ from leanvocab.partial.embedding import RemapEmbedding
 from leanvocab.reports.vocabulary_use import vocabulary_use
 from leanvocab.vocabulary.counts import count_tokens
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
+from versions import compiling
 
 TABLE = "roberta.embeddings.word_embeddings"
 
@@ -176,6 +177,7 @@ def test_the_lookup_of_a_device_gives_the_same_bits() -> None:
     assert differing(full, merge_(model)) == []
 
 
+@compiling
 def test_a_compiled_step_raises_before_it_touches_a_parameter() -> None:
     model = shrink_(small_model(), used_vocabulary())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

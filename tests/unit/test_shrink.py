@@ -30,6 +30,7 @@ from leanvocab.model.shrink import merge_, partial_state_dicts, shrink_, shrunk
 from leanvocab.model.status import status
 from leanvocab.vocabulary.counts import count_tokens
 from leanvocab.vocabulary.partial_vocabulary import PartialVocabulary
+from versions import compiling
 
 TABLE = "roberta.embeddings.word_embeddings"
 
@@ -239,6 +240,7 @@ def test_a_detour_over_the_meta_device_keeps_the_map() -> None:
     assert torch.equal(model(torch.tensor([8])), state["0.weight"][8:9])
 
 
+@compiling
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_a_compiled_model_trains_the_same(backend: str) -> None:
     full, model = twins()

@@ -197,7 +197,7 @@ def as_texts(values: Any, where: str) -> pa.LargeStringArray:
         values = values.dictionary_decode()
     if str(values.type) not in ("string", "large_string", "string_view", "null"):
         raise DataError(f"expected texts{where}, found {values.type}")
-    return values.drop_null().cast(pa.large_string())
+    return values.cast(pa.large_string()).drop_null()  # views of strings cannot be filtered
 
 
 def _flat(values: Any) -> Iterator[Any]:
@@ -219,7 +219,7 @@ def _is_pair(value: Any) -> bool:
 def _holds_chats(values: Any) -> bool:
     """True where the first value is a chat: a list of messages, or JSON of one."""
     if is_instance(values, "pyarrow", "Array", "ChunkedArray"):
-        values = values.slice(0, 1000).drop_null().slice(0, 1).to_pylist()
+        values = (value.as_py() for value in values.slice(0, 1000))
     first = next((value for value in values if value), None)
     if isinstance(first, str) and not first.lstrip().startswith("["):
         return False

@@ -38,8 +38,22 @@ def read_config(config: Mapping[str, Any]) -> Any:
 
 
 def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config with every field that its classes have, those of its parts too."""
-    return dict(read_config(config).to_dict())
+    """The config with every field that its classes have, those of its parts too, and those that no class reads.
+
+    Settings of generation are such fields, by the version of transformers: their ids stay in the file for another reader.
+    """
+    return _with_unread(config, read_config(config).to_dict())
+
+
+def _with_unread(config: Mapping[str, Any], read: Mapping[str, Any]) -> dict[str, Any]:
+    aliases = {alias for name in read for alias in _aliases(read, name)}
+    unread = {name: value for name, value in config.items() if name not in read and name not in aliases}
+    parts = {
+        name: _with_unread(config[name], part)
+        for name, part in read.items()
+        if isinstance(part, Mapping) and "model_type" in part and isinstance(config.get(name), Mapping)
+    }
+    return {**read, **unread, **parts}
 
 
 def text_size(config: Any, num_rows: int | None) -> int:
@@ -135,7 +149,7 @@ def empty_model(config: Mapping[str, Any]) -> Any:
         model.tie_weights()  # transformers 5.0 leaves what has no memory untied
     except Exception as error:  # whatever a constructor raises
         named = names[0] if names else f"a model of the type {read.model_type!r}"
-        raise ModelError(f"{named} cannot be built from this config: {first_line(error)}") from error
+        raise ModelError(f"{CONFIG}: {named} cannot be built from this config: {first_line(error)}") from error
     return model
 
 
