@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import weakref
 from pathlib import Path
 from typing import Any, Literal
 
@@ -56,7 +57,11 @@ class LeanVocabCallback(TrainerCallback):
             raise SettingsError(f"checkpoints={checkpoints!r}: expected 'full' or 'delta'")
         inspect.signature(shrink_).bind(None, vocabulary, **options)  # a TypeError for what is no option of it
         self.vocabulary, self.options = vocabulary, options
-        self.checkpoints, self.base, self._known = checkpoints, base, 0  # the id of the model that was looked at
+        self.checkpoints, self.base = checkpoints, base
+        self._known: weakref.ref[nn.Module] | None = None  # the model that was looked at; its id may become another's
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_known": None}  # a weak reference cannot be copied
 
     def on_init_end(self, args: Any, state: Any, control: Any, model: nn.Module | None = None, **kwargs: Any) -> None:
         """Shrinks, before the Trainer builds an optimizer; `AlreadyShrunkError` for a model that is shrunk otherwise."""
@@ -64,7 +69,7 @@ class LeanVocabCallback(TrainerCallback):
             check_shrunk_as(model, self.vocabulary, self.options)
         elif model is not None and self.vocabulary is not None:
             shrink_(model, self.vocabulary, **self.options)
-        self._known = id(model)
+        self._known = None if model is None else weakref.ref(model)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Shrinks where no vocabulary was given, and checks that tables are shrunk as asked for (`NotShrunkError`, …), and that
@@ -75,7 +80,7 @@ class LeanVocabCallback(TrainerCallback):
             return
         if self.vocabulary is None and not status(model):
             self._shrink_to_data(args, model, optimizer, kwargs.get("train_dataloader"), kwargs.get("processing_class"))
-        elif id(model) != self._known and status(model):  # model_init has made another one, and shrunk it
+        elif (self._known is None or self._known() is not model) and status(model):  # model_init has made another one
             check_shrunk_as(model, self.vocabulary, self.options)
         _check_held(model, optimizer)
         see_batches_of(args, model, kwargs.get("train_dataloader"))

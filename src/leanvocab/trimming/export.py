@@ -11,11 +11,13 @@ import os
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from leanvocab import __version__
 from leanvocab.checkpoints.delta_format import (
     CONFIG,
     DESCRIPTION,
@@ -55,7 +57,6 @@ from leanvocab.trimming.recipe import (
     check_same,
     name_of_tokenizer,
     read_recipe,
-    versions_here,
 )
 from leanvocab.trimming.tokenizer_files import TokenizerFiles, is_tokenizer_file
 from leanvocab.trimming.trimmed_files import KeptRows, TrimmedPlan, WrittenWeights, make_trimmed_plan, write_trimmed
@@ -428,7 +429,7 @@ class _Trim:
             options=self.options,
             cut=weights.cut,
             written={name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
-            versions=versions_here(),
+            versions=_versions(),
         )
 
     def _proof(self, folder: Path, vocabulary: PartialVocabulary, proving: _Proving) -> "Proof":
@@ -533,6 +534,14 @@ def _new_files(inputs: _Inputs, kept: KeptRows) -> dict[str, bytes]:
     """Files that hold ids or sizes, written anew: configs, and the tokenizer's."""
     of_tokenizer = {} if inputs.tokenizer is None else inputs.tokenizer.written(kept.new_ids.vocabulary.token_ids)
     return inputs.model.written(kept.new_ids) | of_tokenizer
+
+
+def _versions() -> dict[str, str]:
+    versions = {"leanvocab": __version__}
+    for package in ("tokenizers", "transformers"):
+        with contextlib.suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    return versions
 
 
 def _first_unlike(folder: Path, other: Path) -> str | None:

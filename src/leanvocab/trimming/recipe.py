@@ -16,20 +16,17 @@
 Names are as the user gave them. All of the base that is not named in "output" is in the result as it was.
 """
 
-import contextlib
 import json
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from leanvocab import __version__
 from leanvocab.checkpoints.delta_format import MAX_FULL_SIZE, BaseTensor, read_base_tensors
 from leanvocab.errors import CheckpointError, shortened
 from leanvocab.files.row_bytes import runs
@@ -205,15 +202,6 @@ def check_same(recipe: Recipe, made: Recipe) -> None:
                     f"{what} {name!r}: expected {expected.get(name)}, found {found.get(name)} (recipe made with "
                     f"{recipe.versions}, here are {made.versions})"
                 )
-
-
-def versions_here() -> dict[str, str]:
-    """Versions of what decides the bytes of a trimming."""
-    versions = {"leanvocab": __version__}
-    for package in ("tokenizers", "transformers"):
-        with contextlib.suppress(PackageNotFoundError):
-            versions[package] = version(package)
-    return versions
 
 
 def name_of_tokenizer(tokenizer: Any) -> str:
