@@ -310,7 +310,8 @@ def test_a_full_mask_in_a_hook_on_the_weight_is_an_error_that_names_the_other_ho
 
 def test_a_hook_that_meets_the_weight_itself_is_told_why_they_differ() -> None:
     model = shrink_(small_model(), used_vocabulary())
-    weight_of(model).register_hook(lambda gradient: gradient - weight_of(model).detach())
+    hook = weight_of(model).register_hook(lambda gradient: gradient - weight_of(model).detach())
     with pytest.raises(RuntimeError, match="size of tensor") as caught:
         model(**batch()).loss.backward()
     assert "gets that of all 500 rows, while the weight itself holds" in caught.value.__notes__[0]
+    hook.remove()  # in torch 2.11 a hook that holds its model keeps it after a backward that failed
