@@ -77,6 +77,7 @@ def _run(environment: Environment, suites: list[str], command: str | None) -> in
         if ended.returncode:
             failed += 1
             print(*re.findall(r"^(?:FAILED|ERROR) .*", ended.stdout, re.MULTILINE), sep="\n", flush=True)
+        FOLDER.mkdir(parents=True, exist_ok=True)
         log = FOLDER / f"{environment.name}--{suite.replace(' ', '-')}.log"
         log.write_text(ended.stdout + ended.stderr, encoding="utf-8")
         path = RESULTS / f"{environment.name}.json"

@@ -17,8 +17,9 @@ _PEERS = """\
 
 Each program counts the same texts (XNLI), and trims the same folder to what occurs in them. Percentages are texts that give the
 same tokens as before; *same bits* are the hidden states of 32 of them. In parentheses: seconds, and the peak of memory of the
-process that did it, on {hardware}, one run each. vocabtrimmer 0.0.2 runs with transformers 4 and keeps every id that occurs, as
-trimbed 0.0.4 does, on Python 3.13 and without its proof; prunetokens 0.1.4 takes no texts and drops what is not Latin.
+process that did it, on {hardware}, one run each while the machine did other things too. vocabtrimmer 0.0.2 runs with
+transformers 4 and keeps every id that occurs, as trimbed 0.0.4 does, on Python 3.13 and without its proof; prunetokens 0.1.4
+takes no texts and drops what is not Latin.
 `python -m benchmarks trimming_peers` makes the table, where `make peers` has been run.
 
 """

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import json
+import pickle
 import warnings
 from pathlib import Path
 from typing import Any
@@ -314,8 +315,10 @@ def test_a_model_that_the_trainer_makes_anew_is_looked_at_before_the_first_step(
     monkeypatch.setattr("leanvocab.trainers.callback.id", lambda _: 1, raising=False)
     vocabularies = iter([used_vocabulary(), used_vocabulary(), OTHER])
     make = {"model_init": lambda: lv.shrink_(small_model(), next(vocabularies))}
-    trainer = trainer_with(None, tmp_path, lv.LeanVocabCallback(used_vocabulary()), **make)
+    callback = lv.LeanVocabCallback(used_vocabulary())
+    trainer = trainer_with(None, tmp_path, callback, **make)
     trainer.train()
+    assert pickle.loads(pickle.dumps(callback)).vocabulary == used_vocabulary()
     with pytest.raises(AlreadyShrunkError, match=r"asked for \d+ \(digest"):
         trainer.train()
 

@@ -80,7 +80,10 @@ def test_a_proof_goes_by_language_where_a_column_says_it(base, vocabulary, tmp_p
     assert {name: part["covered_texts"] for name, part in proof["splits"].items()} == {"a": 2, "b": 1}
     shown = run(*words, "--overwrite", "--text-column", "said", "--language-column", "tongue", code=1).stderr
     assert "has no column 'tongue' that says the language: its columns are said, language" in shown
-    assert "texts column" not in run(*words, "--overwrite", "--text-column", "text", code=1).stderr
+    assert (
+        "found no column 'text' of 'train': the data has 'said'"
+        in run(*words, "--overwrite", "--text-column", "text", code=1).stderr
+    )
 
 
 @pytest.mark.parametrize(

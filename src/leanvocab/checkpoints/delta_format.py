@@ -275,7 +275,7 @@ def write_training_note(folder: Path, tables: Mapping[str, PartialVocabulary]) -
 
 
 def write_note_of(folder: Path, description: Description) -> None:
-    """The same, where a delta's rows were trained so."""
+    """The note of `write_training_note`, where the rows of a delta were trained among one another alone."""
     if description.tables and description.output == "restricted":
         write_training_note(folder, {name: table.vocabulary for name, table in description.tables.items()})
 

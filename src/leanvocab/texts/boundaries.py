@@ -98,7 +98,7 @@ class KindBoundaries(SpaceBoundaries):
     `joins`: punctuation behind which a letter is of the same word. `uncut`: pairs of characters that added tokens hold.
     """
 
-    joins: str = string.punctuation
+    joins: str = ""
     uncut: frozenset[str] = frozenset()
 
     def cuts(self, data: NDArray[np.uint8]) -> NDArray[np.int64]:
@@ -298,25 +298,25 @@ def _of_bytes(parts: list[Any], normalizers: list[Any], normalizer: Any, added: 
         pattern = parts[0]["pattern"].get("Regex") if is_plain and not last["add_prefix_space"] else None
     if pattern == _GPT2 and last["add_prefix_space"]:  # a piece that begins with anything else would get one
         return SpaceBoundaries(((ord(" "), _MARK),))
-    # No match goes from one kind to another, but for what begins a word; a token may ask what is beside it.
-    by_kinds = not any(token.single_word for token in added)
-    uncut = _pairs_in(added, normalizer)
     if pattern == _GPT2:
-        needed = tuple((ord(space), _MARK) for space in _SPACES)
-        return KindBoundaries(needed, joins="'", uncut=uncut) if by_kinds else SpaceBoundaries(needed)
+        return _by_kinds(SpaceBoundaries(tuple((ord(space), _MARK) for space in _SPACES)), "'", added, normalizer)
     if pattern in _BY_LINES:
         needed = (*((ord(space), _MARK) for space in " \t"), *((ord(space), _WORD) for space in "\n\r"))
-        lines = not any(token.lstrip for token in added)
-        return (
-            KindBoundaries(needed, at_lines=lines, uncut=uncut) if by_kinds else SpaceBoundaries(needed, at_lines=lines)
-        )
+        boundaries = SpaceBoundaries(needed, at_lines=not any(token.lstrip for token in added))
+        return _by_kinds(boundaries, string.punctuation, added, normalizer)
     raise _UnprovenError("the tokenizer's pre-tokenizer splits by an unknown pattern")
 
 
-def _pairs_in(added: list[Any], normalizer: Any) -> frozenset[str]:
-    """Neighbours in added tokens, as texts have them."""
+def _by_kinds(boundaries: SpaceBoundaries, joins: str, added: list[Any], normalizer: Any) -> SpaceBoundaries:
+    """With cuts where kinds meet as well: no match goes from one to another, but for what begins a word.
+
+    A token that has to be a single word asks what is beside it.
+    """
+    if any(token.single_word for token in added):
+        return boundaries
     written = chain.from_iterable(_written(token, normalizer) for token in added)
-    return frozenset("".join(pair) for text in written for pair in pairwise(text))
+    uncut = frozenset("".join(pair) for text in written for pair in pairwise(text))
+    return KindBoundaries(boundaries.needed, at_lines=boundaries.at_lines, joins=joins, uncut=uncut)
 
 
 def _components(component: Any, what: str) -> Iterator[Mapping[str, Any]]:

@@ -46,8 +46,8 @@ def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _with_unread(config: Mapping[str, Any], read: Mapping[str, Any]) -> dict[str, Any]:
-    aliases = {alias for name in read for alias in _aliases(read, name)}
-    unread = {name: value for name, value in config.items() if name not in read and name not in aliases}
+    known = read.keys() | {alias for alias, real in _real_names(read).items() if real in read}
+    unread = {name: value for name, value in config.items() if name not in known}
     parts = {
         name: _with_unread(config[name], part)
         for name, part in read.items()
@@ -97,7 +97,7 @@ def _merged(config: Mapping[str, Any], before: Mapping[str, Any], after: Mapping
     for name, new in after.items():
         if new == before[name]:
             continue
-        for alias in _aliases(before, name):
+        for alias in (alias for alias, real in _real_names(before).items() if real == name):
             merged.pop(alias, None)
         if isinstance(new, Mapping) and isinstance(before[name], Mapping):
             own = merged.get(name)
@@ -107,15 +107,14 @@ def _merged(config: Mapping[str, Any], before: Mapping[str, Any], after: Mapping
     return merged
 
 
-def _aliases(config: Mapping[str, Any], name: str) -> list[str]:
-    """Other names under which a config class takes a field (XLM's `n_words`)."""
+def _real_names(config: Mapping[str, Any]) -> Mapping[str, str]:
+    """Other names under which a config class takes fields (XLM's `n_words`) → the fields."""
     from transformers import CONFIG_MAPPING
 
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
-        return []
-    known = getattr(CONFIG_MAPPING[model_type], "attribute_map", {})
-    return [alias for alias, real in known.items() if real == name]
+        return {}
+    return dict(getattr(CONFIG_MAPPING[model_type], "attribute_map", {}))
 
 
 def _differing(meant: Mapping[str, Any], found: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any, Any]]:
