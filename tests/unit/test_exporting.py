@@ -72,7 +72,12 @@ def test_it_goes_on_working_and_is_exported_once_it_is_merged(exporter: str) -> 
         EXPORTERS[exporter](model, ids)
     assert torch.equal(model(ids), full(ids))
     merge_(model.model)
-    made = EXPORTERS[exporter](model, ids)
+    try:
+        made = EXPORTERS[exporter](model, ids)
+    except Exception as error:  # of a transformers that exports no model so
+        with pytest.raises(type(error)):
+            EXPORTERS[exporter](full, ids)
+        pytest.skip(f"a model that never was shrunk is not exported so either: {error}")
     assert torch.equal((made if exporter == "trace" else made.module())(ids), full(ids))
 
 
